@@ -1,0 +1,69 @@
+"""The names of places and moments: what is printed can be parsed back, whatever the names hold."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracediff.errors import TracediffError
+from tracediff.site import Call, End, Frame, Scope, Site, escape, is_below, join, module_of, unescape
+
+names = st.text(min_size=1, max_size=12)
+paths = st.lists(names.map(lambda name: escape(name, dots=True)), max_size=4).map(lambda parts: join(*parts))
+sites = st.builds(Site, paths, st.sampled_from(["method", "tap", "function"]), names) | st.builds(Site, paths)
+frames = st.builds(Frame, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
+
+
+@given(names)
+def test_an_escaped_name_comes_back(name: str) -> None:
+    assert unescape(escape(name, dots=True)) == name
+
+
+@given(sites)
+def test_a_printed_site_is_parsed_back(site: Site) -> None:
+    assert Site.parse(str(site)) == site
+    assert module_of(str(site)) == site.path
+
+
+@given(st.lists(frames, max_size=6).map(tuple))
+def test_a_printed_call_is_parsed_back(frames: tuple[Frame | Scope, ...]) -> None:
+    assert Call.parse(str(Call(frames))) == Call(frames)
+
+
+@given(st.sampled_from(["input", "output", "param", "attr"]), st.lists(names | st.integers(0, 99), max_size=4).map(tuple))
+def test_a_printed_end_is_parsed_back(kind: str, keys: tuple[str | int, ...]) -> None:
+    keys = tuple(key if isinstance(key, int) or not key.isdigit() else f"k{key}" for key in keys)
+    assert End.parse(str(End(kind, keys))) == End(kind, keys)
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (End("input", (0,)), "input[0]"),
+        (End("input", ("mask",)), "input[mask]"),
+        (End("output"), "output"),
+        (End("output", (0, "key")), "output[0].key"),
+        (End("attr", ("eps",)), "attr[eps]"),
+        (End("draw"), "draw"),
+    ],
+)
+def test_ends_read_as_the_documentation_shows_them(end: End, text: str) -> None:
+    assert str(end) == text
+    assert End.parse(text) == end
+
+
+def test_a_child_of_a_module_is_told_from_a_sibling_with_a_longer_name() -> None:
+    assert is_below("layers.1", "layers.1")
+    assert is_below("layers.1.attn", "layers.1")
+    assert not is_below("layers.10", "layers.1")
+    assert is_below("anything", "")
+
+
+@pytest.mark.parametrize("text", ["inputs[0]", "", "weight"])
+def test_what_is_no_end_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(TracediffError, match="looks like"):
+        End.parse(text)
+
+
+def test_a_call_with_a_frame_that_has_no_number_is_refused() -> None:
+    with pytest.raises(TracediffError, match="is no frame"):
+        Call.parse("flow/decoder[0]")

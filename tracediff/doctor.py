@@ -1,0 +1,116 @@
+"""What is installed, what can run here, and what slows it down, each with its cure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+State = Literal["ok", "slow", "missing"]
+
+CORE = ("numpy", "h5py", "click", "rich", "pandas", "matplotlib", "ml_dtypes", "xxhash", "scipy", "safetensors")
+# A square product large enough to tell a reference BLAS (2 to 4 GFLOP/s) from an optimised one (over 30 on one core).
+_PROBE = """
+import time, mlx.core as mx
+a = mx.random.normal((512, 512)); b = mx.random.normal((512, 512)); mx.eval(a, b, a @ b)
+start = time.perf_counter(); mx.eval([a @ b + i for i in range(4)]); print(4 * 2 * 512**3 / (time.perf_counter() - start) / 1e9)
+"""
+SLOW_GFLOPS = 15.0
+BLAS_CURE = (
+    "sudo apt-get install libopenblas0-pthread, then LD_PRELOAD=libopenblas.so.0 tracediff ... "
+    "(it also serves torch's products: the two sides then share a BLAS, so there is less noise, and less independence)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: its name, its state, what was seen, and the cure where there is one."""
+
+    name: str
+    state: State
+    seen: str
+    cure: str = ""
+
+
+def examine() -> tuple[Check, ...]:
+    """Every check, in the order in which a person would mend things."""
+    return (
+        _python(),
+        _core(),
+        _stack("torch", "captures PyTorch models", "pip install 'tensor-tracediff[torch]'"),
+        _stack("mlx", "captures MLX models", "pip install 'tensor-tracediff[mlx]'"),
+        *_mlx_speed(),
+        _chatterbox(),
+        _recipes(),
+        _stack("ipykernel", "runs the notebooks", "pip install 'tensor-tracediff[notebook]'"),
+    )
+
+
+def to_dict(checks: tuple[Check, ...]) -> dict[str, Any]:
+    """The checks as one JSON object."""
+    return {"schema": "tracediff.doctor/1", "checks": [asdict(check) for check in checks]}
+
+
+def _python() -> Check:
+    seen = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return Check("python", "ok" if sys.version_info >= (3, 11) else "missing", seen, "tracediff needs Python 3.11 or newer")
+
+
+def _core() -> Check:
+    absent = [name for name in CORE if _version(name) is None]
+    if absent:
+        return Check("core", "missing", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
+    seen = ", ".join(f"{name} {_version(name)}" for name in CORE)
+    return Check("core", "ok", f"{seen}: reads, compares and plots traces")
+
+
+def _stack(name: str, purpose: str, cure: str) -> Check:
+    found = _version(name)
+    if found is None or find_spec(name) is None:
+        return Check(name, "missing", f"not installed: nothing here {purpose}", cure)
+    return Check(name, "ok", f"{name} {found}: {purpose}")
+
+
+def _mlx_speed() -> tuple[Check, ...]:
+    """On Linux the MLX wheel bundles a reference BLAS that is some thirty times slower than OpenBLAS."""
+    if sys.platform != "linux" or find_spec("mlx") is None:
+        return ()
+    try:
+        printed = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
+        gflops = float(printed.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        return (Check("mlx speed", "missing", f"a matrix product failed: {error}", "pip install 'mlx[cpu]'"),)
+    seen = f"{gflops:.0f} GFLOP/s in a 512 x 512 float32 product"
+    if gflops < SLOW_GFLOPS:
+        return (Check("mlx speed", "slow", f"{seen}: a reference BLAS", BLAS_CURE),)
+    return (Check("mlx speed", "ok", seen),)
+
+
+def _chatterbox() -> Check:
+    wanted = {"chatterbox-tts": "chatterbox", "mlx-audio": "mlx_audio", "s3tokenizer": "s3tokenizer"}
+    absent = [name for name, module in wanted.items() if _version(name) is None or find_spec(module) is None]
+    if absent:
+        return Check("chatterbox", "missing", f"not installed: {', '.join(absent)}: no demo here", "uv sync --extra chatterbox")
+    seen = ", ".join(f"{name} {_version(name)}" for name in wanted)
+    return Check("chatterbox", "ok", f"{seen}: the demo and both recipes can run")
+
+
+def _recipes() -> Check:
+    from tracediff.capture.recipe import known_recipes
+
+    found = known_recipes()
+    if not found:
+        return Check("recipes", "missing", "no hooks/ folder found", "tracediff init")
+    return Check("recipes", "ok", ", ".join(found))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,55 @@
+"""The errors that tracediff raises: what went wrong, where, and what to do next.
+
+Each is also the built-in error that a caller would expect, so ``except FileNotFoundError`` and
+``except TracediffError`` both work.
+"""
+
+
+class TracediffError(Exception):
+    """Something tracediff was asked for cannot be done; the message says what, where and what to do next."""
+
+
+class TraceFileError(TracediffError, OSError):
+    """A trace cannot be read or written: absent, truncated, foreign, hostile, locked, of a newer version, or a full disk."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class TraceExistsError(TraceFileError, FileExistsError):
+    """The output exists already and ``force`` was not given."""
+
+
+class TraceNotFoundError(TraceFileError, FileNotFoundError):
+    """No such trace."""
+
+
+class UnsafeTraceError(TraceFileError, ValueError):
+    """A trace holds what a trace never holds (external storage, soft links to elsewhere, filters, object dtypes)."""
+
+
+class SiteError(TracediffError, KeyError):
+    """No such site, call or record; the message names the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class CaptureError(TracediffError, RuntimeError):
+    """A model could not be observed, or its run was not what was asked for."""
+
+
+class RecipeError(TracediffError, ValueError):
+    """A recipe cannot be found, loaded or run."""
+
+
+class AlignmentError(TracediffError, ValueError):
+    """Two traces share nothing that could be paired, or a mapping file is wrong."""
+
+
+class NothingComparedError(TracediffError, ValueError):
+    """No pair was compared, so there is no verdict."""
+
+
+class MissingDependencyError(TracediffError, ImportError):
+    """A package that is needed for this step is not installed; the message gives the command that installs it."""

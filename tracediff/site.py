@@ -1,0 +1,201 @@
+"""Site, End and Call: the names of the places and moments at which tensors are seen.
+
+The grammar is frozen, since trace files, mapping files and reports refer to it:
+
+- **site** ``flow.decoder.mid_blocks.3`` (a module, absolute; the root is the empty string), ``flow:inference`` (a named method),
+  ``flow#mel`` (a tap), ``attn1!attention`` (a functional call inside a module, by its canonical name);
+- **end** ``input[0]``, ``input[mask]``, ``output``, ``output[0].key``, ``param[weight]``, ``draw``, ``value``, ``attr[eps]``:
+  which tensor at the site. The first key of an input, parameter or attribute stands in brackets; below that integers stand in
+  brackets and names behind a dot;
+- **call** ``flow[0]/.decoder[0]/@ode=3/.estimator[3]``: the frames that were entered, outermost first. Each is a site and its
+  number, counted per (site, parent call). A leading dot stands for the enclosing frame's module path, a leading ``^`` for the root
+  where the enclosing frame is another module; ``@name=value`` is a named scope.
+
+The characters ``% / [ ] @ # ! : ^`` inside a name are percent-escaped, and so is a dot inside one segment of a module path.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+from urllib.parse import unquote
+
+from tracediff.errors import TracediffError
+
+Key = str | int
+EndKind = Literal["input", "output", "param", "draw", "value", "attr"]
+
+_SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
+_SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
+_MARKS = {":": "method", "#": "tap", "!": "function"}
+
+
+def escape(name: str, *, dots: bool = False) -> str:
+    """``name`` with the grammar's own characters percent-escaped, dots too where asked.
+
+    >>> escape("a/b[0]")
+    'a%2Fb%5B0%5D'
+    """
+    return (_SPECIAL_OR_DOT if dots else _SPECIAL).sub(lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def unescape(name: str) -> str:
+    """The name that `escape` was given."""
+    return unquote(name)
+
+
+def join(*segments: str) -> str:
+    """A module path from its segments; empty segments (the root) vanish.
+
+    >>> join("flow", "", "decoder")
+    'flow.decoder'
+    """
+    return ".".join(segment for segment in segments if segment)
+
+
+def is_below(path: str, ancestor: str) -> bool:
+    """Whether a module path is ``ancestor`` itself or lies below it (everything lies below the root)."""
+    return not ancestor or path == ancestor or path.startswith(ancestor + ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A named place in a model: a module, or a method, tap or functional call inside one.
+
+    ``path`` is the module's path as it is printed (already escaped); ``name`` is the plain name of the method, tap or function.
+
+    >>> str(Site("flow", "method", "inference"))
+    'flow:inference'
+    >>> Site.parse("attn1!random.normal")
+    Site(path='attn1', kind='function', name='random.normal')
+    """
+
+    path: str
+    kind: Literal["module", "method", "tap", "function"] = "module"
+    name: str = ""
+
+    def __str__(self) -> str:
+        mark = {"module": "", "method": ":", "tap": "#", "function": "!"}[self.kind]
+        return f"{self.path}{mark}{escape(self.name)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        match = re.search(r"[:#!]", text)
+        if match is None:
+            return cls(text)
+        kind = _MARKS[match[0]]
+        return cls(text[: match.start()], kind, unescape(text[match.end() :]))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Which tensor at a site: what kind of end, and the keys that lead to it through nested containers.
+
+    >>> str(End("output", (0, "key"))), str(End("input", ("mask", 1))), str(End("output"))
+    ('output[0].key', 'input[mask][1]', 'output')
+    """
+
+    kind: EndKind
+    keys: tuple[Key, ...] = ()
+
+    def __str__(self) -> str:
+        parts = []
+        for position, key in enumerate(self.keys):
+            if isinstance(key, int):
+                parts.append(f"[{key}]")
+            elif position == 0 and self.kind in ("input", "param", "attr"):
+                parts.append(f"[{escape(key)}]")
+            else:
+                parts.append(f".{escape(key, dots=True)}")
+        return self.kind + "".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        match = re.match(r"(input|output|param|draw|value|attr)(?=[\[.]|$)", text)
+        if match is None:
+            raise TracediffError(f"{text!r} is no end; one looks like 'input[0]', 'output' or 'output[0].key'.")
+        keys: list[Key] = []
+        for bracket, dotted in re.findall(r"\[([^\]]*)\]|\.([^.\[]*)", text[match.end() :]):
+            keys.append(int(bracket) if re.fullmatch(r"-?\d+", bracket) else unescape(bracket or dotted))
+        return cls(match[1], tuple(keys))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One entered frame: a site and its number, counted per (site, parent call)."""
+
+    site: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A named scope of the run: an ODE step, a generated token."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The frames and scopes that were entered, outermost first.
+
+    >>> call = Call((Frame("flow", 0), Scope("ode", "3"), Frame("flow.estimator", 3)))
+    >>> str(call)
+    'flow[0]/@ode=3/.estimator[3]'
+    >>> Call.parse(str(call)) == call
+    True
+    """
+
+    frames: tuple[Frame | Scope, ...] = ()
+
+    def __str__(self) -> str:
+        parts, enclosing = [], ""
+        for frame in self.frames:
+            if isinstance(frame, Scope):
+                parts.append(f"@{escape(frame.name).replace('=', '%3D')}={escape(frame.value)}")
+                continue
+            parts.append(frame_text(frame.site, frame.number, enclosing))
+            enclosing = module_of(frame.site)
+        return "/".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        frames: list[Frame | Scope] = []
+        enclosing = ""
+        for part in text.split("/") if text else []:
+            if part.startswith("@"):
+                name, _, value = part[1:].partition("=")
+                frames.append(Scope(unescape(name), unescape(value)))
+                continue
+            match = re.fullmatch(r"(.*)\[(\d+)\]", part, re.DOTALL)
+            if match is None:
+                raise TracediffError(f"{part!r} in the call {text!r} is no frame; one looks like 'flow.decoder[0]' or '@ode=3'.")
+            site = match[1]
+            if site.startswith("^"):
+                site = site[1:]
+            elif enclosing and (site[:1] in (".", ":", "#", "!") or not site):
+                site = enclosing + site
+            frames.append(Frame(site, int(match[2])))
+            enclosing = module_of(site)
+        return cls(tuple(frames))
+
+
+def module_of(site: str) -> str:
+    """The module path of a printed site.
+
+    >>> module_of("layers.3.attn!attention")
+    'layers.3.attn'
+    """
+    return re.split(r"[:#!]", site, maxsplit=1)[0]
+
+
+def frame_text(site: str, number: int, enclosing: str) -> str:
+    """One frame as it is printed below the enclosing module path: what the site adds, behind a dot, or the whole site."""
+    path = module_of(site)
+    if enclosing and is_below(path, enclosing):
+        site = site[len(enclosing) :]
+    elif enclosing and not path:
+        site = f"^{site}"
+    return f"{site}[{number}]"
