@@ -51,5 +51,9 @@ class NothingComparedError(TracediffError, ValueError):
     """No pair was compared, so there is no verdict."""
 
 
+class WeightsError(TracediffError, ValueError):
+    """What was given as weights cannot be read as such, or two sets of weights share nothing that could be compared."""
+
+
 class MissingDependencyError(TracediffError, ImportError):
     """A package that is needed for this step is not installed; the message gives the command that installs it."""

@@ -1,0 +1,77 @@
+"""Adds to a closed trace what is only known after its run: whether it repeats, its noise floor.
+
+The values stay where they are; only tables are written anew. While that happens a journal of the whole trace lies beside it, so that
+a kill in between loses nothing: the reader then finds the trace as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracediff.dtype import Array
+from tracediff.errors import TraceFileError
+from tracediff.trace import journal, schema
+from tracediff.trace.container import Output
+from tracediff.trace.journal import Journal, journal_of
+from tracediff.trace.reader import Trace, open_trace
+from tracediff.trace.tables import checked_meta, dump_meta
+
+
+def amend_meta(path: str | os.PathLike[str], **items: Any) -> None:
+    """Merges items into the meta of a closed trace; raises as `amend` does."""
+    amend(path, meta=items)
+
+
+def amend(path: str | os.PathLike[str], *, meta: Mapping[str, Any] | None = None, **tables: Array) -> None:
+    """Merges items into the meta of a closed trace, and adds or replaces its optional tables (`schema.OPTIONAL_TABLES`).
+
+    Raises TraceFileError where the trace is not closed (recover it first) or cannot be written (it is then as it was, if need be by
+    recovering it); TracediffError for a meta item that JSON cannot hold.
+    """
+    path = Path(path)
+    with open_trace(path) as trace:
+        if trace.was_killed:
+            raise TraceFileError(f"{str(path)!r} was not closed, so nothing can be added to it; first run: tracediff recover {path}")
+        blob = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
+        try:
+            log = _journal_of_all(trace)
+        except OSError as error:
+            raise TraceFileError(f"Nothing could be added to {str(path)!r}: {error}.") from error
+    try:
+        _replace(path, {name: np.ascontiguousarray(table, schema.OPTIONAL_TABLES[name]) for name, table in tables.items()}, blob)
+    except (OSError, RuntimeError) as error:
+        log.close(remove=False)
+        raise TraceFileError(f"{str(path)!r} could not be added to ({error}). To have it as it was: tracediff recover {path}") from error
+    log.close(remove=True)
+
+
+def _replace(path: Path, tables: Mapping[str, Array], meta: Array) -> None:
+    output = Output(path, amend=True)
+    try:
+        for name, table in tables.items():
+            output.add_table(name, table)
+        output.add_table(schema.META, meta)
+    finally:
+        output.close()
+
+
+def _journal_of_all(trace: Trace) -> Journal:
+    """A journal from which the whole trace could be read again; it takes its place only once it is whole."""
+    part = trace.path.with_name(f"{trace.path.name}.amending")
+    identity, offset = trace.identity
+    log = Journal(journal_of(part), identity, offset, trace.meta)
+    tables = trace.tables
+    log.append(b"".join(journal.string_frame(number, text) for number, text in enumerate(tables.strings)))
+    log.append(b"".join(journal.segment_frame(trace.segments.place(number)) for number in range(trace.segments.count)))
+    log.append(b"".join(journal.frame(journal.ROW, row.tobytes()) for row in tables.index))
+    for row in tables.params:
+        pool = tables.sketches[int(row["sketch_start"]) :][: int(row["sketch_length"])]
+        log.append(journal.frame(journal.PARAM, row.tobytes() + pool.tobytes()))
+    log.append(b"".join(journal.table_frame(name, table) for name, table in tables.optional.items()))
+    log.rename(journal_of(trace.path))
+    return log

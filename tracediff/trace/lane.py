@@ -1,0 +1,67 @@
+"""Lane: jobs done one after another on a thread of their own, with a bound on the bytes that wait."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+Job = Callable[[], None]
+
+
+class Lane:
+    """Runs jobs in the order in which they were put; the first error stops it and is raised by every later call."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[tuple[Job | None, int]] = queue.SimpleQueue()
+        self._waiting = 0
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tracediff writer", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Job, nbytes: int = 0) -> None:
+        """Queues a job that holds so many bytes; waits while more than the limit are held."""
+        cost = nbytes + 512
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting == 0 or self._waiting + cost <= self._limit)
+            self._raise()
+            self._waiting += cost
+        self._jobs.put((job, cost))
+
+    def drain(self) -> None:
+        """Waits until every job was done; raises the first error."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting == 0)
+            self._raise()
+
+    def settle(self) -> None:
+        """Waits until every job was done or skipped; never raises."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting == 0)
+
+    def close(self) -> None:
+        """Does what waits, then ends the thread; never raises."""
+        self._jobs.put((None, 0))
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            job, cost = self._jobs.get()
+            if job is None:
+                return
+            if self._error is None:
+                try:
+                    job()
+                except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                    self._error = error
+            job = None
+            with self._changed:
+                self._waiting -= cost
+                self._changed.notify_all()

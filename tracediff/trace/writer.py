@@ -1,0 +1,423 @@
+"""Appends records to a trace while a model runs: memory is bounded, and what was recorded is readable if the writer is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Required, Self, TypedDict, Unpack
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.dtype import Array, DType
+from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
+from tracediff.trace import journal, schema
+from tracediff.trace.container import Output, Place, is_locked, write_at
+from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
+from tracediff.trace.journal import Journal, journal_of
+from tracediff.trace.lane import Job, Lane
+from tracediff.trace.links import add_links
+from tracediff.trace.tables import Meta, Tables, checked_meta, dump_meta, pack_strings
+
+IN_FLIGHT = 32 * 1024 * 1024
+"""Bytes of values that may wait to be written; a tensor larger than this waits alone."""
+
+_BEFORE, _CONTENT, _AFTER = schema.row_structs(schema.INDEX)
+_PARAM_BEFORE, _, _PARAM_AFTER = schema.row_structs(schema.PARAMS)
+_ROW_BYTES = schema.INDEX.itemsize
+_STATS = struct.Struct("<4Q7d")  # the end of a content
+_stats_cells = attrgetter(*schema.STATS_NAMES)
+
+
+class Moment(TypedDict, total=False):
+    """Where and when in the run a record was made: all of its row that is not its content."""
+
+    site: Required[str]
+    call: Required[str]
+    ordinal: Required[int]
+    end: Required[str]
+    stage: str
+    scope: str
+    parent: int
+    producer: int
+    producer_how: int
+    file: str
+    line: int
+    flags: int
+    note: str
+
+
+class TraceWriter:
+    """Writes a new trace. A context manager: an exception in its block closes the trace as incomplete, keeping what was recorded.
+
+    ``path`` must not exist unless ``force``; an old file is replaced only once the new one is open. ``meta`` is a JSON object without
+    NaN. With ``save="stats"`` no values are stored, only their statistics and digests.
+
+    Values are digested, measured and written on a thread of the writer's own, in order; an error there is raised by the next call.
+    After `flush` returned, every record is readable even if the process is killed. Raises TraceExistsError, TraceFileError
+    (a full disk among them: what was written is kept).
+
+    >>> import tempfile, numpy as np
+    >>> path = tempfile.mkdtemp() + "/a.h5"
+    >>> with TraceWriter(path, meta={"impl": "numpy"}) as writer:
+    ...     row = writer.add(site="enc", call="enc[0]", ordinal=0, end="output", values=np.arange(3.0))
+    >>> from tracediff.trace import open_trace
+    >>> open_trace(path).records[row].read()
+    array([0., 1., 2.])
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        meta: Mapping[str, Any] | None = None,
+        save: Literal["full", "stats"] = "full",
+    ) -> None:
+        self.path = Path(path)
+        self._save = save
+        self._meta = checked_meta({"format_version": schema.FORMAT_VERSION, "complete": False, **(meta or {})})
+        self._output, self._journal = _open(self.path, force, self._meta)
+        self._lock = threading.RLock()
+        self._strings: dict[str, int] = {"": 0}
+        self._new_strings: list[bytes] = []
+        self._count = 0
+        self._closed = False
+        self._segments = _Segments(self._output, self._journal)
+        self._rows = bytearray()
+        self._params = bytearray()
+        self._sketches = bytearray()
+        self._stats: dict[tuple[bytes, int], bytes] = {}
+        self._lane = Lane(IN_FLIGHT)
+        weakref.finalize(self, _let_go, self._lane, self._journal, self._output)
+
+    def add(
+        self, *, values: Any, dtype: str | None = None, store: bool = True, code: bytes | None = None, **moment: Unpack[Moment]
+    ) -> int:
+        """Records an array and returns its row number.
+
+        ``values`` must not change afterwards. They are values (bfloat16 and float8 by `ml_dtypes`), or, where ``dtype`` names the
+        dtype, its stored bits (bfloat16 as uint16). ``code`` is the digest of its little-endian bits in C order, of a caller that has
+        it already. Raises TracediffError for an array that no trace can hold.
+        """
+        bits, kind = _bits(values, dtype)
+        with self._lock:
+            shape = self._intern(schema.shape_text(bits.shape))
+            return self._append(lambda: self._content(bits, kind, shape, store, code), bits.nbytes, moment)
+
+    def add_again(self, row: int, **moment: Unpack[Moment]) -> int:
+        """Records the content of an earlier row once more, at another moment: nothing is hashed or written."""
+        with self._lock:
+            if not 0 <= row < self._count:
+                raise TracediffError(f"No row {row!r} yet to record again; {self._count} rows were recorded.")
+            return self._append(lambda: self._content_of(row), 0, moment)
+
+    def add_text(self, *, text: str, **moment: Unpack[Moment]) -> int:
+        """Records a text, as UTF-8 bytes of dtype ``text``."""
+        moment["flags"] = moment.get("flags", 0) | schema.TEXT
+        blob = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        return self.add(values=blob, dtype="text", **moment)
+
+    def add_param(
+        self,
+        name: str,
+        values: Any,
+        *,
+        path: str,
+        kind: Literal["parameter", "buffer"],
+        aliases: Sequence[str] = (),
+        store: bool = False,
+        dtype: str | None = None,
+    ) -> None:
+        """Records a parameter or buffer of the module at ``path``: fingerprint and sketch, and its values where ``store``.
+
+        Done when it returns, so ``values`` may be the live parameter.
+        """
+        bits, row_dtype = _bits(values, dtype)
+        with self._lock:
+            texts = [self._intern(text) for text in (name, path, json.dumps(list(aliases)), schema.shape_text(bits.shape))]
+            frames = b"".join(self._new_strings)
+            before = _PARAM_BEFORE.pack(texts[0], texts[1], schema.KINDS.index(kind), texts[2])
+            content: list[bytes] = []
+            self._put(lambda: content.append(self._content(bits, row_dtype, texts[3], store)), bits.nbytes)
+            drawn = sketch(bits, row_dtype)  # meanwhile
+            self._put(lambda: self._write_param(frames, before + content[0], drawn))
+            self._drain()
+            self._new_strings.clear()
+
+    def set_meta(self, **items: Any) -> None:
+        """Merges items into the trace's meta; TracediffError where JSON cannot hold one."""
+        frame = journal.meta_frame(checked_meta(items))
+        with self._lock:
+            self._meta.update(items)
+            self._put(lambda: self._journal.append(frame), len(frame))
+
+    def flush(self) -> None:
+        """Returns when every record so far is written, so that a kill cannot lose it; raises what went wrong since the last call."""
+        with self._lock:
+            self._drain()
+
+    def close(self, complete: bool = True) -> None:
+        """Writes the tables and removes the journal. Without ``complete`` the trace says that its run did not come to its end."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self.set_meta(complete=complete)
+                self._drain()
+            except BaseException:
+                self._abandon()
+                raise
+            self._finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(TraceFileError):  # the block's own exception says more, and the journal keeps the records
+            self.close(complete=False)
+
+    # -- in the caller's thread --
+
+    def _append(self, content: Callable[[], bytes], nbytes: int, moment: Moment) -> int:
+        row = self._count
+        before, after = self._moment(row, **moment)
+        frames = b"".join(self._new_strings)
+        try:
+            self._put(lambda: self._write_row(frames, before, content, after), nbytes)
+        except BaseException:  # Ctrl-C, before or after the row was queued
+            self._lane.settle()
+            self._count = self._written
+            raise
+        self._new_strings.clear()
+        self._count += 1
+        return row
+
+    def _moment(
+        self,
+        row: int,
+        *,
+        site: str,
+        call: str,
+        ordinal: int,
+        end: str,
+        stage: str = "",
+        scope: str = "",
+        parent: int = -1,
+        producer: int = -1,
+        producer_how: int = schema.PRODUCER_NONE,
+        file: str = "",
+        line: int = 0,
+        flags: int = 0,
+        note: str = "",
+    ) -> tuple[bytes, bytes]:
+        for name, other in (("parent", parent), ("producer", producer)):
+            if not -1 <= other < row:
+                raise TracediffError(f"The {name} of row {row} must be an earlier row or -1, not {other!r}.")
+        text = self._intern
+        names = text(site), text(call), text(end), text(stage), text(scope)
+        try:
+            before = _BEFORE.pack(row, *names[:2], ordinal, *names[2:], parent, producer, producer_how)
+            return before, _AFTER.pack(text(file), line, flags, text(note))
+        except struct.error as error:
+            numbers = f"ordinal {ordinal!r}, producer_how {producer_how!r}, line {line!r}, flags {flags!r}"
+            raise TracediffError(f"Row {row} at {site!r} has a number out of range ({numbers}): {error}.") from error
+
+    def _intern(self, text: str) -> int:
+        number = self._strings.get(text)
+        if number is None:
+            number = self._strings[text] = len(self._strings)
+            self._new_strings.append(journal.string_frame(number, text))
+        return number
+
+    def _put(self, job: Job, nbytes: int = 0) -> None:
+        if self._closed:
+            raise TraceFileError(f"The trace {str(self.path)!r} is closed; nothing more can be recorded in it.")
+        try:
+            self._lane.put(job, nbytes)
+        except (OSError, struct.error) as error:
+            raise self._failure(error) from error
+
+    def _drain(self) -> None:
+        try:
+            self._lane.drain()
+        except (OSError, struct.error) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: BaseException) -> TraceFileError:
+        path = str(self.path)
+        kept = f"The first {self._written} records are kept and can be read. Make room, then: tracediff recover {path}"
+        return TraceFileError(f"Could not write to {path!r}: {error}. {kept}")
+
+    @property
+    def _written(self) -> int:
+        return len(self._rows) // _ROW_BYTES
+
+    # -- in the writer's own thread --
+
+    def _write_row(self, frames: bytes, before: bytes, content: Callable[[], bytes], after: bytes) -> None:
+        row = before + content() + after
+        self._journal.append(frames + journal.frame(journal.ROW, row))
+        self._rows += row
+
+    def _write_param(self, frames: bytes, described: bytes, drawn: Sketch) -> None:
+        pool = np.concatenate([np.empty(0), *drawn.axes]).astype(schema.SKETCH).tobytes()
+        start = len(self._sketches) // schema.SKETCH.itemsize
+        row = described + _PARAM_AFTER.pack(start, len(pool) // schema.SKETCH.itemsize, *drawn.quantiles.tolist())
+        self._journal.append(frames + journal.frame(journal.PARAM, row + pool))
+        self._params += row
+        self._sketches += pool
+
+    def _content(self, bits: Array, kind: DType, shape: int, store: bool, code: bytes | None = None) -> bytes:
+        code = code or digest(bits)
+        stats = self._stats.get((code, kind.code))
+        if stats is None:
+            stats = self._stats[code, kind.code] = _STATS.pack(*_stats_cells(statistics(bits, kind)))
+        segment, offset = -1, 0
+        if store and self._save == "full" and bits.nbytes:
+            segment, offset = self._segments.store(bits, kind, code)
+        words = int.from_bytes(code[:8], "big"), int.from_bytes(code[8:], "big")
+        return _CONTENT.pack(kind.code, shape, segment, offset, bits.nbytes, *words, *_STATS.unpack(stats))
+
+    def _content_of(self, row: int) -> bytes:
+        start = row * _ROW_BYTES + _BEFORE.size
+        return bytes(self._rows[start : start + _CONTENT.size])
+
+    # -- the end --
+
+    def _finish(self) -> None:
+        self._closed = True
+        self._lane.close()
+        try:
+            write_tables(self._output, self._tables())
+            self._output.close()
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError | RuntimeError):
+                raise self._failure(error) from error
+            raise
+        self._journal.close(remove=True)
+
+    def _abandon(self) -> None:
+        """Lets go of both files, leaving the journal: the trace can be recovered from it."""
+        self._closed = True
+        _let_go(self._lane, self._journal, self._output)
+
+    def _tables(self) -> Tables:
+        index, params = np.frombuffer(self._rows, schema.INDEX), np.frombuffer(self._params, schema.PARAMS)
+        return Tables(index, params, np.frombuffer(self._sketches, schema.SKETCH), list(self._strings), self._meta)
+
+
+def _let_go(lane: Lane, log: Journal, output: Output) -> None:
+    """Writes what waits and closes both files, leaving the journal."""
+    lane.close()
+    log.close(remove=False)
+    with suppress(OSError, RuntimeError):  # no room for HDF5's metadata, which recovery does without
+        output.close()
+
+
+class _Segments:
+    """Where values go: a segment of its own for a large array, the open shared one for a small; identical content once."""
+
+    def __init__(self, output: Output, log: Journal) -> None:
+        self._output, self._journal = output, log
+        self._count = 0
+        self._stored: dict[bytes, tuple[int, int]] = {}
+        self._shared: Place | None = None
+        self._shared_number = -1
+        self._used = 0
+        self._next_shared = schema.FIRST_SEGMENT_BYTES
+
+    def store(self, bits: Array, kind: DType, code: bytes) -> tuple[int, int]:
+        """The segment, and the offset in it, at which these bits lie; writes them if no equal ones do."""
+        if code not in self._stored:
+            place, number, offset = self._room(bits, kind)
+            write_at(self._output.fd, bits, place.offset + offset)
+            self._stored[code] = (number, offset)
+        return self._stored[code]
+
+    def _room(self, bits: Array, kind: DType) -> tuple[Place, int, int]:
+        if bits.nbytes > schema.PACK_LIMIT:
+            return self._new(kind, bits.shape), self._count - 1, 0
+        if self._shared is None or self._used + bits.nbytes > self._shared.nbytes:
+            self._shared = self._new(dtypes.named("uint8"), (self._next_shared,))
+            self._shared_number, self._used = self._count - 1, 0
+            self._next_shared = min(2 * self._next_shared, schema.SEGMENT_BYTES)
+        offset = self._used
+        self._used += -(-bits.nbytes // schema.ALIGNMENT) * schema.ALIGNMENT
+        return self._shared, self._shared_number, offset
+
+    def _new(self, kind: DType, shape: tuple[int, ...]) -> Place:
+        place = self._output.add_segment(self._count, kind.stored, shape)
+        self._journal.append(journal.segment_frame(place))
+        self._count += 1
+        return place
+
+
+def write_tables(output: Output, tables: Tables) -> None:
+    """Writes all tables and the links for people behind the values; /meta last."""
+    blob, ends = pack_strings(tables.strings)
+    output.add_table(schema.STRINGS, blob)
+    output.add_table(schema.STRING_ENDS, ends)
+    output.add_table(schema.INDEX_TABLE, tables.index)
+    output.add_table(schema.PARAM_TABLE, tables.params)
+    output.add_table(schema.SKETCHES, tables.sketches)
+    for name, table in tables.optional.items():
+        output.add_table(name, table)
+    add_links(output, tables)
+    output.add_table(schema.META, np.frombuffer(dump_meta(tables.meta), np.uint8))
+
+
+def _open(path: Path, force: bool, meta: Meta) -> tuple[Output, Journal]:
+    if path.exists() and not force:
+        raise TraceExistsError(f"{str(path)!r} exists already; name another file, or replace it with --force (force=True).")
+    if path.is_dir() or not path.parent.is_dir():
+        raise TraceFileError(f"{str(path)!r} cannot be a trace: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
+    if path.exists() and is_locked(path):
+        raise TraceFileError(f"{str(path)!r} is in progress: another process is writing it, so it cannot be replaced now.")
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new") if path.exists() else path
+    try:
+        return _open_new(new, path, meta)
+    except FileExistsError as error:
+        raise TraceExistsError(f"{str(path)!r} was created by another process just now; name another file.") from error
+    except OSError as error:
+        raise TraceFileError(f"{str(path)!r} cannot be written: {error}.") from error
+
+
+def _open_new(new: Path, path: Path, meta: Meta) -> tuple[Output, Journal]:
+    output = Output(new)
+    try:
+        log = Journal(journal_of(new), *output.identify(), meta)
+        if new != path:  # journal first: in between, it belongs to no file, and the old trace stands
+            log.rename(journal_of(path))
+            os.replace(new, path)
+    except BaseException:
+        output.close()
+        new.unlink(missing_ok=True)
+        journal_of(new).unlink(missing_ok=True)
+        raise
+    return output, log
+
+
+def _bits(values: Any, dtype: str | None) -> tuple[Array, DType]:
+    array: Array = np.asarray(values)
+    if dtype is None:
+        return dtypes.bits(array), dtypes.of(array)
+    kind = dtypes.named(dtype)
+    if array.dtype.newbyteorder("<") == kind.stored:
+        return np.ascontiguousarray(array, kind.stored).reshape(array.shape), kind
+    if array.dtype != kind.view:
+        raise TracediffError(f"An array of {array.dtype} holds neither values nor bits of {dtype!r}; bits would be {kind.stored}.")
+    return dtypes.bits(array), kind
