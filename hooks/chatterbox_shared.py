@@ -1,0 +1,297 @@
+"""What the two Chatterbox recipes share: the stages, the sizes, the inputs and the list of the reference's weights.
+
+Nothing here imports a framework. Both sides call the same functions with the same seed, so that they agree by construction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STAGES = {
+    "t3.cond": "T3 conditioning with the perceiver",
+    "t3.transformer": "T3 transformer: prefill, every layer",
+    "s3gen.embedding": "S3Gen token embedding, speaker projection and masks",
+    "s3gen.encoder": "S3Gen encoder: conformer with upsampling",
+    "flow.block": "flow decoder: one transformer block",
+    "flow.time": "flow decoder: time embedding",
+    "flow.ode": "flow decoder: every step of the ODE solver, with guidance",
+    "vocoder": "HiFT vocoder",
+}
+ROOTS = {"t3": ("t3.",), "s3gen": ("s3gen.", "flow.", "vocoder")}
+
+SPEECH_TOKENS = 6561
+START_TEXT, STOP_TEXT = 255, 0
+MELS = 80
+SPEAKER = 192
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The widths and depths of the two models, and the lengths of their inputs.
+
+    ``None`` keeps a class's own size. Widths differ from each other and from the kernel sizes (3, 7, 11, 16), because the port's
+    conversion decides by "does the shape differ" whether to transpose.
+    """
+
+    t3: dict[str, int] | None
+    encoder: dict[str, Any]
+    estimator: dict[str, Any]
+    vocoder: dict[str, Any]
+    f0: dict[str, Any]
+    encoder_width: int
+    estimator_width: int
+    prompt: int
+    text: int
+    tokens: int
+    frames: int
+    steps: int
+    mel_frames: int
+
+
+SMALL = Sizes(
+    t3={
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+    },
+    encoder={"input_size": 96, "output_size": 96, "attention_heads": 4, "linear_units": 160, "num_blocks": 2},
+    estimator={"channels": [48], "attention_head_dim": 24, "num_heads": 4, "n_blocks": 2, "num_mid_blocks": 2},
+    vocoder={"base_channels": 48},
+    f0={"cond_channels": 40},
+    encoder_width=96,
+    estimator_width=48,
+    prompt=14,
+    text=9,
+    tokens=11,
+    frames=22,
+    steps=4,
+    mel_frames=6,
+)
+FULL = Sizes(
+    t3=None,
+    encoder={},
+    estimator={},
+    vocoder={},
+    f0={},
+    encoder_width=512,
+    estimator_width=256,
+    prompt=150,
+    text=26,
+    tokens=40,
+    frames=80,
+    steps=10,
+    mel_frames=12,
+)
+SIZES = {"small": SMALL, "full": FULL}
+
+# Seeded weights keep every activation near 1. What follows departs from that, so that what would hide a fault does not:
+# sharper attention, sublayers that matter beside a residual stream of width ** 0.5, a fundamental of 0 to 200 Hz, a wave below its limit.
+# Each line: which of the reference's keys, and by how much the seeded weight is multiplied and shifted.
+ADJUSTED = (
+    (r"(to_q|to_k|q_proj|k_proj|linear_q|linear_k|linear_pos)\.weight$", 1.7, 0.0),
+    (r"encoders\.\d+\.(self_attn\.linear_out|feed_forward\.w_2)\.weight$", 4.0, 0.0),
+    (r"f0_predictor\.classifier\.weight$", 120.0, 0.0),
+    (r"f0_predictor\.classifier\.bias$", 1.0, 45.0),
+    (r"m_source\.l_linear\.weight$", 3.0, 0.0),
+    (r"resblocks\.\d+\.convs2\.\d+\.parametrizations\.weight\.original0$", 0.4, 0.0),
+    (r"conv_post\.parametrizations\.weight\.original0$", 0.3, 0.0),
+    (r"conv_post\.bias$", 1.0, -1.0),
+)
+
+MANIFEST = Path(__file__).with_name("chatterbox_weights.json")
+
+
+def size_of(context: Any) -> Sizes:
+    """The sizes that ``--weights`` asks for: small unless ``seeded:full`` or real weights."""
+    return SMALL if context.weights in ("seeded", "seeded:small") else FULL
+
+
+def is_seeded(context: Any) -> bool:
+    """Whether the weights come from the seed, not from files."""
+    return context.weights in ("seeded", "seeded:small", "seeded:full")
+
+
+def wanted_roots(context: Any) -> list[str]:
+    """Which of the two models the wanted stages need."""
+    return [root for root, starts in ROOTS.items() if any(stage.startswith(starts) and context.wants(stage) for stage in STAGES)]
+
+
+def seeded(context: Any, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The seeded weight of one key of the reference, adjusted."""
+    values = context.weight(key, shape)
+    for pattern, factor, shift in ADJUSTED:
+        if re.search(pattern, key):
+            return (values * np.float32(factor) + np.float32(shift)).astype(np.float32)
+    return values
+
+
+def reference_weights(context: Any, root: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every seeded weight of one of the reference's models, by the reference's key, from the manifest's shapes."""
+    size = "small" if size_of(context) is SMALL else "full"
+    manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    for pattern, shape in manifest[size][root].items():
+        for key in expand(pattern):
+            yield key, seeded(context, f"{root}.{key}", tuple(shape))
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """The keys that a pattern with ranges stands for.
+
+    >>> list(expand("layers.{0-1}.weight"))
+    ['layers.0.weight', 'layers.1.weight']
+    """
+    parts = re.split(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else list(_numbers(part)) for place, part in enumerate(parts)]
+    yield from map("".join, product(*choices))
+
+
+def _numbers(ranges: str) -> Iterator[str]:
+    for piece in ranges.split(","):
+        first, _, last = piece.partition("-")
+        yield from map(str, range(int(first), int(last or first) + 1))
+
+
+def compact(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    """Keys and shapes with runs of numbered keys folded into patterns: what `expand` undoes."""
+    folded = {key: tuple(shape) for key, shape in shapes.items()}
+    places = max((len(re.findall(r"(?<=\.)\d+(?=\.)", key)) for key in folded), default=0)
+    for place in range(places):
+        groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+        rest: dict[str, tuple[int, ...]] = {}
+        for key, shape in folded.items():
+            numbers = list(re.finditer(r"(?<=\.)(\d+|\{[\d,-]+\})(?=\.)", key))
+            if place < len(numbers) and numbers[place][0].isdigit():
+                at = numbers[place]
+                groups.setdefault((key[: at.start()], key[at.end() :], shape), []).append(int(at[0]))
+            else:
+                rest[key] = shape
+        folded = rest | {f"{head}{_ranges(sorted(found))}{tail}": shape for (head, tail, shape), found in groups.items()}
+    return {key: list(shape) for key, shape in sorted(folded.items())}
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+# --- inputs: one function a stage, each array by the name that its tap bears ---
+
+
+def t3_inputs(context: Any, stage: str) -> dict[str, np.ndarray]:
+    """A voice (1, 256), the prompt's speech tokens (1, P), the exaggeration (1, 1, 1), and text twice for guidance (2, L)."""
+    size = size_of(context)
+    array = context.array
+    text = array(stage, "text_tokens", lambda g: _text(g, size.text))
+    return {
+        "speaker_emb": array(stage, "speaker_emb", lambda g: _unit(g.standard_normal((1, 256)))),
+        "prompt_tokens": array(stage, "prompt_tokens", lambda g: g.integers(0, SPEECH_TOKENS, (1, size.prompt))),
+        "emotion_adv": array(stage, "emotion_adv", lambda g: g.uniform(0.3, 0.9, (1, 1, 1)).astype(np.float32)),
+        "text_tokens": text,
+    }
+
+
+def embedding_inputs(context: Any) -> dict[str, np.ndarray]:
+    """Tokens to speak and of the prompt, the prompt's log mel (1, 2P, 80), its x-vector (1, 192), and what the encoder would give."""
+    size, stage, array = size_of(context), "s3gen.embedding", context.array
+    prompt = size.prompt // 2
+    return {
+        "token": array(stage, "token", lambda g: g.integers(0, SPEECH_TOKENS, (1, size.tokens))),
+        "prompt_token": array(stage, "prompt_token", lambda g: g.integers(0, SPEECH_TOKENS, (1, prompt))),
+        "prompt_feat": array(stage, "prompt_feat", lambda g: _log_mel(g, (1, 2 * prompt, MELS))),
+        "embedding": array(stage, "embedding", lambda g: _float(g.standard_normal((1, SPEAKER)))),
+        "encoded": array(stage, "encoded", lambda g: _float(g.standard_normal((1, 2 * (prompt + size.tokens), size.encoder_width)))),
+    }
+
+
+def encoder_inputs(context: Any) -> dict[str, np.ndarray]:
+    """Embedded tokens of two utterances of different length (2, T, D) and their lengths, so that the padding mask matters."""
+    size, stage, array = size_of(context), "s3gen.encoder", context.array
+    length = size.tokens + 2
+    return {
+        "xs": array(stage, "xs", lambda g: _float(g.standard_normal((2, length, size.encoder_width)))),
+        "xs_lens": array(stage, "xs_lens", lambda g: np.array([length, length - 4], np.int64)),
+    }
+
+
+def block_inputs(context: Any) -> dict[str, np.ndarray]:
+    """Hidden states (2, T, C), an additive attention mask (2, T, T) that hides the end of the second, a time embedding (2, 4C)."""
+    size, stage, array = size_of(context), "flow.block", context.array
+    length, width = size.frames, size.estimator_width
+    return {
+        "hidden_states": array(stage, "hidden_states", lambda g: _float(g.standard_normal((2, length, width)))),
+        "attention_mask": array(stage, "attention_mask", lambda g: _hide_end(2, length, length // 4)),
+        "timestep": array(stage, "timestep", lambda g: _float(g.standard_normal((2, 4 * width)))),
+    }
+
+
+def time_inputs(context: Any) -> dict[str, np.ndarray]:
+    """The times of the cosine schedule (n,)."""
+    steps = size_of(context).steps
+    schedule = [1 - math.cos(step / steps * math.pi / 2) for step in range(steps + 1)]
+    return {"t": context.array("flow.time", "t", lambda g: np.array(schedule, np.float32))}
+
+
+def ode_inputs(context: Any) -> dict[str, np.ndarray]:
+    """The encoder's mean (1, 80, T), a frame mask with a masked end, the speaker (1, 80) and the prompt's mel as condition."""
+    size, stage, array = size_of(context), "flow.ode", context.array
+    frames = size.frames
+    return {
+        "mu": array(stage, "mu", lambda g: _float(g.standard_normal((1, MELS, frames)))),
+        "mask": array(stage, "mask", lambda g: (np.arange(frames) < frames - 3).astype(np.float32).reshape(1, 1, frames)),
+        "spks": array(stage, "spks", lambda g: _float(g.standard_normal((1, MELS)))),
+        "cond": array(stage, "cond", lambda g: _prompt_only(_log_mel(g, (1, MELS, frames)), frames // 3)),
+    }
+
+
+def vocoder_inputs(context: Any) -> dict[str, np.ndarray]:
+    """A log mel (1, 80, F)."""
+    frames = size_of(context).mel_frames
+    return {"speech_feat": context.array("vocoder", "speech_feat", lambda g: _log_mel(g, (1, MELS, frames)))}
+
+
+def _float(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return _float(values / np.linalg.norm(values))
+
+
+def _log_mel(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return _float(generator.standard_normal(shape) * 1.5 - 4.0)
+
+
+def _prompt_only(mel: np.ndarray, frames: int) -> np.ndarray:
+    mel[:, :, frames:] = 0
+    return mel
+
+
+def _text(generator: np.random.Generator, length: int) -> np.ndarray:
+    words = generator.integers(1, START_TEXT, (1, length))
+    row = np.concatenate([[[START_TEXT]], words, [[STOP_TEXT]]], axis=1)
+    return np.concatenate([row, row])
+
+
+def _hide_end(batch: int, length: int, hidden: int) -> np.ndarray:
+    bias = np.zeros((batch, length, length), np.float32)
+    bias[-1, :, length - hidden :] = -1e10
+    return bias

@@ -1,0 +1,185 @@
+"""Nested containers: the tensors in them with the ends that name them, and the same containers with other tensors.
+
+Tuples, lists, dicts and other mappings, dataclasses and named tuples are entered; modules and any other object (a cache) are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+
+from tracediff.dtype import BY_CODE
+from tracediff.site import escape
+
+DEEPEST = 16
+LONGEST_NOTE = 64
+"""Numbers in a row that are noted as they are; longer rows are recorded as arrays."""
+
+_NARROW = frozenset(row.view for row in BY_CODE.values() if row.view.kind == "V")
+Leaves = list[tuple[str, Any]]
+
+
+class Nest:
+    """Flattens and rebuilds containers for one framework, which tells its tensors and its modules."""
+
+    def __init__(self, is_tensor: Callable[[Any], bool], is_model: Callable[[Any], bool]) -> None:
+        self.is_tensor = is_tensor
+        self.is_model = is_model
+
+    def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], keys: tuple[str, ...] = ()) -> tuple[Leaves, dict[str, Any]]:
+        """The tensors among a call's arguments, and the plain scalars, by end; ``keys`` name positions instead of numbers."""
+        leaves: Leaves = []
+        scalars: dict[str, Any] = {}
+        for index, value in enumerate(args):
+            self._walk(value, input_end(index, keys), leaves, scalars, 0)
+        for key, value in kwargs.items():
+            self._walk(value, f"input[{escape(key)}]", leaves, scalars, 0)
+        return leaves, scalars
+
+    def values(self, value: Any, end: str) -> Leaves:
+        """The tensors, numbers and texts in what a call returned or a tap was given; numbers as 0-d or flat arrays."""
+        leaves: Leaves = []
+        self._walk(value, end, leaves, None, 0)
+        return leaves
+
+    def _walk(self, value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None, depth: int) -> None:
+        if self.is_tensor(value):
+            leaves.append((end, value))
+        elif value is None or isinstance(value, (bool, int, float, str, np.generic)):
+            _scalar(value, end, leaves, scalars)
+        elif self.is_model(value) or depth == DEEPEST:
+            return
+        elif isinstance(value, (list, tuple)) and _is_numbers(value):
+            _numbers(value, end, leaves, scalars)
+        else:
+            for key, part in items(value):
+                self._walk(part, longer(end, key), leaves, scalars, depth + 1)
+
+    def replace_inputs(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Mapping[str, Any], keys: tuple[str, ...] = ()
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the tensors at the given ends exchanged."""
+        positional = tuple(self.replace(value, input_end(index, keys), new) for index, value in enumerate(args))
+        named = {key: self.replace(value, f"input[{escape(key)}]", new) for key, value in kwargs.items()}
+        return positional, named
+
+    def replace(self, value: Any, end: str, new: Mapping[str, Any], depth: int = 0) -> Any:
+        """``value`` with the tensors at the given ends exchanged: in place in lists, dicts and dataclasses; tuples are rebuilt."""
+        if end in new:
+            return new[end]
+        if self.is_tensor(value) or self.is_model(value) or depth == DEEPEST:
+            return value
+        changed = {}
+        for key, part in items(value):
+            other = self.replace(part, longer(end, key), new, depth + 1)
+            if other is not part:
+                changed[key] = other
+        return assigned(value, changed) if changed else value
+
+
+def input_end(index: int, keys: tuple[str, ...]) -> str:
+    """The end of a positional argument."""
+    return f"input[{keys[index] if index < len(keys) else index}]"
+
+
+def longer(end: str, key: Any) -> str:
+    """An end with one more key.
+
+    >>> longer("output[0]", "key"), longer("output", 1)
+    ('output[0].key', 'output[1]')
+    """
+    return f"{end}[{key}]" if isinstance(key, int) else f"{end}.{escape(str(key), dots=True)}"
+
+
+def items(value: Any) -> list[tuple[Any, Any]]:
+    """The keys and parts of a container; none for anything else."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=False))
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if hasattr(value, field.name)]
+    return []
+
+
+def assigned(value: Any, parts: Mapping[Any, Any]) -> Any:
+    """A container with some parts exchanged: itself where it can be assigned to, else a new one of its type."""
+    if isinstance(value, tuple):
+        if hasattr(value, "_replace"):
+            return value._replace(**parts)
+        rebuilt = [parts.get(index, part) for index, part in enumerate(value)]
+        return tuple(rebuilt) if type(value) is tuple else type(value)(rebuilt)
+    if isinstance(value, (list, MutableMapping)):
+        for key, part in parts.items():
+            value[key] = part
+        return value
+    if getattr(type(value), "__dataclass_params__", None) is not None and type(value).__dataclass_params__.frozen:
+        return dataclasses.replace(value, **parts)
+    for key, part in parts.items():
+        setattr(value, key, part)
+    return value
+
+
+def built(parts: Mapping[str, Any], end: str = "output") -> Any:
+    """A value out of its ends: the tensor itself, or tuples and dicts nested as the ends say.
+
+    >>> built({"output[0]": 1, "output[1].key": 2})
+    (1, {'key': 2})
+    """
+    from tracediff.site import End
+
+    if end in parts:
+        return parts[end]
+    tree: dict[Any, Any] = {}
+    for text, part in parts.items():
+        keys = End.parse(text).keys
+        branch = tree
+        for key in keys[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[keys[-1]] = part
+    return _containers(tree)
+
+
+def _containers(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    parts = {key: _containers(part) for key, part in tree.items()}
+    return tuple(parts[key] for key in sorted(parts)) if all(isinstance(key, int) for key in parts) else parts
+
+
+def _scalar(value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None) -> None:
+    if isinstance(value, np.generic):
+        leaves.append((end, np.asarray(value)))
+    elif scalars is not None:
+        scalars[end] = value
+    elif isinstance(value, str):
+        leaves.append((end, value))
+    elif value is not None:
+        leaves.append((end, number(value)))
+
+
+def _numbers(value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None) -> None:
+    if scalars is not None and len(value) <= LONGEST_NOTE:
+        scalars[end] = list(value)
+    else:
+        leaves.append((end, number(value)))
+
+
+def _is_numbers(value: Any) -> bool:
+    return bool(value) and type(value[0]) in (int, float, bool) and all(type(part) in (int, float, bool) for part in value)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a NumPy array that a trace can hold: numbers, not texts or objects."""
+    return isinstance(value, np.ndarray) and (value.dtype.kind in "biufc" or value.dtype in _NARROW) and value.dtype.itemsize <= 16
+
+
+def number(value: Any) -> np.ndarray[Any, Any]:
+    """Python numbers as an array of int64, float64 or bool; integers beyond int64 as float64."""
+    array = np.asarray(value)
+    return array.astype(np.float64) if array.dtype == object else array

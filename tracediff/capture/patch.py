@@ -1,0 +1,71 @@
+"""Attributes exchanged for the length of a run and put back on every path, also when several runs are observed at once.
+
+Each patched attribute has one wrapper for the whole process, which asks whose run it is being called in; it goes in with the first
+session that needs it and out with the last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_ABSENT: Any = object()
+
+
+@dataclass(slots=True)
+class _Patch:
+    owner: Any
+    name: str
+    own: Any  # the owner's own attribute before, or _ABSENT where it was inherited
+    wrapper: Any
+    users: int = 0
+
+
+_patches: dict[tuple[int, str], _Patch] = {}
+_lock = threading.Lock()
+
+
+def apply(owner: Any, name: str, wrap: Callable[[Any], Any]) -> tuple[int, str]:
+    """Puts ``wrap(original)`` in the place of an attribute, unless that is done already; `release` takes the key it returns."""
+    key = (id(owner), name)
+    with _lock:
+        patch = _patches.get(key)
+        if patch is None:
+            wrapper = wrap(getattr(owner, name))
+            patch = _Patch(owner, name, vars(owner).get(name, _ABSENT), wrapper)
+            _set(owner, name, wrapper)
+            _patches[key] = patch
+        patch.users += 1
+    return key
+
+
+def release(key: tuple[int, str]) -> None:
+    """Puts an attribute back when its last user goes; one that somebody else exchanged meanwhile is left alone."""
+    with _lock:
+        patch = _patches[key]
+        patch.users -= 1
+        if patch.users:
+            return
+        del _patches[key]
+        if vars(patch.owner).get(patch.name, _ABSENT) is not patch.wrapper:
+            return
+        if patch.own is _ABSENT:
+            _delete(patch.owner, patch.name)
+        else:
+            _set(patch.owner, patch.name, patch.own)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, type):
+        type.__setattr__(owner, name, value)
+    else:
+        vars(owner)[name] = value
+
+
+def _delete(owner: Any, name: str) -> None:
+    if isinstance(owner, type):
+        type.__delattr__(owner, name)
+    else:
+        del vars(owner)[name]

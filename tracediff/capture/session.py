@@ -1,0 +1,333 @@
+"""One observed run: each call, tap and draw tells the observers what came and went, and takes what they hand back."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tracediff.capture import frames
+from tracediff.capture.adapter import Adapter, Function, Random
+from tracediff.capture.frames import Frame
+from tracediff.capture.install import Installation
+from tracediff.capture.nest import Leaves, Nest, built, number
+from tracediff.capture.observer import Boundary, Moment, Observer, Run
+from tracediff.capture.tree import discover
+from tracediff.capture.unseen import hidden_regions, made_later, uncalled
+from tracediff.capture.wrappers import Place, quiet
+from tracediff.errors import CaptureError
+from tracediff.site import escape
+
+Call = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+_ORDINARY = Function(None, "", "")
+"""How the arguments of modules and methods are named: by position and keyword."""
+
+
+class Session:
+    """The observation of one run of ``models`` by ``observers``, as a context manager.
+
+    Leaving it puts everything back, tells the observers that the run is over, and raises what an observer raised even where the
+    model's own code caught it.
+    """
+
+    def __init__(
+        self,
+        models: Any,
+        observers: Sequence[Observer],
+        adapter: Adapter,
+        *,
+        methods: Iterable[str] = (),
+        functions: Iterable[str] = (),
+        compile: bool | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.nodes = discover(models, adapter, compile=compile)
+        self.run = Run(adapter, tuple(self.nodes))
+        self.finished = False
+        self.watched: set[int] = set()
+        self._models = models
+        self._observers = tuple(observers)
+        self._root = Frame(self, None)
+        self._failure: BaseException | None = None
+        self._nest = Nest(adapter.is_tensor, adapter.is_model)
+        self._lock = threading.RLock()
+        self._ordinals: dict[str, int] = {}
+        self._entered_from: dict[str, str] = {}
+        self._module_at = {node.path: node.module for node in self.nodes}
+        self._installation = Installation(self, methods=methods, functions=functions, compile=compile)
+        self._ending = ExitStack()
+
+    def __enter__(self) -> Session:
+        with ExitStack() as ending:
+            for observer in self._observers:
+                ending.callback(observer.finish, self.run)
+                observer.start(self.run)
+            ending.callback(self._list_unseen)
+            ending.callback(frames.leave, self)
+            ending.callback(self._installation.take_out)
+            self._installation.put_in()
+            frames.push(self._root)
+            self._ending = ending.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self.finished = True
+        self._ending.close()
+        if self._failure is not None and error is not self._failure and (error is None or isinstance(error, Exception)):
+            raise self._failure
+
+    def warn(self, text: str) -> None:
+        """Adds a warning to the run's, once."""
+        if text not in self.run.warnings:
+            self.run.warnings.append(text)
+
+    def _list_unseen(self) -> None:
+        sites = set(self._ordinals)
+        for what in (
+            *hidden_regions(self.nodes),
+            *self._installation.unused(sites),
+            *uncalled(self.nodes, sites, self.adapter, self._entered_from),
+            *made_later(self._models, self.nodes, self.adapter),
+        ):
+            self.run.miss(what)
+
+    # -- calls
+
+    def call(self, place: Place, original: Call, args: Args, kwargs: Kwargs) -> Any:
+        """Calls ``original`` as a frame of this session."""
+        blind = self.adapter.blind()
+        if blind or self.finished:
+            if blind:
+                self._miss(place.site, blind)
+            return original(*args, **kwargs)
+        frame, ordinal = self._entered(place)
+        entered = self._boundary(place, frame, ordinal)
+        frames.push(frame)
+        try:
+            args, kwargs, swapped = self._enter(entered, place, args, kwargs)
+            tokens = [(end, tensor, self.adapter.token(tensor)) for end, tensor in entered.leaves if end.startswith("input")]
+            result = self._run(entered, original, args, kwargs)
+            for callers, fresh, token in swapped:
+                if self.adapter.is_changed(fresh, token):
+                    self.adapter.assign(callers, fresh)
+            result = self._leave(entered, tokens, result)
+        finally:
+            frames.pop(frame)
+        return self._stepped(frame, place, result) if place.is_method and inspect.isgenerator(result) else result
+
+    def _entered(self, place: Place) -> tuple[Frame, int]:
+        parent = frames.current_of(self) or self._root
+        with self._lock:
+            frame = parent.call(place.site, place.path)
+            ordinal = self._ordinals.get(place.site, 0)
+            self._ordinals[place.site] = ordinal + 1
+        frame.is_function = place.function is not None
+        return frame, ordinal
+
+    def _boundary(self, place: Place, frame: Frame, ordinal: int) -> Boundary:
+        caller = frames.caller()
+        file, line = frames.source(caller)
+        if caller is not None and ordinal == 0:
+            self._entered_from[place.site] = f"{caller.f_code.co_qualname} ({file}:{line})"
+        assert frame.parent is not None
+        return Boundary(
+            place.site, frame.text, ordinal, "enter", [], place.path, frame.stage, frame.scope, file, line, frame.id, frame.parent.id
+        )
+
+    def _enter(self, entered: Boundary, place: Place, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs, list[tuple[Any, Any, Any]]]:
+        """The arguments to go on with; and where some were replaced: the caller's tensor, the one for the call, its token."""
+        function = place.function or _ORDINARY
+        names = function.renames or {}
+        named = {names.get(key, key): value for key, value in kwargs.items()} if names else kwargs
+        entered.leaves, scalars = self._nest.inputs(args, named, function.keys)
+        if function.attributes is not None:
+            attributes = function.attributes(args, kwargs).items()
+            entered.leaves += [(f"attr[{key}]", number(value)) for key, value in attributes if value is not None]
+        if function.hides is not None and (what := function.hides(args, kwargs)):
+            self._miss(place.site, what)
+        if scalars:
+            entered.note["scalars"] = scalars
+        if not self._see(entered):
+            return args, kwargs, []
+        old, new = dict(entered.leaves), entered.replaced
+        swapped = [(old[end], tensor, self.adapter.token(tensor)) for end, tensor in new.items()]
+        args, named = self._nest.replace_inputs(args, named, new, function.keys)
+        entered.leaves = [(end, new.get(end, tensor)) for end, tensor in entered.leaves]
+        back = {names.get(key, key): key for key in kwargs}
+        return args, {back[key]: value for key, value in named.items()}, swapped
+
+    def _run(self, entered: Boundary, original: Call, args: Args, kwargs: Kwargs) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except Exception as error:
+            if error is self._failure:
+                raise
+            raised = _again(entered, "raise", entered.leaves)
+            raised.error = error
+            raised.note = {"error": f"{type(error).__name__}: {error}"}
+            if not self._see(raised):
+                raise
+            return built(raised.replaced)
+
+    def _leave(self, entered: Boundary, tokens: Sequence[tuple[str, Any, Any]], result: Any) -> Any:
+        left = _again(entered, "leave", self._nest.values(result, "output"))
+        changed = {id(tensor): (end, tensor) for end, tensor, token in tokens if self.adapter.is_changed(tensor, token)}
+        if changed:
+            kept = [end for end, tensor in left.leaves if id(tensor) in changed]
+            returned = {id(tensor) for _, tensor in left.leaves}
+            lost = [(f"output.{end}", tensor) for end, tensor in changed.values() if id(tensor) not in returned]
+            left.leaves += lost
+            left.mutated = (*kept, *(end for end, _ in lost))
+        if not self._see(left):
+            return result
+        for end, tensor in left.leaves:
+            if end.startswith("output.input[") and end in left.replaced:
+                self.adapter.assign(tensor, left.replaced[end])
+        return self._nest.replace(result, "output", left.replaced)
+
+    def _stepped(self, frame: Frame, place: Place, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """A generator that a method returned: its code runs inside the method's frame, and each value it yields is a tap."""
+        resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+        while True:
+            again = frame.again(frames.current_of(self) or self._root)
+            frames.push(again)
+            try:
+                value = resume()
+                if not self.finished:
+                    value = self.tap(again, place.site.rpartition(":")[2], value, escaped=True)
+            except StopIteration as done:
+                return done.value
+            finally:
+                frames.pop(again)
+            try:
+                sent = yield value
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001  (the generator's to handle)
+                resume = _throwing(steps, error)
+            else:
+                resume = _sending(steps, sent)
+
+    # -- taps and draws
+
+    def tap(self, frame: Frame, name: str, value: Any, *, escaped: bool = False) -> Any:
+        """A tap inside ``frame``; returns the value to go on with."""
+        site = f"{frame.path}#{name if escaped else escape(name)}"
+        blind = self.adapter.blind()
+        if blind:
+            self._miss(site, blind)
+            return value
+        boundary = self._moment(frame, site, "value", self._nest.values(value, "value"))
+        return self._nest.replace(value, "value", boundary.replaced) if self._see(boundary) else value
+
+    def draw(self, frame: Frame, random: Random, original: Call, *args: Any, **kwargs: Any) -> Any:
+        """A call of a random function; the framework draws first, so that its generator moves on as ever."""
+        arguments = random.arguments(args, kwargs)
+        blind = self.adapter.blind()
+        if blind:
+            self._miss(f"{frame.path}!{random.name}", blind)
+        if arguments is None or blind or self.finished:
+            return original(*args, **kwargs)
+        if random.mask is not None and random.apply is not None:
+            drawn = self._drawn(frame, random, random.mask(args, kwargs), arguments)
+            return random.apply(args, kwargs, drawn["draw"]) if drawn else original(*args, **kwargs)
+        value = original(*args, **kwargs)
+        drawn = self._drawn(frame, random, value, arguments)
+        if drawn:
+            self.adapter.assign(value, drawn["draw"])  # in place: many random functions fill the caller's tensor
+        return value
+
+    def _drawn(self, frame: Frame, random: Random, value: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        dtype, shape, _ = self.adapter.describe(value)
+        name = random.name_in(self._module_at.get(frame.path))
+        boundary = self._moment(frame, f"{frame.path}!{escape(name)}", "draw", [("draw", value)])
+        boundary.note = {"function": random.full_name, "shape": list(shape), "dtype": dtype, **arguments}
+        if self._see(boundary):
+            _, supplied, _ = self.adapter.describe(boundary.replaced["draw"])
+            if math.prod(supplied) != math.prod(shape):
+                raise CaptureError(f"The draw {boundary.call!r} has shape {shape}, but was supplied with values of shape {supplied}.")
+        return boundary.replaced
+
+    def _moment(self, frame: Frame, site: str, moment: Moment, leaves: Leaves) -> Boundary:
+        """The boundary of something that is no call: a tap, a draw."""
+        with self._lock:
+            inner = frame.call(site, frame.path)
+            ordinal = self._ordinals.get(site, 0)
+            self._ordinals[site] = ordinal + 1
+        file, line = frames.source(frames.caller())
+        return Boundary(site, inner.text, ordinal, moment, leaves, frame.path, frame.stage, frame.scope, file, line, inner.id, frame.id)
+
+    # -- observers
+
+    def _see(self, boundary: Boundary) -> bool:
+        """Shows a boundary to the observers in turn; whether any handed something back, which is then in ``boundary.replaced``."""
+        if quiet.now or self.finished or self._failure is not None:
+            return False
+        quiet.now = True
+        try:
+            if not self._make_readable(boundary):
+                return False
+            with self._lock:
+                for observer in self._observers:
+                    new = observer.see(boundary)
+                    if new:
+                        self._gather(boundary, new)
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            quiet.now = False
+        return bool(boundary.replaced)
+
+    def _make_readable(self, boundary: Boundary) -> bool:
+        """Evaluates the leaves and drops those that cannot be read; whether the boundary is worth showing."""
+        if not self._why_unreadable(boundary.leaves):
+            return True
+        kept = []
+        for leaf in boundary.leaves:
+            why = self._why_unreadable([leaf])
+            if why:
+                self._miss(f"{boundary.site} {leaf[0]}".strip(), why)
+            else:
+                kept.append(leaf)
+        boundary.leaves = kept
+        return bool(kept)
+
+    def _why_unreadable(self, leaves: Leaves) -> str:
+        return self.adapter.unreadable([tensor for _, tensor in leaves if not isinstance(tensor, str)])
+
+    def _gather(self, boundary: Boundary, new: Mapping[str, Any]) -> None:
+        old = dict(boundary.leaves)
+        for end, value in new.items():
+            if end not in old and boundary.moment != "raise":
+                raise CaptureError(
+                    f"An observer handed back {end!r} at the {boundary.moment} of {boundary.call!r}, "
+                    f"where there is only: {', '.join(old) or 'nothing'}."
+                )
+            is_array = type(value).__module__.partition(".")[0] == "numpy" and self.adapter.is_tensor(value)
+            boundary.replaced[end] = self.adapter.from_numpy(value, old.get(end)) if is_array else value
+
+    def _miss(self, site: str, why: str) -> None:
+        self.run.miss(f"{site or 'the root'}: {why}")
+
+
+def _again(entered: Boundary, moment: Moment, leaves: Leaves) -> Boundary:
+    """The boundary of another moment of the same call."""
+    other = Boundary(entered.site, entered.call, entered.ordinal, moment, leaves, entered.path, entered.stage, entered.scope)
+    other.file, other.line, other.frame_id, other.parent_id = entered.file, entered.line, entered.frame_id, entered.parent_id
+    return other
+
+
+def _sending(steps: Generator[Any, Any, Any], value: Any) -> Callable[[], Any]:
+    return lambda: steps.send(value)
+
+
+def _throwing(steps: Generator[Any, Any, Any], error: BaseException) -> Callable[[], Any]:
+    return lambda: steps.throw(error)

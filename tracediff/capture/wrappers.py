@@ -1,0 +1,177 @@
+"""What stands in the place of a module's entry, a method, a function or a random function while sessions are open.
+
+One wrapper serves all sessions of the process. A module's asks which sessions track that very object; a function's asks which
+observe the present thread. Inside an observer, inside another recorded function and inside a compiler nothing is observed.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from tracediff.capture import frames
+from tracediff.capture.adapter import Function, Random
+from tracediff.capture.frames import Frame
+from tracediff.site import escape
+
+if TYPE_CHECKING:
+    from tracediff.capture.session import Session
+
+Call = Callable[..., Any]
+Args = tuple[Any, ...]
+Wrap = Callable[[Any], Any]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a wrapper leads to: a site of one session, which is a module, a method, or a ``function``."""
+
+    session: Session
+    site: str
+    path: str
+    function: Function | None = None
+    is_method: bool = False
+
+
+class _Quiet(threading.local):
+    """Whether this thread is inside an observer."""
+
+    now = False
+
+
+quiet = _Quiet()
+_tracked: dict[tuple[int, str], tuple[Place, ...]] = {}
+_lock = threading.Lock()
+
+
+def track(instance: Any, attribute: str, place: Place) -> None:
+    """Makes calls of an object's attribute lead to a place, until `untrack`; the session keeps the object alive."""
+    key = (id(instance), attribute)
+    with _lock:
+        _tracked[key] = (*_tracked.get(key, ()), place)
+
+
+def untrack(instance: Any, attribute: str, place: Place) -> None:
+    """Takes back one `track`."""
+    key = (id(instance), attribute)
+    with _lock:
+        left = tuple(other for other in _tracked[key] if other is not place)
+        if left:
+            _tracked[key] = left
+        else:
+            del _tracked[key]
+
+
+def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: dict[str, Any]) -> Any:
+    """A call seen by several sessions, the one that was opened first outermost."""
+    place, rest = places[0], places[1:]
+    if rest:
+        return place.session.call(place, lambda *a, **k: dispatch(rest, original, a, k), args, kwargs)
+    return place.session.call(place, original, args, kwargs)
+
+
+def entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool]) -> Wrap:
+    """How to wrap the attribute through which calls come in, of a class or of one instance."""
+    if isinstance(owner, type):
+        return functools.partial(_class_entrance, owner, attribute)
+    return functools.partial(_instance_entrance, owner, attribute, is_compiling)
+
+
+def _class_entrance(owner: type, attribute: str, original: Any) -> Any:
+    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inner = functools.partial(original, self) if isinstance(original, FunctionType) else _bound(original, self)
+        places = _tracked.get((id(self), attribute))
+        if places is None or quiet.now or _provider(type(self), attribute) is not owner:
+            return inner(*args, **kwargs)
+        return dispatch(places, inner, args, kwargs)
+
+    return _like(original, entered)
+
+
+def _instance_entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool], original: Any) -> Any:
+    is_inherited = attribute not in vars(owner)
+
+    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return original(*args, **kwargs)
+        places = _tracked.get((id(self), attribute))
+        if places is None:  # the run is over, or this is a copy of the module
+            inner = _bound(getattr(type(self), attribute), self) if is_inherited else original
+            return inner(*args, **kwargs)
+        return original(*args, **kwargs) if quiet.now else dispatch(places, original, args, kwargs)
+
+    return MethodType(_like(getattr(original, "__func__", original), entered), owner)
+
+
+def _provider(cls: type, attribute: str) -> type | None:
+    """The class in whose body an attribute of ``cls`` is."""
+    for base in cls.__mro__:
+        if attribute in base.__dict__:
+            return base
+    return None
+
+
+def _bound(function: Any, instance: Any) -> Call:
+    return function.__get__(instance, type(instance)) if hasattr(function, "__get__") else function  # type: ignore[no-any-return]
+
+
+def function_wrapper(function: Function, is_compiling: Callable[[], bool]) -> Wrap:
+    """How to wrap a functional site."""
+
+    def wrap(original: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return original(*args, **kwargs)
+            active = _observing(original)
+            if not active:
+                return original(*args, **kwargs)
+            return dispatch([_place_of(function, frame) for frame in active], original, args, kwargs)
+
+        return _like(original, called)
+
+    return wrap
+
+
+def random_wrapper(random: Random, is_compiling: Callable[[], bool]) -> Wrap:
+    """How to wrap a random function."""
+
+    def wrap(original: Any) -> Any:
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return original(*args, **kwargs)
+            draw = original
+            for frame in reversed(_observing(original)):
+                draw = functools.partial(frame.session.draw, frame, random, draw)
+            return draw(*args, **kwargs)
+
+        return _like(original, drawn)
+
+    return wrap
+
+
+def original_of(function: Any) -> Any:
+    """What a wrapper stands for; any other function itself."""
+    return getattr(function, "__tracediff_original__", function)
+
+
+def _observing(original: Any) -> list[Frame]:
+    """The frames in which a call of a patched function is to be shown, one for each session that asked for it."""
+    if quiet.now:
+        return []
+    return [frame for frame in frames.current() if not frame.is_function and id(original) in frame.session.watched]
+
+
+def _place_of(function: Function, frame: Frame) -> Place:
+    site = f"{frame.path}!{escape(function.name)}"
+    return Place(frame.session, site, frame.path, function)
+
+
+def _like(original: Any, wrapper: Any) -> Any:
+    """A wrapper with the name, signature and documentation of what it stands for."""
+    functools.update_wrapper(wrapper, original)
+    wrapper.__tracediff_original__ = original
+    return wrapper
