@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracediff.api import align, bisect, capture, diff, recover, weights
-    from tracediff.capture import record, scope, stage, tap
+    from tracediff.api import align, bisect, capture, diff, record, recover, weights
+    from tracediff.capture import scope, stage, tap
     from tracediff.errors import TracediffError
     from tracediff.report import Report
     from tracediff.trace import Record, Trace, open_trace
@@ -32,7 +32,7 @@ _HOME = {
     "align": "tracediff.api",
     "weights": "tracediff.api",
     "recover": "tracediff.api",
-    "record": "tracediff.capture",
+    "record": "tracediff.api",
     "tap": "tracediff.capture",
     "scope": "tracediff.capture",
     "stage": "tracediff.capture",

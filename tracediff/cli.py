@@ -122,10 +122,10 @@ def capture(as_json: bool, **options: Any) -> int:
       tracediff capture --impl mlx --random ref.h5 -o mlx.h5
     """
     from tracediff import api
-    from tracediff.show import text
+    from tracediff.show import tables
 
-    trace = api.capture_recipe(progress=_progress, **options)
-    _print(api.summary(trace) if as_json else text.captured(trace), as_json)
+    with api.capture_recipe(progress=_progress, **options) as trace:
+        _print(trace.to_dict() if as_json else tables.captured(trace), as_json)
     return SAME
 
 
@@ -145,11 +145,10 @@ def show(trace: str, as_json: bool, **options: Any) -> int:
       tracediff show ref.h5 't3.tfmr.layers.0.**'
     """
     from tracediff import api
-    from tracediff.show import text
+    from tracediff.show import tables
 
-    with api.open_trace(trace) as opened:
-        listing = api.listing(opened, **options)
-        _print(listing.to_dict() if as_json else text.listing(listing), as_json)
+    listed = api.listing(trace, **options)
+    _print(listed.to_dict() if as_json else tables.listing(listed), as_json)
     return SAME
 
 
@@ -168,12 +167,12 @@ def align(reference: str, port: str, mapping: str | None, write_map: str | None,
       tracediff align ref.h5 mlx.h5 --unpaired
     """
     from tracediff import api
-    from tracediff.show import text
+    from tracediff.show import tables
 
     alignment = api.align(reference, port, mapping=mapping)
     if write_map:
         alignment.write_map(write_map)
-    _print(alignment.to_dict() if as_json else text.alignment(alignment, unpaired=unpaired), as_json)
+    _print(alignment.to_dict() if as_json else tables.alignment(alignment, unpaired=unpaired), as_json)
     return SAME
 
 
@@ -303,10 +302,10 @@ def doctor(as_json: bool) -> int:
       tracediff doctor
     """
     from tracediff import doctor as doctor_module
-    from tracediff.show import text
+    from tracediff.show import tables
 
     checks = doctor_module.examine()
-    _print(doctor_module.to_dict(checks) if as_json else text.checks(checks), as_json)
+    _print(doctor_module.to_dict(checks) if as_json else tables.checks(checks), as_json)
     return SAME
 
 
@@ -326,7 +325,8 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> in
     from tracediff import demo as demo_module
 
     if listing:
-        click.echo("\n".join(demo_module.faults()))
+        for name, announcement in demo_module.faults().items():
+            click.echo(f"{name:24}{announcement}")
         return SAME
     report = demo_module.run(fault, folder=folder, seed=seed, progress=_progress)
     return _show_report(report, as_json)

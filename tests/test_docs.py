@@ -1,0 +1,59 @@
+"""What the documentation says is what the program does."""
+
+import os
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from tracediff import cli
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "cli.md"
+
+
+def help_of(command: click.Command, name: str) -> str:
+    context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100, help_option_names=["-h", "--help"])
+    return command.get_help(context)
+
+
+def reference() -> str:
+    parts = ["# The command line\n\nGenerated from the commands' own help: `UPDATE_DOCS=1 pytest tests/test_docs.py` writes it anew.\n"]
+    parts.append(f"```text\n{help_of(cli.main, 'tracediff')}\n```\n")
+    for name, command in sorted(cli.main.commands.items()):
+        parts.append(f"## tracediff {name}\n\n```text\n{help_of(command, f'tracediff {name}')}\n```\n")
+    return "\n".join(parts)
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    if os.environ.get("UPDATE_DOCS"):
+        REFERENCE.write_text(reference(), encoding="utf-8")
+    assert REFERENCE.read_text(encoding="utf-8") == reference()
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_command_has_help_and_an_example(name: str) -> None:
+    command = cli.main.commands[name]
+    assert command.help
+    assert "Example:" in command.help
+    assert f"tracediff {name}" in command.help
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_option_is_explained(name: str) -> None:
+    unexplained = [p.name for p in cli.main.commands[name].params if isinstance(p, click.Option) and not p.help]
+    assert not unexplained
+
+
+def test_the_readme_names_only_commands_and_options_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in re.findall(r"^.*\btracediff ([a-z]+)(?: .*)?$", text, re.MULTILINE):
+        if line in ("and",):
+            continue
+        assert line in cli.main.commands or line not in text.split("`"), line
+    for name, rest in re.findall(r"tracediff ([a-z]+)((?: [^`\n#]*)?)", text):
+        if name not in cli.main.commands:
+            continue
+        known = {option for p in cli.main.commands[name].params for option in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known, (name, rest)

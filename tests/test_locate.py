@@ -1,0 +1,419 @@
+"""locate: the first divergence is where the error was made, by scan and by bisection alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
+
+from tracediff.dtype import Array
+from tracediff.errors import TracediffError
+from tracediff.locate import Located, locate
+from tracediff.trace import Trace
+
+BLOCKS = 5
+SITES = [
+    "",
+    "embed",
+    *(f"blocks.{i}{part}" for i in range(BLOCKS) for part in ("", ".norm", ".attn", ".attn.q", ".attn.k", ".mlp")),
+    "head",
+]
+LEAVES = [site for site in SITES if site and not site.endswith(".attn") and not site[-1].isdigit()]
+
+
+def model(run: Run, x: Array) -> Array:
+    """A small residual model: embed, blocks of norm, attention (q and k) and mlp, head."""
+    w = iter(weights(2 + 4 * BLOCKS))
+    x = run.hand("", x)
+    with run("", ids=x) as leave:
+        h = run.layer("embed", x, next(w))
+        for i in range(BLOCKS):
+            h = block(run, f"blocks.{i}", h, w)
+        return np.asarray(leave(run.layer("head", h, next(w))))
+
+
+def block(run: Run, site: str, h: Array, w: Any) -> Array:
+    h = run.hand(site, h)
+    with run(site, h=h) as leave:
+        normed = run.layer(f"{site}.norm", h, next(w))
+        with run(f"{site}.attn", x=run.hand(f"{site}.attn", normed)) as attended:
+            q = run.layer(f"{site}.attn.q", normed, next(w))
+            k = run.layer(f"{site}.attn.k", normed, next(w))
+            mixed = attended((q * k + q).astype(np.float32))
+        h = (h + mixed).astype(np.float32)
+        made: Array = leave((h + run.layer(f"{site}.mlp", h, next(w))).astype(np.float32))
+    return made
+
+
+Pair = Callable[..., tuple[Trace, Trace]]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """Records the reference, and a port with faults and the noise of another order of summation everywhere."""
+    return lambda **planted: record_pair(tmp_path, **planted)
+
+
+def record_pair(
+    folder: Path,
+    *,
+    run: Callable[[Run, Array], Any] = model,
+    faults: Mapping[str, Fault] | None = None,
+    glue: Mapping[str, Fault] | None = None,
+    noise: float = 3e-7,
+    **meta: Any,
+) -> tuple[Trace, Trace]:
+    traces = []
+    quiet = dict.fromkeys(SITES, noisy(noise)) if noise else {}
+    for side, planted in (("ref", {}), ("port", {**quiet, **(faults or {})})):
+        file = folder / f"{side}.h5"
+        file.unlink(missing_ok=True)
+        recorder = Run(file, faults=planted, glue=glue if side == "port" else {}, **meta)
+        run(recorder, inputs())
+        traces.append(recorder.close())
+    return traces[0], traces[1]
+
+
+def found(traces: tuple[Trace, Trace], **options: Any) -> Located:
+    return locate(aligned(*traces), *traces, **options)
+
+
+def place(located: Located, traces: tuple[Trace, Trace]) -> tuple[str, str, str] | None:
+    """Site and end of the first divergence, and its culprit."""
+    if located.first is None:
+        return None
+    record = traces[0].records[located.comparisons[located.first.place].pair.reference[0]]
+    return record.site, record.end, located.first.culprit[0]
+
+
+class TestCulprits:
+    @pytest.mark.parametrize("scan", [True, False])
+    @pytest.mark.parametrize("site", ["embed", "blocks.0.norm", "blocks.2.attn.k", "blocks.4.mlp", "head"])
+    def test_a_faulty_leaf_is_named_not_its_victims_or_containers(self, pair: Pair, site: str, scan: bool) -> None:
+        traces = pair(faults={site: bumped})
+        assert place(found(traces, scan=scan), traces) == (site, "output", site)
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_a_containers_own_code_is_named_by_its_output(self, pair: Pair, scan: bool) -> None:
+        traces = pair(faults={"blocks.1.attn": bumped})
+        assert place(found(traces, scan=scan), traces) == ("blocks.1.attn", "output", "blocks.1.attn")
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_a_faulty_input_with_clean_sources_blames_the_caller(self, pair: Pair, scan: bool) -> None:
+        traces = pair(glue={"blocks.3.mlp": bumped})
+        assert place(found(traces, scan=scan), traces) == ("blocks.3.mlp", "input[x]", "blocks.3")
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_inputs_that_differ_from_the_start_are_no_modules_fault(self, pair: Pair, scan: bool) -> None:
+        traces = pair(glue={"": bumped})
+        located = found(traces, scan=scan)
+        assert place(located, traces) == ("", "input[ids]", "")
+        assert located.first is not None
+        assert located.first.blame == "input"
+
+    def test_a_clean_pair_has_no_divergence_and_everything_was_compared(self, pair: Pair) -> None:
+        for scan in (True, False):
+            located = found(pair(), scan=scan)
+            assert located.findings == ()
+            assert all(comparison.diverged is False for comparison in located.comparisons)
+
+    def test_draws_that_differ_are_the_culprit(self, pair: Pair) -> None:
+        def sampled(run: Run, x: Array) -> None:
+            with run("", x=x) as leave:
+                noise = run.draw("random.normal", x[::-1].copy())
+                leave(run.layer("embed", (x + noise).astype(np.float32), weights(1)[0]))
+
+        traces = pair(run=sampled, faults={"!random.normal": bumped})
+        located = found(traces, scan=True)
+        assert place(located, traces) == ("!random.normal", "draw", "")
+        assert located.first is not None
+        assert located.first.blame == "random"
+
+    def test_two_faults_in_parallel_branches_are_both_found(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.attn.q": bumped, "blocks.2.attn.k": bumped})
+        located = found(traces, scan=True)
+        assert [finding.culprit[0] for finding in located.findings] == ["blocks.2.attn.q", "blocks.2.attn.k"]
+
+    def test_what_arrives_and_the_last_same_pair_are_told(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.attn.k": bumped})
+        located = found(traces, scan=True)
+        first = located.first
+        assert first is not None
+        assert first.last_same is not None
+        assert first.inherited is not None
+        assert first.introduced > 1e-2 > 1e-5 > first.inherited > 0
+        last = traces[0].records[located.comparisons[first.last_same].pair.reference[0]]
+        assert (last.site, last.end) == ("blocks.2.attn.k", "input[x]")
+
+    def test_the_ports_names_are_given_beside_the_references(self, tmp_path: Path) -> None:
+        reference, port = record_pair(tmp_path, faults={"blocks.2.mlp": bumped})
+        located = locate(aligned(reference, port), reference, port)
+        assert located.first is not None
+        assert located.first.culprit == ("blocks.2.mlp", "blocks.2.mlp")
+
+
+class TestUnpairedSites:
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_a_fault_in_an_unpaired_module_is_charged_to_its_paired_caller_and_suspected(self, pair: Pair, scan: bool) -> None:
+        traces = pair(faults={"blocks.1.attn.q": bumped})
+        located = locate(aligned(*traces, without=("blocks.1.attn.q",)), *traces, scan=scan)
+        assert place(located, traces) == ("blocks.1.attn", "output", "blocks.1.attn")
+        assert located.first is not None
+        assert ("reference", "blocks.1.attn.q") in located.first.suspects
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_an_unpaired_wrapper_is_seen_through(self, pair: Pair, scan: bool) -> None:
+        for fault in ("blocks.1.attn.q", "blocks.0.mlp"):
+            traces = pair(faults={fault: bumped})
+            located = locate(aligned(*traces, without=("blocks.1", "blocks.1.attn", "blocks.0")), *traces, scan=scan)
+            assert place(located, traces) == (fault, "output", fault)
+
+    def test_outputs_alone_still_give_the_first_in_order(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.attn.k": bumped})
+        alignment = aligned(*traces)
+        outputs = [pair for pair in alignment.records if traces[0].records[pair.reference[0]].end == "output"]
+        located = locate(type(alignment)(alignment.pairs, tuple(outputs), (), ()), *traces, scan=True)
+        assert [finding.culprit[0] for finding in located.findings] == ["blocks.2.attn.k"]
+
+
+class TestBisection:
+    @given(st.sets(st.sampled_from(LEAVES), min_size=1, max_size=3), st.sampled_from([1e-3, 1e-2, 1.0]))
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_names_the_pair_that_a_scan_names(self, tmp_path: Path, sites: set[str], size: float) -> None:
+        generator = np.random.default_rng(len(sites))
+        fault: Fault = lambda value: value * (1 + size * generator.standard_normal(value.shape))  # noqa: E731
+        traces = record_pair(tmp_path, faults=dict.fromkeys(sites, fault))
+        bisected, scanned = found(traces), found(traces, scan=True)
+        assert place(bisected, traces) == place(scanned, traces)
+        assert bisected.first is not None
+        assert scanned.first is not None
+        assert bisected.first.culprit == scanned.first.culprit
+        assert bisected.read <= scanned.read
+
+    def test_reads_a_fraction_of_a_long_run(self, pair: Pair) -> None:
+        def long(run: Run, x: Array) -> None:
+            w = weights(1)[0]
+            with run("", x=x) as leave:
+                for i in range(150):
+                    x = run.layer(f"layers.{i}", x + np.float32(0.1), w)
+                leave(x)
+
+        quiet = {f"layers.{i}": noisy() for i in range(150)}
+        traces = pair(run=long, faults={**quiet, "layers.60": bumped})
+        located = found(traces)
+        assert place(located, traces) == ("layers.60", "output", "layers.60")
+        assert located.read < 0.2 * len(located.comparisons)
+
+    def test_finds_a_fault_that_the_end_of_the_run_does_not_show(self, pair: Pair) -> None:
+        def masked(run: Run, x: Array) -> None:
+            w = weights(3)
+            with run("", x=x) as leave:
+                a = run.layer("left", x, w[0])
+                run.layer("dead_end", a, w[1])
+                leave(run.layer("right", x, w[2]))
+
+        traces = pair(run=masked, faults={"dead_end": lambda value: value[:, ::-1]})
+        for scan in (True, False):
+            assert place(found(traces, scan=scan), traces) == ("dead_end", "output", "dead_end")
+
+    def test_the_certificate_says_what_the_answer_rests_on(self, pair: Pair) -> None:
+        located = found(pair(faults={"blocks.2.attn.k": bumped}))
+        certificate = located.certificate
+        assert (certificate.method, certificate.predecessors) == ("bisect", 1)
+        assert certificate.unread_before + located.read < len(located.comparisons)
+        assert located.bytes_read > 0
+
+    def test_same_is_never_said_from_a_probe(self, pair: Pair) -> None:
+        located = found(pair(), probes=1)
+        assert all(comparison.how for comparison in located.comparisons)
+
+    def test_equal_bits_are_never_read(self, pair: Pair) -> None:
+        for scan in (True, False):
+            located = found(pair(noise=0.0), scan=scan)
+            assert (located.read, located.bytes_read) == (0, 0)
+            assert {comparison.how for comparison in located.comparisons} == {"digest"}
+
+
+class TestNoDivergence:
+    def scaled_outside(self, factor: float) -> Callable[[Run, Array], None]:
+        def run_it(run: Run, x: Array) -> None:
+            inner, outer = (1.0, factor) if run.path.name == "ref.h5" else (factor, 1.0)
+            w = weights(2)
+            with run("", x=x) as leave:
+                with run("embed", x=x) as embedded:
+                    e = embedded((x @ w[0] * inner).astype(np.float32))
+                h = e if outer == 1.0 else (e * outer).astype(np.float32)
+                leave(run.layer("layer", h, w[1]))
+
+        return run_it
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_a_scale_applied_inside_instead_of_outside_is_a_moved_boundary(self, pair: Pair, scan: bool) -> None:
+        located = found(pair(run=self.scaled_outside(16.0), noise=0.0), scan=scan)
+        assert located.findings == ()
+        assert len(located.certificate.moved) == 1
+
+    def test_a_scale_that_is_really_wrong_is_a_divergence(self, pair: Pair) -> None:
+        traces = pair(faults={"embed": lambda value: value * 16})
+        assert place(found(traces, scan=True), traces) == ("embed", "output", "embed")
+
+    def test_a_bias_applied_outside_is_a_moved_boundary_where_the_consumer_was_recorded(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            inner, outer = (0.0, 1.0) if run.path.name == "ref.h5" else (1.0, 0.0)
+            w = weights(2)
+            with run("", x=x) as leave:
+                with run("proj", x=x) as projected:
+                    e = projected((x @ w[0] + inner).astype(np.float32))
+                h = e if outer == 0.0 else (e + outer).astype(np.float32)
+                leave(run.layer("layer", h, w[1]))
+
+        assert found(pair(run=run_it, noise=0.0), scan=True).findings == ()
+
+    def masked_attention(self, effect: float) -> Callable[[Run, Array], None]:
+        def run_it(run: Run, x: Array) -> None:
+            is_reference = run.path.name == "ref.h5"
+            mask = np.tril(np.ones((6, 6), bool))
+            with run("", x=x) as leave, run("attn", x=x, mask=mask if is_reference else ~mask) as attended:
+                scores = np.where(mask, x @ x.T, -1e9).astype(np.float32)
+                e = np.exp(scores - scores.max(-1, keepdims=True))
+                leave(attended((e / e.sum(-1, keepdims=True) @ x + (0 if is_reference else effect)).astype(np.float32)))
+
+        return run_it
+
+    @pytest.mark.parametrize("scan", [True, False])
+    def test_a_mask_of_another_convention_has_no_effect(self, pair: Pair, scan: bool) -> None:
+        located = found(pair(run=self.masked_attention(0.0)), scan=scan)
+        assert located.findings == ()
+        assert len(located.certificate.without_effect) == 1
+
+    def test_but_counts_where_the_output_differs(self, pair: Pair) -> None:
+        traces = pair(run=self.masked_attention(0.1), noise=0.0)
+        assert place(found(traces, scan=True), traces) == ("attn", "input[mask]", "")
+
+    def test_an_error_that_a_normalisation_hides_is_still_one(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            with run("", x=x) as leave:
+                h = run.hand("norm", x)
+                with run("norm", x=h) as normed:
+                    leave(normed((x - x.mean(-1, keepdims=True)).astype(np.float32)))
+
+        modules = [{"path": "norm", "type": "LayerNorm"}]
+        traces = pair(run=run_it, glue={"norm": lambda value: value + 1}, noise=0.0, modules=modules)
+        assert place(found(traces, scan=True), traces) == ("norm", "input[x]", "")
+
+    def test_differences_of_equal_tensors_are_not_judged_by_their_noise(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            rng = np.random.default_rng(run.path.name == "ref.h5")
+            with run("", x=x) as leave, run("delta", x=x) as delta:
+                leave((x + delta((1e-7 * rng.standard_normal(x.shape)).astype(np.float32))).astype(np.float32))
+
+        assert found(pair(run=run_it, noise=0.0), scan=True).findings == ()
+
+
+class TestShapesAndValues:
+    def test_a_shape_that_no_layout_reconciles_is_a_divergence(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            w = weights(1)[0]
+            with run("conv", x=x) as made:
+                made((x @ w)[: 6 if run.path.name == "ref.h5" else 5])
+
+        traces = pair(run=run_it)
+        for scan in (True, False):
+            located = found(traces, scan=scan)
+            assert place(located, traces) == ("conv", "output", "conv")
+            assert located.first is not None
+            assert located.comparisons[located.first.place].how == "shape"
+
+    def test_a_lone_nan_is_the_first_divergence(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.1.mlp": lambda value: np.where(np.arange(value.size).reshape(value.shape) == 3, np.nan, value)})
+        for scan in (True, False):
+            assert place(found(traces, scan=scan), traces) == ("blocks.1.mlp", "output", "blocks.1.mlp")
+
+    def test_traces_of_statistics_alone_are_judged_by_what_these_prove(self, tmp_path: Path) -> None:
+        traces = record_pair(tmp_path, faults={"blocks.2.attn.k": bumped})
+        for trace in traces:
+            trace.index["segment"] = -1
+        located = found(traces, scan=True)
+        assert place(located, traces) == ("blocks.2.attn.k", "output", "blocks.2.attn.k")
+        assert {comparison.how for comparison in located.comparisons} == {"digest", "statistics"}
+        assert located.read == 0
+
+    def test_a_tolerance_overrides_the_defaults(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.mlp": bumped})
+        assert found(traces, rtol=1.0, atol=1.0, scan=True).findings == ()
+        assert found(traces, rtol=1.0, atol=1.0).findings == ()
+        with pytest.raises(TracediffError, match="together"):
+            found(traces, rtol=1.0)
+
+    def test_a_measured_floor_overrides_the_default_where_there_is_one(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.mlp": lambda value: value * (1 + 1e-5)})
+        assert found(traces, scan=True).findings == ()
+        floors = {record.row: 1e-6 for record in traces[0].records}
+        assert place(found(traces, scan=True, floors=floors), traces) == ("blocks.2.mlp", "output", "blocks.2.mlp")
+
+    def test_a_run_in_half_precision_is_allowed_its_rounding_at_float32_sites_too(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.mlp": lambda value: value * (1 + 1e-2)}, dtype="bfloat16")
+        assert found(traces, scan=True).findings == ()
+
+
+class TestForced:
+    def forced(self, traces: tuple[Trace, Trace]) -> Located:
+        traces[1].index["flags"] |= 2
+        return found(traces, mode="forced")
+
+    def test_each_divergence_is_introduced_where_it_is_seen(self, tmp_path: Path) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            w = weights(3)
+            with run("", x=x) as leave:
+                for i, site in enumerate(["a", "b", "c"]):  # each is handed the reference's input
+                    last = run.layer(site, x * np.float32(i + 1), w[i])
+                leave(last if run.path.name == "ref.h5" else np.tanh(x * 3 @ w[2]))
+
+        traces = record_pair(tmp_path, run=run_it, faults={"a": bumped, "c": bumped}, noise=0.0)
+        located = self.forced(traces)
+        assert [finding.culprit[0] for finding in located.findings] == ["a", "c"]
+        assert [finding.inherited for finding in located.findings] == [0.0, 0.0]
+
+    def layered(self, run: Run, x: Array) -> None:
+        w = weights(6)
+        with run("dec", x=x) as leave:
+            for i in range(3):
+                run.layer(f"dec.layers.{i}.self_attn", x * np.float32(i + 1), w[2 * i])
+                run.layer(f"dec.layers.{i}.mlp", x * np.float32(i + 2), w[2 * i + 1])
+            leave(x)
+
+    def test_a_finding_of_all_attentions_is_lifted_to_their_common_caller(self, tmp_path: Path) -> None:
+        faults = {f"dec.layers.{i}.self_attn": bumped for i in range(3)}
+        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
+        assert [(f.culprit, f.shared_by, f.pattern) for f in located.findings] == [(("dec", "dec"), 3, "dec.layers.*.self_attn")]
+
+    def test_one_of_two_of_three_is_not(self, tmp_path: Path) -> None:
+        faults = {f"dec.layers.{i}.self_attn": bumped for i in range(2)}
+        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
+        assert [f.culprit[0] for f in located.findings] == ["dec.layers.0.self_attn", "dec.layers.1.self_attn"]
+
+    def test_a_finding_of_all_other_siblings_is_one_finding(self, tmp_path: Path) -> None:
+        faults = {f"dec.layers.{i}.mlp": bumped for i in range(3)}
+        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [("dec.layers.0.mlp", 3)]
+
+
+class TestStages:
+    def staged(self, run: Run, x: Array) -> None:
+        for stage in ("encode", "decode"):
+            run.stage = stage
+            with run(stage, x=x) as leave:
+                leave(run.layer(f"{stage}.layer", x, weights(1)[0]))
+
+    def test_one_stage_can_be_asked_for(self, pair: Pair) -> None:
+        traces = pair(run=self.staged, faults={"encode.layer": bumped})
+        assert found(traces, stages=["decode"]).findings == ()
+        assert place(found(traces, stages=["encode"]), traces) == ("encode.layer", "output", "encode.layer")
+        with pytest.raises(TracediffError, match="'decode', 'encode'"):
+            found(traces, stages=["vocode"])

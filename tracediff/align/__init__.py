@@ -1,0 +1,24 @@
+"""Pairs the sites and records of two traces: by stated mapping, parameters, values, structure and order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from tracediff.align.alignment import Alignment, RecordPair, SitePair
+from tracediff.align.axes import Layout
+from tracediff.align.pairing import align_sides
+from tracediff.align.structure import Side
+from tracediff.trace import Trace
+
+__all__ = ["Alignment", "Layout", "RecordPair", "SitePair", "align"]
+
+
+def align(reference: Trace, port: Trace, *, mapping: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Alignment:
+    """Which sites and records of two open traces correspond.
+
+    ``mapping`` is the path of a mapping file, or its content (see `tracediff.align.mapping`); what it states is taken as it is.
+    Raises AlignmentError where the mapping is wrong, a trace holds no records, or the two share nothing that could be paired.
+    """
+    return align_sides(Side(reference), Side(port), mapping)

@@ -1,0 +1,265 @@
+"""The score of two sites: what parameters, values, shapes, roles, attributes, neighbours, names and what lies below say, added up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracediff.align import names, parameters, values
+from tracediff.align.features import Bag, Features, features_of_both, size_of
+from tracediff.align.structure import Side
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+_LEAST_TRUST = 0.2  # how far names must be trusted to count at all
+_FEW = 100  # pairs of sites for which plain Python is faster than arrays
+_MOST_KINDS = 3000  # kinds for which a full table of likenesses is kept
+_ANCHOR = 1.2  # the least evidence from parameters and values that pairs two sites by itself
+MARGIN = 0.35
+"""By how much an anchor must be better than the next candidate."""
+SAME_BAG = 0.97
+"""Likeness of what lies below two callers from which on they are taken to be the same."""
+
+
+class Scores:
+    """The evidence on two sides, and the scores of their sites.
+
+    ``parameters`` and ``values`` hold what those say of pairs of sites; ``near`` the candidates of each reference site by them, of each
+    port site, and all pairs; ``anchors`` the pairs that they single out; ``overlap`` how far the anchors below two callers are the same.
+    """
+
+    def __init__(self, reference: Side, port: Side) -> None:
+        self.sides = (reference, port)
+        contents = values.Contents(reference), values.Contents(port)
+        self.parameters = parameters.evidence(reference, port)
+        self.values = values.evidence(*contents, values.shared(*contents))
+        self.features = features_of_both(self.sides, contents)
+        self.near = _near(self.parameters, self.values)
+        self.trust = _names_count(self.sides)
+        bags, attributes = self.features[0].bags, self.features[0].attribute_sets
+        self.bags = _Likenesses(len(bags), lambda one, other: _jaccard(bags[one], bags[other]))
+        self.attributes = _Likenesses(len(attributes), lambda one, other: _agreement(attributes[one], attributes[other]))
+        self.anchors = self._anchors()
+        self.overlap = self._overlaps()
+        self.overlaps_of: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for (a, b), shared in self.overlap.items():
+            self.overlaps_of[a].append((b, shared))
+
+    def told(self, a: int, b: int) -> float:
+        """What parameters and values say of two sites together, from 0 (nothing) to about 4."""
+        owned, seen = self.parameters.get((a, b)), self.values.get((a, b))
+        total = 2.0 * owned.share if owned is not None and owned.part is None else 0.0
+        if seen is not None:
+            total += 0.7 * seen.inputs + 0.8 * seen.outputs + (0.8 if seen.inputs and seen.outputs else 0.0)
+        return total
+
+    def of(self, a: int, b: int) -> float:
+        return float(self.table([a], [b])[0, 0])
+
+    def table(self, rows: Sequence[int], columns: Sequence[int]) -> Floats:
+        """The score of every two sites."""
+        if not rows or not columns:
+            return np.empty((len(rows), len(columns)))
+        ours, theirs = self.features
+        a, b = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
+        scores = _by_codes(ours, theirs, a, b)
+        scores += 0.3 * self.attributes.table(ours.attributes[a], theirs.attributes[b])
+        if self.trust >= _LEAST_TRUST:
+            scores += 0.6 * self.trust * _words_alike([ours.words[site] for site in rows], [theirs.words[site] for site in columns])
+        self._add_told(scores, rows, columns)
+        self._add_levels(scores, a, b)
+        return scores
+
+    def _add_told(self, scores: Floats, rows: Sequence[int], columns: Sequence[int]) -> None:
+        place = {b: spot for spot, b in enumerate(columns)}
+        for i, a in enumerate(rows):
+            for b in self.near[0].get(a, ()):
+                spot = place.get(b)
+                if spot is not None:
+                    scores[i, spot] += self.told(a, b)
+
+    def _add_levels(self, scores: Floats, a: Ints, b: Ints) -> None:
+        """What the sites below two callers say of them: how alike they are, and how many anchors they share."""
+        ours, theirs = self.features
+        plain_a, plain_b = ours.leaf[a], theirs.leaf[b]
+        if plain_a.all() and plain_b.all():
+            return
+        alike = self.bags.table(ours.bag[a], theirs.bag[b])
+        both = ~plain_a[:, None] & ~plain_b[None, :]
+        mixed = plain_a[:, None] ^ plain_b[None, :]
+        scores += np.where(both, 2.0 * alike - 1.0, np.where(mixed, np.where(alike > SAME_BAG, 0.6, -1.0), 0.0))
+        place = {int(site): spot for spot, site in enumerate(b.tolist())}
+        for i in np.flatnonzero(~plain_a).tolist():
+            for other, shared in self.overlaps_of.get(int(a[i]), ()):
+                spot = place.get(other)
+                if spot is not None and not plain_b[spot]:
+                    scores[i, spot] += 2.5 * (shared - 0.3)
+
+    # -- anchors --------------------------------------------------------------------------------------------------------------
+
+    def _anchors(self) -> dict[int, int]:
+        """Pairs of sites that parameters and values single out: each the other's best, and clearly better than the next."""
+        scores = {pair: self.told(*pair) + self._fit(*pair) for pair in self.near[2]}
+        best: tuple[dict[int, list[tuple[float, int]]], dict[int, list[tuple[float, int]]]] = (defaultdict(list), defaultdict(list))
+        for (a, b), score in scores.items():
+            best[0][a].append((score, b))
+            best[1][b].append((score, a))
+        anchors: dict[int, int] = {}
+        for a, found in best[0].items():
+            score, b = max(found)
+            rival = max([other for other in found if other[1] != b] + [other for other in best[1][b] if other[1] != a], default=(0.0, -1))[
+                0
+            ]
+            if score >= _ANCHOR and score - rival >= MARGIN:
+                anchors[a] = b
+        return anchors
+
+    def _fit(self, a: int, b: int) -> float:
+        """How well two sites fit by what they own and do: contradictions count against an anchor."""
+        ours, theirs = self.features
+        fit = 0.0
+        if ours.key[a] != theirs.key[b]:
+            fit -= 0.8 if ours.key[a] and theirs.key[b] else 0.5
+        if ours.function[a] != theirs.function[b]:
+            fit -= 0.5
+        if ours.role[a] and theirs.role[b] and ours.role[a] != theirs.role[b]:
+            fit -= 0.5
+        if ours.leaf[a] != theirs.leaf[b]:
+            fit -= 0.4
+        return fit
+
+    def _overlaps(self) -> dict[tuple[int, int], float]:
+        """Of pairs of callers, how far the anchored sites below them are the same (Dice); a single one convinces less."""
+        above = [side.callers for side in self.sides]
+        shared: dict[tuple[int, int], int] = defaultdict(int)
+        totals: tuple[dict[int, int], dict[int, int]] = (defaultdict(int), defaultdict(int))
+        for a, b in self.anchors.items():
+            ours, theirs = above[0](a), above[1](b)
+            for one in ours:
+                totals[0][one] += 1
+                for other in theirs:
+                    shared[one, other] += 1
+            for other in theirs:
+                totals[1][other] += 1
+        return {(a, b): 2 * count / (totals[0][a] + totals[1][b]) * count / (count + 1) for (a, b), count in shared.items()}
+
+
+# What equal and different codes are worth where both sites have one.
+_WORTH = {
+    "role": (0.5, -0.8),
+    "type": (0.2, 0.0),
+    "outputs": (0.3, -0.3),
+    "inputs": (0.2, -0.2),
+    "stage": (0.3, -1.0),
+    "near": (0.25, 0.0),
+    "around": (0.25, 0.0),
+    "kind": (0.0, -0.3),
+    "often": (0.1, 0.0),
+}
+
+
+def _by_codes(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
+    """What roles, types, shapes, stages, neighbours, parameters' shapes and functions say of every two sites."""
+    scores = np.zeros((len(a), len(b)))
+    same_role = np.zeros(scores.shape, bool)
+    for name, (equal, different) in _WORTH.items():
+        one, other = getattr(ours, name)[a][:, None], getattr(theirs, name)[b][None, :]
+        same, present = one == other, (one != 0) & (other != 0)
+        scores += present * (different + same * (equal - different))
+        if name == "role":
+            same_role = present & same
+    one, other = ours.key[a][:, None], theirs.key[b][None, :]
+    leaves = ours.leaf[a][:, None] & theirs.leaf[b][None, :]
+    owns, neither = (one != 0) & (other != 0), (one == 0) & (other == 0)
+    scores += np.where(owns, np.where(one == other, 0.8, -1.5), np.where(neither, 0.2, np.where(leaves, -1.2, 0.0)))
+    one, other = ours.function[a][:, None], theirs.function[b][None, :]
+    if one.any() or other.any():
+        scores += np.where((one != 0) | (other != 0), np.where(one == other, 0.5, np.where(same_role, -0.2, -6.0)), 0.0)
+    return scores
+
+
+def _words_alike(rows: Sequence[frozenset[str]], columns: Sequence[frozenset[str]]) -> Floats:
+    """How alike the words of every two sites are (Dice)."""
+    if len(rows) * len(columns) <= _FEW:
+        return np.array([[2 * len(one & other) / (len(one) + len(other) or 1) for other in columns] for one in rows])
+    vocabulary = {word: place for place, word in enumerate(set().union(*rows) & set().union(*columns))}
+    tables = []
+    for names_of in (rows, columns):
+        table = np.zeros((len(names_of), len(vocabulary)), np.float32)
+        for row, words in enumerate(names_of):
+            table[row, [vocabulary[word] for word in words if word in vocabulary]] = 1.0
+        tables.append(table)
+    total = np.array([len(words) for words in rows])[:, None] + np.array([len(words) for words in columns])[None, :]
+    alike: Floats = 2.0 * (tables[0] @ tables[1].T) / np.maximum(total, 1)
+    return alike
+
+
+class _Likenesses:
+    """How alike kinds are, two at a time, each worked out when first asked for."""
+
+    def __init__(self, count: int, alike: Callable[[int, int], float]) -> None:
+        self.count = count
+        self.work = alike
+        self.known: Floats = np.full((count, count) if count <= _MOST_KINDS else (0, 0), np.nan, np.float32)
+        self.far: dict[tuple[int, int], float] = {}
+
+    def of(self, one: int, other: int) -> float:
+        if self.known.size:
+            if np.isnan(self.known[one, other]):
+                self.known[one, other] = self.work(one, other)
+            return float(self.known[one, other])
+        if (one, other) not in self.far:
+            self.far[one, other] = self.work(one, other)
+        return self.far[one, other]
+
+    def table(self, rows: Ints, columns: Ints) -> Floats:
+        if not self.known.size:
+            return np.array([[self.of(int(one), int(other)) for other in columns] for one in rows])
+        kinds = np.unique(rows), np.unique(columns)
+        for i, j in np.argwhere(np.isnan(self.known[np.ix_(*kinds)])).tolist():
+            self.of(int(kinds[0][i]), int(kinds[1][j]))
+        table: Floats = self.known[rows[:, None], columns[None, :]]
+        return table
+
+
+def _agreement(x: dict[str, Any], y: dict[str, Any]) -> float:
+    shared = [key for key in x if key in y and key != "training"]
+    return sum(1.0 if _equal(x[key], y[key]) else -1.0 for key in shared) / len(shared) if shared else 0.0
+
+
+def _equal(x: Any, y: Any) -> bool:
+    flat = [value if not isinstance(value, (list, tuple)) else (value[0] if len(set(map(repr, value))) == 1 else value) for value in (x, y)]
+    return bool(flat[0] == flat[1])
+
+
+def _jaccard(one: Bag, other: Bag) -> float:
+    a, b = dict(one), dict(other)
+    shared = sum(min(count, b.get(key, 0)) for key, count in a.items())
+    total = size_of(one) + size_of(other) - shared
+    return shared / total if total else 0.0
+
+
+def _names_count(sides: tuple[Side, Side]) -> float:
+    """How far names can be trusted, 0 to 1: how much of the reference's vocabulary the port uses too (numbers aside)."""
+    vocabularies = [{word for path in set(side.path) for word in names.tokens(path) if not word.isdigit()} for side in sides]
+    if not vocabularies[0] or not vocabularies[1]:
+        return 0.0
+    return min(1.0, 1.6 * len(vocabularies[0] & vocabularies[1]) / min(len(vocabularies[0]), len(vocabularies[1])))
+
+
+def _near(
+    owned: dict[tuple[int, int], parameters.Evidence], seen: dict[tuple[int, int], values.Seen]
+) -> tuple[dict[int, list[int]], dict[int, list[int]], list[tuple[int, int]]]:
+    pairs = list(dict.fromkeys([*owned, *seen]))
+    ours: dict[int, list[int]] = defaultdict(list)
+    theirs: dict[int, list[int]] = defaultdict(list)
+    for a, b in pairs:
+        ours[a].append(b)
+        theirs[b].append(a)
+    return ours, theirs, pairs

@@ -1,0 +1,321 @@
+"""Pairs the sites of two traces: anchors from parameters and values, then the tree of calls from the top down, then what is left over.
+
+The score of two sites mixes what their parameters, values, shapes, roles, attributes, neighbours and names say. A fault may silence
+any one of these (weights that were not loaded, values after an early error), so none decides alone. Inside matched callers the
+children are aligned in the order of their calls, and assigned out of order only where the scores clearly say so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tracediff.align import order
+from tracediff.align.axes import Part
+from tracediff.align.levels import Levels
+from tracediff.align.scores import MARGIN, Scores
+from tracediff.align.structure import Side
+
+_WORTH_PAIRING = 0.3  # the least score of two siblings that are paired
+_CONSISTENT = 0.7  # the least share of what is paired below two callers that must be paired with each other
+_HELD_ALIKE = 0.8  # the least share of what two modules hold that must be paired with each other for themselves to be
+_WORTH_MOVING = 0.9  # the least score of two sites paired although their callers are not
+
+
+@dataclass(slots=True)
+class Match:
+    """Two sites paired, with the score that decided, its runners-up, and the part of a fused site where there is one."""
+
+    reference: int
+    port: int
+    score: float
+    by: str
+    rivals: list[int] = field(default_factory=list)
+    part: Part | None = None
+    whole: str = ""
+
+
+class Matcher:
+    """Pairs the sites of two sides; `run` returns the matches, in the order of the reference."""
+
+    def __init__(
+        self,
+        reference: Side,
+        port: Side,
+        *,
+        given: Iterable[tuple[int, int]] = (),
+        fused: Iterable[Match] = (),
+        ignored: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
+    ) -> None:
+        self.scores = Scores(reference, port)
+        self.levels = Levels(self.scores)
+        self.sides, self.features = self.scores.sides, self.scores.features
+        self.ignored = ignored
+        self.partner: tuple[dict[int, Match], dict[int, Match]] = ({}, {})
+        self.fused: list[Match] = []
+        self._visited: set[tuple[int, int]] = set()
+        for a, b in given:
+            self._pair(Match(a, b, 9.0, "given"))
+        for match in fused:
+            self._fuse(match)
+
+    def run(self) -> list[Match]:
+        """All matches: one a site, and further ones for fused sites."""
+        self._fuse_by_parameters()
+        self._children(len(self.sides[0]), len(self.sides[1]))
+        self._apply_anchors()
+        self._left_over()
+        self._containers()
+        return sorted([*self.partner[0].values(), *self.fused], key=lambda match: (match.reference, match.port))
+
+    # -- from the top down -----------------------------------------------------------------------------------
+
+    def _children(self, a: int, b: int) -> tuple[list[int], list[int]]:
+        """Pairs what two matched callers call, and what those call in turn; returns the sites left over on each side."""
+        if (a, b) in self._visited:
+            return [], []
+        self._visited.add((a, b))
+        rows, columns = self.levels.dissolved(self.levels.called(0, a), self.levels.called(1, b))
+        pairs = self._align(rows, columns, _WORTH_PAIRING)
+        left: tuple[list[int], list[int]] = ([], [])
+        for one, other in pairs:
+            for side, sites in enumerate(self._inside(one, other)):
+                left[side].extend(sites)
+        for side, sites in enumerate((rows, columns)):
+            for site in sites:
+                if site not in self.partner[side]:
+                    left[side].extend([site, *self.sides[side].below(site)])
+        return self._move(left)
+
+    def _inside(self, a: int, b: int) -> tuple[list[int], list[int]]:
+        """Goes on inside a matched pair of siblings; a leaf is matched with the one leaf inside the other side's wrapper that fits."""
+        ours, theirs = self.features
+        if not ours.leaf[a] and not theirs.leaf[b]:
+            return self._children(a, b)
+        for side, (wrapper, leaf) in enumerate(((a, b), (b, a))):
+            if not self.features[side].leaf[wrapper] and self.features[1 - side].leaf[leaf]:
+                return self._unwrap(side, wrapper, leaf)
+        return [], []
+
+    def _unwrap(self, side: int, wrapper: int, leaf: int) -> tuple[list[int], list[int]]:
+        """Moves the match of a leaf from a wrapper to what is wrapped."""
+        inside = [site for site in self.sides[side].below(wrapper) if site not in self.partner[side] and self.features[side].leaf[site]]
+        scores = self.scores.table([leaf], inside) if side == 1 else self.scores.table(inside, [leaf]).T
+        left: tuple[list[int], list[int]] = ([], [])
+        left[side].extend(self.sides[side].below(wrapper))
+        own = self.features[side].key[wrapper]
+        if (
+            inside
+            and not own
+            and scores.max() > _WORTH_PAIRING
+            and self.features[side].key[inside[int(scores.argmax())]] == self.features[1 - side].key[leaf]
+        ):
+            best = inside[int(scores.argmax())]
+            self._unpair(side, wrapper)
+            self._pair(Match(*((best, leaf) if side == 0 else (leaf, best)), float(scores.max()), "wrapped"))
+        return [site for site in left[0] if site not in self.partner[0]], [site for site in left[1] if site not in self.partner[1]]
+
+    def _called(self, side: int, site: int) -> list[int]:
+        """What a site called, in order, then the modules it holds that own parameters but were never called."""
+        return [*self.sides[side].children[site], *self.features[side].uncalled.get(site, ())]
+
+    def _align(self, rows: Sequence[int], columns: Sequence[int], least: float) -> list[tuple[int, int]]:
+        """Aligns siblings that are not yet paired and pairs them; returns all pairs among them, earlier ones too."""
+        wanted = set(columns)
+        known = [(a, match.port) for a in rows if (match := self.partner[0].get(a)) is not None and match.port in wanted]
+        free = [a for a in rows if a not in self.partner[0] and a not in self.ignored[0]]
+        other = [b for b in columns if b not in self.partner[1] and b not in self.ignored[1]]
+        pairs = self._fused_siblings(free, other)
+        free = [a for a in free if a not in self.partner[0]]
+        other = [b for b in other if b not in self.partner[1]]
+        for a, b, score, rivals in self._matched(free, other):
+            if score > least and self._is_consistent(a, b):
+                self._pair(Match(a, b, score, "structure", rivals))
+                pairs.append((a, b))
+        return [*known, *pairs]
+
+    def _is_consistent(self, a: int, b: int) -> bool:
+        """Whether what is already paired below two callers is mostly paired with what lies below the other."""
+        if self.features[0].leaf[a] or self.features[1].leaf[b]:
+            return True
+        ours = [self.partner[0][site].port for site in self.sides[0].below(a) if site in self.partner[0]]
+        theirs = {site for site in self.sides[1].below(b) if site in self.partner[1]}
+        shared = sum(site in theirs for site in ours)
+        return 2 * shared >= _CONSISTENT * (len(ours) + len(theirs))
+
+    def _matched(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int, float, list[int]]]:
+        if not rows or not columns:
+            return []
+        if order.is_small(len(rows), len(columns)):
+            return self._matched_piece(rows, columns)
+        place = {b: spot for spot, b in enumerate(columns)}
+        anchors = [(spot, place[b]) for spot, a in enumerate(rows) if (b := self.scores.anchors.get(a, -1)) in place]
+        found: list[tuple[int, int, float, list[int]]] = [
+            (rows[i], columns[j], self.scores.of(rows[i], columns[j]), []) for i, j in anchors
+        ]
+        done = {a for a, *_ in found}, {b for _, b, *_ in found}
+        for ours, theirs in order.pieces(len(rows), len(columns), anchors):
+            part = [rows[i] for i in ours if rows[i] not in done[0]], [columns[j] for j in theirs if columns[j] not in done[1]]
+            if part[0] and part[1]:
+                found.extend(self._matched_piece(*part))
+        return found
+
+    def _matched_piece(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int, float, list[int]]]:
+        scores = self.scores.table(rows, columns)
+        found: list[tuple[int, int, float, list[int]]] = []
+        for i, j in order.matched(np.where(scores > _WORTH_PAIRING / 2, scores, 0.0)):
+            close = np.flatnonzero(scores[i] > scores[i, j] - 0.05)
+            rivals = [columns[k] for k in close[:4] if k != j] if len(close) > 1 else []
+            found.append((rows[i], columns[j], float(scores[i, j]), rivals[:3]))
+        return found
+
+    # -- fused projections -----------------------------------------------------------------------------------
+
+    def _fuse_by_parameters(self) -> None:
+        """Sites whose parameters are blocks of a larger one's on the other side."""
+        for (a, b), found in self.scores.parameters.items():
+            if found.part is not None and found.share > 0.5:
+                self._fuse(Match(a, b, 3.0, found.text, part=found.part, whole=found.whole))
+
+    def _fused_siblings(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
+        """Neighbours whose outputs add up to one sibling's on the other side, where no parameter is equal any more."""
+        found: list[tuple[int, int]] = []
+        for side in (0, 1):
+            parts, wholes = (rows, columns) if side == 0 else (columns, rows)
+            for whole in wholes:
+                group = self._group(side, [part for part in parts if part not in self.partner[side]], whole, wholes)
+                start = 0
+                for part in group:
+                    size = self._out_size(side, part)
+                    match = Match(
+                        *((part, whole) if side == 0 else (whole, part)),
+                        1.5,
+                        "fused by shape",
+                        part=Part(0, start, start + size),
+                        whole="port" if side == 0 else "reference",
+                    )
+                    self._fuse(match)
+                    found.append((match.reference, match.port))
+                    start += size
+        return found
+
+    def _group(self, side: int, parts: Sequence[int], whole: int, wholes: Sequence[int]) -> list[int]:
+        """Two to four neighbours among ``parts`` that together make ``whole``."""
+        mine, other = self.features[side], self.features[1 - side]
+        dims = other.key_of[whole]
+        if len(dims) != 2 or whole in self.partner[1 - side] or other.role[whole] == 0:
+            return []
+        if any(mine.key[part] == other.key[whole] for part in parts):
+            return []
+        for start in range(len(parts)):
+            for count in (2, 3, 4):
+                group = parts[start : start + count]
+                if len(group) == count and self._adds_up(side, group, whole) and not self._has_likes(side, group, wholes):
+                    return list(group)
+        return []
+
+    def _has_likes(self, side: int, group: Sequence[int], wholes: Sequence[int]) -> bool:
+        """Whether the other side has unpaired siblings of the same shape as one of the group, so that nothing need be fused."""
+        free = {int(self.features[1 - side].key[rival]) for rival in wholes if rival not in self.partner[1 - side]}
+        return any(int(self.features[side].key[part]) in free for part in group)
+
+    def _adds_up(self, side: int, group: Sequence[int], whole: int) -> bool:
+        mine, other = self.features[side], self.features[1 - side]
+        size, total = self._out_size(1 - side, whole), sum(self._out_size(side, part) for part in group)
+        if not size or size != total or any(mine.role[part] != other.role[whole] for part in group):
+            return False
+        rest = set(other.key_of[whole]) - {size} or {size}
+        return (
+            all(len(mine.key_of[part]) == 2 and rest & set(mine.key_of[part]) for part in group)
+            and len({tuple(mine.inputs_of[part]) for part in group}) == 1
+        )
+
+    def _out_size(self, side: int, site: int) -> int:
+        return self.features[side].width[site]
+
+    def _fuse(self, match: Match) -> None:
+        self.fused.append(match)
+        self.partner[0].setdefault(match.reference, match)
+        self.partner[1].setdefault(match.port, match)
+
+    # -- what is left over -----------------------------------------------------------------------------------
+
+    def _move(self, left: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        """Pairs what was left over inside two matched callers although it stands at different places there."""
+        rows, columns = self._unpaired(0, left[0]), self._unpaired(1, left[1])
+        if rows and columns and order.is_small(len(rows), len(columns)):
+            telling = [site for site in rows if self._tells(0, site)], [site for site in columns if self._tells(1, site)]
+            self._align(*telling, _WORTH_MOVING)
+        return self._unpaired(0, rows), self._unpaired(1, columns)
+
+    def _unpaired(self, side: int, sites: Iterable[int]) -> list[int]:
+        return sorted(site for site in set(sites) if site not in self.partner[side] and site not in self.ignored[side])
+
+    def _tells(self, side: int, site: int) -> bool:
+        """Whether a site has enough by which to be told from others far away: parameters, a function's name, or a level of its own."""
+        features = self.features[side]
+        return bool(features.key[site] or features.function[site] or not features.leaf[site])
+
+    def _apply_anchors(self) -> None:
+        """Pairs anchored sites that the callers kept apart, and undoes pairs that an anchor contradicts."""
+        for a, b in self.scores.anchors.items():
+            ours, theirs = self.partner[0].get(a), self.partner[1].get(b)
+            if ours is not None and ours is theirs:
+                continue
+            held = [match for match in (ours, theirs) if match is not None]
+            if any(
+                match.by == "given"
+                or match.part is not None
+                or self.scores.told(match.reference, match.port) + MARGIN > self.scores.told(a, b)
+                for match in held
+            ):
+                continue
+            for match in held:
+                self._unpair(0, match.reference)
+            self._pair(Match(a, b, self.scores.told(a, b), "anchor"))
+
+    def _left_over(self) -> None:
+        """Once more what is unpaired inside paired callers, now that anchors have spoken."""
+        for match in list(self.partner[0].values()):
+            a, b = match.reference, match.port
+            if not self.features[0].leaf[a] and not self.features[1].leaf[b]:
+                rows, columns = self._unpaired(0, self.levels.called(0, a)), self._unpaired(1, self.levels.called(1, b))
+                if rows and columns:
+                    for one, other in self._align(rows, columns, _WORTH_MOVING):
+                        self._inside(one, other)
+
+    def _containers(self) -> None:
+        """Modules that were never called but hold paired ones (lists of layers): paired by what they hold."""
+        shared: dict[tuple[int, int], int] = defaultdict(int)
+        totals: tuple[dict[int, int], dict[int, int]] = (defaultdict(int), defaultdict(int))
+        for match in self.partner[0].values():
+            ours, theirs = (
+                [site for site in self.sides[side].holders(own) if site not in self.partner[side]]
+                for side, own in enumerate((match.reference, match.port))
+            )
+            for one in ours:
+                totals[0][one] += 1
+                for other in theirs:
+                    shared[one, other] += 1
+            for other in theirs:
+                totals[1][other] += 1
+        ranked = sorted(((2 * count / (totals[0][a] + totals[1][b]), a, b) for (a, b), count in shared.items()), reverse=True)
+        for share, a, b in ranked:
+            if share > _HELD_ALIKE and a not in self.partner[0] and b not in self.partner[1] and self._is_container(a, b):
+                self._pair(Match(a, b, share, "holds paired sites"))
+
+    def _is_container(self, a: int, b: int) -> bool:
+        called = self.sides[0].first_call[a] >= 0, self.sides[1].first_call[b] >= 0
+        return called[0] == called[1] and a not in self.ignored[0] and b not in self.ignored[1]
+
+    def _pair(self, match: Match) -> None:
+        self.partner[0][match.reference] = match
+        self.partner[1][match.port] = match
+
+    def _unpair(self, side: int, site: int) -> None:
+        match = self.partner[side].pop(site, None)
+        if match is not None:
+            self.partner[1 - side].pop(match.port if side == 0 else match.reference, None)

@@ -1,0 +1,52 @@
+"""The demonstration: the real Chatterbox pair, captured at small size, with one announced fault in the port, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracediff import api
+from tracediff.errors import TracediffError
+
+if TYPE_CHECKING:
+    from tracediff.report import Report
+
+RECIPE = "chatterbox"
+NONE = "none"
+
+
+def faults() -> dict[str, str]:
+    """What can be planted: name and announcement, ``none`` for the port as it ships."""
+    return {NONE: "nothing: the port as it ships", **{name: fault.announcement for name, fault in _registry().items()}}
+
+
+def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: Callable[[str], None] = lambda _: None) -> Report:
+    """Captures both sides of the stage that the fault belongs to (of every stage for ``none``), and bisects.
+
+    The traces ``demo_torch.h5`` and ``demo_mlx.h5`` in ``folder`` are written anew. Raises TracediffError for a fault that is not known.
+    """
+    from tracediff.capture.recipe import run_recipe
+
+    known = _registry()
+    if fault != NONE and fault not in known:
+        raise TracediffError(f"No fault {fault!r}. Choose one of: {', '.join([NONE, *known])}. What they are: tracediff demo --list")
+    planted = None if fault == NONE else known[fault]
+    stages = () if planted is None else (planted.stage,)
+    reference, port = Path(folder) / "demo_torch.h5", Path(folder) / "demo_mlx.h5"
+    options: dict[str, Any] = {"stages": stages, "seed": seed, "force": True, "progress": progress}
+    progress("the reference: chatterbox-tts in PyTorch")
+    run_recipe("torch", RECIPE, output=reference, **options)
+    progress(f"the port: mlx-audio in MLX; planted: {faults()[fault]}")
+    run_recipe("mlx", RECIPE, output=port, change=None if planted is None else planted.plant, random=reference, **options)
+    progress(f"tracediff bisect {reference} {port}")
+    return api.bisect(reference, port)
+
+
+def _registry() -> Mapping[str, Any]:
+    """The faults that the recipe's folder knows."""
+    from tracediff.capture.recipe import find_recipe, load_file
+
+    module = load_file(find_recipe(RECIPE, "mlx").with_name(f"{RECIPE}_faults.py"))
+    registry: Mapping[str, Any] = module.FAULTS
+    return registry

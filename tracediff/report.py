@@ -1,0 +1,536 @@
+"""Report: the whole result of a comparison as plain frozen data; text, JSON, table, plot and Markdown are views of it.
+
+The JSON has no NaN or Infinity literals: a number that is not finite is the text "NaN", "Infinity" or "-Infinity", and what is unknown
+is null. Module paths and sites are the printed ones of `tracediff.site`; "" is the root.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from tracediff.align import Alignment, RecordPair
+from tracediff.compare import By, Metrics
+from tracediff.errors import TracediffError
+from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
+from tracediff.trace import Record, Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SCHEMA = "tracediff.report/1"
+Verdict = Literal["same", "different"] | None
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A pair of records: the site on either side, and the reference's call, end and stage."""
+
+    reference: str
+    port: str
+    call: str
+    end: str
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """The module paths of the code that introduced an error; "" is the root."""
+
+    reference: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A possible cause: one of DESIGN's stable kinds, how likely it is (0 to 1), whether applying it reproduced the port, and why."""
+
+    kind: str
+    confidence: float
+    confirmed: bool
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The metrics of a divergence, as `tracediff.compare.Metrics` defines them."""
+
+    max_abs: float
+    mean_abs: float
+    rms: float
+    rel_l2: float
+    cosine: float
+    max_ulp: int | None
+    mismatched: int
+    count: int
+    argmax: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """An error that was introduced: where it is seen, and whose code made it.
+
+    ``introduced`` and ``inherited`` are relative L2: of the pair itself, and the worst of what arrived there (None where unknown).
+    ``metrics`` is None where the shapes differ or no values were stored. ``last_same`` is the last pair before it that agrees.
+    ``causes``: best first; none means that the cause is unknown.
+    """
+
+    site: Where
+    culprit: Culprit
+    introduced: float
+    inherited: float | None
+    floor: float | None
+    metrics: Measured | None
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    layout: str
+    last_same: Where | None
+    causes: tuple[Cause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much was compared. ``paired`` and ``compared`` count pairs of records; ``read`` those whose values were read."""
+
+    reference_records: int
+    port_records: int
+    paired: int
+    compared: int
+    read: int
+    bytes_read: int
+    unpaired_reference: tuple[str, ...] = ()
+    unpaired_port: tuple[str, ...] = ()
+    not_seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: ``worst`` is its largest relative L2 and ``floor`` the noise floor there; ``first`` its first divergence."""
+
+    stage: str
+    verdict: Verdict
+    worst: float | None
+    floor: float | None
+    first: Where | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The parameters of both sides: how many are equal, and one line for each finding among the others."""
+
+    equal: int = 0
+    different: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One pair of records in the table of all pairs; what was not compared has ``how`` "" and ``diverged`` None.
+
+    ``at_least`` is a lower bound of the relative L2 that statistics prove where values were not read. ``effect`` says why a pair that
+    differs is no divergence.
+    """
+
+    where: Where
+    how: How
+    rel_l2: float | None
+    max_abs: float | None
+    at_least: float
+    limit: float | None
+    by: By | None
+    floor: float | None
+    diverged: bool | None
+    introduced: bool
+    effect: Effect
+    layout: str
+    pair: RecordPair = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What comparing two traces gave.
+
+    ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
+    those introduced, in execution order; a bisection names the first only. ``rows`` holds every pair (empty in a report read from JSON).
+    """
+
+    verdict: Verdict
+    mode: Literal["forced", "free"]
+    method: Literal["bisect", "scan", "live"]
+    reference: Mapping[str, Any]
+    port: Mapping[str, Any]
+    coverage: Coverage
+    divergences: tuple[Divergence, ...]
+    stages: tuple[Stage, ...]
+    weights: Weights
+    certificate: Mapping[str, Any]
+    rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def first(self) -> Divergence | None:
+        """The first divergence."""
+        return self.divergences[0] if self.divergences else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        plain = {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "mode": self.mode,
+            "method": self.method,
+            "reference": dict(self.reference),
+            "port": dict(self.port),
+            "coverage": asdict(self.coverage),
+            "first": asdict(self.first) if self.first else None,
+            "divergences": [asdict(divergence) for divergence in self.divergences],
+            "stages": [asdict(stage) for stage in self.stages],
+            "weights": asdict(self.weights),
+            "certificate": dict(self.certificate),
+        }
+        written: dict[str, Any] = _plain(plain)
+        return written
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as JSON text without NaN literals."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The report that `to_json` wrote, without the table of all pairs. Raises TracediffError where the text is none."""
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise TracediffError(f"The report's schema is {data['schema']!r}; this version of tracediff reads {SCHEMA!r}.")
+            return cls(**_of_json(data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TracediffError(f"This is no report of tracediff ({type(error).__name__}: {error}).") from error
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a compared pair, in execution order."""
+        import pandas as pd
+
+        columns: dict[str, Callable[[Row], Any]] = {
+            "reference": lambda row: row.where.reference,
+            "port": lambda row: row.where.port,
+            "call": lambda row: row.where.call,
+            "end": lambda row: row.where.end,
+            "stage": lambda row: row.where.stage,
+            "rel_l2": lambda row: row.rel_l2,
+            "max_abs": lambda row: row.max_abs,
+            "limit": lambda row: row.limit,
+            "floor": lambda row: row.floor,
+            "diverged": lambda row: row.diverged,
+            "introduced": lambda row: row.introduced,
+            "effect": lambda row: row.effect,
+            "layout": lambda row: row.layout,
+        }
+        kept = [row for row in self.rows if row.diverged is not None]
+        frame = pd.DataFrame({name: [of(row) for row in kept] for name, of in columns.items()})
+        numbers = ["rel_l2", "max_abs", "limit", "floor"]
+        return frame.astype(dict.fromkeys(numbers, float) | dict.fromkeys(["diverged", "introduced"], bool))
+
+    def with_causes(self, causes: Mapping[str, Iterable[Cause]]) -> Self:
+        """The report with these causes, by the reference's module path of the culprit, put before those it has; best first."""
+
+        def caused(divergence: Divergence) -> Divergence:
+            found = sorted(causes.get(divergence.culprit.reference, ()), key=lambda cause: (-cause.confirmed, -cause.confidence))
+            return replace(divergence, causes=(*found, *divergence.causes))
+
+        return replace(self, divergences=tuple(map(caused, self.divergences)))
+
+    def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
+        """A figure: the error of every site in execution order, or reference against port at the culprit."""
+        from tracediff.show import plot
+
+        return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the report as its suffix says (.json, .txt, .md, .png, .svg, .pdf), replacing a file of that name; returns the path."""
+        from tracediff.show import text
+
+        to = Path(path)
+        suffix = to.suffix.lower()
+        if suffix in PICTURES:
+            self.plot().savefig(to)
+            return to
+        writers: dict[str, Callable[[], str]] = {
+            ".json": lambda: self.to_json() + "\n",
+            ".txt": lambda: text.plain(text.report(self)),
+            ".md": lambda: text.markdown(self),
+        }
+        if suffix not in writers:
+            raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are .json, .txt, .md, .png, .svg and .pdf.")
+        to.write_text(writers[suffix](), encoding="utf-8")
+        return to
+
+    def __str__(self) -> str:
+        from tracediff.show import text
+
+        return text.plain(text.report(self))
+
+    def _repr_html_(self) -> str:
+        from tracediff.show import text
+
+        return text.html(text.report(self))
+
+
+# ------------------------------------------------------------------------------------------------------------ to and from JSON
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON holds: what is not finite as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _source(blame: Blame, culprit: str, record: Record, trace: Trace) -> str:
+    """Where to look in the code: the class of a module, and the line that made the call."""
+    line = f"{record.file}:{record.line}" if record.file else ""
+    module = next((one for one in trace.meta.get("modules") or () if one["path"] == culprit), None)
+    if blame != "module" or module is None:
+        return line
+    kind = f"{module.get('type', '')} in {module['file']}" if module.get("file") else str(module.get("type", ""))
+    return f"{kind}, called at {line}" if line and kind else kind or line
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {name: data[name] for name in ("verdict", "mode", "method", "reference", "port", "certificate")}
+    return {
+        **taken,
+        "coverage": _made(Coverage, data["coverage"]),
+        "divergences": tuple(_divergence(part) for part in data["divergences"]),
+        "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
+        "weights": _made(Weights, data["weights"]),
+    }
+
+
+def _divergence(data: Mapping[str, Any]) -> Divergence:
+    parts = {
+        "site": _where(data["site"]),
+        "culprit": _made(Culprit, data["culprit"]),
+        "metrics": _made(Measured, data["metrics"]) if data["metrics"] else None,
+        "last_same": _where(data["last_same"]),
+        "shapes": {side: tuple(shape) for side, shape in data["shapes"].items()},
+        "causes": tuple(_made(Cause, cause) for cause in data["causes"]),
+    }
+    made: Divergence = _made(Divergence, {**data, **parts})
+    return made
+
+
+def _where(data: Mapping[str, Any] | None) -> Where | None:
+    return _made(Where, data) if data else None
+
+
+def _made(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    """A frozen dataclass from JSON: lists as tuples, spelled-out numbers as numbers, later versions' further keys left out."""
+    known = {one.name for one in fields(kind)}
+    return kind(**{key: tuple(value) if isinstance(value, list) else _number(value) for key, value in data.items() if key in known})
+
+
+# ------------------------------------------------------------------------------------------------------------------- assembly
+
+
+def build(
+    located: Located,
+    alignment: Alignment,
+    reference: Trace,
+    port: Trace,
+    *,
+    weights: Weights | None = None,
+    causes: Mapping[str, Iterable[Cause]] | None = None,
+) -> Report:
+    """The report of what was located, with the findings on weights and the causes that were explained, if any."""
+    rows = tuple(_rows(located, reference, port))
+    divergences = tuple(_of_finding(finding, located, rows, reference, port) for finding in located.findings)
+    stages = _stages(rows, divergences, reference)
+    made = Report(
+        verdict=_verdict(rows, divergences, (reference, port)),
+        mode=located.mode,
+        method=located.method,
+        reference=_side(reference),
+        port=_side(port),
+        coverage=_coverage(located, alignment, reference, port),
+        divergences=divergences,
+        stages=stages,
+        weights=weights or Weights(),
+        certificate=_certificate(located, rows, reference, port),
+        rows=rows,
+    )
+    return made.with_causes(causes or {})
+
+
+def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace]) -> Verdict:
+    """What can be said of all: "same" needs pairs that were compared, and two runs that came to their end."""
+    if divergences:
+        return "different"
+    has_compared = any(row.diverged is not None for row in rows)
+    return "same" if has_compared and all(trace.complete for trace in traces) else None
+
+
+def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
+    introduced = {finding.place for finding in located.findings}
+    for place, comparison in enumerate(located.comparisons):
+        metrics, judgement = comparison.metrics, comparison.judgement
+        yield Row(
+            where=_where_of(comparison, reference, port),
+            how=comparison.how,
+            rel_l2=metrics.rel_l2 if metrics is not None else None,
+            max_abs=metrics.max_abs if metrics is not None else None,
+            at_least=comparison.at_least,
+            limit=judgement.limit if judgement is not None else None,
+            by=judgement.by if judgement is not None else None,
+            floor=comparison.floor,
+            diverged=comparison.diverged,
+            introduced=place in introduced,
+            effect=comparison.effect,
+            layout="no layout" if comparison.pair.layout is None else str(comparison.pair.layout),
+            pair=comparison.pair,
+        )
+
+
+def _where_of(comparison: Comparison, reference: Trace, port: Trace) -> Where:
+    left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
+    return Where(left.site, right.site, left.call, left.end, left.stage)
+
+
+def _of_finding(finding: Finding, located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> Divergence:
+    comparison = located.comparisons[finding.place]
+    left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
+    return Divergence(
+        site=rows[finding.place].where,
+        culprit=Culprit(*finding.culprit),
+        introduced=finding.introduced,
+        inherited=finding.inherited,
+        floor=comparison.floor,
+        metrics=_measured(comparison.metrics),
+        shapes={"reference": left.shape, "port": right.shape},
+        dtypes={"reference": left.dtype, "port": right.dtype},
+        layout=rows[finding.place].layout,
+        last_same=rows[finding.last_same].where if finding.last_same is not None else None,
+        causes=tuple(_told_by_the_pair(finding.blame, comparison, left, right)),
+    )
+
+
+def _measured(metrics: Metrics | None) -> Measured | None:
+    return None if metrics is None else Measured(**{one.name: getattr(metrics, one.name) for one in fields(Measured)})
+
+
+def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right: Record) -> Iterable[Cause]:
+    """The causes that the pair itself shows, without looking further."""
+    metrics = comparison.metrics
+    if right.dtype == "text" != left.dtype:
+        yield Cause("raised", 1.0, True, f"the port's call raised: {right.text()}")
+    elif comparison.how == "shape":
+        yield Cause("length", 0.5, False, f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them")
+    elif metrics is not None and metrics.lone_nonfinite:
+        yield Cause("nonfinite", 1.0, True, _nonfinite(metrics, left, right))
+    if blame == "input":
+        yield Cause("input", 1.0, True, "the two runs were given different inputs: nothing was computed before this")
+    if blame == "random":
+        yield Cause("random", 1.0, True, "the two runs drew different random numbers; play the reference's back with --random")
+
+
+def _nonfinite(metrics: Metrics, left: Record, right: Record) -> str:
+    ours, theirs = (f"{record.stats.nan:,} NaN and {record.stats.inf:,} infinite" for record in (left, right))
+    return f"of {metrics.count:,} values {theirs} in the port, {ours} in the reference; the RMS error of the others is {metrics.rms:.1e}"
+
+
+def _side(trace: Trace) -> dict[str, Any]:
+    """What a report says of one side."""
+    told = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
+    return {"path": str(trace.path), **told, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
+
+
+def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
+    missed = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
+    return Coverage(
+        reference_records=len(reference.records),
+        port_records=len(port.records),
+        paired=len(located.comparisons),
+        compared=sum(comparison.diverged is not None for comparison in located.comparisons),
+        read=located.read,
+        bytes_read=located.bytes_read,
+        unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
+        unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
+        not_seen=tuple(f"{side}: {text}" for side, text in missed),
+    )
+
+
+def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
+    """What has no partner, in order: sites, and of paired sites the ends."""
+    records = (trace.records[row] for row in rows)
+    return dict.fromkeys(f"{record.site} {record.end}" if record.site in paired else record.site for record in records)
+
+
+def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
+    """What the answer rests on, and of each divergence by what it was judged and where to look."""
+    told = asdict(located.certificate)
+    for name in ("moved", "without_effect"):
+        told[name] = [asdict(rows[place].where) for place in told[name]]
+    return {**told, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
+
+
+def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[str, Any]:
+    left, right = reference.records[row.pair.reference[0]], port.records[row.pair.port[0]]
+    return {
+        "limit": row.limit,
+        "by": row.by,
+        "blame": finding.blame,
+        "source": {
+            "reference": _source(finding.blame, finding.culprit[0], left, reference),
+            "port": _source(finding.blame, finding.culprit[1], right, port),
+        },
+        "suspects": [{"side": side, "site": text} for side, text in finding.suspects],
+        "shared_by": finding.shared_by,
+        "pattern": finding.pattern,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------- stages
+
+
+def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: Trace) -> tuple[Stage, ...]:
+    """The stages in execution order, each outer one before its inner ones; an outer stage is as bad as the worst inside it."""
+    around: Mapping[str, str] = reference.meta.get("stages") or {}
+    seen = dict.fromkeys(row.where.stage for row in rows) | dict.fromkeys(around)
+    ordered = dict.fromkeys(stage for inner in seen for stage in reversed(_chain(inner, around)))
+    return tuple(_stage(stage, [row for row in rows if stage in _chain(row.where.stage, around)], divergences) for stage in ordered)
+
+
+def _chain(stage: str, around: Mapping[str, str]) -> list[str]:
+    """A stage and those around it, innermost first."""
+    chain = [stage]
+    while (outer := around.get(chain[-1], "")) and outer not in chain:
+        chain.append(outer)
+    return chain
+
+
+def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
+    counted = [row for row in rows if row.effect not in ("moved", "no effect")]
+    diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
+    known = [row for row in counted if row.rel_l2 is not None and row.by != "rounding"]
+    worst = max(known, key=_error, default=None)
+    places = {row.where for row in rows}
+    first = next((divergence.site for divergence in divergences if divergence.site in places), diverged[0].where if diverged else None)
+    verdict: Verdict = "different" if diverged else "same" if rows and all(row.diverged is not None for row in rows) else None
+    return Stage(stage, verdict, worst.rel_l2 if worst else None, worst.floor if worst else None, first)
+
+
+def _error(row: Row) -> float:
+    return row.rel_l2 or 0.0

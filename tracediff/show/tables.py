@@ -1,0 +1,104 @@
+"""Tables that are no report: what a capture recorded, what a trace holds, what corresponds, what the doctor found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tracediff.show.words import counted, listed, number
+
+if TYPE_CHECKING:
+    from tracediff.align import Alignment, SitePair
+    from tracediff.doctor import Check
+    from tracediff.trace import Trace
+    from tracediff.trace.listing import Listing
+
+STATES = {"ok": "bold green", "slow": "yellow", "missing": "yellow"}
+DOUBTFUL = 0.6
+"""Pairs below this confidence are marked."""
+
+
+def captured(trace: Trace) -> RenderableType:
+    """What a capture recorded, whether the run repeats itself, and what it did not see."""
+    meta = trace.meta
+    size = trace.path.stat().st_size / 1e6
+    held = (
+        f"{counted(len(trace.records), 'record')} of {counted(len(trace.sites), 'site')}, {len(trace.params):,} parameters, {size:.1f} MB"
+    )
+    run = (
+        f"{', '.join(str(meta.get(name)) for name in ('impl', 'dtype', 'device', 'mode'))} mode, run in {meta.get('wall_seconds', 0):.1f} s"
+    )
+    lines = [Text(f"{trace.path}: {held}", "bold"), Text(run)]
+    lines += [Text(line, style) for line, style in _repeats(meta)]
+    lines += [Text(f"warning: {warning}", "yellow") for warning in meta.get("warnings") or ()]
+    missed = meta.get("not_seen") or ()
+    if missed:
+        lines.append(Text(f"not seen: {listed(list(missed), 8)}", "dim"))
+    return Group(*lines)
+
+
+def _repeats(meta: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    if meta.get("repeats") is True:
+        yield "a second run gave the same bits", "green"
+    elif meta.get("repeats") is False:
+        site, call, end = ((meta.get("repeats_first") or {}).get(name) for name in ("site", "call", "end"))
+        yield f"it does not repeat itself: a second run first differs at {site!r} {end} ({call})", "bold red"
+    else:
+        yield "not run a second time, so it is not known whether it repeats itself", "dim"
+
+
+def listing(told: Listing) -> RenderableType:
+    """A listing as a table."""
+    table = _table(*told.columns)
+    for row in told.rows:
+        table.add_row(*(_cell(value) for value in row))
+    more = [Text(f"and {told.more:,} more; --limit 0 lists all", "dim")] if told.more else []
+    return Group(Text(told.title, "bold"), table, *more)
+
+
+def alignment(told: Alignment, *, unpaired: bool = False) -> RenderableType:
+    """Which sites correspond, with evidence and confidence; with ``unpaired`` only what has no partner or is ambiguous."""
+    shown = [(place, pair) for place, pair in enumerate(told.pairs) if not unpaired or not pair.is_paired or pair.ambiguous]
+    table = _table("reference", "port", "layout", "evidence", "sure")
+    for place, pair in shown:
+        table.add_row(*_pair_cells(told, place, pair), style=None if pair.is_paired and pair.confidence >= DOUBTFUL else "yellow")
+    paired = sum(pair.is_paired for pair in told.pairs)
+    alone = f"{counted(len(told.pairs) - paired, 'site')} without partner"
+    head = f"{counted(paired, 'pair')} of sites, {counted(len(told.records), 'pair')} of records; {alone}"
+    return Group(Text(head, "bold"), table, *(Text(warning, "yellow") for warning in told.warnings))
+
+
+def _pair_cells(told: Alignment, place: int, pair: SitePair) -> tuple[Text, ...]:
+    candidates = f" (or {listed(list(pair.ambiguous), 2)})" if pair.ambiguous else ""
+    nearest = f"nearest: {listed(list(pair.ambiguous), 3)}" if pair.ambiguous else ""
+    evidence = pair.evidence + candidates if pair.is_paired else nearest or pair.evidence
+    sure = f"{pair.confidence:.2f}" if pair.is_paired else ""
+    names = ("-" if side is None else side or "(root)" for side in (pair.reference, pair.port))
+    return tuple(Text(text) for text in (*names, told.layout_of(place) if pair.is_paired else "", evidence, sure))
+
+
+def checks(found: Iterable[Check]) -> RenderableType:
+    """The doctor's checks: what was seen, and the cure where there is one."""
+    table = _table("", "", "")
+    table.show_header = False
+    for check in found:
+        cure = Text(f"\n  {check.cure}", "dim") if check.cure and check.state != "ok" else Text()
+        table.add_row(Text(check.state, STATES[check.state]), Text(check.name), Text(check.seen).append(cure))
+    return table
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-", "dim")
+    return Text(number(value) if isinstance(value, float) else str(value))

@@ -1,0 +1,134 @@
+"""How results are worded, numbered and coloured: what every text shares.
+
+Names of sites are never taken for markup. Colour is only ever an addition to words, so that nothing is lost without it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
+PLAIN_WIDTH = 120
+MOST_NAMES = 4
+
+
+def console(*, file: Any = None, width: int | None = None) -> Console:
+    """The console for answers: stdout, coloured on a terminal unless NO_COLOR is set, as wide as the terminal (else 120)."""
+    stream = file or sys.stdout
+    if width is None and not stream.isatty() and "COLUMNS" not in os.environ:
+        width = PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False)
+
+
+def plain(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
+    """What would be printed, without colour, as one string."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(shown)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def html(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
+    """What would be printed, as HTML for a notebook's cell, in the page's own colours."""
+    recorded = Console(
+        file=io.StringIO(), width=width, highlight=False, markup=False, record=True, force_terminal=True, color_system="standard"
+    )
+    recorded.print(shown)
+    frame = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;background:none;color:inherit;font-size:90%">{code}</pre>'
+    return recorded.export_html(inline_styles=True, code_format=frame)
+
+
+# ------------------------------------------------------------------------------------------------------------ small words
+
+
+def number(value: float | None) -> str:
+    """A number in three characters of precision: ``3.2e-02``; "-" where there is none.
+
+    >>> number(0.03217), number(0.0), number(None)
+    ('3.2e-02', '0', '-')
+    """
+    if value is None:
+        return "-"
+    if math.isnan(value) or math.isinf(value):
+        return "infinite" if math.isinf(value) else "NaN"
+    return f"{value:.1e}" if value else "0"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A count with its noun.
+
+    >>> counted(1, "record"), counted(2000, "record"), counted(2, "boundary", "boundaries")
+    ('1 record', '2,000 records', '2 boundaries')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def module(path: str) -> str:
+    """A module path as it is printed."""
+    return path or "the root"
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names that differ only in their numbers as one, with their count, in order.
+
+    >>> grouped(["layers.0.drop", "layers.1.drop", "norm"])
+    ['2 x layers.*.drop', 'norm']
+    """
+    kept = list(names)
+    patterns = Counter(_NUMBER.sub("*", name) for name in kept)
+    first = {_NUMBER.sub("*", name): name for name in reversed(kept)}
+    return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(_NUMBER.sub("*", name) for name in kept)]
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
+    """The first few names and how many more there are."""
+    shown = ", ".join(name or "the root" for name in names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def short_call(call: str) -> str:
+    """Of a call the scopes, and the frames that were not entered for the first time.
+
+    >>> short_call("flow[0]/.decoder[0]/@ode=3/.estimator[3]"), short_call("flow[0]")
+    ('@ode=3/.estimator[3]', '')
+    """
+    return "/".join(part for part in call.split("/") if not part.endswith("[0]"))
+
+
+def allowance(limit: float | None, by: str | None, floor: float | None = None, certificate: Mapping[str, Any] | None = None) -> str:
+    """What was allowed, and why so much."""
+    if by == "exact":
+        return "none allowed (exact values)"
+    if by == "tolerance" and certificate:
+        return f"allowed rtol {certificate.get('rtol'):g}, atol {certificate.get('atol'):g}"
+    why = {"no floor": "no floor", "floor": f"noise floor {number(floor)}"}.get(by or "", "")
+    return f"allowed {number(limit)}" + (f" ({why})" if why else "")
+
+
+def table(*heads: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table without rules; the columns named in ``numbers`` are aligned to the right."""
+    empty = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=LABEL)
+    for head in heads:
+        empty.add_column(head, justify="right" if head in numbers else "left", no_wrap=head in numbers, overflow="fold")
+    return empty
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """A shape or an index as Python writes it.
+
+    >>> shape((2, 3)), shape([4]), shape(())
+    ('(2, 3)', '(4,)', '()')
+    """
+    return str(tuple(sizes))
