@@ -237,16 +237,21 @@ def ratios(times: dict[str, list[tuple[float, float]]], key: str, by: str, clock
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
+def fastest(times: dict[str, list[tuple[float, float]]], key: str) -> float:
+    """The ratio to a raw write of the fastest runs of both, which a busy machine disturbs least."""
+    return min(pair[0] for pair in times[key]) / min(pair[0] for pair in times["raw"])
+
+
 def time_table(times: dict[str, list[tuple[float, float]]]) -> Iterator[str]:
-    yield row("way", "ms", "CPU ms", "x bare: min / median / max", "x raw write", "x raw write, CPU")
-    yield row("---", *["---:"] * 5)
+    yield row("way", "fastest ms", "CPU ms", "x bare: min / median / max", "x raw write", "fastest x raw write", "x raw write, CPU")
+    yield row("---", *["---:"] * 6)
     for key, taken in times.items():
-        clocks = [statistics.median(pair[clock] for pair in taken) * 1e3 for clock in (0, 1)]
         yield row(
             LABELS[key],
-            *(f"{value:.0f}" for value in clocks),
+            *(f"{min(pair[clock] for pair in taken) * 1e3:.0f}" for clock in (0, 1)),
             spread(ratios(times, key, "bare", 0)),
             spread(ratios(times, key, "raw", 0)),
+            f"{fastest(times, key):.2f}",
             spread(ratios(times, key, "raw", 1)),
         )
 
@@ -267,7 +272,10 @@ def extra_peaks(peaks: dict[str, list[int]], key: str) -> list[int]:
 def verdicts(times: dict[str, list[tuple[float, float]]], peaks: dict[str, list[int]], payload: int) -> Iterator[str]:
     for key in (WITHOUT, "capture"):
         ratio = statistics.median(ratios(times, key, "raw", 0))
-        yield f"{LABELS[key]}: {ratio:.2f} x hooks + one raw write (target {RATIO_TARGET}): {_met(ratio <= RATIO_TARGET)}"
+        yield (
+            f"{LABELS[key]}: {ratio:.2f} x hooks + one raw write in the median, {fastest(times, key):.2f} x in the fastest runs "
+            f"(target {RATIO_TARGET}): {_met(ratio <= RATIO_TARGET)}"
+        )
     if peaks:
         extra, limit = statistics.median(extra_peaks(peaks, "capture")), max(MEMORY_TARGET * payload, MEMORY_LEAST)
         yield f"extra peak memory: {extra / MB:.0f} MB (target {limit / MB:.0f}): {_met(extra <= limit)}"
@@ -303,8 +311,9 @@ def lines(framework: str, found: dict[str, Any], times: dict[str, Any], peaks: d
         f"{found['modules']} modules; outputs {found['output'] / MB:.0f} MB, inputs {found['input'] / MB:.0f} MB; "
         f"the trace: {found['records']} records, {found['stored'] / MB:.0f} MB.  "
     )
-    once = statistics.median(pair[0] for pair in times["parameters"]) * 1e3
-    yield f"Parameters, fingerprinted before the run: {found['parameters'] / MB:.0f} MB in {once:.0f} ms, {once / found['parameters'] * 1e9:.0f} ms a GB.\n"
+    once = min(pair[0] for pair in times["parameters"]) * 1e3
+    rate = once / found["parameters"] * 1e9
+    yield f"Parameters, fingerprinted before the run: {found['parameters'] / MB:.0f} MB in {once:.0f} ms, {rate:.0f} ms a GB (fastest).\n"
     yield from time_table(times)
     if peaks:
         yield ""

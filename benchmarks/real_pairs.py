@@ -48,9 +48,21 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], Rules]] = {
         {"n_ctx": 64},
         {"transformer": "model", "transformer.*": "model.*"},
     ),
-    "gpt_neox": (SMALL, {"rotary_pct": 0.25, "rotary_emb_base": 10000}, {"gpt_neox": "model", "gpt_neox.**": "model.**"}),
+    "gpt_neox": (
+        {**SMALL, "intermediate_size": 256},
+        {"rotary_pct": 0.25, "rotary_emb_base": 10000},
+        {"gpt_neox": "model", "gpt_neox.**": "model.**"},
+    ),
     "mamba": (
-        {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 100, "state_size": 8, "time_step_rank": 4, "bos_token_id": 0, "eos_token_id": 0},
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "vocab_size": 100,
+            "state_size": 8,
+            "time_step_rank": 4,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
         {},
         {},
     ),

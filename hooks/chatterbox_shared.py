@@ -24,7 +24,8 @@ STAGES = {
     "flow.block": "flow decoder: one transformer block",
     "flow.time": "flow decoder: time embedding",
     "flow.ode": "flow decoder: every step of the ODE solver, with guidance",
-    "vocoder": "HiFT vocoder",
+    "vocoder": "HiFT vocoder: fundamental, source and wave",
+    "vocoder.decode": "HiFT vocoder: mel and a given source to wave",
 }
 ROOTS = {"t3": ("t3.",), "s3gen": ("s3gen.", "flow.", "vocoder")}
 
@@ -32,6 +33,7 @@ SPEECH_TOKENS = 6561
 START_TEXT, STOP_TEXT = 255, 0
 MELS = 80
 SPEAKER = 192
+SAMPLES_A_FRAME = 480
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,15 @@ def vocoder_inputs(context: Any) -> dict[str, np.ndarray]:
     """A log mel (1, 80, F)."""
     frames = size_of(context).mel_frames
     return {"speech_feat": context.array("vocoder", "speech_feat", lambda g: _log_mel(g, (1, MELS, frames)))}
+
+
+def decode_inputs(context: Any) -> dict[str, np.ndarray]:
+    """A log mel (1, 80, F) and a source signal (1, 1, 480 F)."""
+    frames, stage, array = size_of(context).mel_frames, "vocoder.decode", context.array
+    return {
+        "x": array(stage, "x", lambda g: _log_mel(g, (1, MELS, frames))),
+        "s": array(stage, "s", lambda g: _float(0.2 * g.standard_normal((1, 1, SAMPLES_A_FRAME * frames)))),
+    }
 
 
 def _float(values: np.ndarray) -> np.ndarray:

@@ -19,10 +19,11 @@ import tracediff as td
 IMPL = "torch"
 REQUIRES = ["chatterbox-tts==0.1.7", "s3tokenizer==0.3.0", "torch>=2.6", "torchaudio>=2.6", "safetensors>=0.5.3"]
 STAGES = shared.STAGES
-INSTALL = "uv sync --extra chatterbox (in a checkout of tracediff), or by pip as the README shows"
+INSTALL = "uv sync --extra chatterbox (in a checkout of tracediff), or by pip as docs/install.md shows"
 METHODS = [
     "t3:prepare_conditioning",
     "t3:prepare_input_embeds",
+    "t3.speech_pos_emb:get_fixed_embedding",
     "s3gen.flow:inference",
     "s3gen.flow.encoder:forward_layers",
     "s3gen.flow.encoder:forward_up_layers",
@@ -123,7 +124,7 @@ def _run_block(models: Mapping[str, Any], context: Any) -> Any:
 def _run_time(models: Mapping[str, Any], context: Any) -> Any:
     given = _tensors(shared.time_inputs(context), context.dtype)
     estimator = models["s3gen"].flow.decoder.estimator
-    return estimator.time_mlp(estimator.time_embeddings(given["t"]))
+    return estimator.time_mlp(estimator.time_embeddings(given["t"]).to(given["t"].dtype))
 
 
 def _run_ode(models: Mapping[str, Any], context: Any) -> Any:
@@ -140,6 +141,11 @@ def _run_vocoder(models: Mapping[str, Any], context: Any) -> Any:
     return models["s3gen"].mel2wav.inference(speech_feat=given["speech_feat"], cache_source=torch.zeros(1, 1, 0))
 
 
+def _run_decode(models: Mapping[str, Any], context: Any) -> Any:
+    """The vocoder behind its source, whose rounding grows with time, so that it has a verdict of its own."""
+    return models["s3gen"].mel2wav.decode(**_tensors(shared.decode_inputs(context)))
+
+
 _WORK: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "t3.cond": _run_cond,
     "t3.transformer": _run_transformer,
@@ -149,6 +155,7 @@ _WORK: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "flow.time": _run_time,
     "flow.ode": _run_ode,
     "vocoder": _run_vocoder,
+    "vocoder.decode": _run_decode,
 }
 
 

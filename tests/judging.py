@@ -25,6 +25,7 @@ class Run:
     ) -> None:
         self.path = path
         self.faults, self.glue = faults or {}, glue or {}
+        self.save, self.flags = "full", 0
         self.writer = TraceWriter(path, meta={"impl": "numpy", "dtype": "float32", "modules": [], "mode_run": "free", **meta})
         self.calls: list[tuple[str, str, dict[str, int]]] = [("", "", {})]
         self.ordinals: dict[str, int] = {}
@@ -90,6 +91,8 @@ class Run:
             stage=self.stage,
             producer=producer,
             producer_how=1 if producer >= 0 else 0,
+            flags=self.flags,
+            store=self.save == "full",
         )
         if is_made:
             self.made[id(value)] = (value, row)

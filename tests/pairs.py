@@ -124,7 +124,9 @@ class GptBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = GptAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "act": nn.GELU(), "c_proj": nn.Linear(4 * width, width), "dropout": nn.Dropout(0.1)})
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(width, 4 * width), "act": nn.GELU(), "c_proj": nn.Linear(4 * width, width), "dropout": nn.Dropout(0.1)}
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -162,7 +164,8 @@ class SplitAttention(mnn.Module):
     def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
         batch, length, _ = x.shape
         q, k, v = (
-            project(x).reshape(batch, length, self.n_heads, -1).transpose(0, 2, 1, 3) for project in (self.query_proj, self.key_proj, self.value_proj)
+            project(x).reshape(batch, length, self.n_heads, -1).transpose(0, 2, 1, 3)
+            for project in (self.query_proj, self.key_proj, self.value_proj)
         )
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1))
@@ -221,7 +224,13 @@ def gpt(seed: int = 0, layers: int = 4) -> Pair:
         for kind in ("weight", "bias"):
             for name, part in zip(("query", "key", "value"), np.split(state[f"{source}.attn.c_attn.{kind}"], 3), strict=True):
                 weights[f"{target}.self_attn.{name}_proj.{kind}"] = part
-            for theirs, ours in (("self_attn.out_proj", "attn.c_proj"), ("feed_forward.up", "mlp.c_fc"), ("feed_forward.down", "mlp.c_proj"), ("attn_norm", "ln_1"), ("ffn_norm", "ln_2")):
+            for theirs, ours in (
+                ("self_attn.out_proj", "attn.c_proj"),
+                ("feed_forward.up", "mlp.c_fc"),
+                ("feed_forward.down", "mlp.c_proj"),
+                ("attn_norm", "ln_1"),
+                ("ffn_norm", "ln_2"),
+            ):
                 weights[f"{target}.{theirs}.{kind}"] = state[f"{source}.{ours}.{kind}"]
     port = load(SplitGpt(layers=layers), weights)
     ids = np.random.default_rng(seed).integers(0, 60, (2, 9))
@@ -250,7 +259,11 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            nn.GroupNorm(4, channels), nn.SiLU(), nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation), nn.Dropout(0.1), nn.Conv1d(channels, channels, 1)
+            nn.GroupNorm(4, channels),
+            nn.SiLU(),
+            nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation),
+            nn.Dropout(0.1),
+            nn.Conv1d(channels, channels, 1),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -261,7 +274,12 @@ class ConvNet(nn.Module):
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.conv_pre = nn.Conv1d(10, channels, 7, padding=3)
-        self.ups = nn.ModuleList([nn.ConvTranspose1d(channels, channels // 2, 4, stride=2, padding=1), nn.ConvTranspose1d(channels // 2, channels // 4, 4, stride=2, padding=1)])
+        self.ups = nn.ModuleList(
+            [
+                nn.ConvTranspose1d(channels, channels // 2, 4, stride=2, padding=1),
+                nn.ConvTranspose1d(channels // 2, channels // 4, 4, stride=2, padding=1),
+            ]
+        )
         self.resblocks = nn.ModuleList([ResBlock(channels // 2 ** (1 + i // 2), 1 + 2 * (i % 2)) for i in range(4)])
         self.bn = nn.BatchNorm1d(channels // 4)
         self.conv_post = nn.Conv1d(channels // 4, 1, 7, padding=3)
@@ -320,7 +338,11 @@ def conv(seed: int = 0) -> Pair:
     state = {name: array(value) for name, value in reference.state_dict().items()}
     renames = {"conv_pre": "first.conv", "conv_post": "last.conv", "bn": "norm", "ups.0": "up0.conv", "ups.1": "up1.conv"}
     for i in range(4):
-        renames |= {f"resblocks.{i}.block.0": f"blocks.{i}.norm", f"resblocks.{i}.block.2": f"blocks.{i}.conv1.conv", f"resblocks.{i}.block.4": f"blocks.{i}.conv2.conv"}
+        renames |= {
+            f"resblocks.{i}.block.0": f"blocks.{i}.norm",
+            f"resblocks.{i}.block.2": f"blocks.{i}.conv1.conv",
+            f"resblocks.{i}.block.4": f"blocks.{i}.conv2.conv",
+        }
     weights = {}
     for name, value in state.items():
         module, _, kind = name.rpartition(".")
@@ -406,7 +428,12 @@ class CrossAttention(nn.Module):
 class T5Block(nn.Module):
     def __init__(self, width: int, heads: int, cross: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([nn.ModuleDict({"attention": CrossAttention(width, heads), "layer_norm": nn.LayerNorm(width)}) for _ in range(2 if cross else 1)])
+        self.layer = nn.ModuleList(
+            [
+                nn.ModuleDict({"attention": CrossAttention(width, heads), "layer_norm": nn.LayerNorm(width)})
+                for _ in range(2 if cross else 1)
+            ]
+        )
         self.ff = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
@@ -519,14 +546,25 @@ _T5_ATTENTION = {".q": ".query_proj", ".k": ".key_proj", ".v": ".value_proj", ".
 def encoder_decoder(seed: int = 0) -> Pair:
     reference = perturb(T5(), seed)
     state = {name: array(value) for name, value in reference.state_dict().items()}
-    truth: Rules = {"": "", "shared": "wte", "encoder_norm": "encoder.ln", "decoder_norm": "decoder.ln", "encoder.*": "encoder.layers.*", "decoder.*": "decoder.layers.*"}
+    truth: Rules = {
+        "": "",
+        "shared": "wte",
+        "encoder_norm": "encoder.ln",
+        "decoder_norm": "decoder.ln",
+        "encoder.*": "encoder.layers.*",
+        "decoder.*": "decoder.layers.*",
+    }
     parts = {("encoder", 0): ("attention", "ln1"), ("decoder", 0): ("self_attention", "ln1"), ("decoder", 1): ("cross_attention", "ln2")}
     for (stack, place), (attention, norm) in parts.items():
         truth[f"{stack}.*.layer.{place}.layer_norm"] = f"{stack}.layers.*.{norm}"
         for ours, theirs in _T5_ATTENTION.items():
             truth[f"{stack}.*.layer.{place}.attention{ours}"] = f"{stack}.layers.*.{attention}{theirs}"
     for stack, norm in (("encoder", "ln2"), ("decoder", "ln3")):
-        truth |= {f"{stack}.*.ff.0": f"{stack}.layers.*.{norm}", f"{stack}.*.ff.1": f"{stack}.layers.*.dense1", f"{stack}.*.ff.3": f"{stack}.layers.*.dense2"}
+        truth |= {
+            f"{stack}.*.ff.0": f"{stack}.layers.*.{norm}",
+            f"{stack}.*.ff.1": f"{stack}.layers.*.dense1",
+            f"{stack}.*.ff.3": f"{stack}.layers.*.dense2",
+        }
     weights = {}
     for name, value in state.items():
         module, _, kind = name.rpartition(".")
@@ -570,7 +608,9 @@ class TorchTransformer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = CrossAttention(width, heads)
         self.norm3 = nn.LayerNorm(width)
-        self.ff = nn.ModuleDict({"net": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width))})
+        self.ff = nn.ModuleDict(
+            {"net": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width))}
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n = self.norm1(x)
@@ -582,9 +622,34 @@ class TorchUnet(nn.Module):
     def __init__(self, ins: int = 8, width: int = 16, times: int = 12) -> None:
         super().__init__()
         self.time_mlp = nn.Sequential(nn.Linear(times, times), nn.SiLU(), nn.Linear(times, times))
-        self.down_blocks = nn.ModuleList([nn.ModuleList([TorchResnet(ins, width, times), nn.ModuleList([TorchTransformer(width) for _ in range(2)]), nn.Conv1d(width, width, 3, padding=1)])])
-        self.mid_blocks = nn.ModuleList([nn.ModuleList([TorchResnet(width, width, times), nn.ModuleList([TorchTransformer(width) for _ in range(2)])]) for _ in range(3)])
-        self.up_blocks = nn.ModuleList([nn.ModuleList([TorchResnet(2 * width, width, times), nn.ModuleList([TorchTransformer(width) for _ in range(2)]), nn.Conv1d(width, width, 3, padding=1)])])
+        self.down_blocks = nn.ModuleList(
+            [
+                nn.ModuleList(
+                    [
+                        TorchResnet(ins, width, times),
+                        nn.ModuleList([TorchTransformer(width) for _ in range(2)]),
+                        nn.Conv1d(width, width, 3, padding=1),
+                    ]
+                )
+            ]
+        )
+        self.mid_blocks = nn.ModuleList(
+            [
+                nn.ModuleList([TorchResnet(width, width, times), nn.ModuleList([TorchTransformer(width) for _ in range(2)])])
+                for _ in range(3)
+            ]
+        )
+        self.up_blocks = nn.ModuleList(
+            [
+                nn.ModuleList(
+                    [
+                        TorchResnet(2 * width, width, times),
+                        nn.ModuleList([TorchTransformer(width) for _ in range(2)]),
+                        nn.Conv1d(width, width, 3, padding=1),
+                    ]
+                )
+            ]
+        )
         self.final_proj = nn.Conv1d(width, ins, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -675,13 +740,28 @@ class MlxUnet(mnn.Module):
         return self.out(self.up.sample(self.up(mx.concatenate([x, skip], -1), t)))
 
 
-_RESNET = {".block1.0": ".conv_in", ".block1.1": ".norm_in", ".block2.0": ".conv_out", ".block2.1": ".norm_out", ".res_conv": ".shortcut", ".mlp.1": ".time", "": ""}
+_RESNET = {
+    ".block1.0": ".conv_in",
+    ".block1.1": ".norm_in",
+    ".block2.0": ".conv_out",
+    ".block2.1": ".norm_out",
+    ".res_conv": ".shortcut",
+    ".mlp.1": ".time",
+    "": "",
+}
 _TRANSFORMER = {".norm1": ".norms.0", ".norm3": ".norms.1", ".ff.net.0": ".linear1", ".ff.net.3": ".linear2", "": ""}
 
 
 def unet(seed: int = 0) -> Pair:
     reference = perturb(TorchUnet(), seed)
-    truth: Rules = {"": "", "time_mlp.0": "time_in", "time_mlp.2": "time_out", "final_proj": "out", "down_blocks.0.2": "down.sample", "up_blocks.0.2": "up.sample"}
+    truth: Rules = {
+        "": "",
+        "time_mlp.0": "time_in",
+        "time_mlp.2": "time_out",
+        "final_proj": "out",
+        "down_blocks.0.2": "down.sample",
+        "up_blocks.0.2": "up.sample",
+    }
     for ours, theirs in (("down_blocks.0", "down"), ("mid_blocks.*", "middle.*"), ("up_blocks.0", "up")):
         truth |= {f"{ours}.0{a}": f"{theirs}.resnet{b}" for a, b in _RESNET.items()}
         truth |= {f"{ours}.1.*{a}": f"{theirs}.transformers.*{b}" for a, b in _TRANSFORMER.items()}

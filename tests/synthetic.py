@@ -20,12 +20,16 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     modules: list[dict[str, Any]] = field(default_factory=list)
     frames: list[tuple[str, int]] = field(default_factory=list)
+    known: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     def seen(self, values: np.ndarray) -> np.ndarray:
         """The values as this run sees them: a port's are a rounding error off."""
         if self.noise is None or values.dtype.kind != "f":
             return values
-        return (values * (1 + 6e-8 * self.noise.standard_normal(values.shape))).astype(values.dtype)
+        key = values.tobytes()
+        if key not in self.known:
+            self.known[key] = (values * (1 + 6e-8 * self.noise.standard_normal(values.shape))).astype(values.dtype)
+        return self.known[key]
 
     def module(self, path: str, kind: str, params: dict[str, np.ndarray] | None = None, **attributes: Any) -> None:
         self.modules.append({"path": path, "type": kind, "attrs": attributes, "aliases": [], "children": [], "training": False})
@@ -54,7 +58,9 @@ class Run:
 
     def add(self, site: str, number: int, end: str, values: np.ndarray) -> int:
         parent = self.frames[-1][1] if self.frames else -1
-        return self.writer.add(site=site, call=f"{site}[{number}]", ordinal=number, end=end, values=self.seen(values), parent=parent, store=False)
+        return self.writer.add(
+            site=site, call=f"{site}[{number}]", ordinal=number, end=end, values=self.seen(values), parent=parent, store=False
+        )
 
 
 def stack(folder: Path, layers: int, *, width: int = 16, seed: int = 0) -> tuple[Path, Path, dict[str, str]]:
@@ -91,7 +97,14 @@ def _stack(run: Run, side: int, layers: int, width: int, random: np.random.Gener
         paths |= {name: f"{block}.{attn}.{name}" for name in (q, k, v, o)} | {name: f"{block}.{mlp}.{name}" for name in (up, down)}
         for name in (norm1, norm2):
             run.module(paths[name], "LayerNorm", {"weight": 1 + 0.1 * drawn(width), "bias": 0.1 * drawn(width)}, eps=1e-5)
-        for name, outs, ins in ((q, width, width), (k, width, width), (v, width, width), (o, width, width), (up, 2 * width, width), (down, width, 2 * width)):
+        for name, outs, ins in (
+            (q, width, width),
+            (k, width, width),
+            (v, width, width),
+            (o, width, width),
+            (up, 2 * width, width),
+            (down, width, 2 * width),
+        ):
             run.module(paths[name], "Linear", {"weight": drawn(outs, ins)})
         run.module(paths[attn], "Attention")
         run.module(paths[mlp], "FeedForward")

@@ -183,7 +183,8 @@ class TestAdditiveMasks:
 
     def test_a_masked_place_that_is_open_in_the_port_diverges(self) -> None:
         metrics = compare(np.array([0, -1e10, 0], "f4"), np.zeros(3, "f4"))
-        assert metrics.max_abs == 1e4
+        assert (metrics.max_abs, metrics.masked_reference, metrics.masked_port) == (1e4, 1, 0)
+        assert compare(np.zeros(3, "f4"), np.array([0, -np.inf, 0], "f4")).masked_port == 1
         assert allowed(metrics, F32, F32).diverged
 
     def test_masked_scores_are_judged_by_what_is_left(self) -> None:

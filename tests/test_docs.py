@@ -46,14 +46,16 @@ def test_every_option_is_explained(name: str) -> None:
     assert not unexplained
 
 
-def test_the_readme_names_only_commands_and_options_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in re.findall(r"^.*\btracediff ([a-z]+)(?: .*)?$", text, re.MULTILINE):
-        if line in ("and",):
-            continue
-        assert line in cli.main.commands or line not in text.split("`"), line
-    for name, rest in re.findall(r"tracediff ([a-z]+)((?: [^`\n#]*)?)", text):
-        if name not in cli.main.commands:
-            continue
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_a_page_names_only_commands_and_options_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, rest in re.findall(r"(?:^(?=tracediff [a-z]+(?: |$))|run (?:--extra \w+ )*|`|\| )tracediff ([a-z]+)((?: [^`\n#|]*)?)", text, re.MULTILINE):
+        assert name in cli.main.commands, f"{page}: tracediff {name}"
         known = {option for p in cli.main.commands[name].params for option in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
-        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known, (name, rest)
+        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known, f"{page}: tracediff {name}{rest}"
+
+
+def test_every_linked_page_is_there() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

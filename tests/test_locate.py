@@ -99,6 +99,12 @@ class TestCulprits:
         traces = pair(faults={site: bumped})
         assert place(found(traces, scan=scan), traces) == (site, "output", site)
 
+    def test_every_leaf_is_found_wherever_it_stands(self, pair: Pair) -> None:
+        for site in LEAVES:
+            traces = pair(faults={site: bumped})
+            for scan in (True, False):
+                assert place(found(traces, scan=scan), traces) == (site, "output", site)
+
     @pytest.mark.parametrize("scan", [True, False])
     def test_a_containers_own_code_is_named_by_its_output(self, pair: Pair, scan: bool) -> None:
         traces = pair(faults={"blocks.1.attn": bumped})
@@ -134,6 +140,17 @@ class TestCulprits:
         assert place(located, traces) == ("!random.normal", "draw", "")
         assert located.first is not None
         assert located.first.blame == "random"
+
+    def test_what_a_draw_went_into_is_not_blamed_even_where_the_draw_was_played(self, pair: Pair) -> None:
+        def sampled(run: Run, x: Array) -> None:
+            with run("source", x=x) as leave:
+                run.flags = 2  # as playback marks its draws
+                noise = run.draw("random.normal", x[::-1].copy())
+                run.flags = 0
+                leave((x + noise).astype(np.float32))
+
+        located = found(pair(run=sampled, faults={"source!random.normal": bumped}), scan=True)
+        assert [finding.blame for finding in located.findings] == ["random"]
 
     def test_two_faults_in_parallel_branches_are_both_found(self, pair: Pair) -> None:
         traces = pair(faults={"blocks.2.attn.q": bumped, "blocks.2.attn.k": bumped})
@@ -275,6 +292,38 @@ class TestNoDivergence:
 
         assert found(pair(run=run_it, noise=0.0), scan=True).findings == ()
 
+    def test_scalar_arguments_of_another_convention_are_no_divergence_even_beside_one(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            is_reference = run.path.name == "ref.h5"
+            with run("", x=x) as leave:
+                k = run.hand("attn", x)
+                with run("attn", x=x, k=k) as attended:
+                    run._add("attr[causal]", np.array(is_reference))
+                    leave(attended((x * k).astype(np.float32)))
+
+        located = found(pair(run=run_it), scan=True)
+        assert located.findings == ()
+        assert len(located.certificate.without_effect) == 1
+        traces = pair(run=run_it, glue={"attn": bumped})
+        located = found(traces, scan=True)
+        assert [(finding.culprit[0], finding.blame) for finding in located.findings] == [("", "caller")]
+        assert place(located, traces) == ("attn", "input[k]", "")
+
+    def test_one_wrong_tensor_handed_to_three_calls_is_one_finding(self, pair: Pair) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            with run("attn", x=x) as leave:
+                wrong = run.hand("q", x)
+                parts = []
+                for site, weight in zip("qkv", weights(3), strict=True):
+                    with run(f"attn.{site}", x=wrong) as made:
+                        parts.append(made((wrong @ weight).astype(np.float32)))
+                leave((parts[0] * parts[1] + parts[2]).astype(np.float32))
+
+        traces = pair(run=run_it, glue={"q": bumped})
+        located = found(traces, scan=True)
+        assert [finding.culprit[0] for finding in located.findings] == ["attn"]
+        assert place(located, traces) == ("attn.q", "input[x]", "attn")
+
     def masked_attention(self, effect: float) -> Callable[[Run, Array], None]:
         def run_it(run: Run, x: Array) -> None:
             is_reference = run.path.name == "ref.h5"
@@ -336,9 +385,11 @@ class TestShapesAndValues:
             assert place(found(traces, scan=scan), traces) == ("blocks.1.mlp", "output", "blocks.1.mlp")
 
     def test_traces_of_statistics_alone_are_judged_by_what_these_prove(self, tmp_path: Path) -> None:
-        traces = record_pair(tmp_path, faults={"blocks.2.attn.k": bumped})
-        for trace in traces:
-            trace.index["segment"] = -1
+        def unstored(run: Run, x: Array) -> None:
+            run.save = "stats"
+            model(run, x)
+
+        traces = record_pair(tmp_path, run=unstored, faults={"blocks.2.attn.k": bumped})
         located = found(traces, scan=True)
         assert place(located, traces) == ("blocks.2.attn.k", "output", "blocks.2.attn.k")
         assert {comparison.how for comparison in located.comparisons} == {"digest", "statistics"}
@@ -363,9 +414,15 @@ class TestShapesAndValues:
 
 
 class TestForced:
-    def forced(self, traces: tuple[Trace, Trace]) -> Located:
-        traces[1].index["flags"] |= 2
-        return found(traces, mode="forced")
+    def forced(self, folder: Path, run: Callable[[Run, Array], None], **planted: Fault) -> Located:
+        """A port that went on with the reference's tensors everywhere: `run` has to do so itself."""
+
+        def marked(recorder: Run, x: Array) -> None:
+            recorder.flags = 2 if recorder.path.name == "port.h5" else 0
+            run(recorder, x)
+
+        faults = {name.replace("_", "."): fault for name, fault in planted.items()}
+        return found(record_pair(folder, run=marked, faults=faults, noise=0.0), mode="forced")
 
     def test_each_divergence_is_introduced_where_it_is_seen(self, tmp_path: Path) -> None:
         def run_it(run: Run, x: Array) -> None:
@@ -375,8 +432,7 @@ class TestForced:
                     last = run.layer(site, x * np.float32(i + 1), w[i])
                 leave(last if run.path.name == "ref.h5" else np.tanh(x * 3 @ w[2]))
 
-        traces = record_pair(tmp_path, run=run_it, faults={"a": bumped, "c": bumped}, noise=0.0)
-        located = self.forced(traces)
+        located = self.forced(tmp_path, run_it, a=bumped, c=bumped)
         assert [finding.culprit[0] for finding in located.findings] == ["a", "c"]
         assert [finding.inherited for finding in located.findings] == [0.0, 0.0]
 
@@ -384,23 +440,20 @@ class TestForced:
         w = weights(6)
         with run("dec", x=x) as leave:
             for i in range(3):
-                run.layer(f"dec.layers.{i}.self_attn", x * np.float32(i + 1), w[2 * i])
+                run.layer(f"dec.layers.{i}.attn", x * np.float32(i + 1), w[2 * i])
                 run.layer(f"dec.layers.{i}.mlp", x * np.float32(i + 2), w[2 * i + 1])
             leave(x)
 
     def test_a_finding_of_all_attentions_is_lifted_to_their_common_caller(self, tmp_path: Path) -> None:
-        faults = {f"dec.layers.{i}.self_attn": bumped for i in range(3)}
-        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
-        assert [(f.culprit, f.shared_by, f.pattern) for f in located.findings] == [(("dec", "dec"), 3, "dec.layers.*.self_attn")]
+        located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": bumped for i in range(3)})
+        assert [(f.culprit, f.shared_by, f.pattern) for f in located.findings] == [(("dec", "dec"), 3, "dec.layers.*.attn")]
 
     def test_one_of_two_of_three_is_not(self, tmp_path: Path) -> None:
-        faults = {f"dec.layers.{i}.self_attn": bumped for i in range(2)}
-        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
-        assert [f.culprit[0] for f in located.findings] == ["dec.layers.0.self_attn", "dec.layers.1.self_attn"]
+        located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": bumped for i in range(2)})
+        assert [f.culprit[0] for f in located.findings] == ["dec.layers.0.attn", "dec.layers.1.attn"]
 
     def test_a_finding_of_all_other_siblings_is_one_finding(self, tmp_path: Path) -> None:
-        faults = {f"dec.layers.{i}.mlp": bumped for i in range(3)}
-        located = self.forced(record_pair(tmp_path, run=self.layered, faults=faults, noise=0.0))
+        located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.mlp": bumped for i in range(3)})
         assert [(f.culprit[0], f.shared_by) for f in located.findings] == [("dec.layers.0.mlp", 3)]
 
 

@@ -129,7 +129,7 @@ class TestVerdict:
 
     def test_is_none_where_statistics_alone_are_known_and_prove_nothing(self, tmp_path: Path) -> None:
         def only_statistics(run: Run, x: Array) -> None:
-            run.writer._save = "stats"
+            run.save = "stats"
             staged(run, x)
 
         report = compared(tmp_path, run=only_statistics, faults={"dec.a": noisy(1e-6)})
@@ -187,6 +187,31 @@ class TestCauses:
         assert report.first is not None
         assert [cause.kind for cause in report.first.causes] == ["nonfinite"]
         assert "NaN" in report.first.causes[0].evidence
+
+    def test_a_scalar_argument_is_told_with_its_two_values(self, tmp_path: Path) -> None:
+        def scaled(run: Run, x: Array) -> None:
+            scale = 0.25 if run.path.name == "ref.h5" else 0.5
+            with run("enc", x=x) as leave, run("enc!attention", q=x) as attended:
+                run._add("attr[scale]", np.array(scale))
+                leave(attended(x * np.float32(scale)))
+
+        report = compared(tmp_path, run=scaled)
+        assert report.first is not None
+        assert (report.first.site.end, report.first.culprit.port) == ("attr[scale]", "enc")
+        assert [cause.kind for cause in report.first.causes] == ["scale"]
+        assert "attr[scale] of enc!attention: 0.5, in the reference 0.25" in str(report).replace("\n", " ")
+
+    @pytest.mark.parametrize("never", [-np.inf, -1e10])
+    def test_a_mask_that_only_one_side_applies_is_told(self, tmp_path: Path, never: float) -> None:
+        def masking(run: Run, x: Array) -> None:
+            with run("attn", x=x) as leave:
+                open_to = np.tril(np.ones(x.shape, bool)) | (run.path.name == "port.h5")
+                leave(np.where(open_to, x, never).astype(np.float32))
+
+        report = compared(tmp_path, run=masking)
+        assert report.first is not None
+        assert [cause.kind for cause in report.first.causes] == ["mask.missing"]
+        assert "in the reference only" in report.first.causes[0].evidence
 
     def test_shapes_that_differ_are_told(self, tmp_path: Path) -> None:
         def shorter(run: Run, x: Array) -> None:

@@ -206,7 +206,7 @@ def test_no_jargon_is_shown(name: str) -> None:
 
 
 def test_same_always_comes_with_how_much_was_compared() -> None:
-    assert "812 pairs compared, of 900 records" in text.plain(text.report(SAME)).splitlines()[0]
+    assert "812 of 900 records of the reference compared" in text.plain(text.report(SAME)).splitlines()[0]
 
 
 def test_the_largest_error_stands_beside_the_relative_one() -> None:

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
-from tracediff.trace import TraceWriter, open_trace, recover, schema
+from tracediff.trace import TraceWriter, open_trace, reader, recover, schema
 from tracediff.trace.amend import amend, amend_meta
+from tracediff.trace.container import Output
 from tracediff.trace.journal import MAGIC, ROW, frames, journal_of
 from tracediff.trace.lane import Lane
 
@@ -329,7 +330,8 @@ def test_what_is_known_later_can_be_added_to_a_closed_trace(path: Path) -> None:
 def test_a_kill_while_a_trace_is_added_to_leaves_it_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     amend(closed(path), floor=np.zeros(5, schema.FLOOR))
 
-    def fails(path: Path, *_: object) -> None:
+    def fails(output: Output, _: object) -> None:
+        output.close()
         path.write_bytes(path.read_bytes()[:-200])  # HDF5 metadata in disorder
         raise OSError(28, "No space left on device")
 
@@ -344,6 +346,20 @@ def test_a_kill_while_a_trace_is_added_to_leaves_it_as_it_was(path: Path, monkey
             assert trace.floor is not None
             np.testing.assert_array_equal(trace.params["w"].read(), values(3))
         recover(path)
+
+
+def test_a_large_trace_whose_segments_are_checked_late_can_be_added_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "EAGER_SEGMENTS", 0)
+    amend_meta(closed(path), repeats=True)
+    check(path, 5)
+
+
+def test_a_trace_that_cannot_be_opened_for_writing_stays_as_it_was(path: Path) -> None:
+    before = closed(path).read_bytes()
+    with h5py.File(path, "r"), pytest.raises(TraceFileError, match="as it was"):
+        amend_meta(path, repeats=True)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["a.h5"]
 
 
 def test_only_a_closed_trace_can_be_added_to_and_only_with_json(path: Path) -> None:

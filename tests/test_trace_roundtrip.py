@@ -276,6 +276,21 @@ def test_find_gives_records_by_site_call_and_end_or_the_nearest_names(path: Path
         trace.find("encoder.0", end="outputs")
 
 
+def test_tensors_larger_than_one_write_or_read_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracediff.trace.container._AT_ONCE", 1000)
+    values = np.random.default_rng(0).normal(size=(123, 77))
+    assert same_bits(written(path, values).records[0].read(), values)
+
+
+def test_a_trace_is_read_only(path: Path) -> None:
+    trace = written(path, np.ones(3))
+    with pytest.raises(ValueError, match="read-only"):
+        trace.index["site"][0] = 1
+    assert trace.records[0] == trace.records[0]
+    assert len({trace.records[0], trace.records[0]}) == 1
+    assert trace.records[0] != open_trace(path).records[0]
+
+
 def test_records_are_a_sequence(path: Path) -> None:
     trace = written(path, *(np.full(2, number) for number in range(4)))
     assert len(trace.records) == 4

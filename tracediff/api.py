@@ -36,8 +36,10 @@ def capture(
     run: Any,
     *,
     to: PathLike,
+    feed: PathLike | None = None,
     random: TraceLike | None = None,
     seed: int | None = None,
+    floor: bool | None = None,
     methods: Iterable[str] = (),
     functions: Iterable[str] = (),
     include: Iterable[str] = (),
@@ -56,6 +58,10 @@ def capture(
     named ones; NumPy arrays will do for either framework), or a callable without arguments that runs it. It runs twice unless
     ``repeat`` is False, and the trace says whether it repeats itself bit for bit.
 
+    ``feed``: a reference's trace. The run is then *forced*: at each paired boundary the model's own tensor is recorded, and the run goes
+    on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*. ``floor``: whether
+    to measure how much error floating point explains at each site, which takes five more runs; by default for PyTorch models.
+
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
     ``methods``: further entrances to observe, such as ``"flow:inference"``. ``functions``: globs on dotted names of functions.
     ``include``, ``exclude``: globs on sites. ``calls``: numbers or ranges (``"0-2"``) of a site's calls. ``save``: values, or
@@ -66,13 +72,15 @@ def capture(
     >>> import tracediff as td
     >>> td.capture(model, {"tokens": tokens}, to="ref.h5")                       # doctest: +SKIP
     """
-    from tracediff.capture.recording import record_run
+    from tracediff.capturing import captured
 
-    path = record_run(
+    path = captured(
         model,
         run,
         to,
-        observers=_draws(random, seed),
+        feed=feed,
+        floor=floor,
+        observers=_draws(random if random is not None else feed, seed),
         methods=methods,
         functions=functions,
         include=include,
@@ -120,6 +128,7 @@ def capture_recipe(
     weights: str = "seeded",
     seed: int = 0,
     random: PathLike | None = None,
+    feed: PathLike | None = None,
     dtype: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -127,6 +136,7 @@ def capture_recipe(
     save: Literal["full", "stats"] = "full",
     save_params: bool = False,
     no_repeat: bool = False,
+    no_floor: bool = False,
     python: PathLike | None = None,
     force: bool = False,
     progress: Say = _silent,
@@ -141,7 +151,7 @@ def capture_recipe(
         stages=stages,
         weights=weights,
         seed=seed,
-        random=random,
+        random=random if random is not None else feed,
         dtype=dtype,
         include=include,
         exclude=exclude,
@@ -152,6 +162,9 @@ def capture_recipe(
         python=python,
         force=force,
         progress=progress,
+        how="tracediff.capturing:captured",
+        feed=None if feed is None else os.fspath(feed),
+        floor=False if no_floor else None,
     )
     return open_trace(path)
 
@@ -183,6 +196,7 @@ def bisect(
     """
     from tracediff.align import align as align_traces
     from tracediff.explain.weights import weights as compare_weights
+    from tracediff.floor import floors
     from tracediff.locate import locate
     from tracediff.report import build
 
@@ -190,7 +204,8 @@ def bisect(
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages)
+        allowed = {} if first.floor is None else floors(first.floor, first, str(second.meta.get("dtype")))
+        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
         found = compare_weights(first, second) if first.params and second.params else None
         culprits = {finding.culprit for finding in located.findings}
         return build(
@@ -247,6 +262,14 @@ def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
 
     with _opened(trace) as (opened,):
         return list_trace(opened, pattern, **options)
+
+
+def summary(trace: TraceLike) -> dict[str, Any]:
+    """What a trace is, as one JSON object."""
+    from tracediff.trace.listing import summary as summarise
+
+    with _opened(trace) as (opened,):
+        return summarise(opened)
 
 
 def recover(path: PathLike, to: PathLike | None = None) -> Trace:

@@ -26,7 +26,7 @@ SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
 class StatusGroup(click.Group):
     """A group whose exit statuses are those of diff: click by itself answers 1 to a crash and to Ctrl-C."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> NoReturn:  # type: ignore[override]
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
         try:
             status = super().main(args, prog_name, **extra)
@@ -103,6 +103,7 @@ def main() -> None:
 @click.option("--weights", default="seeded", show_default=True, help="seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
+@click.option("--feed", type=click.Path(exists=True), help="Feed each site this reference's tensors: a forced run (implies --random).")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Run the model in this dtype.")
 @click.option("--include", multiple=True, help="Record only sites that match this pattern, such as 't3.tfmr.**'.")
 @click.option("--exclude", multiple=True, help="Leave out sites that match this pattern.")
@@ -110,6 +111,7 @@ def main() -> None:
 @click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help="Values, or statistics only.")
 @click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints.")
 @click.option("--no-repeat", is_flag=True, help="Do not run the reference a second time to see whether it repeats.")
+@click.option("--no-floor", is_flag=True, help="Do not measure the reference's noise floor (five more runs).")
 @click.option("--python", "python", type=click.Path(), help="Run this side with another environment's Python.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @json_option
@@ -119,13 +121,14 @@ def capture(as_json: bool, **options: Any) -> int:
     \b
     Example:
       tracediff capture --impl torch -o ref.h5
-      tracediff capture --impl mlx --random ref.h5 -o mlx.h5
+      tracediff capture --impl mlx --feed ref.h5 -o forced.h5
+      tracediff capture --impl mlx --random ref.h5 -o free.h5
     """
     from tracediff import api
     from tracediff.show import tables
 
     with api.capture_recipe(progress=_progress, **options) as trace:
-        _print(trace.to_dict() if as_json else tables.captured(trace), as_json)
+        _print(api.summary(trace) if as_json else tables.captured(trace), as_json)
     return SAME
 
 
@@ -172,7 +175,7 @@ def align(reference: str, port: str, mapping: str | None, write_map: str | None,
     alignment = api.align(reference, port, mapping=mapping)
     if write_map:
         alignment.write_map(write_map)
-    _print(alignment.to_dict() if as_json else tables.alignment(alignment, unpaired=unpaired), as_json)
+    _print(alignment.to_map() if as_json else tables.alignment(alignment, unpaired=unpaired), as_json)
     return SAME
 
 
@@ -313,7 +316,7 @@ def doctor(as_json: bool) -> int:
 @click.option("--fault", default="dropped_bias", show_default=True, help="The fault to plant in the port; 'none' for the port as shipped.")
 @click.option("--list", "listing", is_flag=True, help="List the faults and stop.")
 @click.option("--folder", type=click.Path(), default="traces", show_default=True, help="Where the two traces go.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws.")
 @json_option
 def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> int:
     """Capture the real Chatterbox pair, plant one announced fault in the port, and find it.

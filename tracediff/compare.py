@@ -59,6 +59,7 @@ class Metrics:
     ``max_ulp`` counts representable numbers of the coarser dtype between the two; None for complex and exact dtypes, or not asked.
     ``mismatched`` counts values beyond the tolerance that was given; without one, beyond the dtype's relative tolerance
     times ``abs(reference) + RMS(reference)``; for exact dtypes, values that differ.
+    ``masked_reference`` and ``masked_port`` count values that are a mask's (at or below -1e4) on that side only.
     ``needed_atol`` is the smallest ``atol`` that passes beside the given ``rtol``; None where no tolerance was given.
     """
 
@@ -74,6 +75,8 @@ class Metrics:
     nan_reference: int = 0
     nan_port: int = 0
     lone_nonfinite: int = 0
+    masked_reference: int = 0
+    masked_port: int = 0
     reference_rms: float = 0.0
     port_rms: float = 0.0
     needed_atol: float | None = None
@@ -436,6 +439,7 @@ class _Pass:
         self.largest, self.where = -1.0, 0
         self.max_ulp = self.mismatched = self.nan_reference = self.nan_port = self.lone = 0
         self.first_lone = -1
+        self.masked_reference = self.masked_port = 0
         self._error, self._size, self._left, self._right = (np.empty(size, np.float32) for _ in range(4))
         self._steps = np.empty(size, np.int32)
 
@@ -478,6 +482,8 @@ class _Pass:
             nan_reference=self.nan_reference,
             nan_port=self.nan_port,
             lone_nonfinite=self.lone,
+            masked_reference=self.masked_reference,
+            masked_port=self.masked_port,
             reference_rms=math.sqrt(self.reference / valid),
             port_rms=math.sqrt(self.port / valid),
             needed_atol=(math.inf if self.lone else self.needed) if self.asked else None,
@@ -538,6 +544,8 @@ class _Pass:
         if self.clip:
             low_r, low_p = r <= MASKED, p <= MASKED
             alike |= low_r & low_p
+            self.masked_reference += int(np.count_nonzero(low_r & ~low_p))
+            self.masked_port += int(np.count_nonzero(low_p & ~low_r))
         lone = ~(alike | (np.isfinite(r) & np.isfinite(p)))
         if self.clip:
             r[low_r], p[low_p] = MASKED, MASKED

@@ -17,11 +17,14 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.capture import adapter_of, observe
 from tracediff.capture.observer import Boundary, Observer, Run
+from tracediff.capture.tree import discover
 from tracediff.compare import compare
 from tracediff.dtype import Array, DType
-from tracediff.force import Values, rows_by_place
+from tracediff.force import Values, outputs_by_call, rows_by_place
 from tracediff.trace import Trace, schema
 
+NOISE = "noise"
+COLUMNS = ("float64", "float16", "bfloat16")
 DRAWS = 3
 SENSITIVE_FACTOR = 8.0
 """Ids that the reference itself changes under so many units of noise are noise-sensitive."""
@@ -33,7 +36,9 @@ class _Handing(Observer):
     def __init__(self, trace: Trace) -> None:
         self.errors = np.full(len(trace.records), np.nan)
         self.differs = np.zeros(len(trace.records), bool)
+        self.raised: list[str] = []
         self._rows = rows_by_place(trace)
+        self._calls = outputs_by_call(trace)
         self._values = Values(trace)
 
     def start(self, run: Run) -> None:
@@ -41,7 +46,7 @@ class _Handing(Observer):
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "raise":
-            return None
+            return self._instead(boundary)
         replaced = {}
         for end, tensor in boundary.leaves:
             row = self._rows.get((boundary.site, boundary.ordinal, end))
@@ -56,6 +61,15 @@ class _Handing(Observer):
     def varied(self, stored: Array, row: int) -> Any:
         """What is handed on in the place of a stored value."""
         raise NotImplementedError
+
+    def _instead(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        """The stored outputs of a call that fails when its values are varied, so that the run goes on."""
+        outputs = self._calls.get((boundary.site, boundary.ordinal), {})
+        stored = {end: self._values.of(row) for end, row in outputs.items()}
+        if not stored or any(values is None for values in stored.values()):
+            return None
+        self.raised.append(f"{boundary.site or 'the root'} ({boundary.note.get('error', '')})")
+        return {end: self.varied(values, outputs[end]) for end, values in stored.items() if values is not None}
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
         if stored.shape != arrived.shape:
@@ -108,7 +122,6 @@ def measure(
     *,
     dtypes_to_try: tuple[str, ...] = ("float64",),
     observed: Mapping[str, Any] | None = None,
-    observers: tuple[Observer, ...] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Array, list[str]]:
     """The floor of a recorded reference: one row of `schema.FLOOR` a record, and what could not be measured.
@@ -116,42 +129,46 @@ def measure(
     ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.capture.observe`.
     ``noise`` is in units of the roundoff of the record's dtype, the columns of dtypes are relative L2; NaN where not measured.
     """
-    table = np.full(len(trace.records), np.nan, schema.FLOOR)
-    table["sensitive"] = 0
+    table = np.zeros(len(trace.records), schema.FLOOR)
+    for column in (NOISE, *COLUMNS):
+        table[column] = np.nan
     missed: list[str] = []
     roundoff = np.array([dtypes.named(record.dtype).roundoff for record in trace.records])
     for draw in range(DRAWS):
         say(f"measuring the noise floor, run {draw + 1} of {DRAWS}")
         noise = _Noise(trace, draw)
-        _again(models, run, noise, observers, observed)
+        _again(models, run, noise, observed)
         table["noise"] = np.fmax(table["noise"], np.divide(noise.errors, roundoff, where=roundoff > 0, out=np.full(len(roundoff), np.nan)))
         table["sensitive"] |= noise.differs
     shaken = _Noise(trace, DRAWS, SENSITIVE_FACTOR)
-    _again(models, run, shaken, observers, observed)
+    _again(models, run, shaken, observed)
     table["sensitive"] |= shaken.differs
     for name in dtypes_to_try:
         say(f"measuring the noise floor in {name}")
         try:
-            table[name] = _in_dtype(models, run, trace, name, observers, observed)
-        except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype: the column is not measured, and said so
+            cast = _in_dtype(models, run, trace, name, observed)
+            table[name] = cast.errors
+            missed += [f"floor in {name}: not measured at {site}, which does not run in it" for site in dict.fromkeys(cast.raised)]
+        except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
             missed.append(f"floor in {name}: not measured, the reference does not run in it ({type(error).__name__}: {error})")
     return table, missed
 
 
-def _in_dtype(models: Any, run: Any, trace: Trace, name: str, observers: tuple[Observer, ...], observed: Mapping[str, Any] | None) -> Array:
+def _in_dtype(models: Any, run: Any, trace: Trace, name: str, observed: Mapping[str, Any] | None) -> _Cast:
     adapter = adapter_of(models, run)
     cast = _Cast(trace, dtypes.named(name))
-    with adapter.cast(models, name):
-        _again(models, run, cast, observers, observed)
-    return cast.errors
+    modules = [node.module for node in discover(models, adapter) if node.is_model]
+    with adapter.cast(modules, name):
+        _again(models, run, cast, observed)
+    return cast
 
 
-def _again(models: Any, run: Any, observer: Observer, observers: tuple[Observer, ...], observed: Mapping[str, Any] | None) -> None:
+def _again(models: Any, run: Any, observer: Observer, observed: Mapping[str, Any] | None) -> None:
     """Runs once more with the generators put back afterwards."""
     adapter = adapter_of(models, run)
     state = adapter.rng_state()
     try:
-        observe(models, run, [observer, *observers], **(observed or {}))
+        observe(models, run, [observer], **(observed or {}))
     finally:
         adapter.set_rng_state(state)
 

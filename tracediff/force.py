@@ -67,7 +67,7 @@ class Forcing(Observer):
         for pair in alignment.records:
             for place, row in enumerate(pair.port):
                 self._pairs.setdefault(_where(discovery.records[row]), (pair, place))
-        self._calls = _outputs_by_call(reference)
+        self._calls = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
 
     def start(self, run: Run) -> None:
@@ -76,6 +76,8 @@ class Forcing(Observer):
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "raise":
             return self._instead(boundary)
+        if boundary.moment == "draw":  # a draw is played back, in the scale that its call asks for
+            return None
         replaced = {}
         for end, tensor in boundary.leaves:
             found = self._pairs.get((boundary.site, boundary.ordinal, end))
@@ -135,7 +137,8 @@ def _where(record: Record) -> Where:
     return record.site, record.ordinal, record.end
 
 
-def _outputs_by_call(trace: Trace) -> dict[tuple[str, int], dict[str, int]]:
+def outputs_by_call(trace: Trace) -> dict[tuple[str, int], dict[str, int]]:
+    """The rows of what each call returned, by its site and ordinal and then by end."""
     found: dict[tuple[str, int], dict[str, int]] = {}
     for (site, ordinal, end), row in rows_by_place(trace).items():
         if end.startswith("output") and not end.startswith("output.input["):

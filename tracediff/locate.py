@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
+from tracediff.capture.randomness import standardised
 from tracediff.compare import MASKED, Bounds, Judgement, Metrics, allowed, at_least, compare, tolerance
 from tracediff.dtype import DType
 from tracediff.errors import TracediffError
@@ -32,10 +33,12 @@ from tracediff.trace import Record, Trace, schema
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape"]
-Effect = Literal["", "moved", "no effect", "unchecked"]
+Effect = Literal["", "moved", "no effect", "untold", "unchecked"]
 Blame = Literal["module", "caller", "input", "random"]
 
 PROBES = 16
+INPUTS = ("input", "attr")
+"""Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
 _TINY = 1e-2  # tensors of a larger RMS are never the rounding of what arrived
 _SCALED = 1e-6  # outputs whose cosine is closer to 1 differ by a mere factor
 _SURE = 1.001  # by how much a bound from statistics must exceed the limit
@@ -45,10 +48,11 @@ _SURE = 1.001  # by how much a bound from statistics must exceed the limit
 class Comparison:
     """One pair of records and what is known of it.
 
-    ``how``: "read" (values compared), "digest" (equal bits, not read), "statistics" (values not stored or not needed: ``at_least`` is a
-    lower bound of the relative L2, which can prove a difference but no agreement), "forced" (compared while the port ran), "shape" (no layout reconciles the two), "" (not compared).
-    ``metrics`` is None unless values or digests were compared. ``judgement`` gives the limit also where nothing was compared;
-    ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence ("unchecked": nobody asked).
+    ``how``: "read" (values compared), "digest" (equal bits, not read), "statistics" (values not stored, or not needed: ``at_least``, a
+    lower bound of the relative L2, can prove a difference but no agreement), "forced" (compared while the port ran), "shape" (no layout
+    reconciles the two), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives the limit
+    also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence: "moved", "no
+    effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked).
     """
 
     pair: RecordPair
@@ -160,6 +164,7 @@ def locate(
         places, probed = _introduced(judge, _scan(judge, progress)), 0
     else:
         places, probed = _bisect(judge, probes, random.Random(seed))
+        places += [place for first in places for place in _sharing(judge, first)]
         _look_into_stages(judge)
     found = _merged(judge, [_finding(judge, place) for place in places])
     comparisons = tuple(judge.comparison(i) for i in range(len(judge)))
@@ -230,7 +235,7 @@ class _Flow:
             site, call, end = record
             frame = self._frame(site, call, row)
             kind = kinds.get(end) or kinds.setdefault(end, End.parse(end).kind)
-            (frame.inputs if kind == "input" else frame.outputs).append(row)
+            (frame.inputs if kind in INPUTS else frame.outputs).append(row)
             self.frame_of_row.append(frame)
             self.kind_of_row.append(kind)
 
@@ -365,6 +370,8 @@ class _Judge:
         self.read = self.bytes_read = 0
         self._known: dict[int, Comparison] = {}
         self._free: dict[int, Comparison | None] = {}
+        self._records: dict[int, tuple[Record, Record]] = {}
+        self._proved: dict[int, Bounds] = {}
         self._effects: dict[int, Effect] = {}
         self._metrics: dict[tuple[Any, ...], Metrics] = {}
         self._runs = tuple(dtypes.BY_NAME.get(str(trace.meta.get("dtype"))) for trace in (reference, port))
@@ -374,8 +381,11 @@ class _Judge:
 
     def records(self, i: int) -> tuple[Record, Record]:
         """The pair's records; the first of each side where several are joined."""
-        pair = self.pairs[i]
-        return self.reference.records[pair.reference[0]], self.port.records[pair.port[0]]
+        found = self._records.get(i)
+        if found is None:
+            pair = self.pairs[i]
+            found = self._records[i] = self.reference.records[pair.reference[0]], self.port.records[pair.port[0]]
+        return found
 
     def is_dirty(self, i: int) -> bool:
         """Whether the pair is a divergence, introduced or inherited; reads what it must."""
@@ -419,6 +429,8 @@ class _Judge:
             return self._with(i, "forced", self.compared[pair.reference[0]])
         if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
             return Comparison(pair, "shape", judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
+        if left.end == right.end == "draw" and self._is_stored(i):
+            return self._with(i, "read", compare(standardised(left), standardised(right), layout=pair.layout))
         if pair.layout.is_same and left.digest == right.digest and left.dtype == right.dtype and len(pair.reference) == len(pair.port) == 1:
             return self._with(i, "digest", compare(left, right, layout=pair.layout, rtol=self.rtol, atol=self.atol))
         bounds = self._bounds(i)
@@ -441,13 +453,16 @@ class _Judge:
         return int(bounds.max_abs > _SURE * (self.atol + self.rtol * max(abs(left.stats.min), abs(left.stats.max))))
 
     def _bounds(self, i: int) -> Bounds:
-        pair = self.pairs[i]
-        if pair.layout is None or len(pair.reference) > 1 or len(pair.port) > 1:
-            return Bounds()
-        return at_least(*self.records(i), pair.layout)
+        if i not in self._proved:
+            pair = self.pairs[i]
+            has_one_each = len(pair.reference) == len(pair.port) == 1
+            self._proved[i] = at_least(*self.records(i), pair.layout) if pair.layout is not None and has_one_each else Bounds()
+        return self._proved[i]
 
     def _is_stored(self, i: int) -> bool:
         pair = self.pairs[i]
+        if len(pair.reference) == len(pair.port) == 1:
+            return all(record.stored for record in self.records(i))
         return all(self.reference.records[row].stored for row in pair.reference) and all(self.port.records[row].stored for row in pair.port)
 
     def _read(self, i: int) -> Comparison:
@@ -466,9 +481,9 @@ class _Judge:
 
     def suspicion(self, i: int) -> float:
         """How much of what is allowed the statistics alone already prove."""
-        left, right = self._dtypes(i)
-        limit = allowed(Metrics(1), left, right, floor=self._floor(i)).limit
-        return self._bounds(i).rel_l2 / limit if limit else 0.0
+        proved = self._bounds(i).rel_l2
+        limit = allowed(Metrics(1), *self._dtypes(i), floor=self._floor(i)).limit if proved else 0.0
+        return proved / limit if limit else 0.0
 
     def _floor(self, i: int) -> float | None:
         return self.floors.get(self.pairs[i].reference[0])
@@ -506,13 +521,17 @@ class _Judge:
         if self.is_replaced(i) or self.judged(i).how == "forced":
             return ""
         kind = self.flow.kind(i)
-        if kind == "input":
-            return "no effect" if self._is_without_effect(i) else ""
+        if kind in INPUTS:
+            return "no effect" if self._is_without_effect(i) else "untold" if self._is_untold(i) else ""
         return "moved" if kind in ("output", "value") and self._is_moved(i) else ""
 
     def is_replaced(self, i: int) -> bool:
-        """Whether the port went on with the reference's tensor here."""
-        return all(self.port.records[row].flags & schema.REPLACED for row in self.pairs[i].port)
+        """Whether the port went on with the reference's tensor here; what a draw recorded is always what it went on with."""
+        if self.flow.kind(i) == "draw":
+            return False
+        rows = self.pairs[i].port
+        flags = self.port.index["flags"]
+        return all(int(flags[row]) & schema.REPLACED for row in rows)
 
     def _is_moved(self, i: int) -> bool:
         """Whether everything that consumes an output agrees although it differs.
@@ -567,6 +586,13 @@ class _Judge:
         outputs = self.flow.outputs_within(frame)
         own = [j for row in frame.outputs for j in self.flow.pairs_of_row.get(row, ())]
         return bool(own) and all(not self.judged(j).diverged for j in (*own, *outputs))
+
+    def _is_untold(self, i: int) -> bool:
+        """Whether an argument of exact values differs at a call of which some tensor differs too: what it does cannot be told."""
+        if not dtypes.named(self.records(i)[0].dtype).is_exact and self.flow.kind(i) != "attr":
+            return False
+        others = (j for row in self.flow.frame(i).inputs for j in self.flow.pairs_of_row.get(row, ()) if self.flow.kind(j) == "input")
+        return any(bool(self.judged(j).diverged) for j in others if not dtypes.named(self.records(j)[0].dtype).is_exact)
 
     @cached_property
     def _types(self) -> dict[str, str]:
@@ -773,7 +799,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 def _merged(judge: _Judge, findings: list[Finding]) -> list[Finding]:
     """The findings, those that all siblings of one role share made one, which blames their common caller where it may come from there."""
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
-    for finding in findings:
+    for finding in _distinct(judge, findings):
         record = judge.records(finding.place)[0]
         groups[_NUMBER.sub("*", record.site), record.end, finding.blame].append(finding)
     kept: list[Finding] = []
@@ -784,6 +810,37 @@ def _merged(judge: _Judge, findings: list[Finding]) -> list[Finding]:
         else:
             kept.extend(group)
     return sorted(kept, key=lambda finding: finding.place)
+
+
+def _distinct(judge: _Judge, findings: Iterable[Finding]) -> list[Finding]:
+    """The findings without those that tell an earlier one again: of the same call, or of the same tensor handed to another call."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = []
+    for finding in findings:
+        left, right = judge.records(finding.place)
+        keys = {(left.site, left.call, finding.blame), (finding.culprit, finding.blame, left.digest, right.digest)}
+        if not keys & seen:
+            kept.append(finding)
+        seen |= keys
+    return kept
+
+
+def _sharing(judge: _Judge, first: int) -> list[int]:
+    """After a bisection: where all siblings of one role introduced what the first one did; nothing where one of them did not."""
+    record = judge.records(first)[0]
+    pattern = _NUMBER.sub("*", record.site)
+    places: dict[str, list[int]] = defaultdict(list)
+    for i in range(len(judge)):
+        other = judge.records(i)[0]
+        if other.site != record.site and other.end == record.end and _NUMBER.sub("*", other.site) == pattern:
+            places[other.site].append(i)
+    found = []
+    for calls in places.values():
+        place = next((i for i in calls if judge.is_dirty(i) and not any(map(judge.is_dirty, judge.flow.predecessors(i)))), None)
+        if place is None:
+            return []
+        found.append(place)
+    return found
 
 
 def _siblings(judge: _Judge, pattern: str, end: str) -> set[str]:

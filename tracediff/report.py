@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+
 from tracediff.align import Alignment, RecordPair
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
@@ -96,7 +98,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much was compared. ``paired`` and ``compared`` count pairs of records; ``read`` those whose values were read."""
+    """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read."""
 
     reference_records: int
     port_records: int
@@ -431,6 +433,26 @@ def _measured(metrics: Metrics | None) -> Measured | None:
     return None if metrics is None else Measured(**{one.name: getattr(metrics, one.name) for one in fields(Measured)})
 
 
+def _scalars(left: Record, right: Record) -> dict[str, Any] | None:
+    """The two values themselves where each is a single stored number; None for tensors."""
+    if any(math.prod(record.shape) != 1 or not record.stored or record.dtype == "text" for record in (left, right)):
+        return None
+    values = [record.read().reshape(-1)[0] for record in (left, right)]
+    return {side: str(value) if np.iscomplexobj(value) else value.item() for side, value in zip(("reference", "port"), values, strict=True)}
+
+
+_OF_ARGUMENTS = {"scale": "scale", "eps": "norm.eps", "causal": "mask.wrong"}
+
+
+def _argument(left: Record, right: Record) -> Iterable[Cause]:
+    """The cause that a scalar argument tells by its name."""
+    name = left.end.removeprefix("attr[").rstrip("]")
+    values = _scalars(left, right)
+    if values is not None and name in _OF_ARGUMENTS:
+        kind = "mask.missing" if name == "causal" and values["reference"] else _OF_ARGUMENTS[name]
+        yield Cause(kind, 0.8, False, f"{name} is {values['reference']} in the reference and {values['port']} in the port")
+
+
 def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right: Record) -> Iterable[Cause]:
     """The causes that the pair itself shows, without looking further."""
     metrics = comparison.metrics
@@ -438,12 +460,24 @@ def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right:
         yield Cause("raised", 1.0, True, f"the port's call raised: {right.text()}")
     elif comparison.how == "shape":
         yield Cause("length", 0.5, False, f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them")
+    elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
+        yield _masked(metrics)
     elif metrics is not None and metrics.lone_nonfinite:
         yield Cause("nonfinite", 1.0, True, _nonfinite(metrics, left, right))
+    if left.end.startswith("attr["):
+        yield from _argument(left, right)
     if blame == "input":
         yield Cause("input", 1.0, True, "the two runs were given different inputs: nothing was computed before this")
     if blame == "random":
         yield Cause("random", 1.0, True, "the two runs drew different random numbers; play the reference's back with --random")
+
+
+def _masked(metrics: Metrics) -> Cause:
+    """Values that one side masks (-inf, -1e10) and the other does not."""
+    kind = "mask.wrong" if metrics.masked_port else "mask.missing"
+    sides = (("reference", metrics.masked_reference), ("port", metrics.masked_port))
+    counts = " and ".join(f"{count:,} in the {side} only" for side, count in sides if count)
+    return Cause(kind, 0.9, False, f"of {metrics.count:,} values {counts} are masked (-1e4 or below)")
 
 
 def _nonfinite(metrics: Metrics, left: Record, right: Record) -> str:
@@ -462,8 +496,8 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
     return Coverage(
         reference_records=len(reference.records),
         port_records=len(port.records),
-        paired=len(located.comparisons),
-        compared=sum(comparison.diverged is not None for comparison in located.comparisons),
+        paired=len({row for comparison in located.comparisons for row in comparison.pair.reference}),
+        compared=len({row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}),
         read=located.read,
         bytes_read=located.bytes_read,
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
@@ -496,6 +530,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
             "reference": _source(finding.blame, finding.culprit[0], left, reference),
             "port": _source(finding.blame, finding.culprit[1], right, port),
         },
+        "values": _scalars(left, right),
         "suspects": [{"side": side, "site": text} for side, text in finding.suspects],
         "shared_by": finding.shared_by,
         "pattern": finding.pattern,
@@ -522,7 +557,7 @@ def _chain(stage: str, around: Mapping[str, str]) -> list[str]:
 
 
 def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
-    counted = [row for row in rows if row.effect not in ("moved", "no effect")]
+    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold")]
     diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
     known = [row for row in counted if row.rel_l2 is not None and row.by != "rounding"]
     worst = max(known, key=_error, default=None)

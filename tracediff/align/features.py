@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,6 +38,7 @@ class Features:
     leaf: NDArray[np.bool_]
     near: Ints  # the neighbours in the flow of data, one step away
     around: Ints  # and two steps away
+    projection: Ints  # 1 for what is found to make an attention's queries, 2 for its keys
     bag: Ints
     bags: list[Bag]
     words: list[frozenset[str]]
@@ -60,6 +61,10 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
     bags: list[Bag] = []
     attribute_sets: list[dict[str, Any]] = []
     both = tuple(_features_of(side, codes) for side in sides)
+    lists = [names.lists(side.path) for side in sides]
+    for features, side, ours, theirs in zip(both, sides, lists, reversed(lists), strict=True):
+        known = {frozenset(indices) for indices in theirs.values()}
+        features.words = [_words(side, site, ours, known) for site in range(len(side))]
     for features, side, content in zip(both, sides, contents, strict=True):
         features.near, features.around = _around(features, side, content, codes)
         features.attributes = _attributes(side, codes["attributes"], attribute_sets)
@@ -93,9 +98,10 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         leaf=leaf,
         near=np.empty(0, np.int64),
         around=np.empty(0, np.int64),
+        projection=np.zeros(count, np.int64),
         bag=np.zeros(count, np.int64),
         bags=[],
-        words=[_words(side, site) for site in range(count)],
+        words=[],
         attributes=np.empty(0, np.int64),
         attribute_sets=[],
         uncalled=uncalled,
@@ -138,11 +144,16 @@ def _uncalled(side: Side) -> dict[int, list[int]]:
     return dict(found)
 
 
-def _words(side: Side, site: int) -> frozenset[str]:
-    """The tokens of a site's last two path segments, and of its method, tap or function."""
-    path = side.path[site].split(".")
-    own = names.tokens(side.names[site][len(side.path[site]) :])
-    return frozenset([*names.tokens(".".join(path[-2:])), *own])
+def _words(side: Side, site: int, lists: Mapping[str, set[str]], known: Set[frozenset[str]]) -> frozenset[str]:
+    """The tokens of a site's last two path segments, and of its method, tap or function.
+
+    An index counts only where the other side has a list with the same indices: otherwise the two may count different things.
+    """
+    path = side.path[site]
+    segments = path.split(".")[-2:]
+    counted = all(frozenset(indices) in known for indices in names.indices(path, lists)[-2:])
+    words = names.tokens(".".join(segments)) + names.tokens(side.names[site][len(path) :])
+    return frozenset(word for word in words if counted or not word.isdigit())
 
 
 def _around(features: Features, side: Side, contents: values.Contents, codes: dict[str, _Codes]) -> tuple[Ints, Ints]:

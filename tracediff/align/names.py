@@ -6,7 +6,8 @@ The vocabulary below is the field's own, shared by all frameworks; nothing here 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -159,3 +160,19 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     wanted = tokens(name)
     alike = sorted(known, key=lambda other: -likeness(wanted, tokens(other)))
     return list(dict.fromkeys([*found, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
+
+
+def lists(paths: Sequence[str]) -> dict[str, set[str]]:
+    """By the path above them: the indices that stand in paths."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in dict.fromkeys(paths):
+        above, _, last = path.rpartition(".")
+        if last.isdigit():
+            found[above].add(last)
+    return found
+
+
+def indices(path: str, known: Mapping[str, set[str]]) -> list[set[str]]:
+    """Which indices there are beside each index of a path: where they differ, equal indices do not mean the same."""
+    segments = path.split(".")
+    return [known[".".join(segments[:place])] for place, segment in enumerate(segments) if segment.isdigit()]

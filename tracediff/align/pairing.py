@@ -54,16 +54,17 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         for place, match in places
     ]
     records = RecordPairs((reference, port), paired).run()
-    left = [
-        _left(side, {row for pair in records for row in rows(pair)})
-        for side, rows in ((reference, lambda p: p.reference), (port, lambda p: p.port))
-    ]
-    return Alignment(tuple(pairs), tuple(records), left[0], left[1])
+    return Alignment(
+        tuple(pairs),
+        tuple(records),
+        _left(reference, (row for pair in records for row in pair.reference)),
+        _left(port, (row for pair in records for row in pair.port)),
+    )
 
 
-def _left(side: Side, used: set[int]) -> tuple[int, ...]:
+def _left(side: Side, used: Iterable[int]) -> tuple[int, ...]:
     free = np.ones(len(side.index), bool)
-    free[list(used)] = False
+    free[list(set(used))] = False
     return tuple(np.flatnonzero(free).tolist())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracediff.align import names, parameters, values
+from tracediff.align import attention, names, parameters, values
 from tracediff.align.features import Bag, Features, features_of_both, size_of
 from tracediff.align.structure import Side
 
@@ -18,6 +18,8 @@ Ints = NDArray[np.int64]
 
 
 _LEAST_TRUST = 0.2  # how far names must be trusted to count at all
+_SAME_NAME = 2.6  # what the same full name is worth: more than equal weights, which may have been loaded into the wrong place
+_PLACED = 1.5  # what it is worth to take in what no other site of the kind does
 _FEW = 100  # pairs of sites for which plain Python is faster than arrays
 _MOST_KINDS = 3000  # kinds for which a full table of likenesses is kept
 _ANCHOR = 1.2  # the least evidence from parameters and values that pairs two sites by itself
@@ -42,11 +44,15 @@ class Scores:
         self.features = features_of_both(self.sides, contents)
         self.near = _near(self.parameters, self.values)
         self.trust = _names_count(self.sides)
+        self.named = _same_names(self.sides) if self.trust >= _LEAST_TRUST else {}
+        self.placed = self._placed()
         bags, attributes = self.features[0].bags, self.features[0].attribute_sets
         self.bags = _Likenesses(len(bags), lambda one, other: _jaccard(bags[one], bags[other]))
         self.attributes = _Likenesses(len(attributes), lambda one, other: _agreement(attributes[one], attributes[other]))
         self.anchors = self._anchors()
         self.overlap = self._overlaps()
+        if 2 * len(self.anchors) < min(int(np.count_nonzero(features.key)) for features in self.features):
+            self._tell_projections_apart()
         self.overlaps_of: dict[int, list[tuple[int, float]]] = defaultdict(list)
         for (a, b), shared in self.overlap.items():
             self.overlaps_of[a].append((b, shared))
@@ -57,7 +63,33 @@ class Scores:
         total = 2.0 * owned.share if owned is not None and owned.part is None else 0.0
         if seen is not None:
             total += 0.7 * seen.inputs + 0.8 * seen.outputs + (0.8 if seen.inputs and seen.outputs else 0.0)
+            total += _PLACED if (a, b) in self.placed else 0.0
         return total
+
+    def sure(self, a: int, b: int) -> float:
+        """What parameters, values and an equal name say of two sites, and how well they fit."""
+        return self.told(a, b) + (_SAME_NAME * self.trust if self.named.get(a) == b else 0.0) + self._fit(a, b)
+
+    def _placed(self) -> set[tuple[int, int]]:
+        """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place."""
+        ours, theirs = self.features
+        alike: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
+        for (a, b), seen in self.values.items():
+            if (
+                seen.inputs > 0.99
+                and ours.key[a] == theirs.key[b]
+                and ours.function[a] == theirs.function[b]
+                and ours.leaf[a] == theirs.leaf[b]
+            ):
+                alike[0][a].append(b)
+                alike[1][b].append(a)
+        return {(a, others[0]) for a, others in alike[0].items() if len(others) == 1 and len(alike[1][others[0]]) == 1}
+
+    def _tell_projections_apart(self) -> None:
+        """Finds queries and keys by what is done with them; only where little is anchored, since tensors are read for it."""
+        for side, features in zip(self.sides, self.features, strict=True):
+            for site, found in attention.roles(side, (features.leaf & (features.key != 0)).tolist()).items():
+                features.projection[site] = found
 
     def of(self, a: int, b: int) -> float:
         return float(self.table([a], [b])[0, 0])
@@ -73,6 +105,7 @@ class Scores:
         if self.trust >= _LEAST_TRUST:
             scores += 0.6 * self.trust * _words_alike([ours.words[site] for site in rows], [theirs.words[site] for site in columns])
         self._add_told(scores, rows, columns)
+        self._add_names(scores, rows, columns)
         self._add_levels(scores, a, b)
         return scores
 
@@ -83,6 +116,14 @@ class Scores:
                 spot = place.get(b)
                 if spot is not None:
                     scores[i, spot] += self.told(a, b)
+
+    def _add_names(self, scores: Floats, rows: Sequence[int], columns: Sequence[int]) -> None:
+        if self.named:
+            place = {b: spot for spot, b in enumerate(columns)}
+            for i, a in enumerate(rows):
+                spot = place.get(self.named.get(a, -1))
+                if spot is not None:
+                    scores[i, spot] += _SAME_NAME * self.trust
 
     def _add_levels(self, scores: Floats, a: Ints, b: Ints) -> None:
         """What the sites below two callers say of them: how alike they are, and how many anchors they share."""
@@ -105,7 +146,7 @@ class Scores:
 
     def _anchors(self) -> dict[int, int]:
         """Pairs of sites that parameters and values single out: each the other's best, and clearly better than the next."""
-        scores = {pair: self.told(*pair) + self._fit(*pair) for pair in self.near[2]}
+        scores = {pair: self.sure(*pair) for pair in {*self.near[2], *((a, b) for a, b in self.named.items() if self.told(a, b) > 0)}}
         best: tuple[dict[int, list[tuple[float, int]]], dict[int, list[tuple[float, int]]]] = (defaultdict(list), defaultdict(list))
         for (a, b), score in scores.items():
             best[0][a].append((score, b))
@@ -147,7 +188,7 @@ class Scores:
                     shared[one, other] += 1
             for other in theirs:
                 totals[1][other] += 1
-        return {(a, b): 2 * count / (totals[0][a] + totals[1][b]) * count / (count + 1) for (a, b), count in shared.items()}
+        return {(a, b): 2 * count / (totals[0][a] + totals[1][b]) * count / (count + 2) for (a, b), count in shared.items()}
 
 
 # What equal and different codes are worth where both sites have one.
@@ -159,6 +200,7 @@ _WORTH = {
     "stage": (0.3, -1.0),
     "near": (0.25, 0.0),
     "around": (0.25, 0.0),
+    "projection": (0.4, -0.6),
     "kind": (0.0, -0.3),
     "often": (0.1, 0.0),
 }
@@ -243,6 +285,23 @@ def _jaccard(one: Bag, other: Bag) -> float:
     shared = sum(min(count, b.get(key, 0)) for key, count in a.items())
     total = size_of(one) + size_of(other) - shared
     return shared / total if total else 0.0
+
+
+def _same_names(sides: tuple[Side, Side]) -> dict[int, int]:
+    """The sites whose names normalise alike, where that is so of only one on each side."""
+    known: tuple[dict[str, list[int]], dict[str, list[int]]] = (defaultdict(list), defaultdict(list))
+    for side, places in zip(sides, known, strict=True):
+        for number, name in enumerate(side.names):
+            if name:
+                places[names.normalised(name)].append(number)
+    lists = [names.lists(side.path) for side in sides]
+    return {
+        ours[0]: known[1][name][0]
+        for name, ours in known[0].items()
+        if len(ours) == 1
+        and len(known[1].get(name, ())) == 1
+        and names.indices(sides[0].path[ours[0]], lists[0]) == names.indices(sides[1].path[known[1][name][0]], lists[1])
+    }
 
 
 def _names_count(sides: tuple[Side, Side]) -> float:

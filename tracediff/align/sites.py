@@ -69,7 +69,8 @@ class Matcher:
         self._apply_anchors()
         self._left_over()
         self._containers()
-        return sorted([*self.partner[0].values(), *self.fused], key=lambda match: (match.reference, match.port))
+        alone = [match for match in self.partner[0].values() if match.part is None]
+        return sorted([*alone, *self.fused], key=lambda match: (match.reference, match.port))
 
     # -- from the top down -----------------------------------------------------------------------------------
 
@@ -132,10 +133,15 @@ class Matcher:
         free = [a for a in free if a not in self.partner[0]]
         other = [b for b in other if b not in self.partner[1]]
         for a, b, score, rivals in self._matched(free, other):
-            if score > least and self._is_consistent(a, b):
+            if score > least and self._is_consistent(a, b) and (least < _WORTH_MOVING or self._could_move(a, b)):
                 self._pair(Match(a, b, score, "structure", rivals))
                 pairs.append((a, b))
         return [*known, *pairs]
+
+    def _could_move(self, a: int, b: int) -> bool:
+        """Whether two sites in different places give out the same shapes, or something else says that they are one."""
+        ours, theirs = self.features
+        return bool(ours.outputs[a] == theirs.outputs[b] or not (ours.called[a] and theirs.called[b]) or self.scores.told(a, b) > 0)
 
     def _is_consistent(self, a: int, b: int) -> bool:
         """Whether what is already paired below two callers is mostly paired with what lies below the other."""
@@ -177,8 +183,13 @@ class Matcher:
     def _fuse_by_parameters(self) -> None:
         """Sites whose parameters are blocks of a larger one's on the other side."""
         for (a, b), found in self.scores.parameters.items():
-            if found.part is not None and found.share > 0.5:
+            if found.part is not None and found.share > 0.5 and self._is_free(0, a) and self._is_free(1, b):
                 self._fuse(Match(a, b, 3.0, found.text, part=found.part, whole=found.whole))
+
+    def _is_free(self, side: int, site: int) -> bool:
+        """Whether a mapping leaves a site to be paired."""
+        match = self.partner[side].get(site)
+        return site not in self.ignored[side] and (match is None or match.by != "given")
 
     def _fused_siblings(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
         """Neighbours whose outputs add up to one sibling's on the other side, where no parameter is equal any more."""
@@ -262,6 +273,8 @@ class Matcher:
     def _apply_anchors(self) -> None:
         """Pairs anchored sites that the callers kept apart, and undoes pairs that an anchor contradicts."""
         for a, b in self.scores.anchors.items():
+            if a in self.ignored[0] or b in self.ignored[1]:
+                continue
             ours, theirs = self.partner[0].get(a), self.partner[1].get(b)
             if ours is not None and ours is theirs:
                 continue
@@ -269,13 +282,13 @@ class Matcher:
             if any(
                 match.by == "given"
                 or match.part is not None
-                or self.scores.told(match.reference, match.port) + MARGIN > self.scores.told(a, b)
+                or self.scores.sure(match.reference, match.port) + MARGIN > self.scores.sure(a, b)
                 for match in held
             ):
                 continue
             for match in held:
                 self._unpair(0, match.reference)
-            self._pair(Match(a, b, self.scores.told(a, b), "anchor"))
+            self._pair(Match(a, b, self.scores.sure(a, b), "anchor"))
 
     def _left_over(self) -> None:
         """Once more what is unpaired inside paired callers, now that anchors have spoken."""

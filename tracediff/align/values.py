@@ -19,10 +19,11 @@ from tracediff.align.structure import INPUT, OUTPUT, Side
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CLOSE = 3e-3  # distance of two contents' scaled statistics below which they may be one: in single precision, and
+CLOSE = 1e-3  # distance of two contents' scaled statistics below which they may be one: in single precision, and
 CLOSE_IN_HALF = 3e-2  # where either is of half precision or less
 _RATIO = 0.2  # the second nearest must be at least five times as far
 _CROWD = 24  # a content that more sites see says nothing about any two of them
+_MASKED = -1e4  # values at or below this are a mask's, and drown what else a tensor holds
 _FEWEST = 4  # elements below which a content is no evidence
 
 
@@ -45,7 +46,9 @@ class Contents:
         self.site = side.calls.site[side.calls.of_row[self.rows]]
         self.is_input = side.end_kind[self.rows] == INPUT
         statistics = side.index[self.rows]
-        self.telling = (statistics["count"] >= _FEWEST) & (statistics["std"] > 1e-6 * np.abs(statistics["mean"])) & (statistics["std"] > 0)
+        varies = (statistics["std"] > 1e-6 * np.abs(statistics["mean"])) & (statistics["std"] > 0)
+        masked = (statistics["min"] <= _MASKED) | (statistics["inf"] > 0)
+        self.telling = (statistics["count"] >= _FEWEST) & varies & ~masked
         scaled = features(statistics)
         keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, 8)])
         first, self.content = _distinct(keys)
@@ -57,10 +60,10 @@ class Contents:
 
 def _distinct(keys: Floats) -> tuple[Ints, Ints]:
     """The first place of each distinct row, and for every row which one it is."""
-    known: dict[bytes, int] = {}
+    known: dict[tuple[float, ...], int] = {}
     first: list[int] = []
     number = np.empty(len(keys), np.int64)
-    for place, row in enumerate(np.ascontiguousarray(keys + 0.0).view(np.dtype((np.void, keys.itemsize * keys.shape[1]))).ravel().tolist()):
+    for place, row in enumerate(map(tuple, (keys + 0.0).tolist())):
         if row not in known:
             known[row] = len(first)
             first.append(place)

@@ -154,6 +154,9 @@ class Adapter(Protocol):
     def no_grad(self) -> AbstractContextManager[None]:
         """A context in which no gradients are recorded."""
 
+    def cast(self, modules: Sequence[Any], dtype: str) -> AbstractContextManager[None]:
+        """A context in which the modules' floating parameters, buffers and plain tensors are of another dtype; then as they were."""
+
     def info(self) -> dict[str, Any]:
         """What a trace says of the framework: ``versions``, and the seed or state of its generators."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,12 @@ from typing import Any
 from tracediff.site import escape, frame_text
 
 _ids = itertools.count(1)
+
+
+@lru_cache(65536)
+def _shown(site: str, enclosing: str) -> str:
+    """A site as it is printed below a module path."""
+    return frame_text(site, 0, enclosing).removesuffix("[0]")
 
 
 class Frame:
@@ -45,7 +52,7 @@ class Frame:
         frame = Frame(self.session, self)
         frame.number = self.counts.get(site, 0)
         self.counts[site] = frame.number + 1
-        text = frame_text(site, frame.number, self.path)
+        text = f"{_shown(site, self.path)}[{frame.number}]"
         frame.text = f"{self.text}/{text}" if self.text else text
         frame.id, frame.path, frame.counts = next(_ids), path, {}
         return frame

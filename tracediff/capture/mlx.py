@@ -12,7 +12,7 @@ import functools
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from types import FunctionType, MethodType
 from typing import Any, Literal
@@ -149,6 +149,19 @@ class Mlx:
 
     def no_grad(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    @contextmanager
+    def cast(self, modules: Sequence[Any], dtype: str) -> Iterator[None]:
+        wanted = getattr(mx, dtype)
+        undo = ExitStack()
+        with undo:
+            for module in modules:
+                for keys, array, _ in list(self.parameters(module)):
+                    if mx.issubdtype(array.dtype, mx.floating):
+                        holder = functools.reduce(lambda held, key: held[key], keys[:-1], module)
+                        undo.callback(holder.__setitem__, keys[-1], array)
+                        holder[keys[-1]] = array.astype(wanted)
+            yield
 
     def info(self) -> dict[str, Any]:
         return {"versions": {"mlx": version("mlx")}, "generator": np.array(_key()).tolist()}

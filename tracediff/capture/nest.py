@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
+from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,24 @@ _NARROW = frozenset(row.view for row in BY_CODE.values() if row.view.kind == "V"
 Leaves = list[tuple[str, Any]]
 
 
+class Kind(Enum):
+    """What a value is, which its type tells."""
+
+    TENSOR = 1
+    ARRAY = 2
+    SCALAR = 3
+    ROW = 4
+    CONTAINER = 5
+    OPAQUE = 6
+
+
 class Nest:
     """Flattens and rebuilds containers for one framework, which tells its tensors and its modules."""
 
     def __init__(self, is_tensor: Callable[[Any], bool], is_model: Callable[[Any], bool]) -> None:
-        self.is_tensor = is_tensor
-        self.is_model = is_model
+        self._is_tensor = is_tensor
+        self._is_model = is_model
+        self._kinds: dict[type, Kind] = {}
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], keys: tuple[str, ...] = ()) -> tuple[Leaves, dict[str, Any]]:
         """The tensors among a call's arguments, and the plain scalars, by end; ``keys`` name positions instead of numbers."""
@@ -36,7 +50,7 @@ class Nest:
         for index, value in enumerate(args):
             self._walk(value, input_end(index, keys), leaves, scalars, 0)
         for key, value in kwargs.items():
-            self._walk(value, f"input[{escape(key)}]", leaves, scalars, 0)
+            self._walk(value, _named_end(key), leaves, scalars, 0)
         return leaves, scalars
 
     def values(self, value: Any, end: str) -> Leaves:
@@ -46,31 +60,48 @@ class Nest:
         return leaves
 
     def _walk(self, value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None, depth: int) -> None:
-        if self.is_tensor(value):
+        kind = self._kinds.get(type(value)) or self._kind(value)
+        if kind is Kind.TENSOR or (kind is Kind.ARRAY and is_array(value)):
             leaves.append((end, value))
-        elif value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        elif kind is Kind.SCALAR:
             _scalar(value, end, leaves, scalars)
-        elif self.is_model(value) or depth == DEEPEST:
-            return
-        elif isinstance(value, (list, tuple)) and _is_numbers(value):
+        elif kind is Kind.ROW and _is_numbers(value):
             _numbers(value, end, leaves, scalars)
-        else:
+        elif kind in (Kind.ROW, Kind.CONTAINER) and depth < DEEPEST:
             for key, part in items(value):
                 self._walk(part, longer(end, key), leaves, scalars, depth + 1)
+
+    def _kind(self, value: Any) -> Kind:
+        """What a value is. Types are asked, not values, whose attributes may be slow or have effects; the answer is kept."""
+        cls = type(value)
+        if issubclass(cls, np.ndarray):
+            kind = Kind.ARRAY
+        elif self._is_tensor(value):
+            kind = Kind.TENSOR
+        elif issubclass(cls, (bool, int, float, str, np.generic, type(None))):
+            kind = Kind.SCALAR
+        elif self._is_model(value) or cls is type:
+            kind = Kind.OPAQUE
+        elif issubclass(cls, (list, tuple)):
+            kind = Kind.ROW
+        else:
+            kind = Kind.CONTAINER if issubclass(cls, Mapping) or dataclasses.is_dataclass(cls) else Kind.OPAQUE
+        self._kinds[cls] = kind
+        return kind
 
     def replace_inputs(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Mapping[str, Any], keys: tuple[str, ...] = ()
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with the tensors at the given ends exchanged."""
         positional = tuple(self.replace(value, input_end(index, keys), new) for index, value in enumerate(args))
-        named = {key: self.replace(value, f"input[{escape(key)}]", new) for key, value in kwargs.items()}
+        named = {key: self.replace(value, _named_end(key), new) for key, value in kwargs.items()}
         return positional, named
 
     def replace(self, value: Any, end: str, new: Mapping[str, Any], depth: int = 0) -> Any:
         """``value`` with the tensors at the given ends exchanged: in place in lists, dicts and dataclasses; tuples are rebuilt."""
         if end in new:
             return new[end]
-        if self.is_tensor(value) or self.is_model(value) or depth == DEEPEST:
+        if (self._kinds.get(type(value)) or self._kind(value)) not in (Kind.ROW, Kind.CONTAINER) or depth == DEEPEST:
             return value
         changed = {}
         for key, part in items(value):
@@ -83,6 +114,11 @@ class Nest:
 def input_end(index: int, keys: tuple[str, ...]) -> str:
     """The end of a positional argument."""
     return f"input[{keys[index] if index < len(keys) else index}]"
+
+
+@lru_cache(4096)
+def _named_end(key: str) -> str:
+    return f"input[{escape(key)}]"
 
 
 def longer(end: str, key: Any) -> str:
@@ -102,7 +138,7 @@ def items(value: Any) -> list[tuple[Any, Any]]:
         return list(zip(value._fields, value, strict=False))
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(type(value)):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if hasattr(value, field.name)]
     return []
 

@@ -126,6 +126,12 @@ class Plain:
             stack.enter_context(adapter.no_grad())
         return stack  # type: ignore[return-value]
 
+    def cast(self, modules: Sequence[Any], dtype: str) -> AbstractContextManager[None]:
+        stack = ExitStack()
+        for adapter in self.adapters:
+            stack.enter_context(adapter.cast([module for module in modules if adapter.is_model(module)], dtype))
+        return stack  # type: ignore[return-value]
+
     def info(self) -> dict[str, Any]:
         versions = {name: version for adapter in self.adapters for name, version in adapter.info()["versions"].items()}
         return {"versions": versions, "generator": None}

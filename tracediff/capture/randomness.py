@@ -149,8 +149,8 @@ class Playback(Draws):
         if values is None:
             self._lone(f"{name} in stage {stage!r} is of shape {list(shape)}, and the reference's of {list(record.shape)}")
             return None
-        theirs, ours = _affine(name, record.note), _affine(name, arguments)
-        return values if theirs is None or ours is None else ours.stretch(theirs.shrink(values))
+        ours = _affine(name, arguments)
+        return values if ours is None or _affine(name, record.note) is None else ours.stretch(standard(name, values, record.note))
 
     def _lone(self, why: str) -> None:
         self._miss(f"draw without partner: {why}; the port's own was kept")
@@ -168,6 +168,25 @@ def recorded_draws(trace: Trace) -> list[Record]:
         return []
     number = list(trace.strings).index("draw")
     return [trace.records[row] for row in np.flatnonzero(trace.index["end"] == number).tolist()]
+
+
+def standard(name: str, values: Array, arguments: Mapping[str, Any]) -> Array:
+    """A draw as the tape has it: what its call made of standard variates undone, where its noted arguments tell.
+
+    So two draws can be compared though one side's function scales them and the other's caller does.
+
+    >>> standard("random.uniform", np.float32([-3.0, 3.0]), {"low": -3.0, "high": 3.0}).tolist()
+    [0.0, 1.0]
+    """
+    affine = _affine(name, arguments)
+    return values if affine is None else affine.shrink(values)
+
+
+def standardised(record: Record) -> Array:
+    """A recorded draw as standard variates (mean 0 and deviation 1, or the unit interval), whatever scale its call asked for."""
+    values = record.read()
+    affine = _affine(Site.parse(record.site).name, record.note)
+    return values if affine is None else affine.shrink(values)
 
 
 def laid_out(values: Array, shape: Shape) -> Array | None:

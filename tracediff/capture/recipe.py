@@ -16,6 +16,7 @@ It may import files beside it, at its top. `Context` gives it the seed's weights
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import os
 import re
@@ -31,7 +32,6 @@ from tracediff.capture import adapter, observe
 from tracediff.capture.context import Context, weights_beside
 from tracediff.capture.elsewhere import run_elsewhere
 from tracediff.capture.observer import Observer
-from tracediff.capture.recording import record_run
 from tracediff.capture.starter import write_recipes
 from tracediff.errors import RecipeError, TracediffError
 
@@ -52,6 +52,7 @@ __all__ = [
 
 Models = Mapping[str, Any]
 
+RECORD = "tracediff.capture.recording:record_run"
 DEFAULT = "chatterbox"
 """The recipe that is taken where nothing tells which."""
 
@@ -288,13 +289,16 @@ def run_recipe(
     force: bool = False,
     change: Callable[[Models], None] | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    how: str = RECORD,
+    **further: Any,
 ) -> Path:
     """Runs one side as its recipe says, records it to a new trace, and returns that trace's path.
 
     ``output``: by default ``traces/RECIPE_IMPL.h5``, or the next free number. ``random``: a trace whose inputs and draws are played
     back instead of the seed's. ``python``: another environment's interpreter, in which this side runs. ``change`` is called with the
-    loaded models before the run: a demonstration plants its fault there. The rest as in `tracediff.capture.recording.record_run`.
-    Raises RecipeError; TraceExistsError where a named output is there already and not ``force``.
+    loaded models before the run: a demonstration plants its fault there. ``how`` names the function that records (``module:name``, since
+    it may have to be found in another Python), and ``further`` are its own options. The rest as in
+    `tracediff.capture.recording.record_run`. Raises RecipeError; TraceExistsError where a named output is there already and not ``force``.
     """
     path = find_recipe(recipe, impl)
     to = Path(output) if output is not None else _free(Path("traces") / f"{path.stem}.h5")
@@ -315,6 +319,8 @@ def run_recipe(
         "save_params": save_params,
         "repeat": repeat,
         "force": force,
+        "how": how,
+        **further,
     }
     if python is None:
         _record(**request, change=change, progress=progress)
@@ -336,6 +342,7 @@ def _record(
     seed: int,
     random: str | None,
     dtype: str | None,
+    how: str,
     change: Callable[[Models], None] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -353,7 +360,7 @@ def _record(
         models = loaded.load(context)
         if change is not None:
             change(models)
-        record_run(
+        _function(how)(
             dict(models),
             lambda: loaded.run(models, context),
             to,
@@ -378,6 +385,12 @@ def observe_recipe(recipe: Recipe, context: Context, observers: Sequence[Observe
         methods = _of_roots(recipe.methods, loaded)
         work = dict(loaded), lambda: recipe.run(loaded, context), [context.draws, *observers]
         return observe(*work, methods=methods, functions=recipe.functions, impl=recipe.impl)
+
+
+def _function(how: str) -> Callable[..., Any]:
+    module, _, name = how.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _free(path: Path) -> Path:

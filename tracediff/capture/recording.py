@@ -45,12 +45,10 @@ def record_run(
     then holds what was recorded until there.
     """
     adapter = adapter_of(models, run, impl=impl)
-    seen = {"methods": tuple(methods), "functions": tuple(functions), "impl": adapter.name}
+    seen: dict[str, Any] = {"methods": tuple(methods), "functions": tuple(functions), "impl": adapter.name}
     before = adapter.rng_state()
     with TraceWriter(to, force=force, meta=meta, save=save) as writer:
-        recorder = Recorder(
-            writer, include=include, exclude=exclude, calls=calls, stages=stages, save=save, save_params=save_params
-        )
+        recorder = Recorder(writer, include=include, exclude=exclude, calls=calls, stages=stages, save=save, save_params=save_params)
         observe(models, run, [*observers, recorder], **seen)
         say(f"{recorder.records:,} records")
         if not repeat:

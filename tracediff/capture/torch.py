@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import ml_dtypes
@@ -39,7 +39,7 @@ _UNSEEN_BITS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.float8_e4m3fnuz: (torch.uint8, ml_dtypes.float8_e4m3fnuz),
     torch.float8_e5m2fnuz: (torch.uint8, ml_dtypes.float8_e5m2fnuz),
 }
-_RECORDED = frozenset(BY_NAME) | {"complex32"}
+_RECORDED = frozenset(getattr(torch, name) for name in (*BY_NAME, "complex32") if hasattr(torch, name))
 _BITS_OF = {np.dtype(view): (bits, dtype) for dtype, (bits, view) in _UNSEEN_BITS.items()}
 
 for _module in (nn.modules.module, nn.modules.container):
@@ -100,33 +100,21 @@ class Torch:
         return ""
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
-        for tensor in tensors:
-            if isinstance(tensor, torch.Tensor):
-                if tensor.device.type == "meta" or type(tensor).__name__ in ("FakeTensor", "FunctionalTensor"):
-                    return "its tensors have no values (meta device)"
-                if str(tensor.dtype).removeprefix("torch.") not in _RECORDED and not tensor.is_quantized:
-                    return f"no trace holds {tensor.dtype}"
-                if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-                    return "inside a torch.func transform (vmap, grad)"
-        return ""
+        return next((why for tensor in tensors if isinstance(tensor, torch.Tensor) and (why := _unreadable(tensor))), "")
 
     def view(self, tensor: Tensor) -> Array:
         if isinstance(tensor, np.ndarray):
             return tensor
-        tensor = tensor.detach()
         if tensor.layout != torch.strided:
-            tensor = tensor.to_dense()
-        if tensor.is_quantized:
-            tensor = tensor.dequantize()
-        if tensor.device.type != "cpu":
-            tensor = tensor.cpu()
-        if tensor.is_complex():
-            tensor = tensor.to(torch.complex64) if tensor.dtype == torch.complex32 else tensor.resolve_conj()
-        tensor = tensor.resolve_neg()
+            tensor = tensor.detach().to_dense()
         if tensor.dtype in _UNSEEN_BITS:
             bits, view = _UNSEEN_BITS[tensor.dtype]
-            return tensor.contiguous().view(bits).numpy().view(view)  # type: ignore[no-any-return]
-        return tensor.numpy()  # type: ignore[no-any-return]
+            return tensor.detach().contiguous().view(bits).numpy(force=True).view(view)  # type: ignore[no-any-return]
+        if tensor.dtype == torch.complex32:
+            tensor = tensor.to(torch.complex64)
+        elif tensor.is_quantized:
+            tensor = tensor.detach().dequantize()
+        return tensor.numpy(force=True)  # type: ignore[no-any-return]
 
     def to_numpy(self, tensor: Tensor) -> Array:
         return np.array(self.view(tensor), order="C", copy=True)
@@ -145,9 +133,10 @@ class Torch:
         return tensor.reshape(_shape(array, tuple(like.shape))).to(device=like.device, dtype=like.dtype)
 
     def token(self, tensor: Tensor) -> Any:
-        if isinstance(tensor, torch.Tensor) and not tensor.is_inference():
+        try:
             return tensor._version
-        return digest_of(self.view(tensor))
+        except (RuntimeError, AttributeError):  # made in inference mode, or NumPy's
+            return digest_of(self.view(tensor))
 
     def is_changed(self, tensor: Tensor, token: Any) -> bool:
         return bool(self.token(tensor) != token)
@@ -188,6 +177,20 @@ class Torch:
         context: AbstractContextManager[None] = torch.no_grad()
         return context
 
+    @contextmanager
+    def cast(self, modules: Sequence[Any], dtype: str) -> Iterator[None]:
+        wanted = getattr(torch, dtype)
+        undo = ExitStack()
+        with undo:
+            for module in modules:
+                for table in (module._parameters, module._buffers, vars(module)):
+                    for name, value in list(table.items()):
+                        if isinstance(value, torch.Tensor) and value.is_floating_point():
+                            undo.callback(table.__setitem__, name, value)
+                            undo.callback(setattr, value, "data", value.data)
+                            value.data = value.data.to(wanted)
+            yield
+
     def info(self) -> dict[str, Any]:
         return {"versions": {"torch": torch.__version__}, "generator": torch.initial_seed()}
 
@@ -206,6 +209,18 @@ def _watching_compilation(warn: Callable[[str], None]) -> Iterator[None]:
 def _frames_compiled() -> int:
     dynamo = sys.modules.get("torch._dynamo.utils")
     return sum(dynamo.counters["frames"].values()) if dynamo is not None else 0
+
+
+def _unreadable(tensor: torch.Tensor) -> str:
+    if tensor.is_meta or type(tensor).__name__ in ("FakeTensor", "FunctionalTensor"):
+        return "its tensors have no values (meta device)"
+    if tensor.dtype not in _RECORDED and not tensor.is_quantized:
+        return f"no trace holds {tensor.dtype}"
+    if tensor.is_nested:
+        return "no trace holds nested tensors"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "inside a torch.func transform (vmap, grad)"
+    return ""
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -275,7 +275,8 @@ def _reordered(found: Resemblance, rounded: str, reference: Array | None, port: 
     """The reference's rows, along one axis, in another order: halves interleaved for a rotary embedding, gates or channels exchanged."""
     if reference is None or port is None or not port.ndim or found.lone or (found.equal or 0) > 0.9:
         return None
-    if not _same_multiset(reference, port):
+    norm, other = found.norms
+    if abs(norm - other) > 1e-5 * norm or not _same_multiset(reference, port):
         return None
     if _is_reshaped(reference, port):
         text = "the reference's values in their order, read in another shape: reshaped where a transpose was meant"

@@ -134,15 +134,17 @@ def same_bits(source: Weight, target: Weight, rounded: str = "") -> Held:
 def _by_sketch(left_a: list[Weight], left_b: list[Weight], matches: Matches) -> None:
     """Permuted tensors first, then merged ones, then joined and cut ones: each step takes what it explains."""
     left_a, left_b = [w for w in left_a if is_float(w)], [w for w in left_b if is_float(w)]
-    _propose(left_a, left_b, matches, equal=True)
+    near = _propose(left_a, left_b, matches)
     for held in _stacked(_still(left_a, matches), _unheld(left_b, matches)):
         matches.held[held.port] = held
     for wrong in (False, True):
         if _unheld(left_b, matches):
-            _propose(list(merges(_still(left_a, matches), wrong=wrong)), left_b, matches, equal=True)
+            _propose(list(merges(_still(left_a, matches), wrong=wrong)), left_b, matches)
     for held in merged_unseen(_still(left_a, matches), _unheld(left_b, matches)):
         matches.held[held.port] = held
-    _propose(left_a, left_b, matches, equal=False)
+    for held in near:
+        if _convinces(held) and _is_better(held, matches.held.get(held.port)):
+            matches.held[held.port] = held
 
 
 def _still(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
@@ -154,11 +156,12 @@ def _unheld(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
     return [weight for weight in weights if weight.name not in matches.held]
 
 
-def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches, *, equal: bool) -> None:
-    """Takes what the sketches propose and the values bear out: with ``equal`` only what is equal, else what is much alike."""
+def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[Held]:
+    """Takes what the sketches propose and the values bear out exactly; returns what is only alike."""
     targets = _unheld(targets, matches)
+    near: list[Held] = []
     if not sources or not targets:
-        return
+        return near
     blocks: dict[tuple[str, int], list[tuple[Weight, Weight, Shared]]] = defaultdict(list)
     for shared in shared_parameters(sources, targets):  # type: ignore[arg-type]
         source, target = sources[shared.reference], targets[shared.port]
@@ -167,12 +170,19 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
             blocks[whole].append((source, target, shared))
             continue
         held = compared(source, target)
-        if held is not None and (held.is_equal or (not equal and _convinces(held))) and _is_better(held, matches.held.get(target.name)):
-            matches.held[target.name] = held
+        if held is not None:
+            _take(held, matches, near)
     for (side, _), members in blocks.items():
         for held in _joined(members) if side == "port" else _cut(members):
-            if held.port not in matches.held and (held.is_equal or (not equal and _convinces(held))):
-                matches.held[held.port] = held
+            _take(held, matches, near)
+    return near
+
+
+def _take(held: Held, matches: Matches, near: list[Held]) -> None:
+    if not held.is_equal:
+        near.append(held)
+    elif held.port not in matches.held:
+        matches.held[held.port] = held
 
 
 def _convinces(held: Held) -> bool:

@@ -289,7 +289,8 @@ def _compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight) 
 
 
 def _unknown(target: Weight) -> Resemblance:
-    return Resemblance(target.count, None, float("inf"), 0.0, 1.0, float("inf"), 0.0, float("inf"), float("nan"), False, None, 0)
+    unknown = math.inf
+    return Resemblance(target.count, None, unknown, 0.0, 1.0, unknown, 0.0, unknown, math.nan, (0.0, 0.0), False, None, 0)
 
 
 def _place_near(pairing: Pairing, near: dict[str, Held]) -> None:

@@ -55,9 +55,9 @@ def _expected(pairing: Pairing, crossed: Mapping[str, str]) -> dict[str, str]:
     """Where each tensor of the reference belongs by the renaming: reference name -> port name, where that is beyond doubt."""
     goals: dict[str, str] = {}
     for name in pairing.reference:
-        known = pairing.renames.whole(name) or next((goal for goal in pairing.renames.candidates(name) if goal in pairing.port), None)
+        known = next((goal for goal in pairing.renames.candidates(name) if pairing.fits(name, goal)), None)
         goal = crossed.get(name, known)
-        if goal is not None and goal in pairing.port and pairing.fits(name, goal):
+        if goal is not None:
             goals[name] = goal
     counts = Counter(goals.values())
     return {name: goal for name, goal in goals.items() if counts[goal] == 1}
@@ -244,16 +244,34 @@ class Layouts:
                 return (*found, False)
         return (*near, True) if near is not None and not wide else None
 
+    def against(self, own: str, port: str, shape: tuple[int, ...]) -> tuple[str, str, float] | None:
+        """The layout that a tensor should have, why, and how surely; None where its own is not wrong for its family."""
+        found = self.convention(port, shape, port)
+        if found is None:
+            return None
+        convention, count, near = found
+        if near and convention == own and not self.is_forced(port, shape):
+            convention, count, near = self.convention(port, shape, port, wide=True) or found
+        if convention == own:
+            return None
+        if own == "same" and sum(size != 1 for size in shape) == 2 and not (near and count > 1):
+            return None  # a lone square table that stays as it is among transposed matrices: an embedding
+        kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
+        how = "not permuted" if convention == "same" else f"permuted {convention}"
+        mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
+        return convention, f"{mine}, where {kin} {how}", 0.96 if near and count > 1 else 0.85
+
     def is_forced(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the nearest family has members whose shapes leave them no other layout."""
         return any(vote.forced for vote in self._votes.get(_families(name, shape)[0], ()))
 
-    def right(self, name: str, goal: str) -> Origin:
-        """The origin that a tensor of the port should have, in its family's layout where there is one."""
+    def right(self, name: str, goal: str, convention: str | None = None) -> Origin:
+        """The origin that a tensor of the port should have, in the given layout or that of its family, where there is one."""
         shape = self._pairing.reference[name].shape
         options = ways(shape, self._pairing.port[goal].shape)
         found = self.convention(goal, shape, goal)
-        chosen = next((option for option in options if found is not None and move(shape, option) == found[0]), None)
+        wanted = convention or (found[0] if found is not None else None)
+        chosen = next((option for option in options if move(shape, option) == wanted), None)
         layout = chosen or (options[0] if options else Layout(self._pairing.port[goal].shape))
         known = self._origins.get(name) or self._unmerged.get(name) or Origin((name,), layout)
         return replace(known, layout=layout)
@@ -306,14 +324,13 @@ def _find_layout(pairing: Pairing, held: Held, layouts: Layouts, result: Placeme
     if sum(size != 1 for size in source.shape) < 2 or len(ways(source.shape, target.shape)) < 2 or source.is_constant:
         return
     own = move(source.shape, origin.layout)
-    found = layouts.convention(held.port, source.shape, held.port)
-    reason = _against(own, found, layouts, held.port, source.shape)
+    reason = layouts.against(own, held.port, source.shape)
     if reason is None:
         return
-    right = layouts.right(name, held.port)
+    convention, evidence, confidence = reason
+    right = layouts.right(name, held.port, convention)
     if _gives(pairing, right, held.port):
         return  # it looks the same either way
-    evidence, confidence = reason
     finding = WeightFinding("weights.layout", name, held.port, evidence, {}, confidence, True, label=_layout_label(own))
     result.findings.append(finding)
     result.right[held.port] = right
@@ -325,28 +342,6 @@ def _gives(pairing: Pairing, origin: Origin, port: str) -> bool:
     if not target.is_readable or not all(source.is_readable for source in sources):
         return False
     return identical(origin.values(lambda name: pairing.reference[name].read()), target.read())
-
-
-def _against(
-    own: str, found: tuple[str, int, bool] | None, layouts: Layouts, port: str, shape: tuple[int, ...]
-) -> tuple[str, float] | None:
-    """Why a layout is wrong for its family, and how surely; None where it is not."""
-    if found is None:
-        return None
-    convention, count, near = found
-    if near and convention == own and not layouts.is_forced(port, shape):
-        wider = layouts.convention(port, shape, port, wide=True)
-        if wider is not None and wider[0] != own:
-            convention, count, near = wider
-    if convention == own:
-        return None
-    rank = sum(size != 1 for size in shape)
-    if own == "same" and rank == 2 and not (near and count > 1):
-        return None  # a lone square table that stays as it is among transposed matrices: an embedding
-    kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
-    how = "not permuted" if convention == "same" else f"permuted {convention}"
-    mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
-    return f"{mine}, where {kin} {how}", 0.96 if near and count > 1 else 0.85
 
 
 def _layout_label(own: str) -> str:

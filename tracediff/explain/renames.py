@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
-from itertools import pairwise
 
 from tracediff.align.names import tokens
 
@@ -298,9 +297,9 @@ def _number(
         every_a, every_b = {numbers[best] for numbers in known[0]}, {numbers[position] for numbers in known[1]}
         if every_a and every_a == every_b:
             return Number(best, {value: value for value in sorted(every_a)})
-        if _is_reversed(best, position, members) and len(values) > 2:
-            goals.reverse()
-        return Number(best, dict(zip(values, goals, strict=True)))
+        ordered = dict(zip(values, goals, strict=True))
+        agree = sum(ordered[member[0][best]] == member[2][position] for member in members)
+        return Number(best, ordered) if agree > 0.5 * len(members) else _as_seen(Number(best), position, members)
     counts = Counter(member[2][position] for member in members)
     return Number(None, constant=counts.most_common(1)[0][0])
 
@@ -331,11 +330,6 @@ def _decides(source: int, position: int, members: Sequence[Pair]) -> float:
     for numbers_a, _, numbers_b in members:
         seen[numbers_a[source]][numbers_b[position]] += 1
     return sum(max(counts.values()) for counts in seen.values()) / len(members)
-
-
-def _is_reversed(source: int, position: int, members: Sequence[Pair]) -> bool:
-    pairs = sorted({(a[source], b[position]) for a, _, b in members})
-    return all(y > z for (_, y), (_, z) in pairwise(pairs)) and len({x for x, _ in pairs}) == len(pairs)
 
 
 def _as_seen(number: Number, position: int, members: Sequence[Pair]) -> Number:

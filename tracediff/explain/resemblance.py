@@ -16,7 +16,7 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.trace.fingerprint import Floats
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Resemblance:
     """What ``b`` is to ``a``. ``equal`` is the share of equal values (None where only sketches were compared).
 
     ``correlation`` is Pearson's, 0 where either is constant; ``scale`` the factor c that brings c*a closest to b, and ``misfit`` the
-    relative L2 that is left then; ``shift`` is mean(b) - mean(a). ``lone`` counts values that are finite on one side only.
+    relative L2 that is left then; ``shift`` is mean(b) - mean(a), and ``shift_misfit`` what is left of the difference without it,
+    relative to b's spread. ``norms`` are those of a and b; ``lone`` counts values that are finite on one side only.
     """
 
     count: int
@@ -36,6 +37,7 @@ class Resemblance:
     shift: float
     shift_misfit: float
     max_abs: float
+    norms: tuple[float, float]
     constant_a: bool
     constant_b: float | None
     lone: int
@@ -71,55 +73,70 @@ def _comparable(array: Array) -> Array:
 
 def of_arrays(a: Array, b: Array) -> Resemblance:
     """What ``b`` is to ``a``, two arrays of one shape, read once."""
-    sums = np.zeros(5)
-    count = equal = lone = 0
-    difference = shifted = largest = 0.0
-    centre = _mean_of(b) - _mean_of(a) if a.size else 0.0
-    low_a, high_a, low_b, high_b = math.inf, -math.inf, math.inf, -math.inf
+    sums = _Sums()
     for x, y in _blocks(a, b):
-        x, y = _wide(x), _wide(y)
-        equal += int(np.count_nonzero((x == y) | (np.isnan(x) & np.isnan(y))))
-        finite = np.isfinite(x) & np.isfinite(y)
-        if not finite.all():
-            lone += int(np.count_nonzero(np.isfinite(x) ^ np.isfinite(y)))
+        sums.add(x, y)
+    return sums.resemblance(a.size)
+
+
+class _Sums:
+    """Running sums over blocks, in float64; values that are not finite on both sides are left out."""
+
+    def __init__(self) -> None:
+        self.count = self.equal = self.lone = 0
+        self.sum_a = self.sum_b = self.aa = self.bb = self.ab = self.gaps = self.largest = 0.0
+        self.first_a: float | None = None
+        self.first_b: float | None = None
+        self.constant_a = self.constant_b = True
+
+    def add(self, a: Array, b: Array) -> None:
+        x, y = _wide(a), _wide(b)
+        same = x == y
+        if not np.isfinite(x.sum() + y.sum()):
+            same |= np.isnan(x) & np.isnan(y)
+            finite = np.isfinite(x) & np.isfinite(y)
+            self.lone += int(np.count_nonzero(np.isfinite(x) ^ np.isfinite(y)))
             x, y = x[finite], y[finite]
+        self.equal += int(np.count_nonzero(same))
         if not x.size:
-            continue
+            return
+        self._see_constants(x, y)
         gap = y - x
-        count += x.size
-        sums += (x.sum(), y.sum(), x @ x, y @ y, x @ y)
-        difference += float(gap @ gap)
-        gap -= centre
-        shifted += float(gap @ gap)
-        largest = max(largest, float(np.abs(gap + centre).max()))
-        low_a, high_a = min(low_a, x.min()), max(high_a, x.max())
-        low_b, high_b = min(low_b, y.min()), max(high_b, y.max())
-    return _summary(sums, count, a.size, equal, lone, difference, shifted, largest, low_a == high_a, low_b if low_b == high_b else None)
+        self.count += x.size
+        self.sum_a, self.sum_b = self.sum_a + float(x.sum()), self.sum_b + float(y.sum())
+        self.aa, self.bb, self.ab = self.aa + _dot(x, x), self.bb + _dot(y, y), self.ab + _dot(x, y)
+        self.gaps += _dot(gap, gap)
+        self.largest = max(self.largest, -float(gap.min()), float(gap.max()))
 
+    def _see_constants(self, x: Floats, y: Floats) -> None:
+        self.first_a = float(x[0]) if self.first_a is None else self.first_a
+        self.first_b = float(y[0]) if self.first_b is None else self.first_b
+        self.constant_a = self.constant_a and bool((x == self.first_a).all())
+        self.constant_b = self.constant_b and bool((y == self.first_b).all())
 
-def _summary(
-    sums: Floats, count: int, size: int, equal: int, lone: int, difference: float, shifted: float, largest: float,
-    constant_a: bool, constant_b: float | None,
-) -> Resemblance:  # fmt: skip
-    sum_a, sum_b, aa, bb, ab = (float(value) for value in sums)
-    n = max(count, 1)
-    spread_a, spread_b = max(aa - sum_a * sum_a / n, 0.0), max(bb - sum_b * sum_b / n, 0.0)
-    flat = constant_a or constant_b is not None or not spread_a or not spread_b
-    correlation = 0.0 if flat else (ab - sum_a * sum_b / n) / math.sqrt(spread_a * spread_b)
-    return Resemblance(
-        count=count,
-        equal=equal / size if size else 1.0,
-        rel_l2=_ratio(difference, aa),
-        correlation=max(-1.0, min(1.0, correlation)),
-        scale=ab / aa if aa else 0.0,
-        misfit=_ratio(max(bb - ab * ab / aa, 0.0) if aa else bb, bb),
-        shift=(sum_b - sum_a) / n,
-        shift_misfit=_ratio(shifted, spread_b),
-        max_abs=largest,
-        constant_a=constant_a,
-        constant_b=constant_b,
-        lone=lone,
-    )
+    def resemblance(self, size: int) -> Resemblance:
+        n = max(self.count, 1)
+        shift = (self.sum_b - self.sum_a) / n
+        spread_a = max(self.aa - self.sum_a * self.sum_a / n, 0.0)
+        spread_b = max(self.bb - self.sum_b * self.sum_b / n, 0.0)
+        flat = self.constant_a or self.constant_b or not spread_a or not spread_b
+        correlation = 0.0 if flat else (self.ab - self.sum_a * self.sum_b / n) / math.sqrt(spread_a * spread_b)
+        left = self.bb - self.ab * self.ab / self.aa if self.aa else self.bb
+        return Resemblance(
+            count=self.count,
+            equal=self.equal / size if size else 1.0,
+            rel_l2=_ratio(self.gaps, self.aa),
+            correlation=max(-1.0, min(1.0, correlation)),
+            scale=self.ab / self.aa if self.aa else 0.0,
+            misfit=_ratio(max(left, 0.0), self.bb),
+            shift=shift,
+            shift_misfit=_ratio(max(self.gaps - n * shift * shift, 0.0), spread_b),
+            max_abs=self.largest,
+            norms=(math.sqrt(self.aa), math.sqrt(self.bb)),
+            constant_a=self.constant_a,
+            constant_b=self.first_b if self.constant_b else None,
+            lone=self.lone,
+        )
 
 
 def of_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
@@ -138,6 +155,7 @@ def of_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant
         shift=exact.shift,
         shift_misfit=math.inf,
         max_abs=math.nan,
+        norms=exact.norms,
         constant_a=exact.constant_a and count > 1,
         constant_b=constant_b,
         lone=0,
@@ -150,13 +168,9 @@ def _ratio(numerator: float, denominator: float) -> float:
     return math.sqrt(numerator / denominator)
 
 
-def _mean_of(array: Array) -> float:
-    total, count = 0.0, 0
-    for block, _ in _blocks(array, array):
-        wide = _wide(block)
-        finite = wide if np.isfinite(wide.sum()) else wide[np.isfinite(wide)]
-        total, count = total + float(finite.sum()), count + finite.size
-    return total / count if count else 0.0
+def _dot(x: Floats, y: Floats) -> float:
+    """The inner product, in this thread: a threaded BLAS only waits for itself on short vectors."""
+    return float(np.einsum("i,i->", x, y))
 
 
 def _wide(block: Array) -> Floats:

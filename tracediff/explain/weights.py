@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tracediff.errors import WeightsError
 from tracediff.explain.checkpoint import Source, Weight, Weights, open_weights
 from tracediff.explain.judging import Kind, Side, WeightFinding, is_bias, judged, numbers_of
-from tracediff.explain.matching import MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
-from tracediff.explain.origins import Origin
+from tracediff.explain.matching import ALIKE, MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
+from tracediff.explain.origins import Origin, ways
 from tracediff.explain.pairing import Pairing, Placed, pair
-from tracediff.explain.placement import Layouts, Placement, placement
-from tracediff.explain.renames import grouped, parent
+from tracediff.explain.placement import Layouts, Placement, move, placement
+from tracediff.explain.renames import grouped, parent, pattern
 from tracediff.explain.resemblance import identical
 from tracediff.site import is_below
 
@@ -267,6 +267,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
 
 
 def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[WeightPair]:
+    layouts = Layouts(pairing)
     for name in pairing.port:
         held, by_name = pairing.held.get(name), pairing.placed.get(name)
         origin = placed.right.get(name)
@@ -274,15 +275,15 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
             origin = origin or held.origin
             yield WeightPair(origin.names, name, origin.text, held.by, name not in wrong, origin)
         elif by_name is not None:
-            origin = _named_origin(pairing, by_name)
+            origin = _named_origin(layouts, by_name)
             yield WeightPair(origin.names, name, origin.text, "name", False, origin)
 
 
-def _named_origin(pairing: Pairing, placed: Placed) -> Origin:
+def _named_origin(layouts: Layouts, placed: Placed) -> Origin:
     """The origin of a tensor whose values do not tell: in the layout of its family."""
     if placed.held is not None and not placed.held.origin.is_copy:
         return placed.held.origin
-    return Layouts(pairing).right(placed.names[0], placed.port)
+    return layouts.right(placed.names[0], placed.port)
 
 
 def _side(weights: Weights) -> Compared:
@@ -304,8 +305,9 @@ def _side_dict(side: Compared) -> dict[str, Any]:
 
 
 def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
+    layouts = Layouts(pairing)
     for placed in pairing.placed.values():
-        yield _placed_finding(pairing, placed)
+        yield _placed_finding(pairing, placed, layouts)
     for name, held in pairing.held.items():
         if held.rounded:
             label = f"rounded to {held.rounded}"
@@ -328,7 +330,7 @@ def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
     return [judged_anew(finding) for finding in findings]
 
 
-def _placed_finding(pairing: Pairing, placed: Placed) -> WeightFinding:
+def _placed_finding(pairing: Pairing, placed: Placed, layouts: Layouts) -> WeightFinding:
     target = pairing.port[placed.port]
     how, sure = _NAMED[placed.named]
     held = placed.held
@@ -341,6 +343,7 @@ def _placed_finding(pairing: Pairing, placed: Placed) -> WeightFinding:
         reference, port = held.origin.values(lambda name: pairing.reference[name].read()), target.read()
     found = judged(held.resemblance, held.rounded, reference, port, target)
     evidence = f"{found.evidence} (found {how})" if placed.named == "likeness" else found.evidence
+    evidence += _layout_besides(layouts, pairing, held)
     other = pairing.elsewhere.get(placed.port)
     if other is not None and found.kind == "weights.unloaded":
         evidence += f"; it is nearer to {other.origin.names[0]!r}"
@@ -354,6 +357,18 @@ def _placed_finding(pairing: Pairing, placed: Placed) -> WeightFinding:
         found.confirmed,
         label=found.label,
     )
+
+
+def _layout_besides(layouts: Layouts, pairing: Pairing, held: Held) -> str:
+    """What is to be said of the layout of a tensor whose values differ, but are those of the reference."""
+    found = held.resemblance
+    if found is None or abs(found.correlation) < ALIKE or not held.origin.is_copy or found.count < 16:
+        return ""
+    shape = pairing.reference[held.origin.key].shape
+    if len(ways(shape, pairing.port[held.port].shape)) < 2:
+        return ""
+    reason = layouts.against(move(shape, held.origin.layout), held.port, shape)
+    return f"; besides, {reason[1]}" if reason is not None else ""
 
 
 def _rows_scaled(held: Held, sure: float) -> WeightFinding:
@@ -471,7 +486,8 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
 
 
 _NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
-_LEAST_MODULE = 3  # tensors that a module must have for its loss to be told as one
+_LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
+_MOST_LINES = 3  # findings that are no fault are told one by one up to so many
 _GRAVITY = {
     "weights.unloaded": 0,
     "weights.missing_bias": 1,
@@ -483,8 +499,19 @@ _GRAVITY = {
 
 
 def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
-    whole, rest = _whole_modules(report)
-    found = [*whole, *_grouped("different", rest), *_grouped("missing", report.missing)]
+    totals = Counter(module for name in _all_names(report) for module in _modules(name))
+    found: list[FindingGroup] = []
+    for category, findings in _by_category(report):
+        lost = [finding for finding in findings if finding.kind in _NOT_LOADED and not finding.expected]
+        whole, _ = _whole_modules(category, lost, totals, "never loaded" if category == "different" else "missing in the port")
+        told = {id(finding) for group in whole for finding in group.findings}
+        found += whole
+        for alike in _alike([finding for finding in findings if id(finding) not in told]):
+            if alike[0].expected and len(alike) > _MOST_LINES:
+                found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
+                continue
+            whole, rest = _whole_modules(category, alike, totals, alike[0].label)
+            found += [*whole, *_by_pattern(category, rest)]
     found.sort(key=lambda group: (group.findings[0].expected, _GRAVITY[group.kind or ""], -group.count))
     yield from found
     for text, names in grouped(report.unexpected):
@@ -492,43 +519,65 @@ def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
         yield FindingGroup("unexpected", None, text, text, "not in the reference", nothing)
 
 
-def _whole_modules(report: WeightsReport) -> tuple[list[FindingGroup], list[WeightFinding]]:
-    """Modules of which nothing was loaded, whatever their tensors were initialised to, as one group each; and the other findings."""
-    fresh = {finding.reference: finding for finding in report.different if finding.kind in _NOT_LOADED}
-    held = Counter(module for one in report.pairs if one.reference for module in _modules(" + ".join(one.reference)))
-    lost = Counter(module for name in fresh for module in _modules(name))
-    empty = {module for module, count in lost.items() if count == held[module] and count >= _LEAST_MODULE}
-    outermost: dict[str, list[str]] = defaultdict(list)
-    for name in fresh:
-        module = next((module for module in _modules(name) if module in empty), None)
-        if module is not None:
-            outermost[module].append(name)
+def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[WeightFinding, ...]]]:
+    yield "different", report.different
+    yield "missing", report.missing
+
+
+def _all_names(report: WeightsReport) -> Iterable[str]:
+    """The reference's tensors, those that are merged to one as one."""
+    yield from (" + ".join(one.reference) for one in report.pairs)
+    yield from (finding.reference for finding in report.missing)
+
+
+def _name(finding: WeightFinding) -> str:
+    return finding.reference or finding.port
+
+
+def _alike(findings: Sequence[WeightFinding]) -> Iterable[list[WeightFinding]]:
+    """Findings by kind and label."""
+    kinds: dict[tuple[str, str, bool], list[WeightFinding]] = defaultdict(list)
+    for finding in findings:
+        kinds[finding.kind, _general(finding.label), finding.expected].append(finding)
+    yield from kinds.values()
+
+
+def _whole_modules(
+    category: Category, findings: Sequence[WeightFinding], totals: Mapping[str, int], label: str
+) -> tuple[list[FindingGroup], list[WeightFinding]]:
+    """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
+    counts = Counter(module for finding in findings for module in _modules(_name(finding)))
+    full = {module for module, count in counts.items() if count == totals[module] and count >= _LEAST_MODULE}
+    outermost: dict[str, list[WeightFinding]] = defaultdict(list)
+    rest: list[WeightFinding] = []
+    for finding in findings:
+        module = next((module for module in _modules(_name(finding)) if module in full), None)
+        (rest if module is None else outermost[module]).append(finding)
     groups = []
     for text, modules in grouped(list(outermost)):
-        members = tuple(fresh.pop(name) for module in modules for name in outermost[module])
-        ports = grouped([parent(finding.port) for finding in members])
-        port = f"{ports[0][0]}.**" if len(ports) == 1 else ""
-        groups.append(FindingGroup("different", "weights.unloaded", f"{text}.**", port, "never loaded: the whole module", members))
-    return groups, [finding for finding in report.different if fresh.get(finding.reference) is finding or finding.kind not in _NOT_LOADED]
+        members = tuple(finding for module in modules for finding in outermost[module])
+        kind = min((finding.kind for finding in members), key=_GRAVITY.__getitem__)
+        groups.append(FindingGroup(category, kind, f"{text}.**", "", f"{label}: the whole module", members))
+    return groups, rest
+
+
+def _by_pattern(category: Category, findings: Sequence[WeightFinding]) -> Iterable[FindingGroup]:
+    by_name = {_name(finding): finding for finding in findings}
+    for text, names in grouped(list(by_name)):
+        yield _group(category, text, [by_name[name] for name in names])
+
+
+def _group(category: Category, text: str, findings: Sequence[WeightFinding]) -> FindingGroup:
+    labels = {finding.label for finding in findings}
+    ports = grouped([finding.port for finding in findings if finding.port])
+    label = labels.pop() if len(labels) == 1 else _general(findings[0].label)
+    return FindingGroup(category, findings[0].kind, text, ports[0][0] if len(ports) == 1 else "", label, tuple(findings))
 
 
 def _modules(name: str) -> list[str]:
     """The modules that a tensor lies in, the outermost first."""
     parts = name.partition(" + ")[0].split(".")[:-1]
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-
-
-def _grouped(category: Category, findings: Sequence[WeightFinding]) -> Iterable[FindingGroup]:
-    kinds: dict[tuple[Kind, str, bool], list[WeightFinding]] = defaultdict(list)
-    for finding in findings:
-        kinds[finding.kind, _general(finding.label), finding.expected].append(finding)
-    for (kind, _, _), members in kinds.items():
-        by_name = {finding.reference or finding.port: finding for finding in members}
-        for text, names in grouped(list(by_name)):
-            some = tuple(by_name[name] for name in names)
-            ports = grouped([finding.port for finding in some if finding.port])
-            label = some[0].label if len({finding.label for finding in some}) == 1 else _general(some[0].label)
-            yield FindingGroup(category, kind, text, ports[0][0] if len(ports) == 1 else "", label, some)
 
 
 def _general(label: str) -> str:

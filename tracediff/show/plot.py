@@ -133,15 +133,22 @@ def _draw_stages(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
 
 
 def _draw_limits(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
-    """What was allowed and the noise floor, as lines; gaps where values are exact."""
+    """What was allowed and the noise floor, as lines; they run on where values are exact."""
     x = np.arange(len(rows))
     for name, values, style in (
         ("allowed", [row.limit for row in rows], {"color": INK, "linestyle": "--", "linewidth": 1.1}),
         ("noise floor", [row.floor for row in rows], {"color": GREEN, "linestyle": ":", "linewidth": 1.3}),
     ):
-        line = np.array([value if value and value > 0 else math.nan for value in values], float)
+        line = _carried_on([value if value and value > 0 else math.nan for value in values])
         if np.isfinite(line).any():
             ax.plot(*_steps(x, np.maximum(line, scale.low)), label=name, zorder=2, **style)  # type: ignore[arg-type]
+
+
+def _carried_on(values: Sequence[float]) -> Array:
+    """The values with each gap filled by the last one before it."""
+    line = np.array(values, float)
+    last = np.maximum.accumulate(np.where(np.isnan(line), 0, np.arange(line.size)))
+    return np.asarray(line[last])
 
 
 def _steps(x: Array, y: Array) -> tuple[Array, Array]:
@@ -168,7 +175,7 @@ def _draw_pairs(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
 
 
 def _kind(row: Row) -> str:
-    if row.effect in ("moved", "no effect"):
+    if row.effect in ("moved", "no effect", "untold"):
         return "excused"
     if row.rel_l2 is None and row.how != "shape":
         return "bound"

@@ -53,11 +53,11 @@ def report(told: Report) -> RenderableType:
     """The whole report, its answer in the first line."""
     parts: list[RenderableType] = [_headline(told)]
     if told.first is not None:
-        parts.append(Padding(_evidence(told, 0), (1, 0, 0, 2)))
+        parts.append(Padding(_evidence(told, 0), (1, 0, 0, 2), expand=False))
     if len(told.divergences) > 1:
-        parts += ["", Text(f"Other divergences ({len(told.divergences) - 1})", LABEL), Padding(_others(told), (0, 0, 0, 2))]
+        parts += ["", Text(f"Other divergences ({len(told.divergences) - 1})", LABEL), Padding(_others(told), (0, 0, 0, 2), expand=False)]
     if [stage.stage for stage in told.stages] not in ([], [""]):
-        parts += ["", Padding(_stages(told), (0, 0, 0, 2))]
+        parts += ["", Padding(_stages(told), (0, 0, 0, 2), expand=False)]
     parts += ["", *_coverage(told), *_notes(told)]
     return Group(*parts)
 
@@ -73,7 +73,7 @@ def _headline(told: Report) -> Text:
 def _agreement(told: Report) -> str:
     compared, total = told.coverage.compared, told.coverage.reference_records
     worst = max((row for row in told.rows if row.rel_l2 is not None and not row.effect), key=lambda row: row.rel_l2 or 0.0, default=None)
-    text = f"{counted(compared, 'pair')} compared, of {counted(total, 'record')} of the reference, and none diverged"
+    text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged"
     if worst is None or not worst.rel_l2:
         return f"{text}; every bit is equal" if worst is not None else text
     place = f"{module(worst.where.reference)} {worst.where.end}"
@@ -85,10 +85,13 @@ def _no_verdict(told: Report) -> str:
     coverage = told.coverage
     for side, trace in (("reference", told.reference), ("port", told.port)):
         if trace.get("complete") is False and coverage.compared:
-            return f"the {side}'s run did not come to its end; {counted(coverage.compared, 'pair')} up to there agree"
+            return f"the {side}'s run did not come to its end; {counted(coverage.compared, 'record')} compared up to there agree"
     if not coverage.paired:
         return "no record of the one side could be paired with one of the other, so nothing was compared"
-    return "no values were compared: the traces hold statistics only, and these prove no difference (capture with --save full)"
+    most = max((row.at_least for row in told.rows), default=0.0)
+    return (
+        f"no values were compared: only statistics were stored, and these differ by no more than {number(most)} (capture with --save full)"
+    )
 
 
 def _judged(told: Report, place: int) -> dict[str, Any]:
@@ -117,6 +120,8 @@ def _size(told: Report, place: int) -> str:
     metrics = divergence.metrics
     if metrics is None and divergence.shapes["reference"] != divergence.shapes["port"]:
         return f"shape {shape(divergence.shapes['port'])}, in the reference {shape(divergence.shapes['reference'])}"
+    if values := judged.get("values"):
+        return f"{values['port']}, in the reference {values['reference']}"
     if judged.get("by") == "exact" and metrics is not None:
         verb = "differs" if metrics.mismatched == 1 else "differ"
         return f"{metrics.mismatched:,} of {counted(metrics.count, 'value')} {verb}, {allowance(None, 'exact')}"
@@ -145,7 +150,7 @@ def _facts(told: Report, place: int) -> list[tuple[str, str]]:
         ("Doubt", _doubt(divergence)),
         ("Shared", _shared(judged)),
         ("Call", _call(divergence)),
-        ("Error", _error(divergence)),
+        ("Error", "" if judged.get("values") else _error(divergence)),
         ("Tensor", _tensor(divergence)),
         *(("Code", line) for line in _sources(judged)),
         ("Last same", _place(divergence.last_same) if divergence.last_same else "nothing before it"),
@@ -270,11 +275,11 @@ def _coverage(told: Report) -> list[Text]:
     total = counted(coverage.reference_records, "record")
     text = f"Compared {coverage.compared:,} of {total} of the reference with the port's {coverage.port_records:,}"
     if coverage.compared < coverage.paired and told.method == "bisect":
-        rest = coverage.paired - coverage.compared
-        text += f" ({coverage.read:,} by reading their values). The other {counted(rest, 'pair')} were not needed to name the first"
+        rest = counted(coverage.paired - coverage.compared, "record")
+        text += f" ({coverage.read:,} by reading their values). The other {rest} with a partner were not needed to name the first"
         text += " divergence; --scan compares all."
     elif coverage.compared < coverage.paired:
-        text += f". {counted(coverage.paired - coverage.compared, 'pair')} could not be compared: their values were not stored."
+        text += f". {counted(coverage.paired - coverage.compared, 'record')} could not be compared: their values were not stored."
     else:
         text += "."
     lines.append(Text(text))
@@ -433,7 +438,7 @@ def state(row: Row) -> str:
     if row.diverged is None:
         return "not compared"
     if row.diverged:
-        return row.effect if row.effect in ("moved", "no effect") else "INTRODUCED" if row.introduced else "differs"
+        return row.effect if row.effect in ("moved", "no effect", "untold") else "INTRODUCED" if row.introduced else "differs"
     return "identical" if row.rel_l2 == 0 else "rounding" if row.by == "rounding" else "same"
 
 

@@ -7,7 +7,7 @@ a kill in between loses nothing: the reader then finds the trace as it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tracediff.trace import journal, schema
 from tracediff.trace.container import Output
 from tracediff.trace.journal import Journal, journal_of
 from tracediff.trace.reader import Trace, open_trace
-from tracediff.trace.tables import checked_meta, dump_meta
+from tracediff.trace.tables import Meta, checked_meta, dump_meta
 
 
 def amend_meta(path: str | os.PathLike[str], **items: Any) -> None:
@@ -34,44 +34,56 @@ def amend(path: str | os.PathLike[str], *, meta: Mapping[str, Any] | None = None
     recovering it); TracediffError for a meta item that JSON cannot hold.
     """
     path = Path(path)
+    new = {name: np.ascontiguousarray(table, schema.OPTIONAL_TABLES[name]) for name, table in tables.items()}
     with open_trace(path) as trace:
         if trace.was_killed:
             raise TraceFileError(f"{str(path)!r} was not closed, so nothing can be added to it; first run: tracediff recover {path}")
-        blob = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
-        try:
-            log = _journal_of_all(trace)
-        except OSError as error:
-            raise TraceFileError(f"Nothing could be added to {str(path)!r}: {error}.") from error
+        new[schema.META] = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
+        before = trace.identity, trace.meta, b"".join(_frames(trace))
     try:
-        _replace(path, {name: np.ascontiguousarray(table, schema.OPTIONAL_TABLES[name]) for name, table in tables.items()}, blob)
+        output = Output(path, amend=True)
+        try:
+            log = _journal(path, *before)
+        except BaseException:
+            output.close()
+            raise
+    except OSError as error:
+        raise TraceFileError(f"Nothing could be added to {str(path)!r}, which is as it was: {error}.") from error
+    try:
+        _replace(output, new)
     except (OSError, RuntimeError) as error:
         log.close(remove=False)
         raise TraceFileError(f"{str(path)!r} could not be added to ({error}). To have it as it was: tracediff recover {path}") from error
     log.close(remove=True)
 
 
-def _replace(path: Path, tables: Mapping[str, Array], meta: Array) -> None:
-    output = Output(path, amend=True)
+def _replace(output: Output, tables: Mapping[str, Array]) -> None:
     try:
         for name, table in tables.items():
             output.add_table(name, table)
-        output.add_table(schema.META, meta)
     finally:
         output.close()
 
 
-def _journal_of_all(trace: Trace) -> Journal:
-    """A journal from which the whole trace could be read again; it takes its place only once it is whole."""
-    part = trace.path.with_name(f"{trace.path.name}.amending")
-    identity, offset = trace.identity
-    log = Journal(journal_of(part), identity, offset, trace.meta)
+def _frames(trace: Trace) -> Iterator[bytes]:
+    """The whole trace but its values, as a journal says it."""
     tables = trace.tables
-    log.append(b"".join(journal.string_frame(number, text) for number, text in enumerate(tables.strings)))
-    log.append(b"".join(journal.segment_frame(trace.segments.place(number)) for number in range(trace.segments.count)))
-    log.append(b"".join(journal.frame(journal.ROW, row.tobytes()) for row in tables.index))
+    yield from (journal.string_frame(number, text) for number, text in enumerate(tables.strings))
+    yield from (journal.segment_frame(trace.segments.place(number)) for number in range(trace.segments.count))
+    yield from (journal.frame(journal.ROW, row.tobytes()) for row in tables.index)
     for row in tables.params:
         pool = tables.sketches[int(row["sketch_start"]) :][: int(row["sketch_length"])]
-        log.append(journal.frame(journal.PARAM, row.tobytes() + pool.tobytes()))
-    log.append(b"".join(journal.table_frame(name, table) for name, table in tables.optional.items()))
-    log.rename(journal_of(trace.path))
+        yield journal.frame(journal.PARAM, row.tobytes() + pool.tobytes())
+    yield from (journal.table_frame(name, table) for name, table in tables.optional.items())
+
+
+def _journal(path: Path, identity: tuple[bytes, int], meta: Meta, frames: bytes) -> Journal:
+    """A journal beside the trace, in its place only once it is whole."""
+    log = Journal(journal_of(path.with_name(f"{path.name}.amending")), *identity, meta)
+    try:
+        log.append(frames)
+        log.rename(journal_of(path))
+    except BaseException:
+        log.close(remove=True)
+        raise
     return log

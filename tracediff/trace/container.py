@@ -26,6 +26,7 @@ from tracediff.trace import schema
 
 _STORED = frozenset(row.stored for row in BY_CODE.values())
 _TABLES = schema.TABLES | schema.OPTIONAL_TABLES
+_AT_ONCE = 1 << 30  # bytes of one write; macOS takes less than 2 GB
 _MOST_AXES = 32  # of an HDF5 dataset
 _LIBVER = ("v108", "v108")  # "latest" marks the file as open, and a kill leaves that mark
 
@@ -118,13 +119,13 @@ def lock(fd: int) -> None:
 
 def is_locked(path: Path) -> bool:
     """Whether a live process writes this file (HDF5 takes the same lock)."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, or a file that may not be read
+        return False
     return False
 
 
@@ -133,7 +134,7 @@ def write_at(fd: int, values: Array | bytes, offset: int) -> None:
     flat = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     view = flat.data
     while view:
-        written = os.pwrite(fd, view, offset)
+        written = os.pwrite(fd, view[:_AT_ONCE], offset)
         view, offset = view[written:], offset + written
 
 
@@ -142,7 +143,7 @@ def read_at(fd: int, offset: int, nbytes: int) -> Array:
     out = np.empty(nbytes, np.uint8)
     view = out.data
     while view:
-        got = os.preadv(fd, [view], offset)
+        got = os.preadv(fd, [view[:_AT_ONCE]], offset)
         if not got:
             raise TraceFileError(f"The trace ends at byte {offset}, inside values that its index promises: it was cut short.")
         view, offset = view[got:], offset + got

@@ -155,7 +155,7 @@ class _Totals:
         n = wide.size
         other = _scratch.other[:n]
         np.multiply(wide, wide, out=other)
-        total, squares = _sum(wide), _dot(wide, wide)
+        total, squares = _sum(wide), _sum(other)
         self.cubes += _dot(other, wide)
         mean = total / n
         centred = squares - n * mean * mean
@@ -165,7 +165,7 @@ class _Totals:
         if self.finite:
             apart = mean - self.sum / self.finite
             centred += apart * apart * (self.finite * n / (self.finite + n))
-        self.absolute += _sum(np.abs(wide, out=other))
+        self.absolute += _sum(np.abs(wide, out=wide))  # last, for it overwrites
         self.centred += max(centred, 0.0)
         self.sum += total
         self.squares += squares
@@ -246,7 +246,7 @@ def _contract(array: Array) -> tuple[list[Floats], float]:
     first = np.empty(rows if rows <= LONGEST_AXIS else 0)
     step = max(1, BLOCK // rest)
     for start in range(0, rows, step):
-        block = _wide(array[start : start + step]).reshape(-1, rest)
+        block = _wide(array[start : start + step].reshape(-1, rest))
         left += lead[start : start + step] @ block
         if first.size:
             first[start : start + step] = block @ right
@@ -258,7 +258,7 @@ def _contract_vector(array: Array) -> tuple[list[Floats], float]:
     total = 0.0
     for start in range(0, array.size, BLOCK):
         total += float(_wide(array[start : start + BLOCK]) @ probe(array.size)[start : start + BLOCK])
-    return [_wide(array if array.size <= LONGEST_AXIS else array[:0])], total
+    return [_wide(array if array.size <= LONGEST_AXIS else array[:0]).copy()], total
 
 
 def _contract_slices(array: Array) -> tuple[list[Floats], float]:
@@ -283,11 +283,15 @@ def _outer(shape: tuple[int, ...]) -> Floats:
 
 
 def _wide(array: Array) -> Floats:
-    """Values as float64, NaN and infinities as 0; a complex number as one fixed combination of its parts."""
+    """Values as float64, NaN and infinities as 0; a complex number as one fixed combination of its parts.
+
+    Of up to a block they stand in a buffer that the next call fills anew.
+    """
     if array.dtype.kind == "c":
         return np.asarray(_wide(array.real) * probe(2)[0] + _wide(array.imag) * probe(2)[1])
-    wide: Floats = array.astype(np.float64)
-    if not math.isfinite(wide.sum()):
+    wide = _scratch.wide[: array.size].reshape(array.shape) if array.size <= BLOCK else np.empty(array.shape)
+    np.copyto(wide, array, casting="unsafe")
+    if not math.isfinite(_sum(wide.reshape(-1))):
         wide[~np.isfinite(wide)] = 0.0
     return wide
 
@@ -295,9 +299,12 @@ def _wide(array: Array) -> Floats:
 def _quantiles(array: Array, dtype: DType) -> Floats:
     if array.size > _SORT_LIMIT:
         return _histogram_quantiles(array, dtype)
-    finite = np.concatenate([np.empty(0, np.float32), *_finite_blocks(array, dtype)])
-    finite.sort()
-    return _interpolated(finite) if finite.size else np.zeros(schema.QUANTILES)
+    ordered = np.concatenate([np.empty(0, np.float32), *real_blocks(array, dtype, array.size)])
+    ordered.sort()
+    if ordered.dtype.kind == "f":  # infinities at both ends, NaN behind them
+        infinity = ordered.dtype.type(np.inf)  # of its dtype: the array would be converted otherwise
+        ordered = ordered[np.searchsorted(ordered, -infinity, "right") : np.searchsorted(ordered, infinity, "left")]
+    return _interpolated(ordered) if ordered.size else np.zeros(schema.QUANTILES)
 
 
 def _finite_blocks(array: Array, dtype: DType) -> Iterator[Array]:

@@ -164,7 +164,7 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
         for kind, payload in parts:
             said.take(kind, payload)
         return said.tables(trace), said.segments
-    except (ValueError, LookupError, TypeError, OverflowError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise TraceFileError(f"The journal {str(path)!r} is damaged ({error!r}); the trace cannot be recovered from it.") from error
 
 

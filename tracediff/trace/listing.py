@@ -46,6 +46,13 @@ def listing(
     return _cut(trace, repr(trace), RECORDS, _records(trace, pattern, stages), pattern, limit)
 
 
+def summary(trace: Trace) -> dict[str, Any]:
+    """What a trace is, as one JSON object: how much it holds and what it says of its run, without the module tree."""
+    told = {name: value for name, value in trace.meta.items() if name != "modules"}
+    held = {"records": len(trace.records), "sites": len(trace.sites), "parameters": len(trace.params), "bytes": trace.path.stat().st_size}
+    return {"schema": "tracediff.trace/1", "path": str(trace.path), **held, **told}
+
+
 def _cut(trace: Trace, title: str, columns: tuple[str, ...], rows: Iterable[tuple[Cell, ...]], pattern: str, limit: int) -> Listing:
     kept: list[tuple[Cell, ...]] = []
     count = 0

@@ -46,14 +46,25 @@ class Trace:
     ``records`` in execution order, ``params`` by name, ``meta`` the run's description, ``index`` the table behind the records
     (columns of `schema.INDEX`, texts as numbers into ``strings``), ``complete`` whether the run came to its end.
 
-    >>> trace = open_trace("traces/ref.h5")                                # doctest: +SKIP
-    >>> trace.find("encoder.layers.3", end="output")[0].read()             # doctest: +SKIP
+    >>> import tempfile
+    >>> from tracediff.trace import TraceWriter
+    >>> path = tempfile.mkdtemp() + "/ref.h5"
+    >>> with TraceWriter(path) as writer:
+    ...     row = writer.add(site="encoder.0", call="encoder[0]/.0[0]", ordinal=0, end="output", values=np.ones(2))
+    >>> with open_trace(path) as trace:
+    ...     trace.find("encoder.0", end="output")[0].read()
+    array([1., 1.])
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tables, self.segments, self.was_killed = _load(path)
-        self.fd = os.open(path, os.O_RDONLY)
+        try:
+            self.tables, self.segments, self.was_killed = _load(path)
+            self.fd = os.open(path, os.O_RDONLY)
+        except PermissionError as error:
+            raise TraceFileError(f"{str(path)!r} cannot be read: {error}.") from error
+        for table in (self.tables.index, self.tables.params, self.tables.sketches, *self.tables.optional.values()):
+            table.flags.writeable = False
         self._shapes: dict[int, tuple[int, ...]] = {}
 
     @property
@@ -213,6 +224,12 @@ class _Recorded:
         self._trace = trace
         self._cells: tuple[Any, ...] = table[row].item()
         self.row = row
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._trace is self._trace and other.row == self.row
+
+    def __hash__(self) -> int:
+        return hash((id(self._trace), self.row))
 
     def _cell(self, name: str) -> Any:
         return self._cells[self._columns[name]]

@@ -98,11 +98,9 @@ class TraceWriter:
         self._sketches = bytearray()
         self._stats: dict[tuple[bytes, int], bytes] = {}
         self._lane = Lane(IN_FLIGHT)
-        weakref.finalize(self, _let_go, self._lane, self._journal, self._output)
+        weakref.finalize(self, _let_go, self._lane, self._journal, self._output, os.getpid())
 
-    def add(
-        self, *, values: Any, dtype: str | None = None, store: bool = True, code: bytes | None = None, **moment: Unpack[Moment]
-    ) -> int:
+    def add(self, *, values: Any, dtype: str | None = None, store: bool = True, code: bytes | None = None, **moment: Unpack[Moment]) -> int:
         """Records an array and returns its row number.
 
         ``values`` must not change afterwards. They are values (bfloat16 and float8 by `ml_dtypes`), or, where ``dtype`` names the
@@ -313,15 +311,17 @@ class TraceWriter:
     def _abandon(self) -> None:
         """Lets go of both files, leaving the journal: the trace can be recovered from it."""
         self._closed = True
-        _let_go(self._lane, self._journal, self._output)
+        _let_go(self._lane, self._journal, self._output, os.getpid())
 
     def _tables(self) -> Tables:
         index, params = np.frombuffer(self._rows, schema.INDEX), np.frombuffer(self._params, schema.PARAMS)
         return Tables(index, params, np.frombuffer(self._sketches, schema.SKETCH), list(self._strings), self._meta)
 
 
-def _let_go(lane: Lane, log: Journal, output: Output) -> None:
-    """Writes what waits and closes both files, leaving the journal."""
+def _let_go(lane: Lane, log: Journal, output: Output, owner: int) -> None:
+    """Writes what waits and closes both files, leaving the journal; nothing in a forked child, which does not own them."""
+    if os.getpid() != owner:
+        return
     lane.close()
     log.close(remove=False)
     with suppress(OSError, RuntimeError):  # no room for HDF5's metadata, which recovery does without
