@@ -304,8 +304,9 @@ def lines(framework: str, found: dict[str, Any], times: dict[str, Any], peaks: d
     yield f"\n### {framework}\n"
     threads = found["threads"] or os.environ.get("OMP_NUM_THREADS", "all")
     yield (
-        f"{found['versions']}, h5py {h5py.__version__}, numpy {np.__version__}, xxhash {version('xxhash')}, Python {platform.python_version()}; "
-        f"{threads} threads, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; {rounds} rounds.  "
+        f"{found['versions']}, h5py {h5py.__version__}, numpy {np.__version__}, xxhash {version('xxhash')}, "
+        f"Python {platform.python_version()}; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, threads: {threads}; "
+        f"{rounds} rounds.  "
     )
     yield (
         f"{found['modules']} modules; outputs {found['output'] / MB:.0f} MB, inputs {found['input'] / MB:.0f} MB; "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 
@@ -145,12 +147,15 @@ def test_sessions_that_do_not_nest_are_both_complete(side: SimpleNamespace, x: A
     assert state_of(model, side) == before
 
 
-def test_a_copy_made_during_the_run_is_a_plain_module(side: SimpleNamespace, x: Any) -> None:
+@pytest.mark.parametrize("way", ["copied", "pickled"])
+def test_a_copy_made_during_the_run_is_a_plain_module(side: SimpleNamespace, x: Any, way: str, monkeypatch: Any) -> None:
     model, sites = side.Block(), Sites()
+    monkeypatch.setattr(models, "Block", type(model), raising=False)
+    type(model).__qualname__ = "Block"
     copies: list[Any] = []
 
     def run() -> Any:
-        copies.append(copy.deepcopy(model))
+        copies.append(copy.deepcopy(model) if way == "copied" else pickle.loads(pickle.dumps(model)))
         for name in ("weight", "bias"):
             values = getattr(copies[0].lin, name)
             setattr(copies[0].lin, name, side.nn.Parameter(values * 0) if side.name == "torch" else values * 0)
@@ -162,6 +167,21 @@ def test_a_copy_made_during_the_run_is_a_plain_module(side: SimpleNamespace, x: 
     assert sites.sites() == ["lin", ""]
     assert type(copies[0]) is type(model)
     assert (side.numpy(copies[0](x)) == side.numpy(x)).all()
+
+
+def test_a_shallow_copy_uses_its_own_parts(side: SimpleNamespace, x: Any) -> None:
+    model = side.Block()
+
+    mine = side.nn.Linear(4, 4)
+
+    def run() -> Any:
+        other = copy.copy(model)
+        if side.name == "torch":
+            other._modules = dict(other._modules)
+        other.lin = mine
+        return other(x)
+
+    assert (side.numpy(observe(model, run, [Sites()])) == side.numpy(x + side.tanh(mine(x)))).all()
 
 
 def test_types_are_what_they_are_during_the_run(side: SimpleNamespace, x: Any) -> None:

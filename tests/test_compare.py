@@ -75,7 +75,7 @@ shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=7)
 
 class TestMetricsAgreeWithNaiveNumpy:
     @given(st.data(), st.sampled_from(["f4", "f8", "f2", ml_dtypes.bfloat16]), shapes)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     def test_for_every_float_dtype_and_shape(self, data: st.DataObject, kind: Any, shape: tuple[int, ...]) -> None:
         r, p = (data.draw(hnp.arrays(np.float32, shape, elements=finite)).astype(kind) for _ in range(2))
         metrics = compare(r, p)
@@ -243,7 +243,7 @@ class TestTolerance:
             compare(ones, ones, rtol=-1.0, atol=0.0)
 
     @given(hnp.arrays(np.float32, 40, elements=finite), hnp.arrays(np.float32, 40, elements=finite), st.floats(0, 1), st.floats(0, 10))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def test_is_element_by_element(self, r: np.ndarray, p: np.ndarray, rtol: float, atol: float) -> None:
         a, b = r.astype(np.float64), p.astype(np.float64)
         metrics = compare(r, p, rtol=rtol, atol=atol)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
 
+from tracediff.compare import Metrics
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import Located, locate
@@ -201,7 +202,7 @@ class TestUnpairedSites:
 
 class TestBisection:
     @given(st.sets(st.sampled_from(LEAVES), min_size=1, max_size=3), st.sampled_from([1e-3, 1e-2, 1.0]))
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_names_the_pair_that_a_scan_names(self, tmp_path: Path, sites: set[str], size: float) -> None:
         generator = np.random.default_rng(len(sites))
         fault: Fault = lambda value: value * (1 + size * generator.standard_normal(value.shape))  # noqa: E731
@@ -435,6 +436,25 @@ class TestForced:
         located = self.forced(tmp_path, run_it, a=bumped, c=bumped)
         assert [finding.culprit[0] for finding in located.findings] == ["a", "c"]
         assert [finding.inherited for finding in located.findings] == [0.0, 0.0]
+
+    def test_the_same_finding_at_several_calls_is_one_finding(self, tmp_path: Path) -> None:
+        def steps(run: Run, x: Array) -> None:
+            w = weights(1)[0]
+            with run("solver", x=x) as leave:
+                for i in range(4):
+                    run.layer("solver.net", x * np.float32(i + 1), w)
+                leave(x)
+
+        located = self.forced(tmp_path, steps, **{"solver.net": bumped})
+        assert [(finding.culprit[0], finding.calls) for finding in located.findings] == [("solver.net", 4)]
+
+    def test_metrics_that_were_taken_in_the_run_are_not_taken_again(self, tmp_path: Path) -> None:
+        traces = record_pair(tmp_path, faults={"blocks.2.mlp": bumped})
+        worse = Metrics(96, rel_l2=0.5, reference_rms=1.0, port_rms=1.0)
+        known = {(one.row, one.row): worse if (one.site, one.end) == ("embed", "output") else Metrics(96) for one in traces[0].records}
+        located = found(traces, mode="forced", compared=known)
+        assert (located.read, {comparison.how for comparison in located.comparisons}) == (0, {"forced"})
+        assert [finding.culprit[0] for finding in located.findings] == ["embed"]
 
     def layered(self, run: Run, x: Array) -> None:
         w = weights(6)

@@ -127,7 +127,7 @@ def shapes() -> Report:
 
 def several() -> Report:
     second = replace(DIVERGENCE, site=where("vocoder.ups.1", stage="vocoder"), culprit=Culprit("vocoder.ups.1", "voc.ups.1"), causes=())
-    shared = {**JUDGED, "shared_by": 12, "pattern": "vocoder.layers.*.self_attn"}
+    shared = {**JUDGED, "calls": 10, "shared_by": 12, "pattern": "vocoder.layers.*.self_attn"}
     third = replace(DIVERGENCE, site=where("vocoder.layers.0.self_attn", stage="vocoder"), culprit=Culprit("vocoder", "voc"))
     return replace(DIFFERENT, divergences=(DIVERGENCE, second, third), certificate={"judged": [JUDGED, JUDGED, shared]}, mode="forced")
 
@@ -161,6 +161,7 @@ REPORTS = {
     "several": several(),
     "bisected": bisected(),
     "nothing": nothing(),
+    "many": replace(DIFFERENT, divergences=(DIVERGENCE,) * 40, certificate={"judged": [{**JUDGED, "calls": 10}] * 40}),
     "gradual": replace(DIFFERENT, divergences=(replace(DIVERGENCE, introduced=1.2e-4, inherited=9e-5),)),
 }
 

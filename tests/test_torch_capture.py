@@ -109,6 +109,34 @@ def test_a_forward_exchanged_during_the_run_is_left_alone() -> None:
     assert torch.equal(net(x), net.b(torch.zeros(2, 4)))
 
 
+def test_a_forward_that_the_run_patches_and_puts_back_is_left_as_the_bare_run_would() -> None:
+    """As transformers does to collect hidden states."""
+    net, x = Net(), torch.randn(2, 4)
+
+    def run() -> Any:
+        original = net.a.forward
+        net.a.forward = lambda x: original(x) + 1
+        try:
+            return net(x)
+        finally:
+            net.a.forward = original
+
+    bare = run()
+    del net.a.forward
+    for _ in range(2):
+        sites = Sites()
+        assert torch.equal(observe(net, run, [sites]), bare)
+        assert sites.sites().count("a") == 1
+        assert net.a.forward.__func__ is nn.Linear.forward
+    assert not hasattr(nn.Linear.forward, "__tracediff_original__")
+
+
+def test_scripting_during_the_run_works() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    scripted = observe(net, lambda: torch.jit.script(net), [Sites()])
+    assert torch.equal(scripted(x), net(x))
+
+
 def test_a_direct_call_of_forward_is_seen() -> None:
     net, x, sites = Net(), torch.randn(2, 4), Sites()
     observe(net, lambda: net.forward(x), [sites])

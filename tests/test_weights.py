@@ -71,6 +71,16 @@ def test_a_fused_projection_with_one_part_that_never_loaded_is_not_the_same() ->
     assert "rows 24:48 of 72 differ" in evidence(report, "1.qkv.weight")
 
 
+def test_a_block_of_a_fused_projection_that_was_never_loaded_is_named() -> None:
+    fused = {f"{n}.in_proj_weight": values(f"{n}", 3 * WIDTH, WIDTH) for n in range(3)}
+    apart = {
+        f"{n}.{p}_proj.weight": fused[f"{n}.in_proj_weight"][i * WIDTH : (i + 1) * WIDTH] for n in range(3) for i, p in enumerate("qkv")
+    }
+    assert weights(fused, apart).verdict == "same"
+    report = weights(fused, apart | {"1.k_proj.weight": fresh((WIDTH, WIDTH))})
+    assert kinds(report) == {"1.k_proj.weight": "weights.unloaded"}
+
+
 def test_experts_stacked_on_a_new_axis_are_the_same() -> None:
     experts = {f"moe.experts.{n}.w1.weight": values(str(n), HIDDEN, WIDTH) for n in range(12)}
     stacked = {"moe.switch.w1.weight": np.stack(list(experts.values()))}
@@ -387,7 +397,7 @@ def test_the_report_is_one_json_object_and_a_table() -> None:
     assert told["schema"] == "tracediff.weights/1"
     assert told["verdict"] == "different"
     assert told["compared"] == report.compared
-    assert told["total"] == len(transformer())
+    assert told["total"] == len(transformer()) == 62
     assert {"equal", "different", "missing", "unexpected"} <= told.keys()
     assert told["missing"][0]["reference"] == "layers.0.attn1.to_out.0.bias"
     frame = report.to_frame()
@@ -399,10 +409,10 @@ def test_the_report_is_one_json_object_and_a_table() -> None:
 
 def test_the_text_begins_with_the_answer_and_counts_what_was_compared() -> None:
     text = shown.text(faulty_pair())
-    assert text.startswith("Different: 1 x layers.1.attn1.to_out.0.bias all zero in the port; 71 of 74 tensors of the port are equal")
+    assert text.startswith("Different: 1 x layers.1.attn1.to_out.0.bias all zero in the port; 58 of 62 tensors of the port are equal")
     assert "1 x layers.0.attn1.to_out.0.bias  missing in the port  weights.missing_bias" in text
     assert "Not in the reference (1): pe" in text
-    assert "Compared: 73 of 74 tensors of the port." in text
+    assert "Compared: 61 of 62 tensors of the port." in text
 
 
 def test_causes_go_to_the_module_that_owns_the_parameter() -> None:

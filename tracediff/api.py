@@ -60,7 +60,7 @@ def capture(
 
     ``feed``: a reference's trace. The run is then *forced*: at each paired boundary the model's own tensor is recorded, and the run goes
     on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*. ``floor``: whether
-    to measure how much error floating point explains at each site, which takes five more runs; by default for PyTorch models.
+    to measure how much error floating point explains at each site, which takes seven more runs; by default for PyTorch models.
 
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
     ``methods``: further entrances to observe, such as ``"flow:inference"``. ``functions``: globs on dotted names of functions.
@@ -204,7 +204,8 @@ def bisect(
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        allowed = {} if first.floor is None else floors(first.floor, first, str(second.meta.get("dtype")))
+        is_forced = second.meta.get("mode_run") == "forced"
+        allowed = {} if first.floor is None else floors(first.floor, first, str(second.meta.get("dtype")), is_forced=is_forced)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
         found = compare_weights(first, second) if first.params and second.params else None
         culprits = {finding.culprit for finding in located.findings}

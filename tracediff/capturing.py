@@ -41,7 +41,7 @@ def captured(
     """Records a run to a new trace and returns its path.
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
-    Otherwise it is run once more to see whether it repeats, and, for ``floor`` (by default for a PyTorch run on its own inputs), five
+    Otherwise it is run once more to see whether it repeats, and, for ``floor`` (by default for a PyTorch run on its own inputs), seven
     times more to measure its noise floor. The rest is as in `tracediff.capture.recording.record_run`.
     """
     given: dict[str, Any] = {"observers": tuple(observers), "save": save, "meta": meta, "force": force, "say": say, **options}

@@ -111,7 +111,7 @@ def main() -> None:
 @click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help="Values, or statistics only.")
 @click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints.")
 @click.option("--no-repeat", is_flag=True, help="Do not run the reference a second time to see whether it repeats.")
-@click.option("--no-floor", is_flag=True, help="Do not measure the reference's noise floor (five more runs).")
+@click.option("--no-floor", is_flag=True, help="Do not measure the reference's noise floor (seven more runs).")
 @click.option("--python", "python", type=click.Path(), help="Run this side with another environment's Python.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @json_option

@@ -22,7 +22,7 @@ def faults() -> dict[str, str]:
 
 
 def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: Callable[[str], None] = lambda _: None) -> Report:
-    """Captures both sides of the stage that the fault belongs to (of every stage for ``none``), and bisects.
+    """Captures both sides of the stage that the fault belongs to (of every stage for ``none``), the port fed by the reference, and bisects.
 
     The traces ``demo_torch.h5`` and ``demo_mlx.h5`` in ``folder`` are written anew. Raises TracediffError for a fault that is not known.
     """
@@ -34,11 +34,12 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
     planted = None if fault == NONE else known[fault]
     stages = () if planted is None else (planted.stage,)
     reference, port = Path(folder) / "demo_torch.h5", Path(folder) / "demo_mlx.h5"
-    options: dict[str, Any] = {"stages": stages, "seed": seed, "force": True, "progress": progress}
+    options: dict[str, Any] = {"stages": stages, "seed": seed, "force": True, "progress": progress, "how": "tracediff.capturing:captured"}
     progress("the reference: chatterbox-tts in PyTorch")
     run_recipe("torch", RECIPE, output=reference, **options)
     progress(f"the port: mlx-audio in MLX; planted: {faults()[fault]}")
-    run_recipe("mlx", RECIPE, output=port, change=None if planted is None else planted.plant, random=reference, **options)
+    plant = None if planted is None else planted.plant
+    run_recipe("mlx", RECIPE, output=port, change=plant, random=reference, feed=str(reference), **options)
     progress(f"tracediff bisect {reference} {port}")
     return api.bisect(reference, port)
 

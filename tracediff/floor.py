@@ -3,7 +3,8 @@
 At every boundary of a forced run of the reference its stored value ``v`` is handed on as ``v * (1 + u*n + u*m)``, with ``n`` standard
 normal for each element, ``m`` one for the whole tensor, and ``u`` the unit roundoff of the value's dtype. What then arrives at each
 boundary is compared with what is stored: that relative L2, over ``u``, is the site's *noise amplification* (the largest of three
-runs). One more run in another dtype gives the error of that dtype's own arithmetic. Both are local: nothing accumulates.
+runs). One more run in another dtype gives the error of that dtype's own arithmetic. Both are local: nothing accumulates, which suits a
+forced run. For free runs two more are made in which what arrives is handed on with noise, so that it does accumulate.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from tracediff.dtype import Array, DType
 from tracediff.force import Values, outputs_by_call, rows_by_place
 from tracediff.trace import Trace, schema
 
-NOISE = "noise"
+NOISE, FREE = "noise", "free"
 COLUMNS = ("float64", "float16", "bfloat16")
-DRAWS = 3
+DRAWS, FREE_DRAWS = 3, 2
 SENSITIVE_FACTOR = 8.0
 """Ids that the reference itself changes under so many units of noise are noise-sensitive."""
 
@@ -55,8 +56,12 @@ class _Handing(Observer):
                 continue
             if boundary.moment != "draw":
                 self._measure(row, stored, self._run.adapter.view(tensor))
-            replaced[end] = stored if boundary.moment == "draw" else self.varied(stored, row)
+            replaced[end] = stored if boundary.moment == "draw" else self.varied(self.base(stored, tensor), row)
         return replaced
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        """What is varied: the stored value, so that nothing accumulates."""
+        return stored
 
     def varied(self, stored: Array, row: int) -> Any:
         """What is handed on in the place of a stored value."""
@@ -101,6 +106,13 @@ class _Noise(_Handing):
             return wide.astype(kind.view)
 
 
+class _FreeNoise(_Noise):
+    """As `_Noise`, but what arrives is handed on, so that errors accumulate as they do between two free runs."""
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        return self._run.adapter.view(tensor)
+
+
 class _Cast(_Handing):
     """Hands on stored values in another dtype."""
 
@@ -127,10 +139,11 @@ def measure(
     """The floor of a recorded reference: one row of `schema.FLOOR` a record, and what could not be measured.
 
     ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.capture.observe`.
-    ``noise`` is in units of the roundoff of the record's dtype, the columns of dtypes are relative L2; NaN where not measured.
+    ``noise`` (local) and ``free`` (accumulated) are in units of the roundoff of the record's dtype, the columns of dtypes are relative L2;
+    NaN where not measured. ``sensitive`` marks ids that noise changes.
     """
     table = np.zeros(len(trace.records), schema.FLOOR)
-    for column in (NOISE, *COLUMNS):
+    for column in (NOISE, FREE, *COLUMNS):
         table[column] = np.nan
     missed: list[str] = []
     roundoff = np.array([dtypes.named(record.dtype).roundoff for record in trace.records])
@@ -138,11 +151,16 @@ def measure(
         say(f"measuring the noise floor, run {draw + 1} of {DRAWS}")
         noise = _Noise(trace, draw)
         _again(models, run, noise, observed)
-        table["noise"] = np.fmax(table["noise"], np.divide(noise.errors, roundoff, where=roundoff > 0, out=np.full(len(roundoff), np.nan)))
+        table[NOISE] = np.fmax(table[NOISE], _in_units(noise.errors, roundoff))
         table["sensitive"] |= noise.differs
     shaken = _Noise(trace, DRAWS, SENSITIVE_FACTOR)
     _again(models, run, shaken, observed)
     table["sensitive"] |= shaken.differs
+    for draw in range(FREE_DRAWS):
+        say(f"measuring how noise accumulates, run {draw + 1} of {FREE_DRAWS}")
+        noise = _FreeNoise(trace, DRAWS + 1 + draw)
+        _again(models, run, noise, observed)
+        table[FREE] = np.fmax(table[FREE], _in_units(noise.errors, roundoff))
     for name in dtypes_to_try:
         say(f"measuring the noise floor in {name}")
         try:
@@ -152,6 +170,12 @@ def measure(
         except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
             missed.append(f"floor in {name}: not measured, the reference does not run in it ({type(error).__name__}: {error})")
     return table, missed
+
+
+def _in_units(errors: Array, roundoff: Array) -> Array:
+    """Errors in units of roundoff; NaN for exact dtypes."""
+    units: Array = np.divide(errors, roundoff, where=roundoff > 0, out=np.full(len(roundoff), np.nan))
+    return units
 
 
 def _in_dtype(models: Any, run: Any, trace: Trace, name: str, observed: Mapping[str, Any] | None) -> _Cast:
@@ -173,14 +197,15 @@ def _again(models: Any, run: Any, observer: Observer, observed: Mapping[str, Any
         adapter.set_rng_state(state)
 
 
-def floors(table: Array, reference: Trace, port_dtype: str) -> dict[int, float]:
+def floors(table: Array, reference: Trace, port_dtype: str, *, is_forced: bool) -> dict[int, float]:
     """What noise explains at each of the reference's records for a port of that dtype: relative L2 by row, where it was measured.
 
-    The amplification times the unit roundoff of the coarser dtype, or the error of a run in the port's dtype (float64 for a float32
-    port) if that is larger.
+    For a forced run the amplification times the unit roundoff of the coarser dtype, or the error of a run in the port's dtype (float64 for
+    a float32 port) if that is larger; for a free run the accumulated amplification if that is larger still.
     """
     column = port_dtype if port_dtype in ("float16", "bfloat16") else "float64"
     unit = dtypes.named(port_dtype).roundoff if port_dtype in dtypes.BY_NAME else 0.0
     roundoff = np.array([max(dtypes.named(record.dtype).roundoff, unit) for record in reference.records])
-    worst = np.fmax(table["noise"] * roundoff, table[column])
+    units = table[NOISE] if is_forced else np.fmax(table[NOISE], table[FREE])
+    worst = np.fmax(units * roundoff, table[column])
     return {int(row): float(worst[row]) for row in np.flatnonzero(np.isfinite(worst))}

@@ -76,7 +76,8 @@ class Finding:
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "input" (nothing came before),
     "random" (a draw). ``culprit``: module paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where
     unknown. ``last_same``: the last pair before it that agrees. ``suspects``: unpaired sites and missing calls there, as
-    (side, text). ``shared_by`` counts same-role siblings, whose sites fit ``pattern``, with the same finding.
+    (side, text). ``calls`` counts the calls of the site with the same finding, ``shared_by`` the same-role siblings, whose sites fit
+    ``pattern``.
     """
 
     place: int
@@ -86,6 +87,7 @@ class Finding:
     inherited: float | None
     last_same: int | None
     suspects: tuple[tuple[str, str], ...] = ()
+    calls: int = 1
     shared_by: int = 1
     pattern: str = ""
 
@@ -142,7 +144,7 @@ def locate(
     rtol: float | None = None,
     atol: float | None = None,
     floors: Mapping[int, float] | None = None,
-    compared: Mapping[int, Metrics] | None = None,
+    compared: Mapping[tuple[int, int], Metrics] | None = None,
     stages: Sequence[str] = (),
     probes: int = PROBES,
     seed: int = 0,
@@ -152,7 +154,7 @@ def locate(
 
     With ``scan`` every pair is compared, and all introduced divergences are found; otherwise pairs are bisected and only the first one
     is. ``mode`` is by default what the port's trace says. ``floors`` are noise floors by the reference's row; ``compared`` are metrics
-    already taken (in a forced run), by the reference's first row: those are not read again. ``stages`` restricts to some stages.
+    already taken (in a forced run), by the first rows of reference and port: those are not read again. ``stages`` restricts to some stages.
     ``progress`` is told (done, total) while scanning.
     """
     tolerance(rtol, atol)
@@ -361,7 +363,7 @@ class _Judge:
         mode: Mode,
         given: tuple[float | None, float | None],
         floors: Mapping[int, float],
-        compared: Mapping[int, Metrics],
+        compared: Mapping[tuple[int, int], Metrics],
     ) -> None:
         self.pairs, self.alignment, self.reference, self.port, self.mode = pairs, alignment, reference, port, mode
         self.rtol, self.atol = given
@@ -425,8 +427,8 @@ class _Judge:
 
     def _judged_for_free(self, i: int) -> Comparison | None:
         pair, (left, right) = self.pairs[i], self.records(i)
-        if pair.reference[0] in self.compared:
-            return self._with(i, "forced", self.compared[pair.reference[0]])
+        if (pair.reference[0], pair.port[0]) in self.compared:
+            return self._with(i, "forced", self.compared[pair.reference[0], pair.port[0]])
         if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
             return Comparison(pair, "shape", judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
         if left.end == right.end == "draw" and self._is_stored(i):
@@ -813,15 +815,23 @@ def _merged(judge: _Judge, findings: list[Finding]) -> list[Finding]:
 
 
 def _distinct(judge: _Judge, findings: Iterable[Finding]) -> list[Finding]:
-    """The findings without those that tell an earlier one again: of the same call, or of the same tensor handed to another call."""
-    seen: set[tuple[Any, ...]] = set()
-    kept = []
+    """The findings without those that tell an earlier one again.
+
+    That is: another end of the same call, the same tensor handed to another call, and the same end at a later call, which is counted.
+    """
+    seen: dict[tuple[Any, ...], int] = {}
+    kept: list[Finding] = []
     for finding in findings:
         left, right = judge.records(finding.place)
-        keys = {(left.site, left.call, finding.blame), (finding.culprit, finding.blame, left.digest, right.digest)}
-        if not keys & seen:
+        again = (left.site, left.end, finding.blame)
+        keys = (again, (left.site, left.call, finding.blame), (finding.culprit, finding.blame, left.digest, right.digest))
+        known = next((seen[key] for key in keys if key in seen), None)
+        if known is None:
+            known = len(kept)
             kept.append(finding)
-        seen |= keys
+        elif seen.get(again) == known:
+            kept[known] = replace(kept[known], calls=kept[known].calls + 1)
+        seen.update((key, known) for key in keys if key not in seen)
     return kept
 
 

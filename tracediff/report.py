@@ -532,6 +532,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
         },
         "values": _scalars(left, right),
         "suspects": [{"side": side, "site": text} for side, text in finding.suspects],
+        "calls": finding.calls,
         "shared_by": finding.shared_by,
         "pattern": finding.pattern,
     }

@@ -63,8 +63,9 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
     both = tuple(_features_of(side, codes) for side in sides)
     lists = [names.lists(side.path) for side in sides]
     for features, side, ours, theirs in zip(both, sides, lists, reversed(lists), strict=True):
-        known = {frozenset(indices) for indices in theirs.values()}
-        features.words = [_words(side, site, ours, known) for site in range(len(side))]
+        known = set(theirs.values())
+        alike = {above for above, indices in ours.items() if indices in known}
+        features.words = [_words(side, site, ours, alike) for site in range(len(side))]
     for features, side, content in zip(both, sides, contents, strict=True):
         features.near, features.around = _around(features, side, content, codes)
         features.attributes = _attributes(side, codes["attributes"], attribute_sets)
@@ -144,15 +145,16 @@ def _uncalled(side: Side) -> dict[int, list[int]]:
     return dict(found)
 
 
-def _words(side: Side, site: int, lists: Mapping[str, set[str]], known: Set[frozenset[str]]) -> frozenset[str]:
+def _words(side: Side, site: int, lists: Mapping[str, frozenset[str]], alike: Set[str]) -> frozenset[str]:
     """The tokens of a site's last two path segments, and of its method, tap or function.
 
     An index counts only where the other side has a list with the same indices: otherwise the two may count different things.
     """
     path = side.path[site]
-    segments = path.split(".")[-2:]
-    counted = all(frozenset(indices) in known for indices in names.indices(path, lists)[-2:])
-    words = names.tokens(".".join(segments)) + names.tokens(side.names[site][len(path) :])
+    segments = path.split(".")
+    above = [".".join(segments[:place]) for place in range(max(0, len(segments) - 2), len(segments)) if segments[place].isdigit()]
+    counted = all(path_above in alike or path_above not in lists for path_above in above)
+    words = names.tokens(".".join(segments[-2:])) + names.tokens(side.names[site][len(path) :])
     return frozenset(word for word in words if counted or not word.isdigit())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -162,17 +162,17 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return list(dict.fromkeys([*found, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
 
 
-def lists(paths: Sequence[str]) -> dict[str, set[str]]:
+def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:
     """By the path above them: the indices that stand in paths."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in dict.fromkeys(paths):
         above, _, last = path.rpartition(".")
         if last.isdigit():
             found[above].add(last)
-    return found
+    return {above: frozenset(indices) for above, indices in found.items()}
 
 
-def indices(path: str, known: Mapping[str, set[str]]) -> list[set[str]]:
+def indices(path: str, known: Mapping[str, frozenset[str]]) -> list[frozenset[str]]:
     """Which indices there are beside each index of a path: where they differ, equal indices do not mean the same."""
     segments = path.split(".")
-    return [known[".".join(segments[:place])] for place, segment in enumerate(segments) if segment.isdigit()]
+    return [known.get(".".join(segments[:place]), frozenset()) for place, segment in enumerate(segments) if segment.isdigit()]

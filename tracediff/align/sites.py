@@ -194,6 +194,8 @@ class Matcher:
     def _fused_siblings(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
         """Neighbours whose outputs add up to one sibling's on the other side, where no parameter is equal any more."""
         found: list[tuple[int, int]] = []
+        if sorted(self.features[0].key[list(rows)]) == sorted(self.features[1].key[list(columns)]):
+            return found
         for side in (0, 1):
             parts, wholes = (rows, columns) if side == 0 else (columns, rows)
             for whole in wholes:

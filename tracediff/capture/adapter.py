@@ -66,14 +66,6 @@ class Random:
         return self.inside[1] if self.inside is not None and isinstance(module, self.inside[0]) else self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a module's calls come in: the attribute of the instance, or of the class that all its instances share."""
-
-    owner: Any
-    attribute: str
-
-
 class Adapter(Protocol):
     """One framework, seen from outside."""
 
@@ -97,8 +89,8 @@ class Adapter(Protocol):
     def is_training(self, module: Any) -> bool:
         """Whether a module is in training mode."""
 
-    def entry(self, module: Any) -> Entry | None:
-        """Where calls of a module come in; None where it cannot be called."""
+    def entry(self, module: Any) -> str | None:
+        """The attribute through which calls of a module come in; None where it cannot be called."""
 
     def hidden(self, module: Any, *, compile: bool | None) -> str:
         """Why nothing below a module can be seen ("compiled by torch.compile"), or the empty text; ``compile`` as in `switches`."""

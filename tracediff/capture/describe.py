@@ -134,7 +134,7 @@ def _arguments(module: Any, adapter: Adapter) -> list[str]:
     """The names of a module's positional parameters, so that positions and keywords can be told to be the same."""
     entry = adapter.entry(module)
     try:
-        signature = inspect.signature(getattr(type(module), entry.attribute)) if entry else None
+        signature = inspect.signature(getattr(type(module), entry)) if entry else None
     except (TypeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -83,8 +83,7 @@ class Installation:
     def _module(self, node: Node) -> None:
         entry = None if node.is_inside else self._adapter.entry(node.module)
         if entry is not None:
-            self._track(node.module, entry.attribute, Place(self._session, node.path, node.path))
-            self._patch(entry.owner, entry.attribute, wrappers.entrance(entry.owner, entry.attribute, self._is_compiling))
+            self._intercept(node.module, entry, Place(self._session, node.path, node.path))
 
     def _methods_like(self, pattern: str) -> list[str]:
         """Patches the methods that ``path:method`` names, and returns their sites."""
@@ -98,13 +97,20 @@ class Installation:
         return sites
 
     def _method(self, node: Node, name: str) -> str:
-        entry = self._adapter.entry(node.module) if node.is_model else None
-        if entry is not None and entry.attribute == name:
+        if node.is_model and self._adapter.entry(node.module) == name:
             return node.path  # the module's own calls, which are seen anyway
         site = f"{node.path}:{escape(name)}"
-        self._track(node.module, name, Place(self._session, site, node.path, is_method=True))
-        self._patch(node.module, name, wrappers.entrance(node.module, name, self._is_compiling))
+        self._intercept(node.module, name, Place(self._session, site, node.path, is_method=True))
         return site
+
+    def _intercept(self, instance: Any, attribute: str, place: Place) -> None:
+        """Makes calls of an object's attribute lead to a place."""
+        owner = wrappers.owner_of(instance, attribute)
+        if owner is not instance:
+            self._undo.callback(wrappers.tidy, instance, attribute)
+        wrappers.track(instance, attribute, place)
+        self._undo.callback(wrappers.untrack, instance, attribute, place)
+        self._patch(owner, attribute, wrappers.entrance(owner, attribute, self._is_compiling))
 
     def _everywhere(self, wraps: Iterable[_Patched], packages: set[str]) -> None:
         """Patches attributes, and the names under which modules of these packages imported their values."""
@@ -124,21 +130,12 @@ class Installation:
     def _patch(self, owner: Any, name: str, wrap: Wrap) -> None:
         self._undo.callback(patch.release, patch.apply(owner, name, wrap))
 
-    def _track(self, instance: Any, attribute: str, place: Place) -> None:
-        wrappers.track(instance, attribute, place)
-        self._undo.callback(wrappers.untrack, instance, attribute, place)
-
 
 def methods_of(instance: Any, pattern: str) -> list[str]:
-    """The methods of an object with a name, or matching a glob; a glob leaves out private ones and those of a framework's base class.
-
-    Special methods and objects without attributes of their own cannot be patched, so they are not found.
-    """
-    if not hasattr(instance, "__dict__"):
-        return []
+    """The methods of an object with a name, or matching a glob; a glob leaves out private ones and those of a framework's base class."""
     if not any(mark in pattern for mark in "*?["):
-        is_special = pattern.startswith("__") and pattern.endswith("__")
-        return [pattern] if callable(getattr(instance, pattern, None)) and not is_special else []
+        method = getattr(instance, pattern, None)
+        return [pattern] if callable(method) and wrappers.can_intercept(instance, pattern) else []
     own = [cls for cls in type(instance).__mro__ if cls.__module__.partition(".")[0] not in _FRAMEWORKS]
     names = dict.fromkeys(name for cls in own for name, value in vars(cls).items() if isinstance(value, FunctionType))
     return [name for name in names if not name.startswith("_") and fnmatch.fnmatchcase(name, pattern)]

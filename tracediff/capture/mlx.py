@@ -1,7 +1,7 @@
 """Everything that knows MLX: where calls come in, attention, softmax and random functions, compilation, bits in and out.
 
-MLX has no hooks, and Python looks ``__call__`` up on the class: so it is exchanged in the class that defines it, and asks for each
-instance whether it is one of those observed. Types stay what they are.
+Calls are seen by exchanging ``__call__`` in the class that defines it (MLX has no hooks, and Python looks it up there); the wrapper
+asks for each instance whether it is observed. So types, copies and pickles stay what they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from mlx import nn
 
 from tracediff.capture import frames, patch
-from tracediff.capture.adapter import Entry, Function, Random
+from tracediff.capture.adapter import Function, Random
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
 from tracediff.capture.provenance import digest_of
@@ -67,9 +67,8 @@ class Mlx:
     def is_training(self, module: Any) -> bool:
         return bool(module.training)
 
-    def entry(self, module: Any) -> Entry | None:
-        owner = next((cls for cls in type(module).__mro__ if "__call__" in vars(cls)), None)
-        return None if owner is None or owner.__module__ == "builtins" else Entry(owner, "__call__")
+    def entry(self, module: Any) -> str | None:
+        return "__call__" if callable(module) else None
 
     def hidden(self, module: Any, *, compile: bool | None) -> str:
         return ""

@@ -7,7 +7,8 @@ session that needs it and out with the last.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,32 @@ def release(key: tuple[int, str]) -> None:
         if patch.users:
             return
         del _patches[key]
-        if vars(patch.owner).get(patch.name, _ABSENT) is not patch.wrapper:
-            return
-        if patch.own is _ABSENT:
-            _delete(patch.owner, patch.name)
-        else:
-            _set(patch.owner, patch.name, patch.own)
+        _put_back(patch)
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Everything as it was before, for code that reads the source of what it finds."""
+    with _lock:
+        away = [patch for patch in _patches.values() if _put_back(patch)]
+    try:
+        yield
+    finally:
+        with _lock:
+            for patch in away:
+                if _patches.get((id(patch.owner), patch.name)) is patch:
+                    _set(patch.owner, patch.name, patch.wrapper)
+
+
+def _put_back(patch: _Patch) -> bool:
+    """Puts the attribute back unless somebody else exchanged it meanwhile; whether it did."""
+    if vars(patch.owner).get(patch.name, _ABSENT) is not patch.wrapper:
+        return False
+    if patch.own is _ABSENT:
+        _delete(patch.owner, patch.name)
+    else:
+        _set(patch.owner, patch.name, patch.own)
+    return True
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

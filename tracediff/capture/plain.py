@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tracediff.capture.adapter import Adapter, Entry, Function, Random, loaded
+from tracediff.capture.adapter import Adapter, Function, Random, loaded
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
 from tracediff.capture.provenance import digest_of
@@ -51,7 +51,7 @@ class Plain:
     def is_training(self, module: Any) -> bool:
         return self._one(module).is_training(module)
 
-    def entry(self, module: Any) -> Entry | None:
+    def entry(self, module: Any) -> str | None:
         return self._one(module).entry(module)
 
     def hidden(self, module: Any, *, compile: bool | None) -> str:

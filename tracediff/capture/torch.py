@@ -1,8 +1,9 @@
 """Everything that knows PyTorch: where calls come in, attention, softmax and random functions, bits in and out.
 
-Calls are seen by exchanging ``forward`` on each instance. Forward hooks would not do: `TransformerEncoderLayer` takes another path
-through its arithmetic when it finds one (4.8e-7 on its output), hooks cannot answer for a call that raised, and what goes wrong
-inside one after an exception is only a warning.
+Calls are seen by exchanging ``forward`` in the class that defines it; the wrapper asks for each instance whether it is observed. So
+types, copies and pickles stay what they are. Forward hooks would not do: `TransformerEncoderLayer` takes another path through its
+arithmetic when it finds one, hooks cannot answer for a call that raised, and what goes wrong inside one after an exception is only a
+warning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tracediff.capture import frames
-from tracediff.capture.adapter import Entry, Function, Random
+from tracediff.capture.adapter import Function, Random
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
 from tracediff.capture.provenance import digest_of
@@ -74,13 +75,12 @@ class Torch:
     def is_training(self, module: Any) -> bool:
         return bool(module.training)
 
-    def entry(self, module: Any) -> Entry | None:
+    def entry(self, module: Any) -> str | None:
         if getattr(module, "_compiled_call_impl", None) is not None:
-            return Entry(module, "_compiled_call_impl")
+            return "_compiled_call_impl"
         forward = getattr(module, "forward", None)
-        if forward is None or getattr(forward, "__func__", forward) is nn.Module.forward:
-            return None
-        return Entry(module, "forward")
+        has_forward = forward is not None and getattr(forward, "__func__", forward) is not nn.Module.forward
+        return "forward" if has_forward else None
 
     def hidden(self, module: Any, *, compile: bool | None) -> str:
         if isinstance(module, torch.jit.ScriptModule):

@@ -22,8 +22,9 @@ def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_f
 
     ``sites`` are those that were seen, ``entered_from`` tells the code that first called each.
     """
-    entered = {module_of(site) for site in sites if "#" not in site and "!" not in site}
-    first_inside = _first_inside(nodes, entered, sites)
+    calls = [site for site in sites if "#" not in site and "!" not in site]
+    entered = {module_of(site): site for site in calls}
+    first_inside = _first_inside(nodes, entered)
     parents = {child: node for node in nodes for child in node.children}
     for node in nodes:
         if not node.is_model or node.is_inside or node.path in entered or adapter.entry(node.module) is None:
@@ -47,15 +48,14 @@ def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator
                 yield f"module {_named(node.path)}: made during the run ({type(node.module).__name__})"
 
 
-def _first_inside(nodes: Sequence[Node], entered: set[str], sites: set[str]) -> dict[str, str]:
-    """For each path the first site, in tree order, that was seen below it."""
+def _first_inside(nodes: Sequence[Node], entered: Mapping[str, str]) -> dict[str, str]:
+    """For each path the first site, in tree order, that was called below it; ``entered`` has a site for each path called."""
     first: dict[str, str] = {}
     for node in reversed(nodes):
         for child in reversed(node.children):
-            if child in entered:
-                first[node.path] = child if child in sites else next(site for site in sites if module_of(site) == child)
-            elif child in first:
-                first[node.path] = first[child]
+            found = entered.get(child) or first.get(child)
+            if found is not None:
+                first[node.path] = found
     return first
 
 

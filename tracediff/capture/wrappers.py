@@ -44,6 +44,7 @@ class _Quiet(threading.local):
 
 
 quiet = _Quiet()
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code
 _tracked: dict[tuple[int, str], tuple[Place, ...]] = {}
 _lock = threading.Lock()
 
@@ -74,37 +75,66 @@ def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: dict[s
     return place.session.call(place, original, args, kwargs)
 
 
-def entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool]) -> Wrap:
-    """How to wrap the attribute through which calls come in, of a class or of one instance."""
+def owner_of(instance: Any, attribute: str) -> Any:
+    """Where calls of an object's attribute are intercepted: in the class whose body has it, so that the object and its copies stay
+    what they are; or in the object itself, where it has its own or the class has something other than a function.
+    """
+    if attribute in getattr(instance, "__dict__", {}):
+        return instance
+    provider = _provider(type(instance), attribute)
+    is_special = attribute.startswith("__")
+    return provider if provider is not None and (is_special or isinstance(vars(provider)[attribute], FunctionType)) else instance
+
+
+def can_intercept(instance: Any, attribute: str) -> bool:
+    """Whether calls of an object's attribute can be intercepted; not in objects of classes written in C."""
+    owner = owner_of(instance, attribute)
     if isinstance(owner, type):
-        return functools.partial(_class_entrance, owner, attribute)
+        return bool(owner.__flags__ & _HEAP_TYPE)
+    return hasattr(instance, "__dict__") and not attribute.startswith("__")
+
+
+def entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool]) -> Wrap:
+    """How to wrap an attribute of a class or of one object, through which calls come in."""
+    if isinstance(owner, type):
+        return functools.partial(_class_entrance, owner, attribute, is_compiling)
     return functools.partial(_instance_entrance, owner, attribute, is_compiling)
 
 
-def _class_entrance(owner: type, attribute: str, original: Any) -> Any:
+def _class_entrance(owner: type, attribute: str, is_compiling: Callable[[], bool], original: Any) -> Any:
+    bind = functools.partial if isinstance(original, FunctionType) else _bound
+
     def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = functools.partial(original, self) if isinstance(original, FunctionType) else _bound(original, self)
+        if is_compiling():
+            return original(self, *args, **kwargs)
         places = _tracked.get((id(self), attribute))
         if places is None or quiet.now or _provider(type(self), attribute) is not owner:
-            return inner(*args, **kwargs)
-        return dispatch(places, inner, args, kwargs)
+            return bind(original, self)(*args, **kwargs)
+        return dispatch(places, bind(original, self), args, kwargs)
 
     return _like(original, entered)
 
 
 def _instance_entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool], original: Any) -> Any:
-    is_inherited = attribute not in vars(owner)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        places = None if is_compiling() or quiet.now else _tracked.get((id(owner), attribute))
+        return original(*args, **kwargs) if places is None else dispatch(places, original, args, kwargs)
+
+    if not isinstance(original, MethodType) or original.__self__ is not owner:
+        return _like(original, called)
+    function = original.__func__
 
     def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling():
-            return original(*args, **kwargs)
-        places = _tracked.get((id(self), attribute))
-        if places is None:  # the run is over, or this is a copy of the module
-            inner = _bound(getattr(type(self), attribute), self) if is_inherited else original
-            return inner(*args, **kwargs)
-        return original(*args, **kwargs) if quiet.now else dispatch(places, original, args, kwargs)
+        return called(*args, **kwargs) if self is owner else function(self, *args, **kwargs)  # else it is a copy
 
-    return MethodType(_like(getattr(original, "__func__", original), entered), owner)
+    return MethodType(_like(function, entered), owner)
+
+
+def tidy(instance: Any, attribute: str) -> None:
+    """Gives an object its own method again where the run stored the wrapper of its class in it (to put back what it had patched)."""
+    held = getattr(instance, "__dict__", {}).get(attribute)
+    if isinstance(held, MethodType) and original_of(held.__func__) is not held.__func__:
+        vars(instance)[attribute] = MethodType(original_of(held.__func__), held.__self__)
 
 
 def _provider(cls: type, attribute: str) -> type | None:

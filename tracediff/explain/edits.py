@@ -250,4 +250,3 @@ def _distance(name: str, goal: str) -> int:
     while tail < min(len(left), len(right)) - head and left[-1 - tail] == right[-1 - tail]:
         tail += 1
     return len(left) + len(right) - 2 * (head + tail)
-

@@ -313,13 +313,13 @@ def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterato
         if direction.is_readable:
             continue
         for target in by_axes.get(tuple(sorted(direction.shape)), ()):
-            layout = _merges_to(gain, direction, axis, target)
+            layout = norm_layout(gain, direction, axis, target)
             if layout is not None:
                 merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
                 yield Held(target.name, Origin((gain.name, direction.name), layout, merge), "sketch")
 
 
-def _merges_to(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
+def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
     """The layout in which a tensor is a weight norm merged, by its sketch; None where it is not."""
     if axis < 0 or abs(target.stats.l2 - gain.stats.l2) > _UNSEEN * gain.stats.l2:
         return None
@@ -380,7 +380,9 @@ def _permuted_parts(part: tuple[int, ...], whole: tuple[int, ...], axis: int) ->
 
 
 def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
-    """Tensors of the port that are each a block of one of the reference's."""
+    """Tensors of the port that are each a block of one of the reference's; a single one is only a shorter table."""
+    if len({target.name for _, target, _ in members}) < 2:
+        return
     for source, target, shared in members:
         part = _part(shared)
         cut = [*source.shape]

@@ -10,14 +10,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal
 
 import numpy as np
 
-from tracediff.align.axes import Join, Layout
+from tracediff.align.axes import Join, Layout, Part
 from tracediff.explain.checkpoint import Weight, Weights
-from tracediff.explain.matching import ALIKE, Held, compared, match, measured, same_bits
+from tracediff.explain.matching import ALIKE, Held, compared, match, measured, norm_layout, same_bits
 from tracediff.explain.origins import Made, Merge, Origin, merges, norm_pairs, ways
 from tracediff.explain.renames import Renames, likeness, parent
 from tracediff.explain.resemblance import Resemblance
@@ -98,6 +98,7 @@ def pair(reference: Weights, port: Weights) -> Pairing:
     _place_by_renames(pairing, {})
     _place_by_likeness(pairing)
     _regain(pairing)
+    _place_blocks(pairing)
     _find_ties(pairing)
     return pairing
 
@@ -259,20 +260,70 @@ def _regain(pairing: Pairing) -> None:
     by_direction = {held.origin.names[0]: held for held in pairing.held.values() if held.origin.is_copy and held.origin.merge is None}
     for members in siblings(pairing.reference).values():
         pool = [pairing.reference[name] for name in members if name in left or name in by_direction]
-        if len(pool) == len(members) == 2 and sum(weight.name in left for weight in pool) == 1:
-            for wrong in (False, True):
-                _regain_one(pairing, [made for made in merges(pool, wrong=wrong) if made.parts[1].name in by_direction], by_direction)
+        if left.isdisjoint(members):
+            continue
+        for wrong in (False, True):
+            norms = [made for made in merges(pool, wrong=wrong) if made.merge.how != "sum"]
+            fitting = [made for made in norms if made.parts[0].name in left and made.parts[1].name in by_direction]
+            _regain_one(pairing, fitting, by_direction)
+        _regain_unseen(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
 
 
 def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
     for weight in made:
         goal = by_direction[weight.parts[1].name].port
-        if weight.merge.how == "sum" or len(pairing.held[goal].origin.names) > 1:
+        if len(pairing.held[goal].origin.names) > 1:
             continue
         held = compared(weight, pairing.port[goal])
         if held is not None and held.is_equal:
             pairing.held[goal] = held
             return
+
+
+def _regain_unseen(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
+    """The same where the direction's values were not stored, by the sketches."""
+    for gain, direction, axis in norm_pairs(pool):
+        held = by_direction.get(direction.name)
+        if direction.is_readable or gain not in gains or held is None:
+            continue
+        right = norm_layout(gain, direction, axis, pairing.port[held.port])
+        axes = tuple(other for other in range(len(direction.shape)) if other != axis)
+        merge = Merge("raw") if right is None else Merge("weight_norm", axes)
+        origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
+        pairing.held[held.port] = replace(held, origin=origin, by="sketch")
+
+
+def _place_blocks(pairing: Pairing) -> None:
+    """Places what is left of the port where a tensor of the reference was cut, and one of the blocks is nowhere."""
+    for name, (axis, groups, gaps) in _gaps(pairing).items():
+        source = pairing.reference[name]
+        for start, stop in gaps:
+            part = Part(axis, start, stop, groups)
+            shape = (*source.shape[:axis], (stop - start) * groups, *source.shape[axis + 1 :])
+            fitting = [goal for goal in pairing.unexpected if ways(shape, pairing.port[goal].shape)]
+            if not fitting:
+                continue
+            goal = max(fitting, key=lambda goal: likeness(name, goal))
+            layout = replace(ways(shape, pairing.port[goal].shape)[0], part=part)
+            held = _compared_origin(Origin((name,), layout), [source], pairing.port[goal])
+            pairing.placed[goal] = Placed(goal, (name,), "renamed", held)
+
+
+def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
+    """For each tensor of the reference that was cut: axis, groups, and the blocks that no tensor of the port holds."""
+    cuts: dict[str, list[Part]] = defaultdict(list)
+    for held in pairing.held.values():
+        if held.origin.layout.part is not None:
+            cuts[held.origin.names[0]].append(held.origin.layout.part)
+    found = {}
+    for name, parts in cuts.items():
+        axis, groups = parts[0].axis, parts[0].groups
+        edges = [(0, 0), *sorted((part.start, part.stop) for part in parts)]
+        edges.append((pairing.reference[name].shape[axis] // groups,) * 2)
+        gaps = [(stop, start) for (_, stop), (start, _) in pairwise(edges) if start > stop]
+        if gaps:
+            found[name] = (axis, groups, gaps)
+    return found
 
 
 def _joins(source: Weight, target: Weight, axis: int) -> bool:
@@ -347,4 +398,3 @@ def siblings(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         found[parent(name)].append(name)
     return found
-

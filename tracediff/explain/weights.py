@@ -111,7 +111,7 @@ class WeightsReport:
 
     @property
     def verdict(self) -> Literal["same", "different"] | None:
-        """"different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
+        """ "different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
         if any(not finding.expected for finding in self.findings):
             return "different"
         return "same" if self.compared and not self.uncompared else None
@@ -651,4 +651,3 @@ def _cause(kind: str, members: Sequence[WeightFinding]) -> dict[str, Any]:
     more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
     evidence = f"{first.port or first.reference}{more}: {first.evidence}"
     return {"kind": kind, "confidence": round(first.confidence, 3), "confirmed": all(f.confirmed for f in members), "evidence": evidence}
-

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 GRADUAL = 10.0
 """An error that is less than so many times what arrives may have grown gradually."""
 
+MOST_OTHERS = 12
+
 __all__ = ["PLAIN_WIDTH", "console", "diff", "html", "markdown", "plain", "report"]
 
 
@@ -55,7 +57,10 @@ def report(told: Report) -> RenderableType:
     if told.first is not None:
         parts.append(Padding(_evidence(told, 0), (1, 0, 0, 2), expand=False))
     if len(told.divergences) > 1:
-        parts += ["", Text(f"Other divergences ({len(told.divergences) - 1})", LABEL), Padding(_others(told), (0, 0, 0, 2), expand=False)]
+        others = len(told.divergences) - 1
+        parts += ["", Text(f"Other divergences ({others:,})", LABEL), Padding(_others(told), (0, 0, 0, 2), expand=False)]
+        if others > MOST_OTHERS:
+            parts.append(Text(f"  and {others - MOST_OTHERS:,} more: tracediff diff lists all pairs", QUIET))
     if [stage.stage for stage in told.stages] not in ([], [""]):
         parts += ["", Padding(_stages(told), (0, 0, 0, 2), expand=False)]
     parts += ["", *_coverage(told), *_notes(told)]
@@ -183,8 +188,10 @@ def _doubt(divergence: Divergence) -> str:
 
 
 def _shared(judged: dict[str, Any]) -> str:
-    count = judged.get("shared_by", 1)
-    return f"the same at all {count} of {judged['pattern']}" if count > 1 else ""
+    calls, siblings = judged.get("calls", 1), judged.get("shared_by", 1)
+    same = [f"at all {siblings} of {judged['pattern']}"] if siblings > 1 else []
+    same += [f"at {counted(calls - 1, 'later call')} of this site"] if calls > 1 else []
+    return f"the same {' and '.join(same)}" if same else ""
 
 
 def _error(divergence: Divergence) -> str:
@@ -237,7 +244,7 @@ def _place(where: Where) -> str:
 def _others(told: Report) -> Table:
     heads = ("Culprit in the port", "Reference", "Seen at", "Introduced", "Allowed", "Cause")
     lines = table(*heads, numbers=("Introduced", "Allowed"))
-    for place, divergence in enumerate(told.divergences[1:], 1):
+    for place, divergence in enumerate(told.divergences[1 : 1 + MOST_OTHERS], 1):
         judged, site = _judged(told, place), divergence.site
         seen = site.end if site.port == divergence.culprit.port else f"{site.end} of {site.port}"
         shared = f" (all {judged['shared_by']} {judged['pattern']})" if judged.get("shared_by", 1) > 1 else ""

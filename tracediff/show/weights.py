@@ -130,4 +130,3 @@ def _amount(count: int) -> str:
         if count >= 10 * size:
             return f"{count / size:.0f}{unit}"
     return f"{count:,}"
-
