@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -107,7 +108,8 @@ def torchlens_save(side: Any, folder: Path) -> None:
     import torch
     import torchlens
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torchlens.trace(side.model, side.ids).save(folder / "torchlens")
 
 

@@ -4,6 +4,7 @@
 
 All three read the same two files, in turns within one run; the table gives the median of the rounds. The values are float32 with the
 noise of another order of summation, once in large tensors and once in small ones; then with additive masks; then equal throughout.
+On a machine that does other work the processor's seconds tell more than the clock's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: BLAS threads that wait for each other measure the machine's other work
 
 import argparse
+import resource
 import shutil
 import statistics
 import subprocess
@@ -115,16 +117,25 @@ def equal(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, values.copy()
 
 
-def measure(contestants: dict[str, Callable[[Trace, Trace], float]], pair: tuple[Trace, Trace], rounds: int) -> dict[str, float]:
-    """The median seconds of each, taken in turns; a first round warms the page cache and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+Taken = tuple[float, float]  # seconds on the clock, and of the processor
+
+
+def measure(contestants: dict[str, Callable[[Trace, Trace], float]], pair: tuple[Trace, Trace], rounds: int) -> dict[str, Taken]:
+    """The median time of each, taken in turns; a first round warms the page cache and is not counted."""
+    taken: dict[str, list[Taken]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), _processor()
             run(*pair)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+                taken[name].append((time.perf_counter() - start, _processor() - busy))
+    return {name: (statistics.median(one for one, _ in times), statistics.median(one for _, one in times)) for name, times in taken.items()}
+
+
+def _processor() -> float:
+    """Processor seconds of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:
@@ -142,14 +153,15 @@ def main() -> None:
         "equal bits": (LARGE, equal),
     }
     print(f"{options.mb} MB a side, median of {options.rounds} rounds\n")
-    print(f"{'case':<34}{'':<14}{'seconds':>9}{'MB/s a side':>13}{'x naive':>9}")
+    print(f"{'case':<34}{'':<14}{'seconds':>9}{'cpu-s':>9}{'MB/s a side':>13}{'x naive':>9}{'in cpu-s':>10}")
     for case, (size, change) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             pair = write_pair(Path(folder), megabytes=options.mb, size=size, change=change)
             taken = measure(contestants, pair, options.rounds)
-            for place, (name, seconds) in enumerate(taken.items()):
-                speed = taken["naive NumPy"] / seconds
-                print(f"{case if not place else '':<34}{name:<14}{seconds:>9.3f}{options.mb / seconds:>13.0f}{speed:>9.1f}")
+            naive_seconds, naive_busy = taken["naive NumPy"]
+            for place, (name, (seconds, busy)) in enumerate(taken.items()):
+                ratios = f"{naive_seconds / seconds:>9.1f}{naive_busy / max(busy, 1e-6):>10.1f}"
+                print(f"{case if not place else '':<34}{name:<14}{seconds:>9.3f}{busy:>9.3f}{options.mb / seconds:>13.0f}{ratios}")
 
 
 if __name__ == "__main__":

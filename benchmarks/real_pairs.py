@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import torch
-from pairs import Pair, Rules, mlx_flat, perturb
+from pairs import Pair, Rules, matched, mlx_flat, perturb
 
 SMALL = {
     "hidden_size": 64,
@@ -108,4 +108,59 @@ class SameNames(Pair):
         return found | super().expected(reference_sites, port_sites)
 
 
-PAIRS: dict[str, Callable[..., Pair]] = {kind: partial(build, kind) for kind in MODELS}
+_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+_WHISPER: Rules = {
+    "model.encoder": "encoder",
+    "model.encoder.conv1": "encoder.conv1",
+    "model.encoder.conv2": "encoder.conv2",
+    "model.encoder.layer_norm": "encoder.ln_post",
+    "model.decoder": "decoder",
+    "model.decoder.embed_tokens": "decoder.token_embedding",
+    "model.decoder.layer_norm": "decoder.ln",
+    "model.decoder.layers.*.encoder_attn_layer_norm": "decoder.blocks.*.cross_attn_ln",
+    "model.decoder.layers.*.encoder_attn": "decoder.blocks.*.cross_attn",
+    **{f"model.decoder.layers.*.encoder_attn.{ours}": f"decoder.blocks.*.cross_attn.{theirs}" for ours, theirs in _ATTENTION.items()},
+}
+for _stack in ("encoder", "decoder"):
+    _ours, _theirs = f"model.{_stack}.layers.*", f"{_stack}.blocks.*"
+    _WHISPER |= {_ours: _theirs, f"{_ours}.self_attn": f"{_theirs}.attn", f"{_ours}.self_attn_layer_norm": f"{_theirs}.attn_ln"}
+    _WHISPER |= {f"{_ours}.self_attn.{ours}": f"{_theirs}.attn.{theirs}" for ours, theirs in _ATTENTION.items()}
+    _WHISPER |= {f"{_ours}.fc1": f"{_theirs}.mlp1", f"{_ours}.fc2": f"{_theirs}.mlp2", f"{_ours}.final_layer_norm": f"{_theirs}.mlp_ln"}
+
+
+def whisper(seed: int = 0) -> Pair:
+    """Whisper of `transformers` against `mlx-whisper`: an encoder and a decoder, with other names throughout."""
+    from mlx_whisper.whisper import ModelDimensions, Whisper
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=100, num_mel_bins=20, d_model=64, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=256, decoder_ffn_dim=256, max_source_positions=30, max_target_positions=24,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    reference = perturb(WhisperForConditionalGeneration(config), seed)
+    port = Whisper(ModelDimensions(20, 30, 64, 4, 3, 100, 24, 64, 4, 3), mx.float32)
+    weights = {}
+    for name, value in reference.state_dict().items():
+        owner, _, kind = name.rpartition(".")
+        target = matched(_WHISPER, owner)
+        if target is not None:
+            weights[f"{target}.{kind}"] = mx.array(value.numpy().transpose(0, 2, 1) if value.ndim == 3 else value.numpy())
+    weights["decoder.positional_embedding"] = mx.array(reference.model.decoder.embed_positions.weight.detach().numpy())
+    weights["alignment_heads"] = port.alignment_heads
+    port.load_weights(list(weights.items()), strict=True)
+    port.encoder._positional_embedding = mx.array(reference.model.encoder.embed_positions.weight.detach().numpy())
+    port.eval()
+    random = np.random.default_rng(seed)
+    mel, ids = random.standard_normal((1, 20, 60)).astype(np.float32), random.integers(1, 100, (1, 7))
+    return Pair(
+        "whisper",
+        reference,
+        port,
+        lambda: reference(input_features=torch.tensor(mel), decoder_input_ids=torch.tensor(ids), use_cache=False),
+        lambda: mx.eval(port(mx.array(mel.transpose(0, 2, 1)), mx.array(ids))),
+        _WHISPER,
+    )
+
+
+PAIRS: dict[str, Callable[..., Pair]] = {kind: partial(build, kind) for kind in MODELS} | {"whisper": whisper}

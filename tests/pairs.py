@@ -48,6 +48,16 @@ class Pair:
         return found
 
 
+def matched(rules: Mapping[str, str], name: str) -> str | None:
+    """What the rules make of a name; None where none fits."""
+    for pattern, target in rules.items():
+        match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+        if match:
+            groups = iter(match.groups())
+            return re.sub(r"\*", lambda _, groups=groups: next(groups), target)
+    return None
+
+
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     """Makes every parameter and statistic telling: no bias zero, no scale one."""
     generator = torch.Generator().manual_seed(seed)

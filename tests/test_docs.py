@@ -49,7 +49,8 @@ def test_every_option_is_explained(name: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_a_page_names_only_commands_and_options_that_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for name, rest in re.findall(r"(?:^(?=tracediff [a-z]+(?: |$))|run (?:--extra \w+ )*|`|\| )tracediff ([a-z]+)((?: [^`\n#|]*)?)", text, re.MULTILINE):
+    called = r"(?:^(?=tracediff [a-z]+(?: |$))|run (?:--extra \w+ )*|`|\| )tracediff ([a-z]+)((?: [^`\n#|]*)?)"
+    for name, rest in re.findall(called, text, re.MULTILINE):
         assert name in cli.main.commands, f"{page}: tracediff {name}"
         known = {option for p in cli.main.commands[name].params for option in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known, f"{page}: tracediff {name}{rest}"

@@ -468,6 +468,29 @@ class TestForced:
         located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": bumped for i in range(3)})
         assert [(f.culprit, f.shared_by, f.pattern) for f in located.findings] == [(("dec", "dec"), 3, "dec.layers.*.attn")]
 
+    def handed(self, same: bool) -> Callable[[Run, Array], None]:
+        def run_it(run: Run, x: Array) -> None:
+            wrong = np.float32(1.5 if run.path.name == "port.h5" else 1.0)
+            with run("dec", x=x) as leave:
+                for i in range(3):
+                    y = x * np.float32(i + 1)
+                    with run(f"dec.layers.{i}", x=y) as made:
+                        q = x if same else y
+                        with run(f"dec.layers.{i}.attn", q=q * wrong) as attended:
+                            attended(q)
+                        made(y)
+                leave(x)
+
+        return run_it
+
+    def test_what_all_siblings_were_handed_alike_comes_from_their_common_caller(self, tmp_path: Path) -> None:
+        located = self.forced(tmp_path, self.handed(same=True))
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [("dec", 3)]
+
+    def test_what_each_was_handed_of_its_own_comes_from_the_code_around_each(self, tmp_path: Path) -> None:
+        located = self.forced(tmp_path, self.handed(same=False))
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [("dec.layers.0", 3)]
+
     def test_one_of_two_of_three_is_not(self, tmp_path: Path) -> None:
         located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": bumped for i in range(2)})
         assert [f.culprit[0] for f in located.findings] == ["dec.layers.0.attn", "dec.layers.1.attn"]

@@ -201,7 +201,11 @@ def _compiled(net: Any, how: str) -> Callable[[Any], Any]:
         return mx.compile(lambda x: inner(x) * 2)  # type: ignore[no-any-return]
     if how == "partial":
         return mx.compile(functools.partial(lambda model, x: model(x), net))  # type: ignore[no-any-return]
-    return lambda x: mx.compile(lambda x: net(x) + 1)(x)
+
+    def compile_and_call(x: Any) -> Any:
+        return mx.compile(lambda x: net(x) + 1)(x)
+
+    return compile_and_call
 
 
 def _call_global(x: Any) -> Any:
@@ -211,7 +215,7 @@ def _call_global(x: Any) -> Any:
 def test_compilation_that_was_off_stays_off(compiling: Callable[[], bool]) -> None:
     mx.disable_compile()
     net = Net()
-    compiled = mx.compile(lambda x: net(x))
+    compiled = mx.compile(net)
     observe(net, lambda: compiled(mx.array(X)), [Sites()])
     assert not compiling()
     mx.enable_compile()

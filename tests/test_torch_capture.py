@@ -54,6 +54,15 @@ def test_a_transformer_layer_keeps_its_fast_path() -> None:
     assert "module 'linear1': never called (Linear)" in sites.run.not_seen
 
 
+def test_the_fast_path_can_be_given_up_to_see_inside() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    sites = Sites()
+    with torch.no_grad():
+        observe(layer, torch.randn(2, 5, 16), [sites], compile=False)
+    assert {"self_attn", "linear1", "norm2"} <= set(sites.sites())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_multi_head_attention_is_seen_inside() -> None:
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     x, sites = torch.randn(1, 3, 8), Sites()
@@ -176,7 +185,7 @@ def test_scripted_and_traced_modules_are_seen_from_outside() -> None:
     for compiled in (torch.jit.script(net), torch.jit.trace(net, x)):
         sites = Sites()
         bare = compiled(x)
-        assert torch.equal(observe(compiled, lambda: compiled(x), [sites]), bare)
+        assert torch.equal(observe(compiled, x, [sites]), bare)
         assert sites.sites() == [""]
         assert sites.run.not_seen == ["modules below the root: compiled by torch.jit"]
 
@@ -244,11 +253,13 @@ def test_an_activation_in_place_is_flagged_on_its_output(tmp_path: Path) -> None
     assert ("1", "output.input[0]") not in by_place
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
-    + ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"],
+DTYPES = (
+    "bool uint8 int8 int16 int32 int64 uint16 float16 bfloat16 float32 float64 complex64 complex128 "
+    "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz"
 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES.split())
 def test_every_dtype_goes_to_numpy_and_back_bit_for_bit(dtype: str) -> None:
     adapter = named("torch")
     kind = getattr(torch, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ NONE = "none"
 
 def faults() -> dict[str, str]:
     """What can be planted: name and announcement, ``none`` for the port as it ships."""
-    return {NONE: "nothing: the port as it ships", **{name: fault.announcement for name, fault in _registry().items()}}
+    from tracediff.capture.recipe import load_faults
+
+    return {NONE: "nothing: the port as it ships", **{name: fault.announcement for name, fault in load_faults(RECIPE, "mlx").items()}}
 
 
 def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: Callable[[str], None] = lambda _: None) -> Report:
@@ -26,9 +28,9 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
 
     The traces ``demo_torch.h5`` and ``demo_mlx.h5`` in ``folder`` are written anew. Raises TracediffError for a fault that is not known.
     """
-    from tracediff.capture.recipe import run_recipe
+    from tracediff.capture.recipe import load_faults, run_recipe
 
-    known = _registry()
+    known = load_faults(RECIPE, "mlx")
     if fault != NONE and fault not in known:
         raise TracediffError(f"No fault {fault!r}. Choose one of: {', '.join([NONE, *known])}. What they are: tracediff demo --list")
     planted = None if fault == NONE else known[fault]
@@ -42,12 +44,3 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
     run_recipe("mlx", RECIPE, output=port, change=plant, random=reference, feed=str(reference), **options)
     progress(f"tracediff bisect {reference} {port}")
     return api.bisect(reference, port)
-
-
-def _registry() -> Mapping[str, Any]:
-    """The faults that the recipe's folder knows."""
-    from tracediff.capture.recipe import find_recipe, load_file
-
-    module = load_file(find_recipe(RECIPE, "mlx").with_name(f"{RECIPE}_faults.py"))
-    registry: Mapping[str, Any] = module.FAULTS
-    return registry

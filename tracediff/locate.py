@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
-from tracediff.capture.randomness import standardised
+from tracediff.capture.randomness import standard
 from tracediff.compare import MASKED, Bounds, Judgement, Metrics, allowed, at_least, compare, tolerance
 from tracediff.dtype import DType
 from tracediff.errors import TracediffError
-from tracediff.site import Call, End, module_of
+from tracediff.site import Call, End, Site, is_below, module_of
 from tracediff.trace import Record, Trace, schema
 
 Mode = Literal["free", "forced"]
@@ -432,7 +432,8 @@ class _Judge:
         if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
             return Comparison(pair, "shape", judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
         if left.end == right.end == "draw" and self._is_stored(i):
-            return self._with(i, "read", compare(standardised(left), standardised(right), layout=pair.layout))
+            drawn = (standard(Site.parse(one.site).name, one.read(), one.note) for one in (left, right))
+            return self._with(i, "read", compare(*drawn, layout=pair.layout))
         if pair.layout.is_same and left.digest == right.digest and left.dtype == right.dtype and len(pair.reference) == len(pair.port) == 1:
             return self._with(i, "digest", compare(left, right, layout=pair.layout, rtol=self.rtol, atol=self.atol))
         bounds = self._bounds(i)
@@ -860,16 +861,30 @@ def _siblings(judge: _Judge, pattern: str, end: str) -> set[str]:
 
 
 def _lifted(judge: _Judge, group: list[Finding], pattern: str, count: int) -> Finding:
-    """One finding for all: of the caller's code, or of attention (whose mask comes from the caller), charged to the common caller."""
+    """One finding for all, charged to the common caller where what is wrong comes from there."""
     first = min(group, key=lambda finding: finding.place)
     shared = replace(first, shared_by=count, pattern=pattern)
-    if first.blame != "caller" and not re.search(r"att(entio)?n", pattern, re.IGNORECASE):
+    if not _comes_from_above(judge, group, pattern):
         return shared
-    paths = [finding.culprit[0].split(".") for finding in group]
-    path = _common_prefix(paths)
-    while path and _partners(judge.alignment, path) is None:
-        path = path.rpartition(".")[0]
-    return replace(shared, culprit=_partners(judge.alignment, path) or ("", ""))
+    common = _common_prefix([finding.culprit[0].split(".") for finding in group])
+    frame = judge.flow.frame(first.place).up
+    while frame is not None and frame is not judge.flow.top:
+        caller = _partners(judge.alignment, frame.site)
+        if caller is not None and is_below(common, caller[0]):
+            return replace(shared, culprit=caller)
+        frame = frame.up
+    return replace(shared, culprit=("", ""))
+
+
+def _comes_from_above(judge: _Judge, group: list[Finding], pattern: str) -> bool:
+    """Whether all siblings were handed it: the very same tensor, or a mask (the masks of attention come from its callers)."""
+    records = [judge.records(finding.place)[0] for finding in group]
+    kind = judge.flow.kind(group[0].place)
+    if kind == "input":
+        return len({record.digest for record in records}) == 1
+    if kind == "attr":
+        return "causal" in records[0].end or "mask" in records[0].end
+    return re.search(r"att(entio)?n", pattern, re.IGNORECASE) is not None
 
 
 def _common_prefix(paths: list[list[str]]) -> str:

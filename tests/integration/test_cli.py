@@ -181,7 +181,7 @@ def test_init_writes_a_pair_that_is_not_overwritten(tmp_path: Path) -> None:
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
     (tmp_path / "slow_torch.py").write_text(
         '"""Slow."""\nimport time\nIMPL = "torch"\nSTAGES = {"a": "a"}\ndef load(context):\n'
-        '    import os, signal\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\ndef run(models, context): ...\n'
+        "    import os, signal\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\ndef run(models, context): ...\n"
     )
     started = time.monotonic()
     answer = tracediff("capture", "--impl", "torch", "--recipe", tmp_path / "slow_torch.py", "-o", tmp_path / "x.h5")
@@ -190,7 +190,8 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
 
 
 def test_help_loads_click_only() -> None:
-    code = "import sys, tracediff.cli; print([m for m in ('numpy', 'h5py', 'pandas', 'matplotlib', 'scipy', 'torch', 'mlx') if m in sys.modules])"
+    heavy = ("numpy", "h5py", "pandas", "matplotlib", "scipy", "torch", "mlx")
+    code = f"import sys, tracediff.cli; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 

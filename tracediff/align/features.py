@@ -41,6 +41,7 @@ class Features:
     projection: Ints  # 1 for what is found to make an attention's queries, 2 for its keys
     bag: Ints
     bags: list[Bag]
+    inside: Ints  # how many sites its bag counts
     words: list[frozenset[str]]
     attributes: Ints
     attribute_sets: list[dict[str, Any]]
@@ -72,6 +73,7 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
         features.attribute_sets = attribute_sets
         features.bags = bags
         features.bag = _bags(features, side, codes["bag"], bags)
+        features.inside = np.array([size_of(bags[number]) for number in features.bag.tolist()], np.int64)
     return both[0], both[1]
 
 
@@ -102,6 +104,7 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         projection=np.zeros(count, np.int64),
         bag=np.zeros(count, np.int64),
         bags=[],
+        inside=np.zeros(count, np.int64),
         words=[],
         attributes=np.empty(0, np.int64),
         attribute_sets=[],

@@ -20,6 +20,7 @@ Ints = NDArray[np.int64]
 _LEAST_TRUST = 0.2  # how far names must be trusted to count at all
 _SAME_NAME = 2.6  # what the same full name is worth: more than equal weights, which may have been loaded into the wrong place
 _PLACED = 1.5  # what it is worth to take in what no other site of the kind does
+_MORE_INSIDE = 5.0  # what speaks against pairing a leaf with a caller of more than such a leaf, whatever parameter both own
 _FEW = 100  # pairs of sites for which plain Python is faster than arrays
 _MOST_KINDS = 3000  # kinds for which a full table of likenesses is kept
 _ANCHOR = 1.2  # the least evidence from parameters and values that pairs two sites by itself
@@ -134,7 +135,11 @@ class Scores:
         alike = self.bags.table(ours.bag[a], theirs.bag[b])
         both = ~plain_a[:, None] & ~plain_b[None, :]
         mixed = plain_a[:, None] ^ plain_b[None, :]
-        scores += np.where(both, 2.0 * alike - 1.0, np.where(mixed, np.where(alike > SAME_BAG, 0.6, -1.0), 0.0))
+        inside = ours.inside[a][:, None] - theirs.inside[b][None, :]
+        more = np.where(plain_a[:, None], inside < 0, inside > 0)
+        scores += np.where(
+            both, 2.0 * alike - 1.0, np.where(mixed, np.where(alike > SAME_BAG, 0.6, np.where(more, -_MORE_INSIDE, -0.2)), 0.0)
+        )
         place = {int(site): spot for spot, site in enumerate(b.tolist())}
         for i in np.flatnonzero(~plain_a).tolist():
             for other, shared in self.overlaps_of.get(int(a[i]), ()):
@@ -172,7 +177,8 @@ class Scores:
         if ours.role[a] and theirs.role[b] and ours.role[a] != theirs.role[b]:
             fit -= 0.5
         if ours.leaf[a] != theirs.leaf[b]:
-            fit -= 0.4
+            more = int(ours.inside[a] - theirs.inside[b])
+            fit -= _MORE_INSIDE if (more < 0 if ours.leaf[a] else more > 0) else 0.4
         return fit
 
     def _overlaps(self) -> dict[tuple[int, int], float]:

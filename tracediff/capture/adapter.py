@@ -132,15 +132,15 @@ class Adapter(Protocol):
         """The random functions."""
 
     def rng_state(self) -> Any:
-        """The state of the framework's default generators."""
+        """The state of the framework's default generators, and of Python's and NumPy's."""
 
     def set_rng_state(self, state: Any) -> None:
-        """Puts the default generators back into a state."""
+        """Puts all of them back into a state."""
 
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
         """Framework switches for the length of a run: compiled regions with observed modules inside are not used.
 
-        ``compile`` False turns compilation off wherever that can be done, True leaves it on.
+        ``compile`` False turns compilation and fused layers off wherever that can be done, True leaves them on.
         """
 
     def no_grad(self) -> AbstractContextManager[None]:
@@ -155,7 +155,7 @@ class Adapter(Protocol):
 
 def named(name: str) -> Adapter:
     """The adapter of that name; the framework is imported."""
-    if name == "plain":
+    if name in ("plain", "numpy"):
         return import_module("tracediff.capture.plain").Plain()  # type: ignore[no-any-return]
     if name not in FRAMEWORKS:
         raise CaptureError(f"No adapter {name!r}; there are: {', '.join(FRAMEWORKS)}.")

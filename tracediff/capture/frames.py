@@ -153,7 +153,7 @@ def source(frame: FrameType | None) -> tuple[str, int]:
 def short(file: str) -> str:
     """A source file's path below the folder on Python's path that holds it."""
     if file not in _shortened:
-        folders = [str(Path(entry or ".").resolve()) + "/" for entry in sys.path]
+        folders = [str(Path(entry or ".").resolve()) + "/" for entry in (*sys.path, ".")]
         below = [folder for folder in folders if file.startswith(folder)]
         _shortened[file] = file[len(max(below, key=len)) :] if below else file
     return _shortened[file]

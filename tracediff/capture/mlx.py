@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from tracediff.capture import frames, patch
+from tracediff.capture import frames, host, patch
 from tracediff.capture.adapter import Function, Random
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
@@ -137,11 +137,12 @@ class Mlx:
         return iter(_RANDOMS)
 
     def rng_state(self) -> Any:
-        return np.array(_key())
+        return np.array(_key()), host.state()
 
     def set_rng_state(self, state: Any) -> None:
-        high, low = state  # a seed is nothing but the key that it makes
+        (high, low), others = state  # a seed is nothing but the key that it makes
         mx.random.seed(int(high) << 32 | int(low))
+        host.restore(others)
 
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
         return nullcontext() if compile is True else _without_compilation(modules, warn, now=compile is False)

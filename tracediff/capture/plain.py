@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tracediff.capture import host
 from tracediff.capture.adapter import Adapter, Function, Random, loaded
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
@@ -108,10 +109,11 @@ class Plain:
         return (random for adapter in self.adapters for random in adapter.randoms())
 
     def rng_state(self) -> Any:
-        return [adapter.rng_state() for adapter in self.adapters]
+        return host.state(), [adapter.rng_state() for adapter in self.adapters]
 
     def set_rng_state(self, state: Any) -> None:
-        for adapter, part in zip(self.adapters, state, strict=True):
+        host.restore(state[0])
+        for adapter, part in zip(self.adapters, state[1], strict=True):
             adapter.set_rng_state(part)
 
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:

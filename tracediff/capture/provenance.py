@@ -30,10 +30,17 @@ def provenance(packages: Iterable[str]) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), "numpy": np.__version__, **versions},
         "git": git_revision(Path.cwd()),
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "platform": platform.platform(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def command_line() -> str:
+    """The command that is running, without the folder that its program lies in."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
 
 
 def version_of(package: str) -> str:

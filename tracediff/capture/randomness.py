@@ -182,13 +182,6 @@ def standard(name: str, values: Array, arguments: Mapping[str, Any]) -> Array:
     return values if affine is None else affine.shrink(values)
 
 
-def standardised(record: Record) -> Array:
-    """A recorded draw as standard variates (mean 0 and deviation 1, or the unit interval), whatever scale its call asked for."""
-    values = record.read()
-    affine = _affine(Site.parse(record.site).name, record.note)
-    return values if affine is None else affine.shrink(values)
-
-
 def laid_out(values: Array, shape: Shape) -> Array | None:
     """Values in another shape of the same size: axes permuted where the sizes say so, else reshaped; None where the sizes differ.
 

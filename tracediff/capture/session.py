@@ -65,8 +65,10 @@ class Session:
 
     def __enter__(self) -> Session:
         with ExitStack() as ending:
+            started: list[Observer] = []
+            ending.callback(self._finish, started)
             for observer in self._observers:
-                ending.callback(observer.finish, self.run)
+                started.append(observer)
                 observer.start(self.run)
             ending.callback(self._list_unseen)
             ending.callback(frames.leave, self)
@@ -81,6 +83,12 @@ class Session:
         self._ending.close()
         if self._failure is not None and error is not self._failure and (error is None or isinstance(error, Exception)):
             raise self._failure
+
+    def _finish(self, started: Sequence[Observer]) -> None:
+        """Tells the observers in the given order that the run is over, so that a recorder comes after what adds to the run."""
+        with ExitStack() as ending:
+            for observer in reversed(started):
+                ending.callback(observer.finish, self.run)
 
     def warn(self, text: str) -> None:
         """Adds a warning to the run's, once."""

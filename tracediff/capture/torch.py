@@ -13,7 +13,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import ml_dtypes
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tracediff.capture import frames
+from tracediff.capture import frames, host, patch
 from tracediff.capture.adapter import Function, Random
 from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
@@ -160,18 +160,16 @@ class Torch:
 
     def rng_state(self) -> Any:
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+        return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices], host.state()
 
     def set_rng_state(self, state: Any) -> None:
         torch.set_rng_state(state[0])
         for device, kept in enumerate(state[1]):
             torch.cuda.set_rng_state(kept, device)
+        host.restore(state[2])
 
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
-        if compile is False:
-            stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-            return stance
-        return _watching_compilation(warn)
+        return _switches(warn, compile)
 
     def no_grad(self) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = torch.no_grad()
@@ -196,14 +194,40 @@ class Torch:
 
 
 @contextmanager
-def _watching_compilation(warn: Callable[[str], None]) -> Iterator[None]:
-    """Says whether `torch.compile` compiled anything meanwhile: of that, nothing can be seen."""
+def _switches(warn: Callable[[str], None], compile: bool | None) -> Iterator[None]:
+    """Turns `torch.compile` off, or else says whether it compiled anything meanwhile: of that, nothing can be seen."""
     before = _frames_compiled()
+    key = patch.apply(torch.jit, "script", _scripting_originals)
     try:
-        yield
+        with _uncompiled() if compile is False else nullcontext():
+            yield
     finally:
+        patch.release(key)
         if _frames_compiled() > before:
             warn("torch.compile compiled code during the run, and what runs in it was not seen; with compile=False it is.")
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """No compiled graphs, and no transformer layers that run as one kernel."""
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+def _scripting_originals(original: Any) -> Any:
+    """`torch.jit.script` compiles the source of the functions that it finds: it finds the model's own."""
+
+    @functools.wraps(original)
+    def script(*args: Any, **kwargs: Any) -> Any:
+        with patch.suspended():
+            return original(*args, **{**kwargs, "_frames_up": kwargs.get("_frames_up", 0) + 1})
+
+    return script
 
 
 def _frames_compiled() -> int:
@@ -404,6 +428,8 @@ _RANDOMS = (
     _dropout(F, "dropout3d"),
     _dropout(torch, "dropout"),
     _dropout(torch, "dropout_"),
+    Random(F, "alpha_dropout", "alpha_dropout", _dropout_arguments),
+    Random(F, "feature_alpha_dropout", "alpha_dropout", _dropout_arguments),
 )
 
 ADAPTER = Torch()

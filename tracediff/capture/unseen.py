@@ -30,6 +30,8 @@ def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_f
         if not node.is_model or node.is_inside or node.path in entered or adapter.entry(node.module) is None:
             continue
         inner = first_inside.get(node.path)
+        if inner is not None and type(node.module).__name__ == "Sequential":
+            continue  # used as a list
         if inner is not None:
             source = entered_from.get(inner)
             yield f"module {_named(node.path)}: bypassed; {inner!r} inside it was called{f' by {source}' if source else ''}"

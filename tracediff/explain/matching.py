@@ -21,6 +21,7 @@ from tracediff.explain.checkpoint import Weight, Weights
 from tracediff.explain.origins import Made, Merge, Origin, axis_vectors, is_float, merges, norm_pairs, reading, ways
 from tracediff.explain.resemblance import Resemblance, identical, of_arrays, of_vectors
 from tracediff.trace import fingerprint
+from tracediff.trace.fingerprint import Floats
 
 By = Literal["digest", "values", "sketch"]
 
@@ -365,18 +366,24 @@ def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
     if any(place.axis != part.axis or place.groups != part.groups for place, _ in placed):
         return
     sources = [source for _, source in placed]
-    join = Join(part.axis, groups=part.groups)
-    permutation = _permuted_parts(sources[0].shape, target.shape, part.axis)
-    if permutation is not None:
-        join = Join(permutation[part.axis], groups=part.groups)
-    origin = Origin(tuple(source.name for source in sources), Layout(target.shape, join=join, permutation=permutation))
-    yield _decided(origin, sources, target)
+    moved = _is_moved(sources[0], placed[0][0], target)
+    join = Join(1 - part.axis if moved else part.axis, groups=part.groups)
+    layout = Layout(target.shape, join=join, permutation=(1, 0) if moved else None)
+    yield _decided(Origin(tuple(source.name for source in sources), layout), sources, target)
 
 
-def _permuted_parts(part: tuple[int, ...], whole: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
-    """The permutation that brings parts to the whole's order of axes; None where they stand in it."""
-    fits = len(part) == len(whole) and all(a == b for place, (a, b) in enumerate(zip(part, whole, strict=True)) if place != axis)
-    return None if fits or len(part) != 2 else (1, 0)
+def _is_moved(source: Weight, part: Part, target: Weight) -> bool:
+    """Whether a matrix stands transposed in the whole that it is a block of, by the vector along the axis on which it was laid."""
+    if len(source.shape) != 2 or len(target.shape) != 2:
+        return False
+    block = _block(target.sketch.axes[part.axis], part)
+    gaps = [float(np.abs(v - block).sum()) if v.size == block.size else np.inf for v in source.sketch.axes]
+    return gaps[1 - part.axis] < gaps[part.axis]
+
+
+def _block(vector: Floats, part: Part) -> Floats:
+    """A part of an axis vector."""
+    return vector.reshape(part.groups, -1)[:, part.start : part.stop].ravel()
 
 
 def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
@@ -388,11 +395,21 @@ def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
         cut = [*source.shape]
         cut[part.axis] = (part.stop - part.start) * part.groups
         for layout in ways(tuple(cut), target.shape)[:4]:
-            origin = Origin((source.name,), replace(layout, part=part))
-            held = _decided(origin, [source], target)
+            if not _keeps_block(source, part, layout, target):
+                continue
+            held = _decided(Origin((source.name,), replace(layout, part=part)), [source], target)
             if held.is_equal:
                 yield held
                 break
+
+
+def _keeps_block(source: Weight, part: Part, layout: Layout, target: Weight) -> bool:
+    """Whether the axis along which a block was cut is where a layout puts it, where the layout only permutes."""
+    if layout.split is not None or len(source.shape) != len(target.shape):
+        return True
+    order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
+    block, own = _block(source.sketch.axes[part.axis], part), target.sketch.axes[order.index(part.axis)]
+    return own.size == block.size and float(np.abs(own - block).sum()) < 0.1 * float(np.abs(block).sum())
 
 
 def _part(shared: Shared) -> Part:

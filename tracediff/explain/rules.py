@@ -40,6 +40,7 @@ class Plan:
     copies: dict[str, str] = field(default_factory=dict)
     arranged: dict[str, tuple[Shape, Origin]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
 
 
 def write(report: WeightsReport, path: str | Path) -> Path:
@@ -73,6 +74,7 @@ def _plan(origins: Mapping[str, Origin], shapes: Mapping[str, Shape]) -> Plan:
         plan.arranged[port] = (_before(shape, origin, shapes), origin)
     used = {name for origin in origins.values() for name in origin.names}
     plan.dropped = [name for name in shapes if name not in used]
+    plan.before = list(shapes)
     return plan
 
 
@@ -383,9 +385,10 @@ def _merging(plan: Plan) -> Iterator[_Step]:
             (_MERGED,),
         )
     for edit in edits(plan.sums).edits:
+        firsts = _chooser([name for name in plan.sums if edit(name) != name], [name for name in plan.before if name not in plan.sums])
         yield _Step(
             (
-                f'for name in [name for name in weights if re.search(r"{edit.pattern}", name)]:',
+                f'for name in [name for name in weights if re.search(r"{firsts}", name)]:',
                 f'    weights[name] = weights[name] + weights.pop(re.sub(r"{edit.pattern}", {edit.code}, name))',
             )
         )
@@ -393,7 +396,7 @@ def _merging(plan: Plan) -> Iterator[_Step]:
 
 def _joining(plan: Plan) -> Iterator[_Step]:
     for (axis, groups, count), members in plan.joins.items():
-        for first_pattern, others in _partners(members, count):
+        for first_pattern, others in _partners(members, count, plan.before):
             rest = ", ".join(f'weights.pop(re.sub(r"{pattern}", {code}, name))' for pattern, code in others)
             runs = f", {groups}" if groups > 1 else ""
             yield _Step(
@@ -408,17 +411,22 @@ def _joining(plan: Plan) -> Iterator[_Step]:
             yield _Step((f'_stacked(weights, r"{pattern}", {axis})',), (_STACKED, _JOINED))
 
 
-def _partners(members: Sequence[tuple[str, ...]], count: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """For tensors that go together the pattern of the first and the substitutions that lead from it to the others."""
-    kinds: dict[tuple[tuple[str, str], ...], None] = {}
+def _partners(members: Sequence[tuple[str, ...]], count: int, every: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """For tensors that go together the pattern of the first, and the substitutions that lead from it to the others."""
+    kinds: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for names in members:
         found = []
         for other in range(1, count):
-            every = edits({one[0]: one[other] for one in members if _same_kind(one, names, other)})
-            found.append((every.edits[0].pattern, every.edits[0].code))
-        kinds[tuple(found)] = None
-    for kind in kinds:
-        yield kind[0][0], list(kind)
+            edit = edits({one[0]: one[other] for one in members if _same_kind(one, names, other)}).edits[0]
+            found.append((edit.pattern, edit.code))
+        kinds[tuple(found)].append(names[0])
+    for kind, firsts in kinds.items():
+        yield _chooser(firsts, [name for name in every if name not in firsts]), list(kind)
+
+
+def _chooser(names: Sequence[str], others: Sequence[str]) -> str:
+    """One pattern that matches some names and none of the others."""
+    return "|".join(_telling(names, others))
 
 
 def _same_kind(one: Sequence[str], names: Sequence[str], other: int) -> bool:
@@ -440,7 +448,7 @@ def _cutting(plan: Plan) -> list[_Step]:
     for (axis, groups, lengths), members in plan.cuts.items():
         if len(members[0]) < 2:
             continue
-        for first_pattern, others in _partners(members, len(members[0])):
+        for first_pattern, others in _partners(members, len(members[0]), list(plan.names.values())):
             names = ", ".join(["name", *(f're.sub(r"{pattern}", {code}, name)' for pattern, code in others)])
             runs = f", {groups}" if groups > 1 else ""
             lines = (

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from tracediff.errors import WeightsError
 from tracediff.explain.checkpoint import Source, Weight, Weights, open_weights
 from tracediff.explain.judging import Kind, Side, WeightFinding, is_bias, judged, numbers_of
@@ -433,15 +435,34 @@ def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
         zero = weight.count and weight.stats.l2 == 0
         expected = _is_bookkeeping(weight) or bool(bias and zero)
         if expected:
-            evidence += "; all zero, so nothing is lost" if zero else "; a counter or a mask, not a parameter"
+            evidence += "; all zero, so nothing is lost" if zero else "; a counter, a mask or a computed table, not a parameter"
         place = pairing.renames(name)
         findings.append(WeightFinding(kind, name, "", evidence, {}, 0.9, expected=expected, label="missing in the port", place=place))
     return findings
 
 
 def _is_bookkeeping(weight: Weight) -> bool:
-    """Whether a tensor is no parameter: integers or booleans (counters, positions, masks)."""
-    return weight.dtype.is_exact and weight.kind != "parameter" and weight.dtype.name not in ("uint8", "int8", "uint32")
+    """Whether a tensor is no parameter: a counter, a mask of zeros and ones, a table in even steps that code computes anew."""
+    if weight.kind == "parameter" or weight.dtype.is_complex:
+        return False
+    if weight.dtype.is_exact:
+        return weight.dtype.name not in ("uint8", "int8", "uint32")  # these hold quantised weights
+    stats = weight.stats
+    ones = stats.count - stats.zero
+    is_mask = stats.count > 1 and (stats.min, stats.max) == (0.0, 1.0) and abs(stats.mean * stats.count - ones) < 0.5
+    return (is_mask and abs(stats.l2**2 - ones) < 0.5) or _is_even(weight)
+
+
+def _is_even(weight: Weight) -> bool:
+    """Whether a vector goes in equal steps or equal ratios: positions, the frequencies of a rotary embedding."""
+    if len(weight.shape) != 1 or not 4 <= weight.count <= _LONGEST_TABLE or not weight.is_readable:
+        return False
+    vector = weight.read().astype(np.float64)
+    steps = np.diff(vector)
+    if not steps.all() or not np.isfinite(vector).all():
+        return False
+    ratios = vector[1:] / vector[:-1] if vector.all() else steps
+    return any(np.ptp(found) <= 1e-4 * abs(found).max() for found in (steps, ratios))
 
 
 def _expected_dtypes(findings: Sequence[WeightFinding], pairing: Pairing) -> list[WeightFinding]:
@@ -488,6 +509,7 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
 _NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
 _LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
 _MOST_LINES = 3  # findings that are no fault are told one by one up to so many
+_LONGEST_TABLE = 1 << 16
 _GRAVITY = {
     "weights.unloaded": 0,
     "weights.missing_bias": 1,

@@ -120,7 +120,9 @@ PARAMS: Final[np.dtype[Any]] = np.dtype(
 )
 PARAM_STRINGS: Final = ("name", "path", "aliases", "shape")
 
-FLOOR: Final[np.dtype[Any]] = np.dtype([("noise", "<f8"), ("free", "<f8"), ("float64", "<f8"), ("float16", "<f8"), ("bfloat16", "<f8"), ("sensitive", "u1")])
+FLOOR: Final[np.dtype[Any]] = np.dtype(
+    [("noise", "<f8"), ("free", "<f8"), ("float64", "<f8"), ("float16", "<f8"), ("bfloat16", "<f8"), ("sensitive", "u1")]
+)
 """One row a record: noise amplification in units of the roundoff, the error of a run in each dtype, whether noise changes ids."""
 
 STRING_END: Final[np.dtype[Any]] = np.dtype("<u8")

@@ -1,0 +1,101 @@
+"""Faults planted in the real port as wrong code or wrong weights: the first divergence is at the planted module or next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mlx.core")
+pytest.importorskip("mlx_audio")
+pytest.importorskip("chatterbox")
+
+from tracediff import api
+from tracediff.capture.recipe import load_faults, run_recipe
+from tracediff.report import Report
+from tracediff.site import is_below
+
+pytestmark = pytest.mark.real
+
+FAULTS = load_faults("chatterbox", "mlx")
+CAPTURED = "tracediff.capturing:captured"
+# One or more of every stage but the slow solver and vocoder, whose faults the demonstration shows.
+PLANTED = (
+    "dropped_bias",
+    "unloaded_block",
+    "transposed_weight",
+    "swapped_norms",
+    "rounded_weight",
+    "missing_mask",
+    "missing_causal_mask",
+    "missing_position",
+    "shifted_position",
+    "wrong_rope_base",
+    "wrong_norm_eps",
+    "missing_scale",
+    "wrong_activation",
+    "wrong_time_scale",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The reference's trace of a stage, recorded once."""
+    folder = tmp_path_factory.mktemp("reference")
+
+    def of(stage: str) -> Path:
+        path = folder / f"{stage}.h5"
+        return path if path.exists() else run_recipe("torch", "chatterbox", output=path, stages=[stage], repeat=False, how=CAPTURED)
+
+    return of
+
+
+def forced(reference: Path, folder: Path, stage: str, *faults: str) -> Report:
+    def plant(models: dict[str, object]) -> None:
+        for name in faults:
+            FAULTS[name].plant(models)
+
+    port = run_recipe(
+        "mlx", "chatterbox", output=folder / "mlx.h5", stages=[stage], random=reference, change=plant, how=CAPTURED, feed=str(reference)
+    )
+    return api.bisect(reference, port)
+
+
+def is_next_to(found: str, true: str) -> bool:
+    """The module itself, its direct parent (or, of a fault that all its siblings share, their common caller), or what lies in it."""
+    return is_below(found, true) or is_below(true, found)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_first_divergence_is_at_the_planted_module(name: str, reference: Callable[[str], Path], tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    report = forced(reference(fault.stage), tmp_path, fault.stage, name)
+    assert report.verdict == "different"
+    assert report.first is not None
+    assert is_next_to(report.first.culprit.port, fault.port)
+    assert is_next_to(report.first.culprit.reference, fault.reference)
+    kinds = {cause.kind for cause in report.first.causes}
+    if fault.kind.startswith("weights.") and fault.kind != "weights.precision":
+        assert fault.kind in kinds
+
+
+@pytest.mark.parametrize("stage", ["t3.cond", "t3.transformer", "s3gen.embedding", "s3gen.encoder", "flow.block", "flow.time"])
+def test_the_shipped_port_raises_no_false_alarm(stage: str, reference: Callable[[str], Path], tmp_path: Path) -> None:
+    report = forced(reference(stage), tmp_path, stage)
+    assert report.verdict == "same"
+    assert report.coverage.compared == report.coverage.paired > 0
+
+
+def test_two_faults_in_different_modules_are_both_named(reference: Callable[[str], Path], tmp_path: Path) -> None:
+    report = forced(reference("t3.transformer"), tmp_path, "t3.transformer", "rounded_weight", "swapped_norms")
+    culprits = {divergence.culprit.port for divergence in report.divergences}
+    assert {FAULTS["rounded_weight"].port, FAULTS["swapped_norms"].port} <= culprits
+
+
+def test_the_wrong_slope_of_the_shipped_vocoder_is_found(reference: Callable[[str], Path], tmp_path: Path) -> None:
+    report = forced(reference("vocoder.decode"), tmp_path, "vocoder.decode")
+    assert [(one.culprit.port, one.site.reference, one.site.end) for one in report.divergences] == [
+        ("s3gen.mel2wav", "s3gen.mel2wav.conv_post", "input[0]")
+    ]
