@@ -45,7 +45,8 @@ def observe(
     model: an array, a tuple of positional ones, a dict of named ones, NumPy arrays being converted. ``methods``: ``path:method``,
     globs allowed on both sides. ``functions``: globs on dotted names of functions. ``impl``: the framework, where ``models`` does not
     tell. ``compile``: False turns compilation and fused layers off for the run, so that everything inside is seen, in other arithmetic;
-    True leaves them on; by default MLX's is turned off where observed modules would be hidden in it, and the run says so. Gradients are recorded or not as the caller has set it.
+    True leaves them on; by default MLX's is turned off where observed modules would be hidden in it, and the run says so. Gradients are
+    recorded or not as the caller has set it.
 
     Raises CaptureError where there is nothing to observe or to run, and whatever the run or an observer raises.
     """
