@@ -273,10 +273,11 @@ def extra_peaks(peaks: dict[str, list[int]], key: str) -> list[int]:
 
 def verdicts(times: dict[str, list[tuple[float, float]]], peaks: dict[str, list[int]], payload: int) -> Iterator[str]:
     for key in (WITHOUT, "capture"):
-        ratio = statistics.median(ratios(times, key, "raw", 0))
+        median, best = statistics.median(ratios(times, key, "raw", 0)), fastest(times, key)
+        is_met, is_either = max(median, best) <= RATIO_TARGET, min(median, best) <= RATIO_TARGET
         yield (
-            f"{LABELS[key]}: {ratio:.2f} x hooks + one raw write in the median, {fastest(times, key):.2f} x in the fastest runs "
-            f"(target {RATIO_TARGET}): {_met(ratio <= RATIO_TARGET)}"
+            f"{LABELS[key]}: {median:.2f} x hooks + one raw write in the median, {best:.2f} x in the fastest runs (target {RATIO_TARGET}): "
+            f"{_met(is_met) if is_met == is_either else 'unclear, the machine was too busy'}"
         )
     if peaks:
         extra, limit = statistics.median(extra_peaks(peaks, "capture")), max(MEMORY_TARGET * payload, MEMORY_LEAST)
@@ -289,6 +290,7 @@ def _met(is_met: bool) -> str:
 
 def report(framework: str, rounds: int, memory_rounds: int, threads: int | None, folder: Path) -> None:
     found = child(["--measure", "time", framework, "--rounds", str(rounds), "--folder", str(folder)], threads)
+    found["threads"] = threads or found["threads"] or os.environ.get("OMP_NUM_THREADS", "the framework's choice")
     times = {key: [tuple(pair) for pair in taken] for key, taken in found["times"].items()}
     times[WITHOUT] = [tuple(a - b for a, b in zip(*pair, strict=True)) for pair in zip(times["capture"], times["parameters"], strict=True)]
     keys = ["bare", "raw", "naive_h5py", "capture", "capture_stats"]
@@ -304,11 +306,10 @@ def report(framework: str, rounds: int, memory_rounds: int, threads: int | None,
 
 def lines(framework: str, found: dict[str, Any], times: dict[str, Any], peaks: dict[str, list[int]], rounds: int) -> Iterator[str]:
     yield f"\n### {framework}\n"
-    threads = found["threads"] or os.environ.get("OMP_NUM_THREADS", "all")
     yield (
         f"{found['versions']}, h5py {h5py.__version__}, numpy {np.__version__}, xxhash {version('xxhash')}, "
-        f"Python {platform.python_version()}; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, threads: {threads}; "
-        f"{rounds} rounds.  "
+        f"Python {platform.python_version()}; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"threads: {found['threads']}; {rounds} rounds.  "
     )
     yield (
         f"{found['modules']} modules; outputs {found['output'] / MB:.0f} MB, inputs {found['input'] / MB:.0f} MB; "

@@ -35,17 +35,8 @@ class Pair:
     def expected(self, reference_sites: list[str], port_sites: list[str]) -> dict[str, str]:
         """The truth, spelled out for the sites that both runs have."""
         known = set(port_sites)
-        found: dict[str, str] = {}
-        for pattern, target in self.truth.items():
-            compiled = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
-            for site in reference_sites:
-                match = compiled.fullmatch(site)
-                if match:
-                    values = iter(match.groups())
-                    partner = re.sub(r"\*", lambda _, values=values: next(values), target)
-                    if partner in known:
-                        found[site] = partner
-        return found
+        partners = {site: matched(self.truth, site) for site in reference_sites}
+        return {site: partner for site, partner in partners.items() if partner in known}
 
 
 def matched(rules: Mapping[str, str], name: str) -> str | None:
@@ -578,11 +569,7 @@ def encoder_decoder(seed: int = 0) -> Pair:
     weights = {}
     for name, value in state.items():
         module, _, kind = name.rpartition(".")
-        for pattern, target in truth.items():
-            match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), module)
-            if match:
-                weights[target.replace("*", match[1] if match.groups() else "") + "." + kind] = value
-                break
+        weights[f"{matched(truth, module)}.{kind}"] = value
     port = load(PortT5(), weights)
     random = np.random.default_rng(seed)
     source, target = random.integers(0, 50, (2, 8)), random.integers(0, 50, (2, 5))
@@ -779,13 +766,7 @@ def unet(seed: int = 0) -> Pair:
     weights = {}
     for name, value in reference.state_dict().items():
         module, _, kind = name.rpartition(".")
-        for pattern, target in truth.items():
-            match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), module)
-            if match:
-                groups = iter(match.groups())
-                converted = array(value).transpose(0, 2, 1) if value.ndim == 3 else array(value)
-                weights[re.sub(r"\*", lambda _, groups=groups: next(groups), target) + "." + kind] = converted
-                break
+        weights[f"{matched(truth, module)}.{kind}"] = array(value).transpose(0, 2, 1) if value.ndim == 3 else array(value)
     port = load(MlxUnet(), weights)
     random = np.random.default_rng(seed)
     x, t = random.standard_normal((2, 8, 10)).astype(np.float32), random.standard_normal((2, 12)).astype(np.float32)

@@ -63,14 +63,17 @@ class Run:
         )
 
 
-def stack(folder: Path, layers: int, *, width: int = 16, seed: int = 0) -> tuple[Path, Path, dict[str, str]]:
-    """Two traces of a stack of ``layers`` blocks, 11 sites each, and which of the reference's sites is which of the port's."""
+def stack(folder: Path, layers: int, *, width: int = 16, seed: int = 0, different: bool = False) -> tuple[Path, Path, dict[str, str]]:
+    """Two traces of a stack of ``layers`` blocks, 12 sites each, and which of the reference's sites is which of the port's.
+
+    With ``different`` the port has other weights and so other values: nothing but structure and order is left.
+    """
     paths = folder / "reference.h5", folder / "port.h5"
     truth: dict[str, str] = {}
     for side, path in enumerate(paths):
         with TraceWriter(path, force=True) as writer:
             run = Run(writer, np.random.default_rng(1) if side else None)
-            _stack(run, side, layers, width, np.random.default_rng(seed), truth)
+            _stack(run, side, layers, width, np.random.default_rng(seed + side * different), truth)
             writer.set_meta(modules=run.modules, impl="numpy")
     return *paths, truth
 

@@ -48,6 +48,13 @@ def test_a_stack_of_like_blocks_is_paired_block_by_block(stacked):
     assert all(0.9 <= pair.confidence <= 1 and pair.evidence for pair in alignment.pairs)
 
 
+def test_a_stack_is_paired_block_by_block_where_every_weight_differs(tmp_path):
+    reference, port, truth = stack(tmp_path, 9, different=True)
+    alignment = align(open_trace(reference), open_trace(port))
+    assert {site: alignment.port_of.get(site) for site in truth} == truth
+    assert all(pair.confidence < 0.9 for pair in alignment.pairs if pair.reference)
+
+
 def test_records_are_paired_in_the_references_execution_order_each_at_most_once(stacked):
     alignment = align(*stacked[:2])
     rows = [row for pair in alignment.records for row in pair.reference]

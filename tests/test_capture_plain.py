@@ -165,3 +165,12 @@ def test_the_command_line_tells_no_folders_and_git_its_revision(monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["/somewhere/tracediff/__main__.py", "capture", "-o", "a b.h5"])
     assert command_line() == "python -m tracediff capture -o 'a b.h5'"
     assert git_revision(tmp_path) == ""
+
+
+def test_adapters_have_the_same_methods_in_the_same_order(side: SimpleNamespace) -> None:
+    from tracediff.capture.adapter import Adapter
+
+    def methods(cls: type) -> list[str]:
+        return [name for name, value in vars(cls).items() if callable(value) and not name.startswith("_")]
+
+    assert methods(type(named(side.name))) == methods(type(named("plain"))) == methods(Adapter)

@@ -320,3 +320,22 @@ def test_recording_a_block_of_code_sees_loops(side: SimpleNamespace, x: Any) -> 
                 model(x)
     assert [b.call for b in sites.all if b.site == "" and b.moment == "enter"] == ["@token=0/[0]", "@token=1/[1]"]
     assert run.not_seen == []
+
+
+def test_a_run_may_take_its_models_apart(side: SimpleNamespace, x: Any) -> None:
+    models = [side.Block()]
+    found = seen(models, lambda: models.pop()(x))
+    assert found.sites() == ["0.lin", "0"]
+
+
+def test_a_module_that_holds_its_owner_is_no_endless_tree(side: SimpleNamespace, x: Any) -> None:
+    model = side.Net()
+    model.first.owner = [model]
+    found = seen({"m": model}, lambda: model(x))
+    assert next(node for node in found.run.modules if node.path == "m").aliases == ["m.first.owner.0"]
+    assert found.sites()[-1] == "m"
+
+
+def test_parts_of_a_shared_module_have_all_their_names(side: SimpleNamespace) -> None:
+    found = seen(side.Holder(), lambda: None)
+    assert next(node for node in found.run.modules if node.path == "_private.lin").aliases == ["shared.lin"]

@@ -245,6 +245,20 @@ def test_faults_are_found_whatever_the_two_sides_are(tmp_path: Path, sides: str)
     }
 
 
+def test_a_buffer_that_code_computes_may_be_missing_and_a_batch_norms_may_not(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "a.h5") as writer:
+        for name, value in transformer().items():
+            writer.add_param(name, value, path=name.rpartition(".")[0], kind="parameter")
+        writer.add_param("rotary.inv_freq", values("r", 12), path="rotary", kind="buffer")
+        writer.add_param("layers.0.norm1.running_mean", values("m", 24), path="layers.0.norm1", kind="buffer")
+    report = weights(tmp_path / "a.h5", port(transformer()))
+    assert {finding.reference: finding.expected for finding in report.missing} == {
+        "rotary.inv_freq": True,
+        "layers.0.norm1.running_mean": False,
+    }
+    assert report.verdict == "different"
+
+
 def test_a_half_precision_port_is_the_same_by_its_fingerprints(tmp_path: Path) -> None:
     halved = {name: value.astype(ml_dtypes.bfloat16) for name, value in port(transformer()).items()}
     a, b = write_trace(tmp_path / "a.h5", transformer(), store=False), write_trace(tmp_path / "b.h5", halved, store=False)

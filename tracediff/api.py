@@ -195,7 +195,6 @@ def bisect(
     allowed by itself. ``stages`` restricts the comparison. Raises AlignmentError where the two share nothing.
     """
     from tracediff.align import align as align_traces
-    from tracediff.explain.weights import weights as compare_weights
     from tracediff.floor import floors
     from tracediff.locate import locate
     from tracediff.report import build
@@ -207,7 +206,7 @@ def bisect(
         is_forced = second.meta.get("mode_run") == "forced"
         allowed = {} if first.floor is None else floors(first.floor, first, str(second.meta.get("dtype")), is_forced=is_forced)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
-        found = compare_weights(first, second) if first.params and second.params else None
+        found = _compared_weights(first, second)
         culprits = {finding.culprit for finding in located.findings}
         return build(
             located,
@@ -217,6 +216,17 @@ def bisect(
             weights=_weight_lines(found) if found is not None else None,
             causes=_weight_causes(found, culprits) if found is not None else None,
         )
+
+
+def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
+    """What the recorded parameters say; None where a side has none, or the two share nothing."""
+    from tracediff.errors import WeightsError
+    from tracediff.explain.weights import weights as compare_weights
+
+    try:
+        return compare_weights(reference, port) if reference.params and port.params else None
+    except WeightsError:
+        return None
 
 
 def _weight_lines(found: WeightsReport) -> Weights:

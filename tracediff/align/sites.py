@@ -153,18 +153,20 @@ class Matcher:
         return 2 * shared >= _CONSISTENT * (len(ours) + len(theirs))
 
     def _matched(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int, float, list[int]]]:
-        if not rows or not columns:
-            return []
-        if order.is_small(len(rows), len(columns)):
-            return self._matched_piece(rows, columns)
+        """The matches among siblings with their scores and rivals: anchored ones first, then what scores and order say of the rest."""
         place = {b: spot for spot, b in enumerate(columns)}
         anchors = [(spot, place[b]) for spot, a in enumerate(rows) if (b := self.scores.anchors.get(a, -1)) in place]
         found: list[tuple[int, int, float, list[int]]] = [
-            (rows[i], columns[j], self.scores.of(rows[i], columns[j]), []) for i, j in anchors
+            (rows[i], columns[j], self.scores.sure(rows[i], columns[j]), []) for i, j in anchors
         ]
-        done = {a for a, *_ in found}, {b for _, b, *_ in found}
-        for ours, theirs in order.pieces(len(rows), len(columns), anchors):
-            part = [rows[i] for i in ours if rows[i] not in done[0]], [columns[j] for j in theirs if columns[j] not in done[1]]
+        done = {i for i, _ in anchors}, {j for _, j in anchors}
+        left = len(rows) - len(done[0]), len(columns) - len(done[1])
+        if not left[0] or not left[1]:
+            return found
+        whole = [(range(len(rows)), range(len(columns)))]
+        pieces = whole if order.is_small(*left) else order.pieces(len(rows), len(columns), anchors)
+        for ours, theirs in pieces:
+            part = [rows[i] for i in ours if i not in done[0]], [columns[j] for j in theirs if j not in done[1]]
             if part[0] and part[1]:
                 found.extend(self._matched_piece(*part))
         return found

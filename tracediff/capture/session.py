@@ -109,10 +109,7 @@ class Session:
 
     def call(self, place: Place, original: Call, args: Args, kwargs: Kwargs) -> Any:
         """Calls ``original`` as a frame of this session."""
-        blind = self.adapter.blind()
-        if blind or self.finished:
-            if blind:
-                self._miss(place.site, blind)
+        if self._is_blind(place.site):
             return original(*args, **kwargs)
         frame, ordinal = self._entered(place)
         entered = self._boundary(place, frame, ordinal)
@@ -228,9 +225,7 @@ class Session:
     def tap(self, frame: Frame, name: str, value: Any, *, escaped: bool = False) -> Any:
         """A tap inside ``frame``; returns the value to go on with."""
         site = f"{frame.path}#{name if escaped else escape(name)}"
-        blind = self.adapter.blind()
-        if blind:
-            self._miss(site, blind)
+        if self._is_blind(site):
             return value
         boundary = self._moment(frame, site, "value", self._nest.values(value, "value"))
         return self._nest.replace(value, "value", boundary.replaced) if self._see(boundary) else value
@@ -238,10 +233,7 @@ class Session:
     def draw(self, frame: Frame, random: Random, original: Call, *args: Any, **kwargs: Any) -> Any:
         """A call of a random function; the framework draws first, so that its generator moves on as ever."""
         arguments = random.arguments(args, kwargs)
-        blind = self.adapter.blind()
-        if blind:
-            self._miss(f"{frame.path}!{random.name}", blind)
-        if arguments is None or blind or self.finished:
+        if arguments is None or self._is_blind(f"{frame.path}!{random.name}"):
             return original(*args, **kwargs)
         if random.mask is not None and random.apply is not None:
             drawn = self._drawn(frame, random, random.mask(args, kwargs), arguments)
@@ -321,6 +313,15 @@ class Session:
                 )
             is_array = type(value).__module__.partition(".")[0] == "numpy" and self.adapter.is_tensor(value)
             boundary.replaced[end] = self.adapter.from_numpy(value, old.get(end)) if is_array else value
+
+    def _is_blind(self, site: str) -> bool:
+        """Whether nothing can or need be seen: the run is over or failed, or the framework hides what it does."""
+        if self.finished or self._failure is not None:
+            return True
+        why = self.adapter.blind()
+        if why:
+            self._miss(site, why)
+        return bool(why)
 
     def _miss(self, site: str, why: str) -> None:
         self.run.miss(f"{site or 'the root'}: {why}")

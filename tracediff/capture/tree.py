@@ -33,16 +33,25 @@ class Node:
 
 
 def discover(models: Any, adapter: Adapter, *, compile: bool | None = None) -> list[Node]:
-    """All modules below ``models``: a module, a tuple, list or mapping of them, or an object whose attributes are modules."""
+    """All modules below ``models``: a module, a tuple, list or mapping of them, or an object whose attributes are modules.
+
+    Raises CaptureError where there is none.
+    """
+    nodes = modules_below(models, adapter, compile=compile)
+    if models is not None and not any(node.is_model for node in nodes):
+        raise CaptureError(
+            f"No {adapter.name} module found in {type(models).__name__!r}; give a module, a tuple or mapping of modules, "
+            "or an object whose attributes are modules."
+        )
+    return nodes
+
+
+def modules_below(models: Any, adapter: Adapter, *, compile: bool | None = None) -> list[Node]:
+    """As `discover`, but nothing where there is none."""
     tree = _Tree(adapter, compile)
     if models is not None:
         tree.add(models, "", None)
-        if not any(node.is_model for node in tree.nodes):
-            raise CaptureError(
-                f"No {adapter.name} module found in {type(models).__name__!r}; give a module, a tuple or mapping of modules, "
-                "or an object whose attributes are modules."
-            )
-    tree.spread_aliases()
+        tree.spread_aliases()
     return tree.nodes
 
 
@@ -79,8 +88,8 @@ class _Tree:
 
     def spread_aliases(self) -> None:
         """Gives the modules below one that has aliases the aliases that follow from those."""
-        for node in self.nodes:
-            for alias in list(node.aliases):
+        for node, aliases in [(node, list(node.aliases)) for node in self.nodes if node.aliases]:
+            for alias in aliases:
                 if is_below(alias, node.path):
                     continue  # a module that holds one that holds it
                 for inner in self.nodes:

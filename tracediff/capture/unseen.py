@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tracediff.capture.adapter import Adapter
-from tracediff.capture.tree import Node, discover
+from tracediff.capture.tree import Node, modules_below
 from tracediff.site import is_below, module_of
 
 
@@ -43,7 +43,7 @@ def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator
     """The topmost modules that a run added to its models; ``nodes`` are those that were there before."""
     known = {id(node.module) for node in nodes}
     new: set[str] = set()
-    for node in discover(models, adapter):
+    for node in modules_below(models, adapter):
         if id(node.module) not in known:
             new.add(node.path)
             if not any(is_below(node.path, other) for other in new - {node.path}) and node.is_model:

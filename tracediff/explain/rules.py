@@ -21,7 +21,7 @@ from tracediff.explain.origins import Origin
 from tracediff.explain.renames import grouped, template
 
 if TYPE_CHECKING:
-    from tracediff.explain.weights import WeightsReport
+    from tracediff.explain.weights_report import WeightsReport
 
 Shape = tuple[int, ...]
 Axes = tuple[int, ...]

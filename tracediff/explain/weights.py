@@ -6,210 +6,32 @@ checkpoint that both should hold, tells which side is wrong.
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tracediff.errors import WeightsError
+from tracediff.explain.causes import causes_for
 from tracediff.explain.checkpoint import Source, Weight, Weights, open_weights
 from tracediff.explain.judging import Kind, Side, WeightFinding, is_bias, judged, numbers_of
 from tracediff.explain.matching import ALIKE, MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
 from tracediff.explain.origins import Origin, ways
 from tracediff.explain.pairing import Pairing, Placed, pair
 from tracediff.explain.placement import Layouts, Placement, move, placement
-from tracediff.explain.renames import grouped, parent, pattern
+from tracediff.explain.renames import parent
 from tracediff.explain.resemblance import identical
-from tracediff.site import is_below
+from tracediff.explain.weights_report import Compared, FindingGroup, WeightPair, WeightsReport, modules_of
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-SCHEMA = "tracediff.weights/1"
-
-Category = Literal["different", "missing", "unexpected"]
+__all__ = ["Compared", "FindingGroup", "WeightFinding", "WeightPair", "WeightsReport", "causes_for", "weights"]
 
 _NAMED = {
     "exact": ("of the same name", 1.0),
     "renamed": ("by the renaming of its siblings", 0.98),
     "likeness": ("by likeness of names", 0.75),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class WeightPair:
-    """One tensor of the port and what it is made from. ``by`` says what it rests on: digest, values, sketch or name."""
-
-    reference: tuple[str, ...]
-    port: str
-    layout: str
-    by: str
-    equal: bool
-    origin: Origin = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One side of a comparison: what it was, how many tensors and values it has, and what was not compared of it."""
-
-    source: str
-    kind: str
-    tensors: int
-    values: int
-    readable: bool
-    skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FindingGroup:
-    """Findings alike: of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
-
-    category: Category
-    kind: Kind | None
-    pattern: str
-    port: str
-    label: str
-    findings: tuple[WeightFinding, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.findings)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsReport:
-    """Everything that two sets of weights say about each other.
-
-    ``equal`` counts the port's tensors that hold what they should (some of them known by sketch alone: ``by_sketch``; some after
-    rounding to the port's own dtype: ``rounded``), of ``compared``, of ``total`` that the port has. ``different`` are those that do
-    not; ``missing`` the reference's tensors without a place in the port; ``unexpected`` the port's for which the reference has nothing.
-    """
-
-    reference: Compared
-    port: Compared
-    checkpoint: Compared | None
-    pairs: tuple[WeightPair, ...]
-    equal: int
-    by_sketch: int
-    rounded: int
-    compared: int
-    total: int
-    different: tuple[WeightFinding, ...]
-    missing: tuple[WeightFinding, ...]
-    unexpected: tuple[str, ...]
-    tied: Mapping[str, str]
-    notes: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
-
-    @property
-    def findings(self) -> tuple[WeightFinding, ...]:
-        """All findings: what differs, then what is missing."""
-        return (*self.different, *self.missing)
-
-    @property
-    def verdict(self) -> Literal["same", "different"] | None:
-        """ "different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
-        if any(not finding.expected for finding in self.findings):
-            return "different"
-        return "same" if self.compared and not self.uncompared else None
-
-    @property
-    def uncompared(self) -> tuple[str, ...]:
-        """Tensors that could not be compared at all."""
-        return (*self.reference.skipped, *self.port.skipped)
-
-    @property
-    def swaps(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.swapped")
-
-    @property
-    def transposes(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.layout")
-
-    @property
-    def groups(self) -> tuple[FindingGroup, ...]:
-        """The findings grouped by kind and pattern of names, the gravest and largest first."""
-        return tuple(_groups(self))
-
-    def summary(self) -> dict[str, Any]:
-        """The "weights" entry of a report: equal, different, missing, unexpected."""
-        return {
-            "equal": self.equal,
-            "different": [finding.to_dict() for finding in self.different],
-            "missing": [finding.to_dict() for finding in self.missing],
-            "unexpected": list(self.unexpected),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without NaN or infinity."""
-        return {
-            "schema": SCHEMA,
-            "verdict": self.verdict,
-            "reference": _side_dict(self.reference),
-            "port": _side_dict(self.port),
-            "checkpoint": _side_dict(self.checkpoint) if self.checkpoint else None,
-            "compared": self.compared,
-            "total": self.total,
-            "by_sketch": self.by_sketch,
-            "rounded": self.rounded,
-            "tolerance": {"sketch": SKETCH_TOLERANCE, "merge": MERGE_TOLERANCE},
-            **self.summary(),
-            "tied": dict(self.tied),
-            "groups": [
-                {"category": g.category, "kind": g.kind, "count": g.count, "pattern": g.pattern, "port": g.port, "label": g.label}
-                for g in self.groups
-            ],
-            "layouts": dict(Counter(pair.layout for pair in self.pairs if pair.equal)),
-            "notes": list(self.notes),
-        }
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    def to_frame(self) -> DataFrame:
-        """One row a tensor: reference, port, kind ("equal", a cause, "missing", "unexpected"), layout, by, confidence, evidence."""
-        from pandas import DataFrame
-
-        said = {finding.port: finding for finding in self.different}
-        rows: list[tuple[Any, ...]] = []
-        for one in self.pairs:
-            finding = said.get(one.port)
-            kind, confidence, evidence = ("equal", 1.0, "") if finding is None else (finding.kind, finding.confidence, finding.evidence)
-            rows.append((" + ".join(one.reference), one.port, kind, one.layout, one.by, confidence, evidence))
-        rows += [(finding.reference, None, "missing", None, None, finding.confidence, finding.evidence) for finding in self.missing]
-        rows += [(None, name, "unexpected", None, None, None, "") for name in self.unexpected]
-        return DataFrame(rows, columns=["reference", "port", "kind", "layout", "by", "confidence", "evidence"])
-
-    def headline(self) -> str:
-        """The answer in one line."""
-        counts = f"{self.equal:,} of {self.total:,} tensors of the port are equal"
-        if self.verdict == "same":
-            return f"same: {counts}"
-        wrong = [group for group in self.groups if not all(finding.expected for finding in group.findings)]
-        if self.verdict is None or not wrong:
-            return f"no verdict: {counts}, {len(self.uncompared)} could not be compared"
-        first = wrong[0]
-        return f"different: {first.count} x {first.pattern} {first.label}; {counts}"
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        from pandas import DataFrame
-
-        rows = [(g.count, g.pattern, g.kind or g.category, g.label, g.findings[0].evidence if g.findings else "") for g in self.groups]
-        table = DataFrame(rows, columns=["count", "pattern", "kind", "what", "evidence"]).to_html(index=False) if rows else ""
-        return f"<div><p><b>{escape(self.headline())}</b></p>{table}</div>"
-
-    def write_rules(self, path: str | Path) -> Path:
-        """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold."""
-        from tracediff.explain.rules import write
-
-        return write(self, path)
+_LONGEST_TABLE = 1 << 16
 
 
 def weights(reference: Source, port: Source, *, checkpoint: Source | None = None) -> WeightsReport:
@@ -292,17 +114,6 @@ def _side(weights: Weights) -> Compared:
     return Compared(weights.source, weights.kind, len(weights), weights.count, weights.is_readable, weights.skipped)
 
 
-def _side_dict(side: Compared) -> dict[str, Any]:
-    return {
-        "source": side.source,
-        "kind": side.kind,
-        "tensors": side.tensors,
-        "values": side.values,
-        "readable": side.readable,
-        "skipped": list(side.skipped),
-    }
-
-
 # -- findings ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,11 +131,11 @@ def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
 
 def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
     """Tensors too small to tell by themselves go with those of their module: never loaded where those were not."""
-    lost = {module for finding in findings if finding.kind == "weights.unloaded" for module in _modules(finding.port)[-2:]}
+    lost = {module for finding in findings if finding.kind == "weights.unloaded" for module in modules_of(finding.port)[-2:]}
 
     def judged_anew(finding: WeightFinding) -> WeightFinding:
         small = finding.kind == "weights.value" and finding.label == "other values" and finding.numbers.get("count", 0) < 16
-        if not small or finding.numbers.get("correlation", 0) > 0.9 or not lost.intersection(_modules(finding.port)[-2:]):
+        if not small or finding.numbers.get("correlation", 0) > 0.9 or not lost.intersection(modules_of(finding.port)[-2:]):
             return finding
         evidence = f"{finding.evidence}; its siblings were not loaded"
         return replace(finding, kind="weights.unloaded", label="never loaded", evidence=evidence, confidence=0.8)
@@ -425,6 +236,7 @@ def _wrong_merge(pairing: Pairing, held: Held) -> WeightFinding:
 def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
     """The reference's tensors without a place, but for those whose place holds another one."""
     findings = []
+    trained = {parent(name) for name, weight in pairing.reference.items() if weight.kind == "parameter"}
     for name in pairing.missing:
         if name in wanted:
             continue
@@ -433,9 +245,9 @@ def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
         kind: Kind = "weights.missing_bias" if bias else "weights.unloaded"
         evidence = f"shape {weight.shape}, no place for it in the port"
         zero = weight.count and weight.stats.l2 == 0
-        expected = _is_bookkeeping(weight) or bool(bias and zero)
+        expected = _is_bookkeeping(weight) or bool(bias and zero) or (weight.kind == "buffer" and parent(name) not in trained)
         if expected:
-            evidence += "; all zero, so nothing is lost" if zero else "; a counter, a mask or a computed table, not a parameter"
+            evidence += "; all zero, so nothing is lost" if zero else "; a counter, a mask or a table that code computes, not a parameter"
         place = pairing.renames(name)
         findings.append(WeightFinding(kind, name, "", evidence, {}, 0.9, expected=expected, label="missing in the port", place=place))
     return findings
@@ -503,110 +315,6 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
             yield f"{len(side.skipped):,} tensors of {side.source!r} have a dtype that is not known and were not compared"
 
 
-# -- groups ------------------------------------------------------------------------------------------------------------
-
-
-_NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
-_LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
-_MOST_LINES = 3  # findings that are no fault are told one by one up to so many
-_LONGEST_TABLE = 1 << 16
-_GRAVITY = {
-    "weights.unloaded": 0,
-    "weights.missing_bias": 1,
-    "weights.swapped": 2,
-    "weights.layout": 3,
-    "weights.value": 4,
-    "weights.precision": 5,
-}
-
-
-def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
-    totals = Counter(module for name in _all_names(report) for module in _modules(name))
-    found: list[FindingGroup] = []
-    for category, findings in _by_category(report):
-        lost = [finding for finding in findings if finding.kind in _NOT_LOADED and not finding.expected]
-        whole, _ = _whole_modules(category, lost, totals, "never loaded" if category == "different" else "missing in the port")
-        told = {id(finding) for group in whole for finding in group.findings}
-        found += whole
-        for alike in _alike([finding for finding in findings if id(finding) not in told]):
-            if alike[0].expected and len(alike) > _MOST_LINES:
-                found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
-                continue
-            whole, rest = _whole_modules(category, alike, totals, alike[0].label)
-            found += [*whole, *_by_pattern(category, rest)]
-    found.sort(key=lambda group: (group.findings[0].expected, _GRAVITY[group.kind or ""], -group.count))
-    yield from found
-    for text, names in grouped(report.unexpected):
-        nothing = tuple(WeightFinding("weights.value", "", name, "", expected=True) for name in names)
-        yield FindingGroup("unexpected", None, text, text, "not in the reference", nothing)
-
-
-def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[WeightFinding, ...]]]:
-    yield "different", report.different
-    yield "missing", report.missing
-
-
-def _all_names(report: WeightsReport) -> Iterable[str]:
-    """The reference's tensors, those that are merged to one as one."""
-    yield from (" + ".join(one.reference) for one in report.pairs)
-    yield from (finding.reference for finding in report.missing)
-
-
-def _name(finding: WeightFinding) -> str:
-    return finding.reference or finding.port
-
-
-def _alike(findings: Sequence[WeightFinding]) -> Iterable[list[WeightFinding]]:
-    """Findings by kind and label."""
-    kinds: dict[tuple[str, str, bool], list[WeightFinding]] = defaultdict(list)
-    for finding in findings:
-        kinds[finding.kind, _general(finding.label), finding.expected].append(finding)
-    yield from kinds.values()
-
-
-def _whole_modules(
-    category: Category, findings: Sequence[WeightFinding], totals: Mapping[str, int], label: str
-) -> tuple[list[FindingGroup], list[WeightFinding]]:
-    """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
-    counts = Counter(module for finding in findings for module in _modules(_name(finding)))
-    full = {module for module, count in counts.items() if count == totals[module] and count >= _LEAST_MODULE}
-    outermost: dict[str, list[WeightFinding]] = defaultdict(list)
-    rest: list[WeightFinding] = []
-    for finding in findings:
-        module = next((module for module in _modules(_name(finding)) if module in full), None)
-        (rest if module is None else outermost[module]).append(finding)
-    groups = []
-    for text, modules in grouped(list(outermost)):
-        members = tuple(finding for module in modules for finding in outermost[module])
-        kind = min((finding.kind for finding in members), key=_GRAVITY.__getitem__)
-        groups.append(FindingGroup(category, kind, f"{text}.**", "", f"{label}: the whole module", members))
-    return groups, rest
-
-
-def _by_pattern(category: Category, findings: Sequence[WeightFinding]) -> Iterable[FindingGroup]:
-    by_name = {_name(finding): finding for finding in findings}
-    for text, names in grouped(list(by_name)):
-        yield _group(category, text, [by_name[name] for name in names])
-
-
-def _group(category: Category, text: str, findings: Sequence[WeightFinding]) -> FindingGroup:
-    labels = {finding.label for finding in findings}
-    ports = grouped([finding.port for finding in findings if finding.port])
-    label = labels.pop() if len(labels) == 1 else _general(findings[0].label)
-    return FindingGroup(category, findings[0].kind, text, ports[0][0] if len(ports) == 1 else "", label, tuple(findings))
-
-
-def _modules(name: str) -> list[str]:
-    """The modules that a tensor lies in, the outermost first."""
-    parts = name.partition(" + ")[0].split(".")[:-1]
-    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-
-
-def _general(label: str) -> str:
-    """A label without the numbers that differ from tensor to tensor; dtypes stay what they are."""
-    return label if "float" in label else re.sub(r"-?\d[\d.e+-]*", "*", label)
-
-
 # -- a third file ------------------------------------------------------------------------------------------------------
 
 
@@ -628,48 +336,3 @@ def _with_checkpoint(report: WeightsReport, a: Weights, b: Weights, c: Weights) 
 def _departures(report: WeightsReport) -> set[str]:
     """The tensors of a report's port that are not as in its reference."""
     return {finding.port for finding in report.different if not finding.expected} | set(report.unexpected)
-
-
-# -- causes ------------------------------------------------------------------------------------------------------------
-
-
-def causes_for(findings: Iterable[WeightFinding], module_paths: Iterable[str], *, side: Side = "port") -> list[dict[str, Any]]:
-    """The causes that findings give for culprits: those about a parameter that one of the modules owns.
-
-    Each is ``{"kind", "confidence", "confirmed", "evidence"}``, the surest first; findings of one kind and label become one cause.
-    What a module's children own counts for less, what lies deeper for nothing: the deeper culprit is reported by itself.
-    ``side`` says whose module paths are given; "both" looks on both.
-    """
-    paths = list(module_paths)
-    concerned: dict[tuple[str, str], list[WeightFinding]] = defaultdict(list)
-    for finding in findings:
-        near = max((_nearness(path, name) for path in paths for name in _names(finding, side)), default=0.0)
-        if near and not finding.expected:
-            concerned[finding.kind, finding.label].append(replace(finding, confidence=finding.confidence * near))
-    causes = [_cause(kind, members) for (kind, _), members in concerned.items()]
-    return sorted(causes, key=lambda cause: (-cause["confidence"], not cause["confirmed"]))
-
-
-def _names(finding: WeightFinding, side: Side) -> list[str]:
-    names = [finding.port or finding.place] if side != "reference" else []
-    if side != "port":
-        names += finding.reference.split(" + ")
-    return [name for name in names if name]
-
-
-def _nearness(path: str, name: str) -> float:
-    """How much a tensor concerns a module: 1 where the module owns it, less where a child does, 0 elsewhere."""
-    owner = parent(name)
-    if not is_below(owner, path):
-        return 0.0
-    below = owner[len(path) :].strip(".")
-    if not below or "parametrizations" in below.split("."):
-        return 1.0
-    return 0.5 if "." not in below and path else 0.0
-
-
-def _cause(kind: str, members: Sequence[WeightFinding]) -> dict[str, Any]:
-    first = max(members, key=lambda finding: finding.confidence)
-    more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
-    evidence = f"{first.port or first.reference}{more}: {first.evidence}"
-    return {"kind": kind, "confidence": round(first.confidence, 3), "confirmed": all(f.confirmed for f in members), "evidence": evidence}

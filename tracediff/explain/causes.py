@@ -1,0 +1,54 @@
+"""Causes: what the findings on weights say about the culprits of divergences."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tracediff.explain.judging import Side, WeightFinding
+from tracediff.explain.renames import parent
+from tracediff.site import is_below
+
+
+def causes_for(findings: Iterable[WeightFinding], module_paths: Iterable[str], *, side: Side = "port") -> list[dict[str, Any]]:
+    """The causes that findings give for culprits: those about a parameter that one of the modules owns.
+
+    Each is ``{"kind", "confidence", "confirmed", "evidence"}``, the surest first; findings of one kind and label become one cause.
+    What a module's children own counts for less, what lies deeper for nothing: the deeper culprit is reported by itself.
+    ``side`` says whose module paths are given; "both" looks on both.
+    """
+    paths = list(module_paths)
+    concerned: dict[tuple[str, str], list[WeightFinding]] = defaultdict(list)
+    for finding in findings:
+        near = max((_nearness(path, name) for path in paths for name in _names(finding, side)), default=0.0)
+        if near and not finding.expected:
+            concerned[finding.kind, finding.label].append(replace(finding, confidence=finding.confidence * near))
+    causes = [_cause(kind, members) for (kind, _), members in concerned.items()]
+    return sorted(causes, key=lambda cause: (-cause["confidence"], not cause["confirmed"]))
+
+
+def _names(finding: WeightFinding, side: Side) -> list[str]:
+    names = [finding.port or finding.place] if side != "reference" else []
+    if side != "port":
+        names += finding.reference.split(" + ")
+    return [name for name in names if name]
+
+
+def _nearness(path: str, name: str) -> float:
+    """How much a tensor concerns a module: 1 where the module owns it, less where a child does, 0 elsewhere."""
+    owner = parent(name)
+    if not is_below(owner, path):
+        return 0.0
+    below = owner[len(path) :].strip(".")
+    if not below or "parametrizations" in below.split("."):
+        return 1.0
+    return 0.5 if "." not in below and path else 0.0
+
+
+def _cause(kind: str, members: Sequence[WeightFinding]) -> dict[str, Any]:
+    first = max(members, key=lambda finding: finding.confidence)
+    more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
+    evidence = f"{first.port or first.reference}{more}: {first.evidence}"
+    return {"kind": kind, "confidence": round(first.confidence, 3), "confirmed": all(f.confirmed for f in members), "evidence": evidence}
