@@ -7,7 +7,7 @@ dtype. So each site is fed what the reference's was fed: the error seen there is
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tracediff.align import Alignment, RecordPair
@@ -63,10 +63,10 @@ class Forcing(Observer):
         self._values = Values(reference)
         self._reference = reference
         self._discovery = Values(discovery)
-        self._pairs: dict[Where, tuple[RecordPair, int]] = {}
+        self._pairs: dict[Where, list[tuple[RecordPair, int]]] = {}
         for pair in alignment.records:
             for place, row in enumerate(pair.port):
-                self._pairs.setdefault(_where(discovery.records[row]), (pair, place))
+                self._pairs.setdefault(_where(discovery.records[row]), []).append((pair, place))
         self._calls = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
 
@@ -80,14 +80,21 @@ class Forcing(Observer):
             return None
         replaced = {}
         for end, tensor in boundary.leaves:
-            found = self._pairs.get((boundary.site, boundary.ordinal, end))
-            if found is None or isinstance(tensor, str):
-                continue
-            values = self._handed(*found, self._run.adapter.view(tensor))
-            if values is not None:
-                replaced[end] = values
+            pairs = self._pairs.get((boundary.site, boundary.ordinal, end), ())
+            if pairs and not isinstance(tensor, str):
+                values = self._handed_all(pairs, self._run.adapter.view(tensor))
+                if values is not None:
+                    replaced[end] = values
         self.forced += len(replaced)
         return replaced
+
+    def _handed_all(self, pairs: Sequence[tuple[RecordPair, int]], own: Array) -> Array | None:
+        """What one of the port's tensors is exchanged for; of a fused one each pair gives its part."""
+        handed: Array | None = None
+        for pair, place in pairs:
+            values = self._handed(pair, place, own if handed is None else handed)
+            handed = handed if values is None else values
+        return handed
 
     def _handed(self, pair: RecordPair, place: int, own: Array) -> Array | None:
         """The reference's values for one of the port's tensors of a pair, in that tensor's layout."""

@@ -19,7 +19,7 @@ SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
 
 def tracediff(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tracediff", *map(str, arguments)]
-    given = {**os.environ, "MPLBACKEND": "Agg", "NO_COLOR": "1", **environment}
+    given = {**os.environ, "MPLBACKEND": "Agg", "NO_COLOR": "1", "COLUMNS": "160", **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=given, timeout=120, check=False)
 
 

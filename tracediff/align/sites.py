@@ -65,6 +65,7 @@ class Matcher:
     def run(self) -> list[Match]:
         """All matches: one a site, and further ones for fused sites."""
         self._fuse_by_parameters()
+        self._fill_gaps()
         self._children(len(self.sides[0]), len(self.sides[1]))
         self._apply_anchors()
         self._left_over()
@@ -187,6 +188,29 @@ class Matcher:
         for (a, b), found in self.scores.parameters.items():
             if found.part is not None and found.share > 0.5 and self._is_free(0, a) and self._is_free(1, b):
                 self._fuse(Match(a, b, 3.0, found.text, part=found.part, whole=found.whole))
+
+    def _fill_gaps(self) -> None:
+        """Gives the part of a fused whole that was found nowhere to the one sibling of its size that is left: it was not loaded."""
+        anchored = set(self.scores.anchors), set(self.scores.anchors.values())
+        groups: dict[tuple[int, int], list[Match]] = defaultdict(list)
+        for match in self.fused:
+            side = 0 if match.whole == "port" else 1
+            groups[side, match.port if side == 0 else match.reference].append(match)
+        for (side, whole), matches in groups.items():
+            known = [match.reference if side == 0 else match.port for match in matches]
+            gap = _gap([match.part for match in matches if match.part is not None], self._out_size(1 - side, whole))
+            sizes = {int(self.features[side].key[part]) for part in known}
+            siblings = [
+                other
+                for other in self.levels.called(side, int(self.sides[side].parent[known[0]]))
+                if other not in self.partner[side]
+                and other not in anchored[side]
+                and int(self.features[side].key[other]) in sizes
+                and self._is_free(side, other)
+            ]
+            if gap is not None and len(siblings) == 1 and self._out_size(side, siblings[0]) == gap.stop - gap.start:
+                pair = (siblings[0], whole) if side == 0 else (whole, siblings[0])
+                self._fuse(Match(*pair, 1.5, "what is left of a fused whole", part=gap, whole=matches[0].whole))
 
     def _is_free(self, side: int, site: int) -> bool:
         """Whether a mapping leaves a site to be paired."""
@@ -336,3 +360,12 @@ class Matcher:
         match = self.partner[side].pop(site, None)
         if match is not None:
             self.partner[1 - side].pop(match.port if side == 0 else match.reference, None)
+
+
+def _gap(parts: Sequence[Part], length: int) -> Part | None:
+    """The one contiguous stretch of an axis of that length that the parts leave free; None where there is none, or several."""
+    if not parts or any(part.groups > 1 or part.axis != parts[0].axis for part in parts):
+        return None
+    edges = [0, *(edge for part in sorted(parts, key=lambda part: part.start) for edge in (part.start, part.stop)), length]
+    free = [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if stop > start]
+    return Part(parts[0].axis, *free[0]) if len(free) == 1 else None
