@@ -113,9 +113,9 @@ def record(
     ...         with td.scope("step", step):
     ...             x = td.tap("x", model(x))
     """
-    from tracediff.capture.recording import recording
+    from tracediff.capture import record as record_block
 
-    with recording(model, to, observers=_draws(random, seed), force=force, **options):
+    with record_block(model, to, observers=_draws(random, seed), force=force, **options):
         yield
 
 

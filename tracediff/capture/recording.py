@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tracediff.capture import adapter_of, observe, record
-from tracediff.capture.observer import Observer, Run
+from tracediff.capture import adapter_of, observe
+from tracediff.capture.observer import Observer
 from tracediff.capture.recorder import Recorder
 from tracediff.capture.repeat import Digests
 from tracediff.trace import open_trace
@@ -74,24 +73,3 @@ def _note_repeat(path: Path, digests: Digests) -> None:
         first = digests.first_difference(trace)
     where = {} if first is None else {"repeats_first": dict(zip(("site", "call", "end"), first, strict=True))}
     amend(path, meta={"repeats": first is None, **where})
-
-
-@contextmanager
-def recording(
-    models: Any,
-    to: str | os.PathLike[str],
-    *,
-    observers: Sequence[Observer] = (),
-    force: bool = False,
-    meta: Mapping[str, Any] | None = None,
-    methods: Iterable[str] = (),
-    functions: Iterable[str] = (),
-    impl: str | None = None,
-    **selection: Any,
-) -> Iterator[Run]:
-    """Records the code of a ``with`` block; ``selection`` is the recorder's."""
-    with (
-        TraceWriter(to, force=force, meta=meta, save=selection.get("save", "full")) as writer,
-        record(models, [*observers, Recorder(writer, **selection)], methods=methods, functions=functions, impl=impl) as run,
-    ):
-        yield run
