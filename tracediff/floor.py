@@ -70,11 +70,11 @@ class _Handing(Observer):
     def _instead(self, boundary: Boundary) -> Mapping[str, Any] | None:
         """The stored outputs of a call that fails when its values are varied, so that the run goes on."""
         outputs = self._calls.get((boundary.site, boundary.ordinal), {})
-        stored = {end: self._values.of(row) for end, row in outputs.items()}
-        if not stored or any(values is None for values in stored.values()):
+        stored = self._values.every(outputs)
+        if stored is None:
             return None
         self.raised.append(f"{boundary.site or 'the root'} ({boundary.note.get('error', '')})")
-        return {end: self.varied(values, outputs[end]) for end, values in stored.items() if values is not None}
+        return {end: self.varied(values, outputs[end]) for end, values in stored.items()}
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
         if stored.shape != arrived.shape:

@@ -48,6 +48,11 @@ class Values:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return values
 
+    def every(self, rows: Mapping[str, int]) -> dict[str, Array] | None:
+        """The values of several records by their ends; None where there are none, or one was not stored."""
+        found = {end: values for end, row in rows.items() if (values := self.of(row)) is not None}
+        return found if found and len(found) == len(rows) else None
+
 
 class Forcing(Observer):
     """Hands a port the reference's tensors.
@@ -123,14 +128,10 @@ class Forcing(Observer):
     def _instead(self, boundary: Boundary) -> dict[str, Array] | None:
         """What the reference's call of the same number returned, for a paired call that raised."""
         partner = self._partner.get(boundary.site)
-        outputs = self._calls.get((partner, boundary.ordinal)) if partner is not None else None
-        if not outputs:
-            return None
-        handed = {end: self._values.of(row) for end, row in outputs.items()}
-        if any(values is None for values in handed.values()):
-            return None
-        self.failures.append(boundary.call)
-        return {end: values for end, values in handed.items() if values is not None}
+        handed = self._values.every(self._calls.get((partner, boundary.ordinal), {})) if partner is not None else None
+        if handed is not None:
+            self.failures.append(boundary.call)
+        return handed
 
 
 def rows_by_place(trace: Trace) -> dict[Where, int]:
