@@ -1,0 +1,53 @@
+"""Names likely causes of divergences: every detector is shown every finding, and what they have evidence for is put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tracediff.align import Alignment
+from tracediff.explain import (
+    arrangement,
+    attention,
+    attributes,
+    calls,
+    combination,
+    extent,
+    normalisation,
+    pointwise,
+    rotation,
+    rounding,
+    timesteps,
+)
+from tracediff.explain.evidence import Evidence
+from tracediff.explain.scene import Detector, Scene, Suspect
+from tracediff.locate import Located
+from tracediff.trace import Trace
+
+DETECTORS: tuple[Detector, ...] = tuple(
+    module.detect
+    for module in (attention, rotation, timesteps, normalisation, pointwise, combination, arrangement, calls, attributes, rounding, extent)
+)
+BLAMES = ("module", "caller")
+MOST = 24
+"""So many findings are explained; where there are more, the later ones are seldom causes of their own."""
+
+
+def suspects(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Suspect]]:
+    """The likely causes of each finding, best first, by its place among `Located.findings`."""
+    evidence = Evidence(located, alignment, reference, port)
+    scenes = ((number, evidence.scene(finding)) for number, finding in enumerate(located.findings[:MOST]) if finding.blame in BLAMES)
+    return {number: ranked(scene_suspects(scene)) for number, scene in scenes if not scene.end.startswith("attr[")}
+
+
+def scene_suspects(scene: Scene) -> Iterable[Suspect]:
+    """What all detectors say of one divergence."""
+    for detector in DETECTORS:
+        yield from detector(scene)
+
+
+def ranked(found: Iterable[Suspect]) -> list[Suspect]:
+    """One suspect a kind, its surest; those whose edit reproduced the port come first."""
+    best: dict[str, Suspect] = {}
+    for suspect in sorted(found, key=lambda one: (-one.confirmed, -one.confidence)):
+        best.setdefault(suspect.kind, suspect)
+    return list(best.values())

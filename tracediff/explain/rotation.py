@@ -1,0 +1,105 @@
+"""Causes in rotary position embeddings: left out, of the other variant, with other frequencies, or at other positions.
+
+A rotary embedding turns pairs of channels of q and k, (i, i + D/2) or (2i, 2i + 1), by an angle that depends on the position and on i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from tracediff.dtype import Array
+from tracediff.explain.scene import InHand, Scene, Suspect
+
+_OFFSETS = tuple(range(-8, 9))
+
+
+def detect(scene: Scene) -> Iterable[Suspect]:
+    """What turns the reference's q or k, against what turns the port's."""
+    if not scene.is_numeric:
+        return
+    reference, port = scene.tensors()
+    if reference.ndim < 3 or reference.shape[-1] < 4 or reference.shape[-1] % 2:
+        return
+    for source, x in _sources(scene):
+        for variant in ("halves", "neighbours"):
+            ours = _angles(x, reference, variant)
+            if ours is not None:
+                yield from _told(scene, source, x, port, variant, ours)
+                return
+
+
+def _sources(scene: Scene) -> Iterator[tuple[InHand, Array]]:
+    """What may have been turned: tensors in hand of that shape, or with their heads still merged (B, T, H * D)."""
+    reference, _ = scene.tensors()
+    for one in reversed(scene.in_hand):
+        values = one.values
+        if values.dtype.kind != "f" or values.size != reference.size or not np.isfinite(values).all():
+            continue
+        if values.shape == reference.shape:
+            yield one, values
+        if reference.ndim == 4 and values.ndim >= 3:
+            batch, first, second, width = reference.shape
+            if values.shape[:2] == (batch, second):
+                yield one, np.swapaxes(values.reshape(batch, second, first, width), 1, 2)
+            if values.shape[:2] == (batch, first) and values.shape != reference.shape:
+                yield one, values.reshape(batch, first, second, width)
+
+
+def _pairs(x: Array, variant: str) -> Array:
+    half = x.shape[-1] // 2
+    made: Array = x[..., :half] + 1j * x[..., half:] if variant == "halves" else x[..., 0::2] + 1j * x[..., 1::2]
+    return made
+
+
+def _angles(x: Array, y: Array, variant: str) -> Array | None:
+    """The unit complex numbers (T, D/2) by which the pairs of ``x`` were turned, the same for every batch and head; None where not so."""
+    before, after = _pairs(x, variant), _pairs(y, variant)
+    axis = _position_axis(before)
+    others = tuple(other for other in range(before.ndim - 1) if other != axis)
+    with np.errstate(all="ignore"):
+        turned = (after * before.conj()).sum(others) / (np.abs(before) ** 2).sum(others)
+    if not np.isfinite(turned).all() or np.abs(np.abs(turned) - 1).max() > 1e-3:
+        return None
+    shape = [1] * before.ndim
+    shape[axis], shape[-1] = turned.shape
+    error = np.linalg.norm(before * turned.reshape(shape) - after)
+    return turned if error <= 1e-3 * np.linalg.norm(after) else None
+
+
+def _position_axis(x: Array) -> int:
+    return x.ndim - 2
+
+
+def _told(scene: Scene, source: InHand, x: Array, port: Array, variant: str, ours: Array) -> Iterable[Suspect]:
+    if np.abs(ours - 1).max() < 1e-4:
+        return  # nothing is turned in the reference
+    if scene.reproduces(x):
+        yield Suspect("rope.missing", 0.95, True, f"the port has {source.name} here without the rotation that the reference applies")
+        return
+    same = _angles(x, port, variant)
+    if same is not None:
+        yield from _other_angles(variant, ours, same)
+        return
+    other = "neighbours" if variant == "halves" else "halves"
+    if _angles(x, port, other) is not None:
+        yield Suspect("rope.variant", 0.95, True, f"the reference turns pairs of {variant}, the port pairs of {other}")
+
+
+def _other_angles(variant: str, ours: Array, theirs: Array) -> Iterable[Suspect]:
+    for offset in _OFFSETS:
+        start, stop = max(0, offset), min(len(ours), len(ours) + offset)
+        if offset and stop - start >= 2 and np.abs(theirs[start - offset : stop - offset] - ours[start:stop]).max() < 1e-3:
+            yield Suspect("position.offset", 0.95, True, f"the port turns each position as the reference turns the one {offset} further on")
+            return
+    if np.abs(theirs - ours.conj()).max() < 1e-3:
+        yield Suspect("rope.variant", 0.9, True, "the port turns the other way round")
+    elif np.abs(theirs - 1).max() < 1e-4:
+        yield Suspect("rope.missing", 0.95, True, "the port does not turn what the reference turns")
+    else:
+        step = theirs[1:] * theirs[:-1].conj() * (ours[1:] * ours[:-1].conj()).conj() if len(ours) > 1 else np.ones(1)
+        constant = np.abs(step - 1).max() < 1e-3
+        kind = "position.offset" if constant else "rope.variant"
+        told = "each position by another constant angle" if constant else "by other frequencies (another base or scaling)"
+        yield Suspect(kind, 0.9, True, f"both turn pairs of {variant}, the port {told}")
