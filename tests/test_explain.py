@@ -350,3 +350,33 @@ def test_values_that_are_not_finite_are_no_trouble() -> None:
 def test_empty_and_single_values_are_no_trouble() -> None:
     assert kinds(scene(np.zeros((0, 3)), np.zeros((0, 3)))) == []
     assert set(kinds(scene(np.array(2.0), np.array(3.0)))) <= {"scale", "time.scale"}
+
+
+def test_noise_that_is_not_shared_is_random() -> None:
+    assert first(scene(draw(2, 400), draw(2, 400, seed=9))) == "random"
+
+
+def test_an_activation_that_is_merely_unlike_is_not_called_random() -> None:
+    assert "random" not in kinds(scene(FUNCTIONS["SiLU"](draw(2, 400)), FUNCTIONS["SiLU"](draw(2, 400, seed=9))))
+
+
+def test_times_that_run_otherwise_are_another_schedule() -> None:
+    share = np.linspace(0, 1, 11)
+    found = ranked(scene_suspects(scene(1 - np.cos(0.5 * np.pi * share), share)))
+    assert found[0].kind == "ode.schedule"
+    assert "linearly" in found[0].evidence
+
+
+def test_a_state_carried_by_a_loop_shows_guidance_in_its_next_turn() -> None:
+    velocities = draw(2, T, C, seed=4)
+    conditional, free = np.split(velocities, 2)
+    state = draw(1, T, C, seed=5)
+    ours, theirs = (np.concatenate([state + 0.1 * ((1 + w) * conditional - w * free)] * 2) for w in (0.7, 0.0))
+    carried = given(np.concatenate([state, state]), "the state before")
+    assert first(scene(ours, theirs, carried, returned(velocities, "estimator", calls=4))) == "cfg.formula"
+
+
+def test_dropout_in_a_module_that_was_left_in_training_mode_says_so() -> None:
+    kept = np.random.default_rng(3).random(x.shape) > 0.1
+    sides = (Side("m"), Side("m", is_training=True))
+    assert first(scene(x, x * kept / 0.9, sides=sides)) == "mode.train"

@@ -37,6 +37,7 @@ def detect(scene: Scene) -> Iterable[Suspect]:
         return
     reference, port = scene.tensors()
     yield from _multiple(scene, reference, port)
+    reference, port = _once(reference, port)
     chosen = _sample(reference.shape)
     terms = _terms(scene, reference.shape, chosen)
     y, p = reference.reshape(-1)[chosen], port.reshape(-1)[chosen]
@@ -57,6 +58,16 @@ def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Suspect]:
         yield Suspect("time.scale", 0.85, True, told)
     else:
         yield Suspect("scale", 0.8, True, told)
+
+
+def _once(reference: Array, port: Array) -> tuple[Array, Array]:
+    """The two without what stands twice in a batch, as a state does that is about to be guided."""
+    while reference.ndim and reference.shape[0] % 2 == 0 and reference.shape[0]:
+        halves = [np.split(one, 2) for one in (reference, port)]
+        if not all(np.array_equal(first, second) for first, second in halves):
+            break
+        (reference, _), (port, _) = halves
+    return reference, port
 
 
 def _is_time(scene: Scene) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from tracediff.align import Alignment
 from tracediff.explain import (
     arrangement,
@@ -41,8 +43,9 @@ def suspects(located: Located, alignment: Alignment, reference: Trace, port: Tra
 
 def scene_suspects(scene: Scene) -> Iterable[Suspect]:
     """What all detectors say of one divergence."""
-    for detector in DETECTORS:
-        yield from detector(scene)
+    with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
+        for detector in DETECTORS:
+            yield from detector(scene)
 
 
 def ranked(found: Iterable[Suspect]) -> list[Suspect]:

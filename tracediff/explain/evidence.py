@@ -119,24 +119,42 @@ class Evidence:
         """What the code of a call was handed and got from the calls it made before a record, in order; the latest only."""
         frames, records = self._frames[0], self._traces[0].records
         own = frames.rows.get(call, ()) if call else ()
-        rows = [row for row in own if row < record.row and _kind(records[row]) in INPUTS]
-        made = [row for child in frames.inside.get(call, ()) for row in frames.rows.get(child, ()) if row < record.row]
-        made = [row for row in made if _kind(records[row]) not in INPUTS and (has_own or records[row].call != record.call)]
-        for row in sorted([*rows, *made[-_LATEST:]]):
-            one = records[row]
-            if _is_readable(one):
-                is_input = row in rows
-                name = f"the input {one.end.removeprefix('input')} of {one.site}" if is_input else f"the output of {one.site}"
-                yield self._told(one, name, is_input=is_input)
+        handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
+        handed |= set(self._carried(call, record))
+        made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
+        for row in sorted([*handed, *made[-_LATEST:]]):
+            if _is_readable(records[row]):
+                yield self._told(records[row], is_input=row in handed)
+
+    def _made(self, call: str) -> Iterator[int]:
+        """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
+        frames, records = self._frames[0], self._traces[0].records
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            yield from (row for row in rows if _kind(records[row]) not in INPUTS)
+            if not rows or records[rows[0]].site not in self._paired:
+                yield from self._made(child)
+
+    def _carried(self, call: str, record: Record) -> Iterator[int]:
+        """What a loop carried from turn to turn: the inputs of the latest call before a record of each site called several times."""
+        frames, records = self._frames[0], self._traces[0].records
+        sites = frames.sites_inside(call, self._traces[0])
+        latest: dict[str, tuple[int, ...]] = {}
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            if rows and rows[0] < record.row and child != record.call and sites.count(records[rows[0]].site) > 1:
+                latest[records[rows[0]].site] = tuple(row for row in rows if _kind(records[row]) == "input")
+        yield from (row for rows in latest.values() for row in rows)
 
     def _beside(self, record: Record) -> Iterator[InHand]:
         """The other tensors that the record's call was handed."""
         for row in self._frames[0].rows.get(record.call, ()):
             one = self._traces[0].records[row]
             if row != record.row and _kind(one) == "input" and _is_readable(one):
-                yield self._told(one, f"the input {one.end.removeprefix('input')} of {one.site}", is_input=True)
+                yield self._told(one, is_input=True)
 
-    def _told(self, record: Record, name: str, *, is_input: bool) -> InHand:
+    def _told(self, record: Record, *, is_input: bool) -> InHand:
+        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
         port = self._port_rows.get(record.row)
         dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
         beside = self._frames[0].sites_inside(parent(record.call), self._traces[0])

@@ -10,6 +10,7 @@ import numpy as np
 from tracediff.dtype import Array
 from tracediff.explain.scene import Scene, Suspect
 
+_FEWEST = 64  # values from which something can be told of how they are distributed
 _COARSER = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 
 
@@ -21,6 +22,7 @@ def detect(scene: Scene) -> Iterable[Suspect]:
         return
     reference, port = scene.tensors()
     yield from _dropped(scene, port)
+    yield from _drawn(reference, port)
     yield from _rounded(scene, reference, port)
 
 
@@ -38,8 +40,23 @@ def _dropped(scene: Scene, port: Array) -> Iterable[Suspect]:
         if factor >= 1 and np.abs(ratios - factor).max() < 1e-2 * factor and abs(factor * (1 - share) - 1) < 0.35:
             where = f"of {name} " if name else ""
             evidence = f"{int(gone.sum()):,} of {int(told.sum()):,} values {where}are 0 in the port, the others {factor:.4g} times larger"
+            if scene.sides[1].is_training and not scene.sides[0].is_training:
+                yield Suspect("mode.train", 0.97, True, f"{evidence}, and the port's module is in training mode: call eval()")
             yield Suspect("dropout", 0.95, True, evidence)
             return
+
+
+def _drawn(reference: Array, port: Array) -> Iterable[Suspect]:
+    """Both look like standard normal draws, and have nothing to do with each other."""
+    if reference.size < _FEWEST:
+        return
+    uncertain = 4 / np.sqrt(reference.size)
+    likeness = float(np.corrcoef(reference.reshape(-1), port.reshape(-1))[0, 1]) if reference.std() and port.std() else 1.0
+    moments = [(one.mean(), one.std() - 1, ((one - one.mean()) ** 4).mean() / one.var() ** 2 - 3) for one in (reference, port) if one.std()]
+    if abs(likeness) < uncertain and all(abs(a) < uncertain and abs(b) < uncertain and abs(c) < 6 * uncertain for a, b, c in moments):
+        yield Suspect(
+            "random", 0.8, False, f"on both sides {reference.size:,} standard normal numbers, with a correlation of {likeness:+.2f}"
+        )
 
 
 def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Suspect]:
@@ -51,6 +68,8 @@ def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Suspect]:
     handed = next((one for one in scene.in_hand if _bits(one.dtypes[1]) < min(_bits(one.dtypes[0]), _bits(scene.run_dtypes[1]))), None)
     if handed is not None:
         yield Suspect("precision", 0.8, False, f"{handed.name} is {handed.dtypes[0]} in the reference and {handed.dtypes[1]} in the port")
+        return
+    if len(np.unique(port)) < _FEWEST:
         return
     for name, kind in _COARSER.items():
         if name in scene.dtypes or min(_bits(one) for one in scene.dtypes) <= _bits(name):

@@ -1,4 +1,4 @@
-"""Causes in sinusoidal embeddings of times or positions: the time scaled otherwise, sine and cosine exchanged, other frequencies.
+"""Causes in times and their sinusoidal embeddings: another schedule, another scale, sine and cosine exchanged, other frequencies.
 
 sin and cos of ``scale * t * base ** (-i / d)`` for i in 0..h-1, with d = h or h - 1 and h half the width (Vaswani et al., 2017,
 section 3.5; Ho et al., 2020).
@@ -19,9 +19,13 @@ _SCALES = (1.0, 1000.0, 1e-3, 100.0, 0.01, 10.0, 0.1, 2.0, 0.5)
 
 def detect(scene: Scene) -> Iterable[Suspect]:
     """The form that gives the reference's values, against the one that gives the port's."""
-    if scene.blame != "module" or not scene.is_numeric:
+    if not scene.is_numeric:
         return
     reference, _ = scene.tensors()
+    if reference.ndim == 1:
+        yield from _schedule(scene)
+    if scene.blame != "module" or not reference.ndim:
+        return
     width = reference.shape[-1]
     if width < 4 or width % 2:
         return
@@ -36,6 +40,28 @@ def detect(scene: Scene) -> Iterable[Suspect]:
             kind = "time.scale" if ours[0] != theirs[0] else "order.concat" if ours[1] != theirs[1] else "position.offset"
             yield Suspect(kind, 0.95, True, f"the reference embeds {_spelled(ours)}, the port {_spelled(theirs)}")
         return
+
+
+def _schedule(scene: Scene) -> Iterable[Suspect]:
+    """The times of an ODE solver's steps run otherwise."""
+    reference, port = scene.tensors()
+    if len(reference) < 3 or any(np.any(np.diff(one) * np.sign(one[-1] - one[0]) <= 0) for one in (reference, port)):
+        return
+    share = np.linspace(0, 1, len(reference))
+    courses = {
+        "linearly": share,
+        "as 1 - cos(pi t / 2)": 1 - np.cos(0.5 * np.pi * share),
+        "as sin(pi t / 2)": np.sin(0.5 * np.pi * share),
+        "as a square": share**2,
+        "as a square root": np.sqrt(share),
+    }
+
+    def course(times: Array) -> str:
+        placed = (times - times[0]) / (times[-1] - times[0])
+        return next((name for name, values in courses.items() if np.abs(placed - values).max() < 1e-3), "")
+
+    ours, theirs = (f"{course(one) or 'otherwise'} from {one[0]:.4g} to {one[-1]:.4g}" for one in (reference, port))
+    yield Suspect("ode.schedule", 0.8, False, f"{len(reference)} growing or falling numbers: in the reference {ours}, in the port {theirs}")
 
 
 Form = tuple[float, str, str]
