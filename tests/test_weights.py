@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from tracediff.dtype import Array
 from tracediff.errors import WeightsError
 from tracediff.explain.weights import WeightsReport, causes_for, weights
 from tracediff.show import weights as shown
+from tracediff.trace.writer import TraceWriter
 
 Q, K, V = (f"blocks_2.attn.{part}_proj.weight" for part in ("query", "key", "value"))
 
@@ -433,3 +435,13 @@ def test_weights_that_share_nothing_are_an_error_and_no_verdict() -> None:
         weights(transformer(), {"backbone.stem.kernel": values("other", 7, 7, 3, 11)})
     with pytest.raises(WeightsError, match="holds no tensor"):
         weights(transformer(), {})
+
+
+def test_rounding_is_named_from_fingerprints_alone(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
+    paths = tmp_path / "reference.h5", tmp_path / "port.h5"
+    for path, held in zip(paths, (values, values.astype(ml_dtypes.bfloat16).astype(np.float32)), strict=True):
+        with TraceWriter(path) as writer:
+            writer.add_param("down.weight", held, path="down", kind="parameter")
+    found = weights(*paths).findings
+    assert [(one.kind, one.label) for one in found] == [("weights.precision", "rounded to bfloat16")]

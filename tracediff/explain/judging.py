@@ -107,8 +107,10 @@ def numbers_of(resemblance: Resemblance | None) -> dict[str, float]:
 def _rounded(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
     if rounded:
         return Judged("weights.precision", f"rounded to {rounded}", f"rounded to {rounded}: relative L2 {found.rel_l2:.2g}", 0.99, True)
-    if reference is None or port is None or found.rel_l2 > 0.1:
+    if found.rel_l2 > 0.1:
         return None
+    if reference is None or port is None:
+        return _seemingly_rounded(found, target)
     theirs = rounding(port, reference)
     if theirs:
         text = f"the reference holds the port's values rounded to {theirs}"
@@ -118,6 +120,16 @@ def _rounded(found: Resemblance, rounded: str, reference: Array | None, port: Ar
         text = f"every value is one of {grid}, though not always the nearest to the reference's: relative L2 {found.rel_l2:.2g}"
         return Judged("weights.precision", f"cut off to {grid}", text, 0.93)
     return None
+
+
+def _seemingly_rounded(found: Resemblance, target: Weight) -> Judged | None:
+    """Without the values: an error of the size that rounding makes, and extremes that are numbers of the coarser dtype."""
+    extremes = np.array([target.stats.min, target.stats.max], np.float32)
+    grid = coarse_grid(extremes) if target.dtype.name == "float32" and found.count >= 16 and extremes.all() else ""
+    if not grid or not 0.3 <= found.rel_l2 / dtypes.named(grid).roundoff <= 1.2:
+        return None
+    text = f"an error of the size that rounding to {grid} makes (relative L2 {found.rel_l2:.2g}), and both extremes are {grid} numbers"
+    return Judged("weights.precision", f"rounded to {grid}", text, 0.9)
 
 
 def coarse_grid(array: Array) -> str:
