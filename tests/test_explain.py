@@ -290,7 +290,7 @@ def test_values_rounded_to_a_coarser_dtype() -> None:
 
 
 def test_a_port_in_training_mode() -> None:
-    sides = (Side("bn", "BatchNorm1d"), Side("bn", "BatchNorm", is_training=True))
+    sides = (Side("bn", "BatchNorm1d"), Side("bn", "BatchNorm", is_training=True, trains="bn"))
     assert first(scene(x, x + 0.3 * branch * other, sides=sides)) == "mode.train"
 
 

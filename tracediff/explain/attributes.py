@@ -24,7 +24,6 @@ _KINDS = (
     ("stride", "padding.shift"),
     ("output_padding", "padding.shift"),
 )
-_RANDOM = ("dropout", "batchnorm", "instancenorm")
 
 
 def detect(scene: Scene) -> Iterable[Suspect]:
@@ -37,8 +36,8 @@ def detect(scene: Scene) -> Iterable[Suspect]:
             yield Suspect(kind, 0.85 if kind == "norm.eps" else 0.7, False, told)
     if port.is_training and not reference.is_training:
         kind = "dropout" if "dropout" in port.type.lower() else "mode.train"
-        depends = any(word in (reference.type + port.type).lower() for word in _RANDOM)
-        yield Suspect(kind, 0.9 if depends else 0.4, False, "the port's module is in training mode, the reference's is not: call eval()")
+        told = f"{port.trains or 'the module'} of the port is in training mode, the reference is not: call eval()"
+        yield Suspect(kind, 0.9 if port.trains == port.path else 0.5, False, told)
 
 
 def _one(attributes: Mapping[str, Any], word: str) -> tuple[str, Any] | None:

@@ -14,12 +14,13 @@ from tracediff.align.axes import apply, apply_reference
 from tracediff.dtype import Array
 from tracediff.explain.scene import InHand, Scene, Side
 from tracediff.locate import INPUTS, Comparison, Finding, Located
-from tracediff.site import End, module_of
+from tracediff.site import End, is_below, module_of
 from tracediff.trace import Record, Trace
 
 LARGEST = 2**24
 """Tensors of more elements are not looked into."""
 _LATEST = 24
+_MODAL = ("dropout", "batchnorm", "instancenorm")
 
 
 class Frames:
@@ -168,7 +169,13 @@ class Evidence:
     def _side(self, side: int, path: str, call: str) -> Side:
         told = self._modules[side].get(path, {})
         attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
-        return Side(path, str(told.get("type", "")), bool(told.get("training")), attributes, tuple(self._calls(side, call)))
+        trains = self._trains(side, path)
+        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, tuple(self._calls(side, call)))
+
+    def _trains(self, side: int, path: str) -> str | None:
+        """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
+        below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
+        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
 
     def _calls(self, side: int, call: str) -> Iterable[str]:
         """The modules called inside a call, by the reference's names; an unpaired one stands for the paired ones inside it."""

@@ -48,11 +48,15 @@ class InHand:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is known of the culprit on one side: its class, its scalar attributes, and the calls its code made, by the reference's names."""
+    """What is known of the culprit on one side: its class, its scalar attributes, and the calls its code made, by the reference's names.
+
+    ``is_training``: whether it, or something inside it, is in training mode and works otherwise there; ``trains`` is that module's path.
+    """
 
     path: str
     type: str = ""
     is_training: bool = False
+    trains: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
 
