@@ -80,12 +80,12 @@ def test_a_failed_call_goes_on_with_the_output_that_was_handed_back(side: Simple
 
     def answer(boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "raise":
-            seen.append((boundary.site, boundary.note, [end for end, _ in boundary.leaves], type(boundary.error)))
+            seen.append((boundary.site, boundary.note["error"], [end for end, _ in boundary.leaves], type(boundary.error)))
             return {"output": side.array(ONES)}
         return None
 
     assert (side.numpy(observe(model, lambda: model(x), [Answers(answer)])) == 1).all()
-    assert seen == [("broken", {"error": "ValueError: no such axis"}, ["input[0]"], ValueError)]
+    assert seen == [("broken", "ValueError: no such axis", ["input[0]"], ValueError)]
 
 
 def test_the_outputs_of_a_failed_call_may_be_nested(side: SimpleNamespace, x: Any) -> None:

@@ -136,8 +136,8 @@ def test_a_second_run_draws_what_the_first_one_drew() -> None:
 
 def test_a_draw_that_the_tape_cannot_make_is_the_frameworks_own_and_is_reported() -> None:
     torch = pytest.importorskip("torch")
-    seen = draw("torch", lambda: torch.multinomial(torch.ones(4), 1), SeededDraws(Tape(1)))
-    assert seen.values[0].shape == (1,)
+    seen = draw("torch", lambda: torch.multinomial(torch.ones(4), 2), SeededDraws(Tape(1)))
+    assert seen.values[0].shape == (2,)
     assert seen.not_seen == ["draw not seeded: random.categorical in stage ''; the framework's own was kept"]
 
 

@@ -89,6 +89,7 @@ def record(
         with session(*to) as opened:
             yield opened.run
         return
+    from tracediff.capture.blind import note_blind_spots
     from tracediff.capture.recorder import Recorder
     from tracediff.trace.writer import TraceWriter
 
@@ -96,6 +97,7 @@ def record(
         recorder = Recorder(writer, include=include, exclude=exclude, calls=calls, stages=stages, save=save, save_params=save_params)
         with session(recorder) as opened:
             yield opened.run
+    note_blind_spots(to)
 
 
 def tap(name: str, value: T) -> T:

@@ -28,6 +28,9 @@ class Function:
 
     ``keys`` are the ends of positional arguments, ``renames`` those of keywords; ``attributes`` gives the scalars that are recorded
     as ``attr[...]`` from (args, kwargs), with defaults filled in; ``hides`` says what such a call does unseen, if anything.
+    ``is_own``: it is the model's own code and no kernel. Then what it calls is seen too, a text that it takes or gives is data, and a
+    call with neither arrays nor texts is none of interest. ``longer`` is the name for it where two of that name are called in one module.
+    ``applies`` tells the calls that are shown; without it all are.
     """
 
     owner: Any
@@ -37,6 +40,9 @@ class Function:
     renames: Mapping[str, str] | None = None
     attributes: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]] | None = None
     hides: Callable[[tuple[Any, ...], Mapping[str, Any]], str] | None = None
+    is_own: bool = False
+    longer: str = ""
+    applies: Callable[[tuple[Any, ...], Mapping[str, Any]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Random:
 
     ``arguments`` returns None where this call draws nothing. ``mask`` and ``apply`` are for functions that draw something and use it
     at once (dropout): what this call is about to draw, and the result under another draw. ``inside`` gives modules of these types
-    another name for it.
+    another name for it. ``odds`` tells what a call chooses by: the weights, the axis of the choices, and whether they are logarithms.
     """
 
     owner: Any
@@ -55,6 +61,7 @@ class Random:
     mask: Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor] | None = None
     apply: Callable[[tuple[Any, ...], Mapping[str, Any], Tensor], Tensor] | None = None
     inside: tuple[tuple[type, ...], str] | None = None
+    odds: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, int, bool]] | None = None
 
     @property
     def full_name(self) -> str:
@@ -125,8 +132,11 @@ class Adapter(Protocol):
     def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
         """A tensor's dtype name, shape and device; nothing is evaluated."""
 
+    def is_function(self, value: Any) -> bool:
+        """Whether a value is a function that this framework made of a Python function (a compiled one)."""
+
     def functions(self) -> Iterable[Function]:
-        """The functional sites: attention and softmax."""
+        """The functional sites: attention, softmax, and the selections, whose outputs are ids."""
 
     def randoms(self) -> Iterable[Random]:
         """The random functions."""
@@ -142,6 +152,9 @@ class Adapter(Protocol):
 
         ``compile`` False turns compilation and fused layers off wherever that can be done, True leaves them on.
         """
+
+    def calling(self, call: Callable[..., Any]) -> Any:
+        """A module without parameters whose call is the given one."""
 
     def no_grad(self) -> AbstractContextManager[None]:
         """A context in which no gradients are recorded."""

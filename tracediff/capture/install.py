@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tracediff.capture import functions as found_functions
 from tracediff.capture import patch, wrappers
 from tracediff.capture.adapter import Adapter, Function
+from tracediff.capture.functions import Found
 from tracediff.capture.tree import Node
 from tracediff.capture.wrappers import Place, Wrap
 from tracediff.errors import CaptureError
@@ -20,8 +22,12 @@ from tracediff.site import escape
 if TYPE_CHECKING:
     from tracediff.capture.session import Session
 
-_FRAMEWORKS = frozenset({"torch", "mlx", "builtins", "typing", "abc", "collections", "functools"})
+_FRAMEWORKS = found_functions.FRAMEWORKS | {"builtins", "typing", "abc", "collections", "functools"}
+_UNSEARCHED = _FRAMEWORKS | {"numpy", "scipy", "tracediff"} | sys.stdlib_module_names - {"__main__"}
+"""Packages that take no functions of others over by name."""
 
+_OWN = Function(None, "", "", is_own=True)
+"""How calls of a method of the model's own code are shown: by position and keyword, as those of modules."""
 
 _Patched = tuple[Any, str, Wrap]
 
@@ -34,7 +40,9 @@ class Installation:
         self._adapter: Adapter = session.adapter
         self._is_compiling = session.adapter.compiling()
         self._methods = {pattern: list[str]() for pattern in _texts(methods, "methods")}
-        self._functions = {pattern: list[str]() for pattern in _texts(functions, "functions")}
+        self._functions = {pattern: set[str]() for pattern in _texts(functions, "functions")}
+        self._imported: set[str] = set()
+        self._intercepted: set[tuple[int, str, str]] = set()
         self._compile = compile
         self._undo = ExitStack()
 
@@ -52,14 +60,36 @@ class Installation:
             wraps.append((function.owner, function.attribute, wrappers.function_wrapper(function, self._is_compiling)))
         for random in self._adapter.randoms():
             wraps.append((random.owner, random.attribute, wrappers.random_wrapper(random, self._is_compiling)))
-        packages = _packages(modules)
-        for pattern, sites in self._functions.items():
-            for module, name, function in functions_like(pattern):
-                wrap = wrappers.function_wrapper(Function(module, name, function.__qualname__), self._is_compiling)
-                wraps.append((module, name, wrap))
-                packages.add(module.__name__.partition(".")[0])
-                sites.append(escape(function.__qualname__))
-        self._everywhere(wraps, packages)
+        self._imported = set(sys.modules)
+        found = {pattern: found_functions.functions_like(pattern, self._adapter.is_function) for pattern in self._functions}
+        packages = _packages(modules) | {one.module.partition(".")[0] for every in found.values() for one in every}
+        self._everywhere(wraps, lambda package: package in packages)
+        self._own(found, models)
+
+    def _own(self, found: Mapping[str, Sequence[Found]], models: Sequence[Node]) -> None:
+        """Patches the functions and methods that the patterns found: methods of modules in the modules, others where they are held."""
+        every = {(id(one.owner), one.attribute): one for one in itertools.chain.from_iterable(found.values())}
+        longer = found_functions.longer_names(every.values())
+        sites: dict[tuple[int, str], set[str]] = {}
+        wraps: list[_Patched] = []
+        for key, one in every.items():
+            if one.kind == "method" and found_functions.is_of_framework(one.owner):
+                sites[key] = set(self._methods_of_modules(one, models))
+                continue
+            keys, other = found_functions.arguments_of(one), longer.get(id(one.function), "")
+            function = Function(one.owner, one.attribute, one.name, keys, is_own=True, longer=other)
+            wraps.append((one.owner, one.attribute, wrappers.own_wrapper(one, function, self._is_compiling)))
+            sites[key] = {f"!{escape(name)}" for name in (one.name, other)}
+        for pattern, matched in found.items():
+            self._functions[pattern].update(*(sites[id(one.owner), one.attribute] for one in matched))
+        self._everywhere(wraps, lambda package: package not in _UNSEARCHED, layer="own")
+
+    def _methods_of_modules(self, found: Found, models: Sequence[Node]) -> Iterator[str]:
+        """Patches a method of a class of modules for each of its modules, and gives their sites; calls of modules are seen anyway."""
+        for node in models:
+            is_there = isinstance(node.module, found.owner) and wrappers.provider_of(type(node.module), found.attribute) is found.owner
+            if is_there and not node.is_inside and self._adapter.entry(node.module) != found.attribute:
+                yield self._method(node, found.attribute, is_own=True)
 
     def take_out(self) -> None:
         """Puts everything back."""
@@ -68,7 +98,7 @@ class Installation:
     def unused(self, sites: Iterable[str]) -> Iterator[str]:
         """The patterns that matched nothing, or nothing that was called; ``sites`` are those that were seen."""
         seen = set(sites)
-        called = {site.rpartition("!")[2] for site in seen if "!" in site}
+        called = {"!" + site.rpartition("!")[2] for site in seen if "!" in site}
         for pattern, methods in self._methods.items():
             if not methods:
                 yield f"method {pattern!r}: there is none"
@@ -76,9 +106,17 @@ class Installation:
                 yield f"method {pattern!r}: never called"
         for pattern, functions in self._functions.items():
             if not functions:
-                yield f"functions {pattern!r}: there are none in the modules that were imported when the run began"
-            elif not called.intersection(functions):
+                near = ", ".join(map(repr, found_functions.nearest(pattern, self._adapter.is_function)))
+                hint = f" (nearest: {near})" if near else ""
+                yield f"functions {pattern!r}: there are none in the modules that were imported when the run began{hint}"
+            elif not functions & (called | seen):
                 yield f"functions {pattern!r}: never called"
+            yield from self._imported_later(pattern)
+
+    def _imported_later(self, pattern: str) -> Iterator[str]:
+        matched = found_functions.functions_like(pattern, self._adapter.is_function)
+        for module in sorted({one.module for one in matched} - self._imported):
+            yield f"functions {pattern!r}: {module!r} was imported during the run, and its functions were not seen; import it before"
 
     def _module(self, node: Node) -> None:
         entry = None if node.is_inside else self._adapter.entry(node.module)
@@ -96,11 +134,14 @@ class Installation:
                 sites += [self._method(node, method) for method in methods_of(node.module, name)]
         return sites
 
-    def _method(self, node: Node, name: str) -> str:
+    def _method(self, node: Node, name: str, *, is_own: bool = False) -> str:
         if node.is_model and self._adapter.entry(node.module) == name:
             return node.path  # the module's own calls, which are seen anyway
         site = f"{node.path}:{escape(name)}"
-        self._intercept(node.module, name, Place(self._session, site, node.path, is_method=True))
+        key = id(node.module), name, site
+        if key not in self._intercepted:
+            self._intercepted.add(key)
+            self._intercept(node.module, name, Place(self._session, site, node.path, _OWN if is_own else None, is_method=True))
         return site
 
     def _intercept(self, instance: Any, attribute: str, place: Place) -> None:
@@ -112,23 +153,31 @@ class Installation:
         self._undo.callback(wrappers.untrack, instance, attribute, place)
         self._patch(owner, attribute, wrappers.entrance(owner, attribute, self._is_compiling))
 
-    def _everywhere(self, wraps: Iterable[_Patched], packages: set[str]) -> None:
-        """Patches attributes, and the names under which modules of these packages imported their values."""
+    def _everywhere(self, wraps: Iterable[_Patched], is_searched: Callable[[str], bool], *, layer: str = "") -> None:
+        """Patches attributes, and the names under which packages that are searched, and the models, hold the same values."""
         by_value: dict[int, tuple[Any, Wrap]] = {}
         for owner, name, wrap in wraps:
-            original = wrappers.original_of(getattr(owner, name))
-            by_value[id(original)] = owner, wrap
+            held = getattr(owner, name)
+            original = wrappers.original_of(getattr(held, "__func__", held) if isinstance(owner, type) else held)
             self._session.watched.add(id(original))
-            self._patch(owner, name, wrap)
-        for module in list(sys.modules.values()):
-            if isinstance(module, ModuleType) and module.__name__.partition(".")[0] in packages:
-                for alias, value in list(vars(module).items()):
-                    found = by_value.get(id(value))
-                    if found is not None and found[0] is not module:
-                        self._patch(module, alias, found[1])
+            if not isinstance(owner, type) or layer != "own":
+                by_value[id(original)] = by_value[id(held)] = owner, wrap
+            self._patch(owner, name, wrap, layer)
+        for holder in self._holders(is_searched) if by_value else ():
+            for alias, value in list(vars(holder).items()):
+                found = by_value.get(id(value))
+                if found is not None and found[0] is not holder:
+                    self._patch(holder, alias, found[1], layer)
 
-    def _patch(self, owner: Any, name: str, wrap: Wrap) -> None:
-        self._undo.callback(patch.release, patch.apply(owner, name, wrap))
+    def _holders(self, is_searched: Callable[[str], bool]) -> Iterator[Any]:
+        """What may hold a function under another name: the modules of the packages that are searched, and the models' own."""
+        for module in list(sys.modules.values()):
+            if isinstance(module, ModuleType) and is_searched(module.__name__.partition(".")[0]):
+                yield module
+        yield from (node.module for node in self._session.nodes if hasattr(node.module, "__dict__"))
+
+    def _patch(self, owner: Any, name: str, wrap: Wrap, layer: str = "") -> None:
+        self._undo.callback(patch.release, patch.apply(owner, name, wrap, layer=layer))
 
 
 def methods_of(instance: Any, pattern: str) -> list[str]:
@@ -139,21 +188,6 @@ def methods_of(instance: Any, pattern: str) -> list[str]:
     own = [cls for cls in type(instance).__mro__ if cls.__module__.partition(".")[0] not in _FRAMEWORKS]
     names = dict.fromkeys(name for cls in own for name, value in vars(cls).items() if isinstance(value, FunctionType))
     return [name for name in names if not name.startswith("_") and fnmatch.fnmatchcase(name, pattern)]
-
-
-def functions_like(pattern: str) -> list[tuple[ModuleType, str, Any]]:
-    """The Python functions whose dotted name matches a glob, in the modules that are imported: (module, name, function)."""
-    wanted = pattern.replace("**", "*")
-    found = []
-    for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType) or not fnmatch.fnmatchcase(module.__name__.partition(".")[0], wanted.partition(".")[0]):
-            continue
-        for name, value in list(vars(module).items()):
-            function = wrappers.original_of(value)
-            is_own = inspect.isfunction(function) and function.__module__ == module.__name__
-            if is_own and fnmatch.fnmatchcase(f"{module.__name__}.{name}", wanted):
-                found.append((module, name, function))
-    return found
 
 
 def _packages(modules: Iterable[Any]) -> set[str]:

@@ -11,10 +11,11 @@ import ctypes
 import functools
 import gc
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal
 
 import ml_dtypes
@@ -130,6 +131,9 @@ class Mlx:
     def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
         return str(tensor.dtype).removeprefix("mlx.core."), tuple(tensor.shape), str(mx.default_device().type).rpartition(".")[2]
 
+    def is_function(self, value: Any) -> bool:
+        return type(value) is _Compiled
+
     def functions(self) -> Iterator[Function]:
         return iter(_FUNCTIONS)
 
@@ -146,6 +150,9 @@ class Mlx:
 
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
         return nullcontext() if compile is True else _without_compilation(modules, warn, now=compile is False)
+
+    def calling(self, call: Callable[..., Any]) -> Any:
+        return _Calling(call)
 
     def no_grad(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -165,6 +172,18 @@ class Mlx:
 
     def info(self) -> dict[str, Any]:
         return {"versions": {"mlx": version("mlx")}, "generator": np.array(_key()).tolist()}
+
+
+class _Calling(nn.Module):
+    """A module whose call is a function's."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self._call = call
+        self.eval()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
 
 def _held(value: Any, keys: Keys, kind: type) -> Iterator[tuple[Keys, Any]]:
@@ -252,14 +271,17 @@ def _without_compilation(modules: Sequence[Any], warn: Callable[[str], None], *,
 
     if now:
         turn_off("as asked")
-    for function in gc.get_objects():
-        if type(function) is _Compiled and reaches(function, observed):
+    compiled = [function for function in gc.get_objects() if type(function) is _Compiled]
+    for function in compiled:
+        if reaches(function, observed):
             turn_off(f"{_name(function)} is compiled and reaches observed modules")
-    key = patch.apply(mx, "compile", watching)
+    keys = [patch.apply(mx, "compile", watching)]
+    keys += [patch.apply(*place, _uncompiled) for place in _places_of([function for function in compiled if draws(function)])]
     try:
         yield
     finally:
-        patch.release(key)
+        for key in keys:
+            patch.release(key)
         if turned_off:
             mx.enable_compile()
 
@@ -284,6 +306,35 @@ def reaches(function: Any, observed: set[int], depth: int = 5) -> bool:
     if isinstance(function, nn.Module):
         return any(id(module) in observed for module in function.modules())
     return depth > 0 and any(reaches(part, observed, depth - 1) for part in _within(function))
+
+
+def draws(function: Any) -> bool:
+    """Whether a compiled function's own code names a random function, as samplers do: inside the compiled graph no draw can be seen."""
+    codes = [part.__code__ for part in gc.get_referents(function) if isinstance(part, FunctionType)]
+    return any("random" in code.co_names and not _DRAWING.isdisjoint(code.co_names) for code in codes)
+
+
+def _places_of(functions: Sequence[Any]) -> list[tuple[ModuleType, str]]:
+    """The modules that hold these functions, and by what name."""
+    wanted = {id(function) for function in functions}
+    modules = [module for module in list(sys.modules.values()) if wanted and isinstance(module, ModuleType)]
+    return [(module, name) for module in modules for name, value in list(vars(module).items()) if id(value) in wanted]
+
+
+def _uncompiled(original: Any) -> Any:
+    """How to wrap a compiled function that draws: where somebody observes, its Python code runs, and the draw is seen."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not frames.current() or not is_compiling():
+            return original(*args, **kwargs)
+        mx.disable_compile()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            mx.enable_compile()
+
+    called.__tracediff_original__ = original  # type: ignore[attr-defined]
+    return called
 
 
 def _within(value: Any) -> list[Any]:
@@ -336,9 +387,18 @@ def _softmax_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
     return {"axis": axis - values.ndim if isinstance(axis, int) and axis >= 0 else axis}
 
 
+def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
+    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
+    return bool(mx.issubdtype(_argument(args, kwargs, 0, "a").dtype, mx.floating))
+
+
 _FUNCTIONS = (
     Function(mx.fast, "scaled_dot_product_attention", "attention", ("q", "k", "v"), None, _attention_attributes),
     Function(mx, "softmax", "softmax", ("0", "axis"), None, _softmax_attributes),
+    *(Function(owner, name, name, ("0", "axis", "keepdims"), {"a": "0"}) for name in ("argmax", "argmin") for owner in (mx, mx.array)),
+    Function(mx, "topk", "topk", ("0", "k", "axis"), {"a": "0"}, applies=_is_ranked),
+    Function(mx, "argsort", "argsort", ("0", "axis"), {"a": "0"}, applies=_is_ranked),
+    Function(mx, "argpartition", "argpartition", ("0", "kth", "axis"), {"a": "0"}, applies=_is_ranked),
 )
 
 
@@ -371,12 +431,16 @@ def _laplace_arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
     return {"mean": _plain(_argument(args, kwargs, 2, "loc", 0.0)), "scale": _plain(_argument(args, kwargs, 3, "scale", 1.0))}
 
 
+def _odds(args: Args, kwargs: Kwargs) -> tuple[Tensor, int, bool]:
+    return _argument(args, kwargs, 0, "logits"), _argument(args, kwargs, 1, "axis", -1), True
+
+
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 _RANDOMS = (
     Random(mx.random, "normal", "random.normal", _normal_arguments),
     Random(mx.random, "uniform", "random.uniform", _noted(low=0.0, high=1.0)),
     Random(mx.random, "randint", "random.randint", _noted(low=None, high=None)),
-    Random(mx.random, "categorical", "random.categorical", _noted(1, axis=-1)),
+    Random(mx.random, "categorical", "random.categorical", _noted(1, axis=-1), odds=_odds),
     Random(mx.random, "bernoulli", "random.bernoulli", _noted(p=0.5), inside=(_DROPOUTS, "dropout")),
     Random(mx.random, "permutation", "random.permutation", _noted()),
     Random(mx.random, "gumbel", "random.gumbel", _noted()),
@@ -384,5 +448,7 @@ _RANDOMS = (
     Random(mx.random, "laplace", "random.laplace", _laplace_arguments),
     Random(mx.random, "multivariate_normal", "random.multivariate_normal", _noted()),
 )
+
+_DRAWING = frozenset(random.attribute for random in _RANDOMS)
 
 ADAPTER = Mlx()

@@ -162,7 +162,7 @@ def assigned(value: Any, parts: Mapping[Any, Any]) -> Any:
 
 
 def built(parts: Mapping[str, Any], end: str = "output") -> Any:
-    """A value out of its ends: the tensor itself, or tuples and dicts nested as the ends say.
+    """A value out of its ends: the tensor itself, or tuples and dicts nested as the ends say, the dicts' values being attributes too.
 
     >>> built({"output[0]": 1, "output[1].key": 2})
     (1, {'key': 2})
@@ -185,7 +185,21 @@ def _containers(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     parts = {key: _containers(part) for key, part in tree.items()}
-    return tuple(parts[key] for key in sorted(parts)) if all(isinstance(key, int) for key in parts) else parts
+    return tuple(parts[key] for key in sorted(parts)) if all(isinstance(key, int) for key in parts) else Fields(parts)
+
+
+class Fields(dict[Any, Any]):
+    """A dict whose values are attributes as well, and are counted too, as a dataclass or a model's output would have them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+    def __missing__(self, key: Any) -> Any:
+        if isinstance(key, int) and -len(self) <= key < len(self):
+            return list(self.values())[key]
+        raise KeyError(key)
 
 
 def _scalar(value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tracediff.capture import frames
+
 if TYPE_CHECKING:
     from tracediff.capture.adapter import Adapter
     from tracediff.capture.tree import Node
@@ -64,7 +66,7 @@ class Run:
     """What is known of an observed run: its adapter, its modules in tree order, and (growing) its stages and what was not seen.
 
     ``stages`` maps each stage to the one around it. ``not_seen`` is complete when `Observer.finish` is called; an observer may
-    add to both lists.
+    add to both lists. ``error`` is then what ended the run, None where it came to its end.
     """
 
     adapter: Adapter
@@ -72,6 +74,7 @@ class Run:
     stages: dict[str, str] = field(default_factory=dict)
     not_seen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    error: Exception | None = None
 
     def miss(self, what: str) -> None:
         """Adds something that was not seen, once."""
@@ -97,3 +100,13 @@ class Observer:
 
     def finish(self, run: Run) -> None:
         """Called after the run, also where it raised, with everything as it was before."""
+
+
+def raised_note(error: BaseException) -> dict[str, str]:
+    """What is noted of an exception: its type and message, and the line of code that raised it."""
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    file, _ = frames.source(innermost.tb_frame if innermost is not None else None)
+    at = {} if innermost is None else {"raised_at": f"{file}:{innermost.tb_lineno} in {innermost.tb_frame.f_code.co_name}"}
+    return {"error": f"{type(error).__name__}: {error}", **at}

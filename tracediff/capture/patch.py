@@ -1,7 +1,7 @@
 """Attributes exchanged for the length of a run and put back on every path, also when several runs are observed at once.
 
 Each patched attribute has one wrapper for the whole process, which asks whose run it is being called in; it goes in with the first
-session that needs it and out with the last.
+session that needs it and out with the last. Wrappers of different purpose (``layer``) lie one over the other.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ class _Patch:
     users: int = 0
 
 
-_patches: dict[tuple[int, str], _Patch] = {}
+Key = tuple[int, str, str]
+
+_patches: dict[Key, _Patch] = {}
 _lock = threading.Lock()
 
 
-def apply(owner: Any, name: str, wrap: Callable[[Any], Any]) -> tuple[int, str]:
+def apply(owner: Any, name: str, wrap: Callable[[Any], Any], *, layer: str = "") -> Key:
     """Puts ``wrap(original)`` in the place of an attribute, unless that is done already; `release` takes the key it returns."""
-    key = (id(owner), name)
+    key = (id(owner), name, layer)
     with _lock:
         patch = _patches.get(key)
         if patch is None:
@@ -42,7 +44,7 @@ def apply(owner: Any, name: str, wrap: Callable[[Any], Any]) -> tuple[int, str]:
     return key
 
 
-def release(key: tuple[int, str]) -> None:
+def release(key: Key) -> None:
     """Puts an attribute back when its last user goes; one that somebody else exchanged meanwhile is left alone."""
     with _lock:
         patch = _patches[key]
@@ -57,13 +59,13 @@ def release(key: tuple[int, str]) -> None:
 def suspended() -> Iterator[None]:
     """Everything as it was before, for code that reads the source of what it finds."""
     with _lock:
-        away = [patch for patch in _patches.values() if _put_back(patch)]
+        away = [patch for patch in reversed(_patches.values()) if _put_back(patch)]
     try:
         yield
     finally:
         with _lock:
-            for patch in away:
-                if _patches.get((id(patch.owner), patch.name)) is patch:
+            for patch in reversed(away):
+                if patch in _patches.values():
                     _set(patch.owner, patch.name, patch.wrapper)
 
 
@@ -80,7 +82,10 @@ def _put_back(patch: _Patch) -> bool:
 
 def _set(owner: Any, name: str, value: Any) -> None:
     if isinstance(owner, type):
-        type.__setattr__(owner, name, value)
+        try:
+            type.__setattr__(owner, name, value)
+        except TypeError:  # a class that was made in C++ lets only its own metaclass do that
+            setattr(owner, name, value)
     else:
         vars(owner)[name] = value
 

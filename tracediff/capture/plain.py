@@ -14,6 +14,7 @@ from tracediff.capture.nest import is_array
 from tracediff.capture.observer import Tensor
 from tracediff.capture.provenance import digest_of
 from tracediff.dtype import Array
+from tracediff.errors import CaptureError
 
 
 class Plain:
@@ -102,6 +103,9 @@ class Plain:
         adapter = self._of(tensor)
         return adapter.describe(tensor) if adapter else (str(tensor.dtype), tuple(tensor.shape), "cpu")
 
+    def is_function(self, value: Any) -> bool:
+        return any(adapter.is_function(value) for adapter in self.adapters)
+
     def functions(self) -> Iterator[Function]:
         return (function for adapter in self.adapters for function in adapter.functions())
 
@@ -121,6 +125,11 @@ class Plain:
         for adapter in self.adapters:
             stack.enter_context(adapter.switches(modules, warn, compile=compile))
         return stack  # type: ignore[return-value]
+
+    def calling(self, call: Callable[..., Any]) -> Any:
+        if len(self.adapters) != 1:
+            raise CaptureError("Nothing tells which framework a module is to be of; name it with impl='torch' or impl='mlx'.")
+        return self.adapters[0].calling(call)
 
     def no_grad(self) -> AbstractContextManager[None]:
         stack = ExitStack()

@@ -19,7 +19,9 @@ from tracediff.dtype import Array
 
 
 def digest_of(array: Array) -> bytes:
-    """The digest of an array's bytes in C order."""
+    """The digest of an array's bytes in C order, as a trace stores them: little-endian."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
     flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return xxhash.xxh3_128_digest(flat)
 

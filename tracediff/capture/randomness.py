@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
+ODDS = "value[probabilities]"
+"""The end that tells what a categorical draw chose by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tape:
@@ -107,23 +110,41 @@ class Draws(Observer):
 class SeededDraws(Draws):
     """Hands the draws of a run to it from a tape, so that two sides with one seed draw the same.
 
-    Token ids are drawn from a distribution that the tape does not know: `random.categorical` stays the framework's own and is
-    reported.
+    A categorical draw of one choice a row takes the choice at which the sum of its probabilities passes a variate of the unit interval; of
+    several choices it stays the framework's own, and is reported.
     """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
+        self._odds: Array | None = None
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        if boundary.leaves and boundary.leaves[0][0] == ODDS:
+            self._odds = boundary.leaves[0][1]
+        return super().see(boundary)
 
     def _values(self, stage: str, name: str, ordinal: int, shape: Shape, arguments: Mapping[str, Any]) -> Array | None:
         values = None
         if name == "random.normal" and (affine := _affine(name, arguments)):
             values = affine.stretch(self.tape.normal(stage, name, ordinal, shape))
+        elif name == "random.categorical":
+            values, self._odds = self._choices(stage, name, ordinal, shape), None
         elif name in _FROM_UNIT:
             values = _FROM_UNIT[name](self.tape.uniform(stage, name, ordinal, shape), arguments)
         if values is None:
             self._miss(f"draw not seeded: {name} in stage {stage!r}; the framework's own was kept")
         return values
+
+    def _choices(self, stage: str, name: str, ordinal: int, shape: Shape) -> Array | None:
+        """One choice for each row of the probabilities that were told last, in the given shape."""
+        if self._odds is None or self._odds.size != prod(shape) * self._odds.shape[-1]:
+            return None
+        rows = self._odds.reshape(-1, self._odds.shape[-1])
+        sums = rows.astype(np.float64).cumsum(axis=1)
+        unit = self.tape.uniform(stage, name, ordinal, (len(rows),)) * sums[:, -1]
+        chosen: Array = (sums <= unit[:, None]).sum(axis=1).reshape(shape)
+        return chosen
 
 
 class Playback(Draws):
@@ -180,6 +201,22 @@ def standard(name: str, values: Array, arguments: Mapping[str, Any]) -> Array:
     """
     affine = _affine(name, arguments)
     return values if affine is None else affine.shrink(values)
+
+
+def probabilities(weights: Array, axis: int, *, is_log: bool) -> Array:
+    """What a categorical draw chooses by, float32, normalised along the last axis, to which the choices are moved.
+
+    ``weights`` are probabilities up to a factor, or (``is_log``) their logarithms up to a summand.
+
+    >>> probabilities(np.float32([0.0, -np.inf]), -1, is_log=True).tolist(), probabilities(np.float32([1, 3]), -1, is_log=False).tolist()
+    ([1.0, 0.0], [0.25, 0.75])
+    """
+    values = np.moveaxis(weights.astype(np.float64), axis, -1)
+    with np.errstate(all="ignore"):
+        if is_log:
+            values = np.exp(values - values.max(axis=-1, keepdims=True))
+        normalised: Array = (values / values.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def laid_out(values: Array, shape: Shape) -> Array | None:

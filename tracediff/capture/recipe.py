@@ -7,6 +7,7 @@ A recipe is one ordinary Python file per model and side, ``hooks/NAME_torch.py``
     REQUIRES = ["torch>=2.6"]                           # what to install, shown where an import fails
     STAGES = {"encoder": "The encoder", ...}            # the parts that have a verdict each, in order
     METHODS = ["model.encoder:encode"]                  # methods to observe besides modules (optional); also FUNCTIONS
+    SOURCES = {"decoder": {"x": "model.decoder/input[0]"}}   # where a whole run is given a stage's inputs (optional), for --from
     def load(context): return {"model": ...}            # named roots; the names begin the module paths
     def run(models, context): ...                       # runs the stages, each in `with td.stage(name)`
 
@@ -46,6 +47,7 @@ __all__ = [
     "load_file",
     "load_recipe",
     "observe_recipe",
+    "rerun_recipe",
     "run_recipe",
     "write_recipes",
 ]
@@ -136,6 +138,7 @@ class Recipe:
     stages: Mapping[str, str]
     methods: tuple[str, ...]
     functions: tuple[str, ...]
+    sources: Mapping[str, Mapping[str, str]]
     module: ModuleType
 
     def load(self, context: Context) -> Models:
@@ -173,6 +176,7 @@ def load_recipe(what: str | os.PathLike[str] | None, impl: str) -> Recipe:
         stages=dict(module.STAGES),
         methods=tuple(getattr(module, "METHODS", ())),
         functions=tuple(getattr(module, "FUNCTIONS", ())),
+        sources=getattr(module, "SOURCES", {}),
         module=module,
     )
 
@@ -261,9 +265,17 @@ def _faults(module: ModuleType, impl: str) -> Iterator[str]:
         listed = getattr(module, name, [])
         if isinstance(listed, str) or not isinstance(listed, Sequence) or not all(isinstance(text, str) for text in listed):
             yield f"{name} is no list of texts"
+    if not _is_sources(getattr(module, "SOURCES", {})):
+        yield "SOURCES is no dict of stages, each a dict of inputs and where they are found, such as 'model.decoder/input[0]'"
     wrong = [text for text in getattr(module, "METHODS", ()) if isinstance(text, str) and not re.fullmatch(r"[^:]*:[^:]+", text)]
     if wrong:
         yield f"METHODS names {wrong[0]!r}, which is not of the form 'path:method'"
+
+
+def _is_sources(sources: Any) -> bool:
+    if not isinstance(sources, Mapping) or not all(isinstance(inputs, Mapping) for inputs in sources.values()):
+        return False
+    return all(isinstance(place, str) and "/" in place for inputs in sources.values() for place in inputs.values())
 
 
 # -- running one
@@ -278,9 +290,11 @@ def run_recipe(
     weights: str = "seeded",
     seed: int = 0,
     random: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    functions: Sequence[str] = (),
     calls: str | Sequence[str] | None = None,
     save: Literal["full", "stats"] = "full",
     save_params: bool = False,
@@ -295,12 +309,14 @@ def run_recipe(
     """Runs one side as its recipe says, records it to a new trace, and returns that trace's path.
 
     ``output``: by default ``traces/RECIPE_IMPL.h5``, or the next free number. ``random``: a trace whose inputs and draws are played
-    back instead of the seed's. ``python``: another environment's interpreter, in which this side runs. ``change`` is called with the
-    loaded models before the run: a demonstration plants its fault there. ``how`` names the function that records (``module:name``, since
-    it may have to be found in another Python), and ``further`` are its own options. The rest as in
+    back instead of the seed's. ``start``: a trace from which, besides, each stage takes the inputs that an earlier stage would compute
+    (`Context.given`), so that one stage can be run by itself. ``python``: another environment's interpreter, in which this side runs.
+    ``change`` is called with the loaded models before the run: a demonstration plants its fault there. ``how`` names the function that
+    records (``module:name``, since it may have to be found in another Python), and ``further`` are its own options. The rest as in
     `tracediff.capture.recording.record_run`. Raises RecipeError; TraceExistsError where a named output is there already and not ``force``.
     """
     path = find_recipe(recipe, impl)
+    random = _one_reference(random, start)
     to = Path(output) if output is not None else _free(Path("traces") / f"{path.stem}.h5")
     to.parent.mkdir(parents=True, exist_ok=True)
     request: dict[str, Any] = {
@@ -310,10 +326,12 @@ def run_recipe(
         "stages": list(stages),
         "weights": weights,
         "seed": seed,
-        "random": None if random is None else os.fspath(random),
+        "random": random,
+        "from_reference": start is not None,
         "dtype": dtype,
         "include": list(include),
         "exclude": list(exclude),
+        "functions": list(functions),
         "calls": _ranges(calls),
         "save": save,
         "save_params": save_params,
@@ -332,6 +350,43 @@ def run_recipe(
     return to
 
 
+def rerun_recipe(
+    trace: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | None = None,
+    *,
+    python: str | os.PathLike[str] | None = None,
+    **further: Any,
+) -> Path:
+    """Runs what a trace recorded once more, as that trace says: its recipe, side, seed, weights, stages, inputs and functions.
+
+    ``recipe`` names its file where that lies elsewhere. ``further`` are options of `run_recipe`, first of all ``how``. Raises RecipeError
+    for a trace that no recipe made.
+    """
+    from tracediff.trace import open_trace
+
+    with open_trace(trace) as opened:
+        meta = opened.meta
+    if "recipe" not in meta:
+        raise RecipeError(
+            f"{os.fspath(trace)!r} was not made by a recipe, so it does not say how to run its model again; in Python: "
+            "td.calibrate(model, run, trace)."
+        )
+    return run_recipe(
+        meta["impl"],
+        recipe if recipe is not None else meta["recipe"],
+        output=trace,
+        stages=meta.get("wanted", ()),
+        weights=meta["weights"],
+        seed=meta["seed"],
+        random=meta.get("random"),
+        start=meta.get("from"),
+        dtype=meta.get("cast"),
+        functions=(meta.get("observed") or {}).get("functions", ()),
+        python=python,
+        **further,
+    )
+
+
 def _record(
     *,
     impl: str,
@@ -341,8 +396,10 @@ def _record(
     weights: str,
     seed: int,
     random: str | None,
+    from_reference: bool,
     dtype: str | None,
     how: str,
+    functions: Sequence[str] = (),
     change: Callable[[Models], None] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -354,7 +411,7 @@ def _record(
     check_stages(loaded, stages)
     with ExitStack() as stack:
         reference = None if random is None else stack.enter_context(open_trace(random))
-        context = Context(seed, weights, dtype, tuple(stages), reference, weights_beside(Path(to)))
+        context = Context(seed, weights, dtype, tuple(stages), reference, weights_beside(Path(to)), from_reference, loaded.sources)
         stack.enter_context(redirect_stdout(sys.stderr))
         progress(f"loading {loaded.description}")
         models = loaded.load(context)
@@ -366,9 +423,17 @@ def _record(
             to,
             observers=[context.draws],
             methods=_of_roots(loaded.methods, models),
-            functions=loaded.functions,
+            functions=list(dict.fromkeys((*loaded.functions, *functions))),
             impl=impl,
-            meta={"recipe": loaded.name, "seed": seed, "weights": weights, "random": random, "wanted": list(stages)},
+            meta={
+                "recipe": loaded.name,
+                "seed": seed,
+                "weights": weights,
+                "random": random,
+                "from": random if from_reference else None,
+                "wanted": list(stages),
+                "cast": dtype,
+            },
             say=progress,
             **options,
         )
@@ -387,6 +452,12 @@ def observe_recipe(recipe: Recipe, context: Context, observers: Sequence[Observe
         return observe(*work, methods=methods, functions=recipe.functions, impl=recipe.impl)
 
 
+def load_quietly(recipe: Recipe, context: Context) -> Models:
+    """The recipe's models; what loading prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        return recipe.load(context)
+
+
 def _function(how: str) -> Callable[..., Any]:
     module, _, name = how.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
@@ -400,6 +471,16 @@ def _free(path: Path) -> Path:
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
+
+
+def _one_reference(random: str | os.PathLike[str] | None, start: str | os.PathLike[str] | None) -> str | None:
+    """The trace that inputs, draws and (with ``start``) what earlier stages compute are taken from; RecipeError where two are named."""
+    named = [os.fspath(trace) for trace in (random, start) if trace is not None]
+    if len({os.path.realpath(trace) for trace in named}) > 1:
+        raise RecipeError(
+            f"A run takes its inputs and draws from one trace, not from both {named[0]!r} and {named[1]!r}; --from is enough."
+        )
+    return named[0] if named else None
 
 
 def _ranges(calls: str | Sequence[str] | None) -> list[str]:

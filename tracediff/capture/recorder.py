@@ -15,13 +15,19 @@ from typing import Any, Literal
 import numpy as np
 
 from tracediff.capture import describe
-from tracediff.capture.observer import Boundary, Observer, Run, Tensor
+from tracediff.capture.observer import Boundary, Observer, Run, Tensor, raised_note
 from tracediff.capture.provenance import digest_of
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.site import module_of
 from tracediff.trace import schema
 from tracediff.trace.writer import TraceWriter
+
+STOPPED = "#raised"
+"""The site of an exception that ended the run outside of all calls."""
+
+SERVES = "__tracediff_serves__"
+"""The attribute of a module that computes nothing, but serves what another trace holds."""
 
 LEAST_TRACED = 32
 """Bytes below which equal content is no evidence that one record produced another."""
@@ -157,10 +163,16 @@ class Recorder(Observer):
         self._live: dict[int, _Seen] = {}
         self._open: dict[int, _Open] = {}
         self._error: BaseException | None = None
+        self._bridged: set[int] = set()
+        self._served: set[str] = set()
+        self._stage = ""
         self._started = 0.0
 
     def start(self, run: Run) -> None:
         self._run = run
+        self._served = {node.path for node in run.modules if node.is_model and getattr(node.module, SERVES, False) is True}
+        for path in sorted(self._served):
+            run.miss(f"{path or 'the root'}: served from a trace, not computed and not compared")
         self.writer.set_meta(**describe.meta(run))
         for parameter in describe.parameters(run):
             self.writer.add_param(
@@ -178,8 +190,11 @@ class Recorder(Observer):
         if boundary.moment == "enter":
             self._enter(boundary)
             return
+        self._stage = boundary.stage
         left = self._open.pop(boundary.frame_id, None) if boundary.moment in ("leave", "raise") else None
-        if self._selection.wants(boundary, self._stages):
+        if boundary.moment == "leave" and boundary.frame_id in self._bridged:
+            self._bridged.remove(boundary.frame_id)  # what it raised stands in the place of what it returned
+        elif self._selection.wants(boundary, self._stages):
             note = {**(left.note if left else {}), **boundary.note}
             if boundary.moment == "raise":
                 self._raised(boundary, note)
@@ -193,6 +208,8 @@ class Recorder(Observer):
         self._live.clear()
         for what in self._selection.unmatched():
             run.miss(what)
+        if run.error is not None and run.error is not self._error:
+            self._stopped(run.error)
         self.writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
     def _stages(self, stage: str) -> Iterator[str]:
@@ -221,6 +238,8 @@ class Recorder(Observer):
         handed = boundary.replaced.get(end)
         moment = self._moment(boundary, end, note)
         moment["flags"] = (schema.REPLACED if handed is not None else 0) | (schema.MUTATED if end in boundary.mutated else 0)
+        if boundary.moment == "leave" and boundary.site in self._served:
+            moment["flags"] |= schema.SERVED
         if isinstance(tensor, str):
             self.writer.add_text(text=tensor, **moment)
         elif handed is not None and boundary.moment == "draw":  # what was supplied goes into the tensor that was drawn
@@ -260,8 +279,7 @@ class Recorder(Observer):
             self.writer.add_again(earlier, **moment)
         else:
             self._rows[key] = row
-            known = code if array.dtype == array.dtype.newbyteorder("<") else None
-            self.writer.add(values=array.copy() if array is view else array, store=self._store, code=known, **moment)
+            self.writer.add(values=array.copy() if array is view else array, store=self._store, code=code, **moment)
         if is_made or producer < 0:
             self._remember(live, code, row, schema.PRODUCER_IDENTITY, is_made)
         elif how == schema.PRODUCER_DIGEST:
@@ -292,11 +310,34 @@ class Recorder(Observer):
             self._live.pop(key, None)
 
     def _raised(self, boundary: Boundary, note: dict[str, Any]) -> None:
-        """The innermost call that an exception left: its text in the place of the output."""
-        if boundary.error is self._error:
+        """What a call raised, in the place of its output: of the innermost call that an exception left, and of one that went on."""
+        is_bridged = bool(boundary.replaced)
+        if boundary.error is self._error and not is_bridged:
             return
         self._error = boundary.error
-        self.writer.add_text(text=str(note.get("error", "")), **self._moment(boundary, "output", note))
+        row = self.records
+        flags = schema.RAISED | (schema.REPLACED if is_bridged else 0)
+        self.writer.add_text(text=str(note.get("error", "")), flags=flags, **self._moment(boundary, "output", note))
+        self.records += 1
+        if is_bridged:
+            self._bridged.add(boundary.frame_id)
+            for handed in boundary.replaced.values():
+                if self._run.adapter.is_tensor(handed):
+                    self._remember(handed, self._code(handed), row, schema.PRODUCER_IDENTITY, is_made=True)
+
+    def _stopped(self, error: Exception) -> None:
+        """What ended the run outside of all calls."""
+        note = raised_note(error)
+        self.writer.add_text(
+            text=note["error"],
+            site=STOPPED,
+            call=f"{STOPPED}[0]",
+            ordinal=0,
+            end="value",
+            stage=self._stage,
+            flags=schema.RAISED,
+            note=json.dumps(note, separators=(",", ":")),
+        )
         self.records += 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tracediff.capture import adapter_of, observe
+from tracediff.capture.blind import note_blind_spots
 from tracediff.capture.observer import Observer
 from tracediff.capture.recorder import Recorder
 from tracediff.capture.repeat import Digests
@@ -61,15 +62,15 @@ def record_run(
             observe(models, run, [*observers, digests], **seen)
         finally:
             adapter.set_rng_state(after)
-        _note_repeat(Path(to), digests)
+        note_blind_spots(to, **_repeats(Path(to), digests))
+    else:
+        note_blind_spots(to)
     return Path(to)
 
 
-def _note_repeat(path: Path, digests: Digests) -> None:
-    """Writes into a closed trace whether a second run gave the same bits."""
-    from tracediff.trace.amend import amend
-
+def _repeats(path: Path, digests: Digests) -> dict[str, Any]:
+    """Whether a second run gave the same bits as a closed trace, as the trace says it."""
     with open_trace(path) as trace:
         first = digests.first_difference(trace)
     where = {} if first is None else {"repeats_first": dict(zip(("site", "call", "end"), first, strict=True))}
-    amend(path, meta={"repeats": first is None, **where})
+    return {"repeats": first is None, **where}

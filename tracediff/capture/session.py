@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from tracediff.capture import frames
@@ -14,7 +16,8 @@ from tracediff.capture.adapter import Adapter, Function, Random
 from tracediff.capture.frames import Frame
 from tracediff.capture.install import Installation
 from tracediff.capture.nest import Leaves, Nest, built, number
-from tracediff.capture.observer import Boundary, Moment, Observer, Run
+from tracediff.capture.observer import Boundary, Moment, Observer, Run, raised_note
+from tracediff.capture.randomness import ODDS, probabilities
 from tracediff.capture.tree import discover
 from tracediff.capture.unseen import hidden_regions, made_later, uncalled
 from tracediff.capture.wrappers import Place, quiet
@@ -59,6 +62,7 @@ class Session:
         self._lock = threading.RLock()
         self._ordinals: dict[str, int] = {}
         self._entered_from: dict[str, str] = {}
+        self._names: dict[tuple[str, str], Function] = {}
         self._module_at = {node.path: node.module for node in self.nodes}
         self._installation = Installation(self, methods=methods, functions=functions, compile=compile)
         self._ending = ExitStack()
@@ -80,6 +84,7 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self.finished = True
+        self.run.error = error if isinstance(error, Exception) and error is not self._failure else None
         self._ending.close()
         if self._failure is not None and error is not self._failure and (error is None or isinstance(error, Exception)):
             raise self._failure
@@ -116,15 +121,16 @@ class Session:
         frames.push(frame)
         try:
             args, kwargs, swapped = self._enter(entered, place, args, kwargs)
-            tokens = [(end, tensor, self.adapter.token(tensor)) for end, tensor in entered.leaves if end.startswith("input")]
+            arrays = [(end, tensor) for end, tensor in entered.leaves if end.startswith("input") and not isinstance(tensor, str)]
+            tokens = [(end, tensor, self.adapter.token(tensor)) for end, tensor in arrays]
             result = self._run(entered, original, args, kwargs)
+            result = self._leave(entered, tokens, result, is_own=_is_own(place))
             for callers, fresh, token in swapped:
                 if self.adapter.is_changed(fresh, token):
                     self.adapter.assign(callers, fresh)
-            result = self._leave(entered, tokens, result)
         finally:
             frames.pop(frame)
-        return self._stepped(frame, place, result) if place.is_method and inspect.isgenerator(result) else result
+        return self._continued(frame, place, result) if place.is_method or _is_own(place) else result
 
     def _entered(self, place: Place) -> tuple[Frame, int]:
         parent = frames.current_of(self) or self._root
@@ -132,7 +138,7 @@ class Session:
             frame = parent.call(place.site, place.path)
             ordinal = self._ordinals.get(place.site, 0)
             self._ordinals[place.site] = ordinal + 1
-        frame.is_function = place.function is not None
+        frame.is_function = place.function is not None and not place.function.is_own
         return frame, ordinal
 
     def _boundary(self, place: Place, frame: Frame, ordinal: int) -> Boundary:
@@ -151,6 +157,9 @@ class Session:
         names = function.renames or {}
         named = {names.get(key, key): value for key, value in kwargs.items()} if names else kwargs
         entered.leaves, scalars = self._nest.inputs(args, named, function.keys)
+        if function.is_own and not entered.leaves:  # then texts are what it works on
+            entered.leaves = [(end, value) for end, value in scalars.items() if isinstance(value, str)]
+            scalars = {end: value for end, value in scalars.items() if not isinstance(value, str)}
         if function.attributes is not None:
             attributes = function.attributes(args, kwargs).items()
             entered.leaves += [(f"attr[{key}]", number(value)) for key, value in attributes if value is not None]
@@ -161,7 +170,7 @@ class Session:
         if not self._see(entered):
             return args, kwargs, []
         old, new = dict(entered.leaves), entered.replaced
-        swapped = [(old[end], tensor, self.adapter.token(tensor)) for end, tensor in new.items()]
+        swapped = [(old[end], tensor, self.adapter.token(tensor)) for end, tensor in new.items() if not isinstance(tensor, str)]
         args, named = self._nest.replace_inputs(args, named, new, function.keys)
         entered.leaves = [(end, new.get(end, tensor)) for end, tensor in entered.leaves]
         back = {names.get(key, key): key for key in kwargs}
@@ -175,13 +184,15 @@ class Session:
                 raise
             raised = _again(entered, "raise", entered.leaves)
             raised.error = error
-            raised.note = {"error": f"{type(error).__name__}: {error}"}
+            raised.note = raised_note(error)
             if not self._see(raised):
                 raise
             return built(raised.replaced)
 
-    def _leave(self, entered: Boundary, tokens: Sequence[tuple[str, Any, Any]], result: Any) -> Any:
+    def _leave(self, entered: Boundary, tokens: Sequence[tuple[str, Any, Any]], result: Any, *, is_own: bool) -> Any:
         left = _again(entered, "leave", self._nest.values(result, "output"))
+        if is_own and not entered.leaves:  # a function of numbers: its numbers are none of interest
+            left.leaves = [(end, value) for end, value in left.leaves if isinstance(value, str) or self.adapter.describe(value)[1]]
         changed = {id(tensor): (end, tensor) for end, tensor, token in tokens if self.adapter.is_changed(tensor, token)}
         if changed:
             kept = [end for end, tensor in left.leaves if id(tensor) in changed]
@@ -192,21 +203,46 @@ class Session:
         if not self._see(left):
             return result
         for end, tensor in left.leaves:
-            if end.startswith("output.input[") and end in left.replaced:
+            if end in left.mutated and end in left.replaced and self._is_alike(tensor, left.replaced[end]):
                 self.adapter.assign(tensor, left.replaced[end])
         return self._nest.replace(result, "output", left.replaced)
 
-    def _stepped(self, frame: Frame, place: Place, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """A generator that a method returned: its code runs inside the method's frame, and each value it yields is a tap."""
-        resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+    def name_in(self, path: str, function: Function) -> str:
+        """The name of an own function among those called in a module: the longer one if another has its name there."""
+        known = self._names.setdefault((path, function.name), function)
+        return function.name if known is function or not function.longer else function.longer
+
+    def _is_alike(self, tensor: Any, other: Any) -> bool:
+        """Whether a tensor can hold the values of another as they are."""
+        return self.adapter.describe(tensor)[:2] == self.adapter.describe(other)[:2]
+
+    def _continued(self, frame: Frame, place: Place, result: Any) -> Any:
+        """What a call returned; a generator or a coroutine goes on inside the frame of the call that made it."""
+        if inspect.isgenerator(result):
+            return self._stepped(frame, place, result)
+        return self._awaited(frame, place, result) if inspect.iscoroutine(result) else result
+
+    async def _awaited(self, frame: Frame, place: Place, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """A coroutine that a function returned: its code runs inside the function's frame, and what it returns is a tap."""
+        return await _Steps(self._stepped(frame, place, coroutine, is_coroutine=True))
+
+    def _stepped(self, frame: Frame, place: Place, steps: Any, *, is_coroutine: bool = False) -> Generator[Any, Any, Any]:
+        """A generator that a call returned: its code runs inside the frame of that call, and each value it yields is a tap.
+
+        Of a coroutine not what it yields to its loop is one, but what it returns.
+        """
+        name = re.split("[:!]", place.site)[-1]
+        resume: Callable[[], Any] = lambda: steps.send(None)  # noqa: E731
         while True:
             again = frame.again(frames.current_of(self) or self._root)
             frames.push(again)
             try:
                 value = resume()
-                if not self.finished:
-                    value = self.tap(again, place.site.rpartition(":")[2], value, escaped=True)
+                if not self.finished and not is_coroutine:
+                    value = self.tap(again, name, value, escaped=True)
             except StopIteration as done:
+                if is_coroutine and not self.finished:
+                    return self.tap(again, name, done.value, escaped=True)
                 return done.value
             finally:
                 frames.pop(again)
@@ -239,16 +275,25 @@ class Session:
             drawn = self._drawn(frame, random, random.mask(args, kwargs), arguments)
             return random.apply(args, kwargs, drawn["draw"]) if drawn else original(*args, **kwargs)
         value = original(*args, **kwargs)
-        drawn = self._drawn(frame, random, value, arguments)
-        if drawn:
+        drawn = self._drawn(frame, random, value, arguments, self._odds(random, args, kwargs))
+        if "draw" in drawn:
             self.adapter.assign(value, drawn["draw"])  # in place: many random functions fill the caller's tensor
         return value
 
-    def _drawn(self, frame: Frame, random: Random, value: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _odds(self, random: Random, args: Args, kwargs: Kwargs) -> Any:
+        """The probabilities that a call chooses by, in one form for all frameworks; None where it chooses by none."""
+        if random.odds is None or quiet.now:
+            return None
+        weights, axis, is_log = random.odds(args, kwargs)
+        return None if self.adapter.unreadable([weights]) else probabilities(self.adapter.view(weights), axis, is_log=is_log)
+
+    def _drawn(self, frame: Frame, random: Random, value: Any, arguments: dict[str, Any], odds: Any = None) -> dict[str, Any]:
         dtype, shape, _ = self.adapter.describe(value)
         name = random.name_in(self._module_at.get(frame.path))
         boundary = self._moment(frame, f"{frame.path}!{escape(name)}", "draw", [("draw", value)])
         boundary.note = {"function": random.full_name, "shape": list(shape), "dtype": dtype, **arguments}
+        if odds is not None:
+            self._see(_again(boundary, "value", [(ODDS, odds)]))
         if self._see(boundary):
             _, supplied, _ = self.adapter.describe(boundary.replaced["draw"])
             if math.prod(supplied) != math.prod(shape):
@@ -332,6 +377,21 @@ def _again(entered: Boundary, moment: Moment, leaves: Leaves) -> Boundary:
     other = Boundary(entered.site, entered.call, entered.ordinal, moment, leaves, entered.path, entered.stage, entered.scope)
     other.file, other.line, other.frame_id, other.parent_id = entered.file, entered.line, entered.frame_id, entered.parent_id
     return other
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Steps that can be awaited."""
+
+    steps: Generator[Any, Any, Any]
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.steps
+
+
+def _is_own(place: Place) -> bool:
+    """Whether a place is a function or method of the model's own code."""
+    return place.function is not None and place.function.is_own
 
 
 def _sending(steps: Generator[Any, Any, Any], value: Any) -> Callable[[], Any]:

@@ -152,6 +152,9 @@ class Torch:
         device = str(tensor.device) if isinstance(tensor, torch.Tensor) else "cpu"
         return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), device
 
+    def is_function(self, value: Any) -> bool:
+        return False
+
     def functions(self) -> Iterator[Function]:
         return iter(_FUNCTIONS)
 
@@ -171,6 +174,9 @@ class Torch:
     def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
         return _switches(warn, compile)
 
+    def calling(self, call: Callable[..., Any]) -> Any:
+        return _Calling(call)
+
     def no_grad(self) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = torch.no_grad()
         return context
@@ -180,6 +186,9 @@ class Torch:
         wanted = getattr(torch, dtype)
         undo = ExitStack()
         with undo:
+            if wanted.itemsize > torch.get_default_dtype().itemsize:  # what the code itself makes (a time, a window) is to be as exact
+                undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(wanted)
             for module in modules:
                 for table in (module._parameters, module._buffers, vars(module)):
                     for name, value in list(table.items()):
@@ -191,6 +200,18 @@ class Torch:
 
     def info(self) -> dict[str, Any]:
         return {"versions": {"torch": torch.__version__}, "generator": torch.initial_seed()}
+
+
+class _Calling(nn.Module):
+    """A module whose call is a function's."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self._call = call
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
 
 @contextmanager
@@ -307,7 +328,28 @@ _ATTENTION = Function(
 _SOFTMAX = functools.partial(
     Function, attribute="softmax", name="softmax", keys=("0", "dim"), renames={"input": "0"}, attributes=_softmax_attributes
 )
-_FUNCTIONS = (_ATTENTION, _SOFTMAX(F), _SOFTMAX(torch), _SOFTMAX(torch.Tensor))
+
+
+def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
+    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
+    return bool(_argument(args, kwargs, 0, "input").is_floating_point())
+
+
+_SELECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Args, Kwargs], bool] | None]] = {
+    "argmax": (("dim", "keepdim"), None),
+    "argmin": (("dim", "keepdim"), None),
+    "topk": (("k", "dim"), _is_ranked),
+    "argsort": (("dim", "descending"), _is_ranked),
+}
+_FUNCTIONS = (
+    _ATTENTION,
+    *(_SOFTMAX(owner) for owner in (F, torch, torch.Tensor)),
+    *(
+        Function(owner, name, name, ("0", *keys), {"input": "0"}, applies=applies)
+        for name, (keys, applies) in _SELECTIONS.items()
+        for owner in (torch, torch.Tensor)
+    ),
+)
 
 
 # -- random functions
@@ -397,6 +439,10 @@ def _set_generator_state(device: torch.device, state: torch.Tensor) -> None:
         torch.set_rng_state(state)
 
 
+def _odds(args: Args, kwargs: Kwargs) -> tuple[Tensor, int, bool]:
+    return _argument(args, kwargs, 0, "input"), -1, False
+
+
 _NORMAL = _always(mean=0.0, std=1.0)
 _UNIFORM = _always(low=0.0, high=1.0)
 _T = torch.Tensor
@@ -409,7 +455,7 @@ _RANDOMS = (
     Random(torch, "randint_like", "random.randint", _integer_bounds(1)),
     Random(torch, "randperm", "random.permutation", _noted(n=None)),
     Random(torch, "normal", "random.normal", _noted(mean=0.0, std=1.0)),
-    Random(torch, "multinomial", "random.categorical", _noted(1, num_samples=None, replacement=False)),
+    Random(torch, "multinomial", "random.categorical", _noted(1, num_samples=None, replacement=False), odds=_odds),
     Random(torch, "bernoulli", "random.bernoulli", _noted(1, p="tensor")),
     Random(torch, "poisson", "random.poisson", _always()),
     Random(_T, "normal_", "random.normal", _noted(1, mean=0.0, std=1.0)),
@@ -418,7 +464,7 @@ _RANDOMS = (
     Random(_T, "exponential_", "random.exponential", _noted(1, lambd=1.0)),
     Random(_T, "bernoulli_", "random.bernoulli", _noted(1, p=0.5)),
     Random(_T, "bernoulli", "random.bernoulli", _noted(1, p="tensor")),
-    Random(_T, "multinomial", "random.categorical", _noted(1, num_samples=None, replacement=False)),
+    Random(_T, "multinomial", "random.categorical", _noted(1, num_samples=None, replacement=False), odds=_odds),
     Random(_T, "cauchy_", "random.cauchy", _noted(1, median=0.0, sigma=1.0)),
     Random(_T, "log_normal_", "random.log_normal", _noted(1, mean=1.0, std=2.0)),
     Random(_T, "geometric_", "random.geometric", _noted(1, p=None)),

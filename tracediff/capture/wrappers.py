@@ -19,6 +19,7 @@ from tracediff.capture.frames import Frame
 from tracediff.site import escape
 
 if TYPE_CHECKING:
+    from tracediff.capture.functions import Found
     from tracediff.capture.session import Session
 
 Call = Callable[..., Any]
@@ -81,7 +82,7 @@ def owner_of(instance: Any, attribute: str) -> Any:
     """
     if attribute in getattr(instance, "__dict__", {}):
         return instance
-    provider = _provider(type(instance), attribute)
+    provider = provider_of(type(instance), attribute)
     is_special = attribute.startswith("__")
     return provider if provider is not None and (is_special or isinstance(vars(provider)[attribute], FunctionType)) else instance
 
@@ -108,7 +109,7 @@ def _class_entrance(owner: type, attribute: str, is_compiling: Callable[[], bool
         if is_compiling():
             return original(self, *args, **kwargs)
         places = _tracked.get((id(self), attribute))
-        if places is None or quiet.now or _provider(type(self), attribute) is not owner:
+        if places is None or quiet.now or provider_of(type(self), attribute) is not owner:
             return bind(original, self)(*args, **kwargs)
         return dispatch(places, bind(original, self), args, kwargs)
 
@@ -137,7 +138,7 @@ def tidy(instance: Any, attribute: str) -> None:
         vars(instance)[attribute] = MethodType(original_of(held.__func__), held.__self__)
 
 
-def _provider(cls: type, attribute: str) -> type | None:
+def provider_of(cls: type, attribute: str) -> type | None:
     """The class in whose body an attribute of ``cls`` is."""
     for base in cls.__mro__:
         if attribute in base.__dict__:
@@ -157,13 +158,79 @@ def function_wrapper(function: Function, is_compiling: Callable[[], bool]) -> Wr
             if is_compiling():
                 return original(*args, **kwargs)
             active = _observing(original)
-            if not active:
+            if not active or (function.applies is not None and not function.applies(args, kwargs)):
                 return original(*args, **kwargs)
             return dispatch([_place_of(function, frame) for frame in active], original, args, kwargs)
 
         return _like(original, called)
 
     return wrap
+
+
+def own_wrapper(found: Found, function: Function, is_compiling: Callable[[], bool]) -> Wrap:
+    """How to wrap a function or method of the model's own code."""
+    raw = original_of(vars(found.owner)[found.attribute])
+
+    def wrap(original: Any) -> Any:
+        if found.kind == "function":
+            return _own(original, found.function, function, is_compiling)
+        if found.kind == "static":
+            return staticmethod(_own(found.function, found.function, function, is_compiling))
+
+        def bound(holder: Any, *args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(found.function, holder)
+            return _seen(call, found.function, function, is_compiling, args, kwargs)
+
+        method = _like(found.function, bound)
+        return classmethod(method) if isinstance(raw, classmethod) else method
+
+    return wrap
+
+
+def _own(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool]) -> Any:
+    """A wrapper of a function of the model's own code; ``key`` is the function by which sessions know it."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return _seen(original, key, function, is_compiling, args, kwargs)
+
+    return _like(original_of(original), called)
+
+
+def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: dict[str, Any]) -> Any:
+    """What a call of a function returns, shown where somebody observes; functions that it made are observed from then on."""
+    active = [] if is_compiling() else _observing(key)
+    if not active:
+        return original(*args, **kwargs)
+    result = dispatch([_place_of(function, frame) for frame in active], original, args, kwargs)
+    return _with_closures(result, key, active, is_compiling)
+
+
+def _with_closures(result: Any, maker: Any, active: Sequence[Frame], is_compiling: Callable[[], bool]) -> Any:
+    """What a function returned, with the functions in it that it made exchanged for observed ones: samplers, processors of logits."""
+    if isinstance(result, list):
+        for place, part in enumerate(result):
+            if _is_made_by(part, maker):
+                result[place] = _closure(part, active, is_compiling)
+        return result
+    if type(result) is tuple and any(_is_made_by(part, maker) for part in result):
+        return tuple(_closure(part, active, is_compiling) if _is_made_by(part, maker) else part for part in result)
+    return _closure(result, active, is_compiling) if _is_made_by(result, maker) else result
+
+
+def _is_made_by(value: Any, maker: Any) -> bool:
+    return (
+        isinstance(value, FunctionType)
+        and "<locals>" in value.__qualname__
+        and value.__module__ == getattr(maker, "__module__", None)
+        and original_of(value) is value
+    )
+
+
+def _closure(made: FunctionType, active: Sequence[Frame], is_compiling: Callable[[], bool]) -> Any:
+    name = made.__qualname__.replace(".<locals>", "").replace("<lambda>", "lambda")
+    for frame in active:
+        frame.session.watched.add(id(made))
+    return _own(made, made, Function(None, made.__name__, name, is_own=True), is_compiling)
 
 
 def random_wrapper(random: Random, is_compiling: Callable[[], bool]) -> Wrap:
@@ -196,12 +263,15 @@ def _observing(original: Any) -> list[Frame]:
 
 
 def _place_of(function: Function, frame: Frame) -> Place:
-    site = f"{frame.path}!{escape(function.name)}"
-    return Place(frame.session, site, frame.path, function)
+    name = frame.session.name_in(frame.path, function) if function.is_own else function.name
+    return Place(frame.session, f"{frame.path}!{escape(name)}", frame.path, function)
 
 
 def _like(original: Any, wrapper: Any) -> Any:
     """A wrapper with the name, signature and documentation of what it stands for."""
     functools.update_wrapper(wrapper, original)
     wrapper.__tracediff_original__ = original
+    for name in ("cache_info", "cache_clear", "cache_parameters"):  # a cached function's own
+        if hasattr(original, name):
+            setattr(wrapper, name, getattr(original, name))
     return wrapper

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tracediff.errors import SiteError
@@ -20,17 +20,18 @@ PARAMS = ("parameter", "kind", "dtype", "shape", "min", "max", "mean", "std")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A table: its title, its columns, its rows, and how many more rows there are."""
+    """A table: its title, its columns, its rows, how many more rows there are, and what there is to say besides."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     more: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The table as one JSON object."""
         rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
-        return {"schema": "tracediff.listing/1", "title": self.title, "rows": rows, "more": self.more}
+        return {"schema": "tracediff.listing/1", "title": self.title, "rows": rows, "more": self.more, "notes": list(self.notes)}
 
 
 def listing(
@@ -43,7 +44,9 @@ def listing(
         return _cut(trace, f"modules of {trace.path}", MODULES, _modules(trace, pattern), pattern, limit)
     if params:
         return _cut(trace, f"parameters of {trace.path}", PARAMS, _params(trace, pattern), pattern, limit)
-    return _cut(trace, repr(trace), RECORDS, _records(trace, pattern, stages), pattern, limit)
+    told = _cut(trace, repr(trace), RECORDS, _records(trace, pattern, stages), pattern, limit)
+    blind = () if pattern or stages else tuple(f"blind spot: {text}" for text in trace.meta.get("blind_spots") or ())
+    return replace(told, notes=blind)
 
 
 def summary(trace: Trace) -> dict[str, Any]:
