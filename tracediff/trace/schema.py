@@ -48,7 +48,19 @@ REPLACED: Final = 2
 CONSTANT: Final = 4
 NOISE_SENSITIVE: Final = 8
 TEXT: Final = 16
-FLAGS: Final = {"mutated": MUTATED, "replaced": REPLACED, "constant": CONSTANT, "noise-sensitive": NOISE_SENSITIVE, "text": TEXT}
+RAISED: Final = 32
+"""What a call raised, as a text in the place of its output; with `REPLACED` where the run went on with something else."""
+SERVED: Final = 64
+"""What a stand-in served from another trace: nothing that this run computed."""
+FLAGS: Final = {
+    "mutated": MUTATED,
+    "replaced": REPLACED,
+    "constant": CONSTANT,
+    "noise-sensitive": NOISE_SENSITIVE,
+    "text": TEXT,
+    "raised": RAISED,
+    "served": SERVED,
+}
 
 PRODUCER_NONE: Final = 0
 PRODUCER_IDENTITY: Final = 1
