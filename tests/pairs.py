@@ -50,11 +50,12 @@ def matched(rules: Mapping[str, str], name: str) -> str | None:
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Makes every parameter and statistic telling: no bias zero, no scale one."""
+    """Makes every parameter and statistic telling: no bias zero, no scale one. Tables that are no part of the state stay as they are."""
     generator = torch.Generator().manual_seed(seed)
+    kept = set(model.state_dict(keep_vars=True))
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if not value.is_floating_point():
+            if not value.is_floating_point() or name not in kept:
                 continue
             noise = torch.randn(value.shape, generator=generator)
             if name.endswith("running_var"):
@@ -205,13 +206,13 @@ class SplitGpt(mnn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         x = self.token_embedding(ids) + self.position_embedding(mx.arange(ids.shape[1]))
-        mask = mnn.MultiHeadAttention.create_additive_causal_mask(ids.shape[1])
+        mask = mnn.MultiHeadAttention.create_additive_causal_mask(ids.shape[1], x.dtype)
         for layer in self.layers:
             x = layer(x, mask)
         return self.token_embedding.as_linear(self.final_norm(x))
 
 
-def gpt(seed: int = 0, layers: int = 4) -> Pair:
+def gpt(seed: int = 0, layers: int = 4, *, length: int = 9) -> Pair:
     reference = perturb(Gpt(layers=layers), seed)
     state = {name: array(value) for name, value in reference.state_dict().items()}
     weights = {
@@ -234,7 +235,7 @@ def gpt(seed: int = 0, layers: int = 4) -> Pair:
             ):
                 weights[f"{target}.{theirs}.{kind}"] = state[f"{source}.{ours}.{kind}"]
     port = load(SplitGpt(layers=layers), weights)
-    ids = np.random.default_rng(seed).integers(0, 60, (2, 9))
+    ids = np.random.default_rng(seed).integers(0, 60, (2, length))
     truth = {
         "": "",
         "transformer.wte": "token_embedding",
@@ -334,7 +335,7 @@ class PortConvNet(mnn.Module):
         return mx.tanh(self.last(self.norm(x.swapaxes(1, 2)).swapaxes(1, 2)))
 
 
-def conv(seed: int = 0) -> Pair:
+def conv(seed: int = 0, *, length: int = 12) -> Pair:
     reference = perturb(ConvNet(), seed)
     state = {name: array(value) for name, value in reference.state_dict().items()}
     renames = {"conv_pre": "first.conv", "conv_post": "last.conv", "bn": "norm", "ups.0": "up0.conv", "ups.1": "up1.conv"}
@@ -353,7 +354,7 @@ def conv(seed: int = 0) -> Pair:
             value = value.transpose(1, 2, 0) if module.startswith("ups") else value.transpose(0, 2, 1)
         weights[f"{renames[module]}.{kind}"] = value
     port = load(PortConvNet(), weights)
-    x = np.random.default_rng(seed).standard_normal((2, 10, 12)).astype(np.float32)
+    x = np.random.default_rng(seed).standard_normal((2, 10, length)).astype(np.float32)
     truth = {"": "", "resblocks.*": "blocks.*", **renames}
     return Pair("conv", reference, port, lambda: reference(torch.tensor(x)), lambda: mx.eval(port(mx.array(x))), truth)
 
@@ -389,7 +390,7 @@ class PortTagger(mnn.Module):
         return mx.stack([self.fc[1](mnn.relu(self.fc[0](hidden[:, t]))) for t in range(ids.shape[1])], axis=1)
 
 
-def recurrent(seed: int = 0) -> Pair:
+def recurrent(seed: int = 0, *, length: int = 6) -> Pair:
     reference = perturb(Tagger(), seed)
     state = {name: array(value) for name, value in reference.state_dict().items()}
     weights = {
@@ -400,7 +401,7 @@ def recurrent(seed: int = 0) -> Pair:
         **{f"fc.{i}.{kind}": state[f"{name}.{kind}"] for i, name in enumerate(("inner", "outer")) for kind in ("weight", "bias")},
     }
     port = load(PortTagger(), weights)
-    ids = np.random.default_rng(seed).integers(0, 40, (2, 6))
+    ids = np.random.default_rng(seed).integers(0, 40, (2, length))
     truth = {"": "", "embedding": "emb", "lstm": "rnn", "inner": "fc.0", "outer": "fc.1"}
     return Pair("recurrent", reference, port, lambda: reference(torch.tensor(ids)), lambda: mx.eval(port(mx.array(ids))), truth)
 
@@ -544,7 +545,7 @@ class PortT5(mnn.Module):
 _T5_ATTENTION = {".q": ".query_proj", ".k": ".key_proj", ".v": ".value_proj", ".o": ".out_proj", "": "", "!softmax": "!softmax"}
 
 
-def encoder_decoder(seed: int = 0) -> Pair:
+def encoder_decoder(seed: int = 0, *, length: int = 8) -> Pair:
     reference = perturb(T5(), seed)
     state = {name: array(value) for name, value in reference.state_dict().items()}
     truth: Rules = {
@@ -572,7 +573,7 @@ def encoder_decoder(seed: int = 0) -> Pair:
         weights[f"{matched(truth, module)}.{kind}"] = value
     port = load(PortT5(), weights)
     random = np.random.default_rng(seed)
-    source, target = random.integers(0, 50, (2, 8)), random.integers(0, 50, (2, 5))
+    source, target = random.integers(0, 50, (2, length)), random.integers(0, 50, (2, 5))
     return Pair(
         "encoder-decoder",
         reference,
@@ -749,7 +750,7 @@ _RESNET = {
 _TRANSFORMER = {".norm1": ".norms.0", ".norm3": ".norms.1", ".ff.net.0": ".linear1", ".ff.net.3": ".linear2", "": ""}
 
 
-def unet(seed: int = 0) -> Pair:
+def unet(seed: int = 0, *, length: int = 10) -> Pair:
     reference = perturb(TorchUnet(), seed)
     truth: Rules = {
         "": "",
@@ -769,7 +770,7 @@ def unet(seed: int = 0) -> Pair:
         weights[f"{matched(truth, module)}.{kind}"] = array(value).transpose(0, 2, 1) if value.ndim == 3 else array(value)
     port = load(MlxUnet(), weights)
     random = np.random.default_rng(seed)
-    x, t = random.standard_normal((2, 8, 10)).astype(np.float32), random.standard_normal((2, 12)).astype(np.float32)
+    x, t = random.standard_normal((2, 8, length)).astype(np.float32), random.standard_normal((2, 12)).astype(np.float32)
     return Pair(
         "unet",
         reference,

@@ -40,7 +40,7 @@ _STATISTICS_ERROR = 1e-9  # of the norm: what the statistics' own rounding may a
 _CHUNK = 1024  # the longest sum that is left to BLAS; chunks are added up in float64
 
 Tensor: TypeAlias = "Array | Record"
-By = Literal["floor", "no floor", "tolerance", "exact", "rounding"]
+By = Literal["floor", "no floor", "tolerance", "exact", "sensitive", "rounding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,9 @@ class Metrics:
 class Judgement:
     """Whether a pair diverged, and from what limit. ``by`` says where the limit on the relative L2 comes from:
 
-    "floor" (measured noise), "no floor" (the dtype's default), "tolerance" (``limit`` is its ``rtol``), "exact" (limit 0),
-    or "rounding": both tensors are below the rounding of what arrived at the site, so nothing in them can be judged.
+    "floor" (measured noise), "no floor" (the dtype's default), "tolerance" (``limit`` is its ``rtol``), "exact" (limit 0), "sensitive"
+    (exact values of which noise changes some: ``limit`` is the share that may differ), or "rounding": both tensors are below the rounding
+    of what arrived at the site, so nothing in them can be judged.
     """
 
     limit: float
@@ -124,7 +125,8 @@ def allowed(
     """Whether these metrics are within what is allowed at a site of these dtypes.
 
     ``floor`` is the relative L2 that noise alone makes at this site: ``max(5 * floor, 8u)`` is allowed, u being the unit roundoff of the
-    coarser dtype. Without it the coarser dtype's default. ``rtol`` and ``atol`` override both; the metrics must have been taken with them.
+    coarser dtype. Without it the coarser dtype's default. For exact values it is the share that noise changes, five times which may differ.
+    ``rtol`` and ``atol`` override both; the metrics must have been taken with them.
     ``scale`` is the RMS of what arrived at the site, None where unknown (then 1 for a reference that is zero).
 
     >>> allowed(compare(np.ones(4, "f4"), np.ones(4, "f4") + 1e-3), dtypes_table.named("float32"), dtypes_table.named("float32"))
@@ -133,7 +135,10 @@ def allowed(
     dtype = dtypes_table.coarser(reference, port)
     given = tolerance(rtol, atol)
     if dtype.is_exact:
-        return Judgement(0.0, "exact", metrics.mismatched > 0)
+        if not floor:
+            return Judgement(0.0, "exact", metrics.mismatched > 0)
+        share = min(FLOOR_FACTOR * floor, 1.0)
+        return Judgement(share, "sensitive", metrics.mismatched > share * metrics.count)
     if given is not None:
         return Judgement(given.rtol, "tolerance", metrics.mismatched > 0)
     limit = dtype.rtol if floor is None else max(FLOOR_FACTOR * floor, ROUNDOFF_FACTOR * dtype.roundoff)

@@ -1,51 +1,87 @@
-"""The local noise floor: how much error floating point explains at each site, measured on the reference.
+"""The noise floor: how much error floating point explains at each site, measured on the reference.
 
 At every boundary of a forced run of the reference its stored value ``v`` is handed on as ``v * (1 + u*n + u*m)``, with ``n`` standard
 normal for each element, ``m`` one for the whole tensor, and ``u`` the unit roundoff of the value's dtype. What then arrives at each
 boundary is compared with what is stored: that relative L2, over ``u``, is the site's *noise amplification* (the largest of three
 runs). One more run in another dtype gives the error of that dtype's own arithmetic. Both are local: nothing accumulates, which suits a
 forced run. For free runs two more are made in which what arrives is handed on with noise, so that it does accumulate.
+
+Where values are exact (ids, masks) the same columns hold the share of them that changes under eight units of noise, or in the other
+dtype: such ids are *noise-sensitive*, and a port may choose otherwise there without being wrong.
+
+Code that does not run in the other dtype (an assertion, a cast inside) is left in the reference's own, and everything that it calls is
+measured in the other one all the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tracediff import dtype as dtypes
+from tracediff.align import RecordPair
 from tracediff.capture import adapter_of, observe
 from tracediff.capture.observer import Boundary, Observer, Run
-from tracediff.capture.tree import discover
+from tracediff.capture.provenance import digest_of
+from tracediff.capture.tree import discover, path_of
 from tracediff.compare import compare
 from tracediff.dtype import Array, DType
+from tracediff.errors import CaptureError
 from tracediff.force import Values, outputs_by_call, rows_by_place
-from tracediff.trace import Trace, schema
+from tracediff.site import join, module_of
+from tracediff.trace import Record, Trace, schema
 
-NOISE, FREE = "noise", "free"
+NOISE, FREE, SENSITIVE = "noise", "free", "sensitive"
 COLUMNS = ("float64", "float16", "bfloat16")
+HALF = ("float16", "bfloat16")
 DRAWS, FREE_DRAWS = 3, 2
 SENSITIVE_FACTOR = 8.0
 """Ids that the reference itself changes under so many units of noise are noise-sensitive."""
+ILL = 8.0
+"""Records whose own arithmetic errs by more units than this pass that error on in a free run."""
+ROUNDS = 8
+"""So often a run in another dtype is made again, each time with what failed in it left in the reference's own."""
+
+Say = Callable[[str], None]
+
+
+class Redrawing(Observer):
+    """Hands a run the random draws that a trace of it recorded."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._rows, self._values = rows_by_place(trace), Values(trace)
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        row = self._rows.get((boundary.site, boundary.ordinal, "draw")) if boundary.moment == "draw" else None
+        drawn = None if row is None else self._values.of(row)
+        return None if drawn is None else {"draw": drawn}
 
 
 class _Handing(Observer):
-    """Measures what arrives at each boundary against what is stored, and hands on a variation of what is stored."""
+    """Measures what arrives at each boundary against what is stored, and hands on a variation of what is stored.
+
+    ``errors`` are relative L2, of exact values the share that differs; ``raised`` says where a call failed and its outputs were handed on.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self.errors = np.full(len(trace.records), np.nan)
-        self.differs = np.zeros(len(trace.records), bool)
-        self.raised: list[str] = []
+        self.raised: dict[str, str] = {}
         self._rows = rows_by_place(trace)
         self._calls = outputs_by_call(trace)
         self._values = Values(trace)
+        self._entered: dict[int, str] = {}
 
     def start(self, run: Run) -> None:
         self._run = run
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        if boundary.moment == "enter":
+            self._entered[boundary.frame_id] = boundary.site
+        elif boundary.moment in ("leave", "raise"):
+            self._entered.pop(boundary.frame_id, None)
         if boundary.moment == "raise":
             return self._instead(boundary)
         replaced = {}
@@ -56,75 +92,112 @@ class _Handing(Observer):
                 continue
             if boundary.moment != "draw":
                 self._measure(row, stored, self._run.adapter.view(tensor))
-            replaced[end] = stored if boundary.moment == "draw" else self.varied(self.base(stored, tensor), row)
+            if not end.startswith("attr["):
+                replaced[end] = stored if boundary.moment == "draw" else self.varied(self.base(stored, tensor), row, boundary)
         return replaced
 
     def base(self, stored: Array, tensor: Any) -> Array:
         """What is varied: the stored value, so that nothing accumulates."""
         return stored
 
-    def varied(self, stored: Array, row: int) -> Any:
+    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
         """What is handed on in the place of a stored value."""
         raise NotImplementedError
 
+    def taker(self, boundary: Boundary) -> str:
+        """The site of the call whose code goes on with what is handed over at a boundary."""
+        return boundary.site if boundary.moment == "enter" else self._entered.get(boundary.parent_id, "")
+
     def _instead(self, boundary: Boundary) -> Mapping[str, Any] | None:
         """The stored outputs of a call that fails when its values are varied, so that the run goes on."""
+        self.raised.setdefault(boundary.site, str(boundary.note.get("error", "")))
         outputs = self._calls.get((boundary.site, boundary.ordinal), {})
         stored = self._values.every(outputs)
         if stored is None:
             return None
-        self.raised.append(f"{boundary.site or 'the root'} ({boundary.note.get('error', '')})")
-        return {end: self.varied(values, outputs[end]) for end, values in stored.items()}
+        return {end: self.varied(values, outputs[end], boundary) for end, values in stored.items()}
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
         if stored.shape != arrived.shape:
             self.errors[row] = math.inf
             return
         metrics = compare(stored, arrived)
-        if metrics.exact:
-            self.differs[row] |= metrics.mismatched > 0
-        else:
-            self.errors[row] = np.nanmax([self.errors[row], metrics.rel_l2])
+        error = metrics.mismatched / max(metrics.count, 1) if metrics.exact else metrics.rel_l2
+        self.errors[row] = np.fmax(self.errors[row], error)
 
 
 class _Noise(_Handing):
-    """Hands on stored values with relative noise of ``factor`` units of roundoff."""
+    """Hands on stored values with relative noise of ``factor`` units of roundoff: of the value's dtype, or ``unit`` if that is more."""
 
-    def __init__(self, trace: Trace, draw: int, factor: float = 1.0) -> None:
+    def __init__(self, trace: Trace, draw: int, factor: float = 1.0, unit: float = 0.0) -> None:
         super().__init__(trace)
-        self._draw, self._factor = draw, factor
+        self._draw, self._factor, self._unit = draw, factor, unit
 
-    def varied(self, stored: Array, row: int) -> Any:
+    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
         kind = dtypes.of(stored)
-        if kind.is_exact:
+        if kind.is_exact or is_whole(stored):
             return stored
-        size = self._factor * kind.roundoff
+        size = self._size(kind, row)
         generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
         wide = stored.astype(np.complex128 if kind.is_complex else np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             wide *= 1 + size * generator.standard_normal(stored.shape) + size * generator.standard_normal()
             return wide.astype(kind.view)
 
+    def _size(self, kind: DType, row: int) -> float:
+        return self._factor * max(kind.roundoff, self._unit)
+
 
 class _FreeNoise(_Noise):
-    """As `_Noise`, but what arrives is handed on, so that errors accumulate as they do between two free runs."""
+    """As `_Noise`, but what arrives is handed on, so that errors accumulate as they do between two free runs.
+
+    ``own`` is the error of the arithmetic that makes each record: where it is far beyond one rounding (the sine of a large phase), that is
+    what is passed on.
+    """
+
+    def __init__(self, trace: Trace, draw: int, own: Array) -> None:
+        super().__init__(trace, draw)
+        self._own = own
+
+    def _size(self, kind: DType, row: int) -> float:
+        own = float(self._own[row])
+        return own if ILL * kind.roundoff < own < math.inf else kind.roundoff
 
     def base(self, stored: Array, tensor: Any) -> Array:
-        return self._run.adapter.view(tensor)
+        return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)
 
 
 class _Cast(_Handing):
-    """Hands on stored values in another dtype."""
+    """Hands on stored values in another dtype, but in their own to the code of the sites in ``kept``."""
 
-    def __init__(self, trace: Trace, kind: DType) -> None:
+    def __init__(self, trace: Trace, kind: DType, kept: Iterable[str]) -> None:
         super().__init__(trace)
-        self._kind = kind
+        self._kind, self._kept = kind, frozenset(kept)
 
-    def varied(self, stored: Array, row: int) -> Any:
+    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
         kind = dtypes.of(stored)
         if kind.is_exact or kind.is_complex:
             return stored
-        return self._run.adapter.from_numpy(stored.astype(self._kind.view), None)
+        if self.taker(boundary) in self._kept:
+            return self._run.adapter.from_numpy(stored, None)
+        with np.errstate(over="ignore"):
+            return self._run.adapter.from_numpy(stored.astype(self._kind.view), None)
+
+
+def is_whole(values: Array) -> bool:
+    """Whether a real tensor holds whole numbers only: ids, lengths and masks in a float dtype, which no rounding touches.
+
+    >>> is_whole(np.float32([3, 0])), is_whole(np.float32([3, 0.5]))
+    (True, False)
+    """
+    if values.dtype.kind == "c":
+        return False
+    first = values.reshape(-1)[:64].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return bool((first == np.rint(first)).all()) and bool((values == np.rint(values)).all())
+
+
+# ---------------------------------------------------------------------------------------------------------------- measuring
 
 
 def measure(
@@ -132,80 +205,225 @@ def measure(
     run: Any,
     trace: Trace,
     *,
-    dtypes_to_try: tuple[str, ...] = ("float64",),
+    dtypes_to_try: Sequence[str] = ("float64",),
+    known: Array | None = None,
     observed: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> tuple[Array, list[str]]:
     """The floor of a recorded reference: one row of `schema.FLOOR` a record, and what could not be measured.
 
-    ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.capture.observe`.
-    ``noise`` (local) and ``free`` (accumulated) are in units of the roundoff of the record's dtype, the columns of dtypes are relative L2;
-    NaN where not measured. ``sensitive`` marks ids that noise changes.
+    ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.capture.observe`; ``known``
+    is a floor measured before, whose columns are kept. ``noise`` (local) and ``free`` (accumulated) are in units of the roundoff of the
+    record's dtype, the columns of dtypes are relative L2; of exact values all are the share that changed; NaN where not measured.
+    ``sensitive`` marks ids that noise changes. Raises CaptureError for a dtype without column.
     """
-    table = np.zeros(len(trace.records), schema.FLOOR)
-    for column in (NOISE, FREE, *COLUMNS):
-        table[column] = np.nan
-    missed: list[str] = []
-    roundoff = np.array([dtypes.named(record.dtype).roundoff for record in trace.records])
-    for draw in range(DRAWS):
-        say(f"measuring the noise floor, run {draw + 1} of {DRAWS}")
-        noise = _Noise(trace, draw)
-        _again(models, run, noise, observed)
-        table[NOISE] = np.fmax(table[NOISE], _in_units(noise.errors, roundoff))
-        table["sensitive"] |= noise.differs
-    shaken = _Noise(trace, DRAWS, SENSITIVE_FACTOR)
-    _again(models, run, shaken, observed)
-    table["sensitive"] |= shaken.differs
-    for draw in range(FREE_DRAWS):
-        say(f"measuring how noise accumulates, run {draw + 1} of {FREE_DRAWS}")
-        noise = _FreeNoise(trace, DRAWS + 1 + draw)
-        _again(models, run, noise, observed)
-        table[FREE] = np.fmax(table[FREE], _in_units(noise.errors, roundoff))
     for name in dtypes_to_try:
-        say(f"measuring the noise floor in {name}")
+        if name not in COLUMNS:
+            raise CaptureError(f"There is no floor in {name!r}; a floor is measured in {', '.join(COLUMNS)}.")
+    measuring = _Measuring(models, run, trace, observed or {}, say)
+    if known is None:
+        measuring.noise()
+    else:
+        measuring.table = known.copy()
+    for name in dtypes_to_try:
+        if name not in measured(measuring.table):
+            measuring.column(name)
+    if known is None:
+        measuring.accumulated()
+    table = measuring.table
+    for name in (NOISE, *HALF):
+        table[SENSITIVE] |= measuring.is_exact & (np.nan_to_num(table[name]) > 0)
+    return table, measuring.missed
+
+
+def measured(table: Array) -> list[str]:
+    """The dtypes of which a floor holds anything."""
+    return [name for name in COLUMNS if np.isfinite(table[name]).any()]
+
+
+class _Measuring:
+    """One measurement under way: its runs, the table so far, and what was missed."""
+
+    def __init__(self, models: Any, run: Any, trace: Trace, observed: Mapping[str, Any], say: Say) -> None:
+        self.table = np.zeros(len(trace.records), schema.FLOOR)
+        for column in (NOISE, FREE, *COLUMNS):
+            self.table[column] = np.nan
+        self.missed: list[str] = []
+        self._models, self._run, self._trace, self._observed, self._say = models, run, trace, observed, say
+        self._adapter = adapter_of(models, run, impl=observed.get("impl"))
+        kinds = [dtypes.named(record.dtype) for record in trace.records]
+        self.is_exact = np.array([kind.is_exact for kind in kinds], bool)
+        self._roundoff = np.array([kind.roundoff for kind in kinds])
+
+    def noise(self) -> None:
+        """The column of local noise; of ids what eight units of it change."""
+        for draw in range(DRAWS):
+            self._say(f"measuring the noise floor, run {draw + 1} of {DRAWS}")
+            self._note(NOISE, self._in_units(self._noisy(_Noise(self._trace, draw)).errors))
+        self._note(NOISE, self._shares(self._noisy(_Noise(self._trace, DRAWS, SENSITIVE_FACTOR)).errors))
+
+    def accumulated(self) -> None:
+        """The column of accumulated noise; after that of float64, which tells what each record's own arithmetic adds."""
+        for draw in range(FREE_DRAWS):
+            self._say(f"measuring how noise accumulates, run {draw + 1} of {FREE_DRAWS}")
+            self._note(FREE, self._in_units(self._noisy(_FreeNoise(self._trace, DRAWS + 1 + draw, self.table["float64"])).errors))
+
+    def column(self, name: str) -> None:
+        """The error of a run in that dtype; of ids also what noise of eight of its units changes."""
+        self._say(f"measuring the noise floor in {name}")
+        self._note(name, self._cast(name))
+        if name in HALF and self.is_exact.any():
+            noise = _Noise(self._trace, DRAWS, SENSITIVE_FACTOR, dtypes.named(name).roundoff)
+            self._note(name, self._shares(self._noisy(noise).errors))
+
+    def _note(self, column: str, errors: Array) -> None:
+        self.table[column] = np.fmax(self.table[column], errors)
+
+    def _in_units(self, errors: Array) -> Array:
+        """Errors in units of roundoff, of exact values the share that changed."""
+        units: Array = np.divide(errors, self._roundoff, where=~self.is_exact, out=errors.copy())
+        return units
+
+    def _shares(self, errors: Array) -> Array:
+        return np.where(self.is_exact, errors, np.nan)
+
+    def _noisy(self, noise: _Noise) -> _Noise:
+        """A run with noise; where it fails although what failed was bridged, what it measured until there counts."""
         try:
-            cast = _in_dtype(models, run, trace, name, observed)
-            table[name] = cast.errors
-            missed += [f"floor in {name}: not measured at {site}, which does not run in it" for site in dict.fromkeys(cast.raised)]
-        except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
-            missed.append(f"floor in {name}: not measured, the reference does not run in it ({type(error).__name__}: {error})")
-    return table, missed
+            self._again(noise)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
+            self._miss(f"noise floor: not measured after {_last(noise.raised)}, which fails under noise ({type(error).__name__}: {error})")
+        return noise
+
+    def _cast(self, name: str) -> Array:
+        """The errors of a run in a dtype: made again and again, what fails in it being left in the reference's own."""
+        kept: dict[str, str] = {}
+        for _ in range(ROUNDS):
+            cast = _Cast(self._trace, dtypes.named(name), kept)
+            failed: Exception | None = None
+            try:
+                self._in_dtype(cast, name, kept)
+            except CaptureError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
+                failed = error
+            new = {site: why for site, why in cast.raised.items() if site not in kept}
+            if not new:
+                break
+            kept |= new
+        for site, why in kept.items():
+            if site in cast.raised:
+                self._miss(f"floor in {name}: not measured at {site or 'the root'} ({why}), which does not run in it")
+            else:
+                self._miss(f"floor in {name}: the code of {site or 'the root'} itself ran in its own dtype, since in this one: {why}")
+        if failed is not None:
+            self._miss(f"floor in {name}: not measured after {_last(cast.raised)} ({type(failed).__name__}: {failed})")
+        return cast.errors
+
+    def _in_dtype(self, cast: _Cast, name: str, kept: Iterable[str]) -> None:
+        """One run with the models in a dtype, which are afterwards bit for bit what they were."""
+        nodes = [node for node in discover(self._models, self._adapter) if node.is_model]
+        own = {module_of(site) for site in kept}
+        before = self._digests(nodes)
+        try:
+            with self._adapter.cast([node.module for node in nodes if node.path not in own], name):
+                self._again(cast)
+        finally:
+            after = self._digests(nodes)
+        changed = [key for key, code in before.items() if after.get(key) != code]
+        if changed:
+            raise CaptureError(
+                f"After a run in {name} {changed[0]!r} is not what it was ({len(changed)} tensors differ); load the model anew."
+            )
+
+    def _digests(self, nodes: Sequence[Any]) -> dict[str, bytes]:
+        """The digest of every parameter and buffer."""
+        adapter, found = self._adapter, {}
+        for node in nodes:
+            for keys, tensor, _ in adapter.parameters(node.module):
+                if not adapter.unreadable([tensor]):
+                    found[join(node.path, path_of(keys))] = digest_of(adapter.view(tensor)) + str(tensor.dtype).encode()
+        return found
+
+    def _again(self, observer: Observer) -> None:
+        """Runs once more with the generators put back afterwards."""
+        state = self._adapter.rng_state()
+        try:
+            observe(self._models, self._run, [observer], **self._observed)
+        finally:
+            self._adapter.set_rng_state(state)
+
+    def _miss(self, text: str) -> None:
+        if text not in self.missed:
+            self.missed.append(text)
 
 
-def _in_units(errors: Array, roundoff: Array) -> Array:
-    """Errors in units of roundoff; NaN for exact dtypes."""
-    units: Array = np.divide(errors, roundoff, where=roundoff > 0, out=np.full(len(roundoff), np.nan))
-    return units
+def _last(raised: Mapping[str, str]) -> str:
+    """The call that failed last, as it is told."""
+    return (list(raised)[-1] or "the root") if raised else "the first call"
 
 
-def _in_dtype(models: Any, run: Any, trace: Trace, name: str, observed: Mapping[str, Any] | None) -> _Cast:
-    adapter = adapter_of(models, run)
-    cast = _Cast(trace, dtypes.named(name))
-    modules = [node.module for node in discover(models, adapter) if node.is_model]
-    with adapter.cast(modules, name):
-        _again(models, run, cast, observed)
-    return cast
+# -------------------------------------------------------------------------------------------------------------- what it says
 
 
-def _again(models: Any, run: Any, observer: Observer, observed: Mapping[str, Any] | None) -> None:
-    """Runs once more with the generators put back afterwards."""
-    adapter = adapter_of(models, run)
-    state = adapter.rng_state()
-    try:
-        observe(models, run, [observer], **(observed or {}))
-    finally:
-        adapter.set_rng_state(state)
+def floors(reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_forced: bool | None = None) -> dict[int, float]:
+    """What noise explains at each of the reference's records that is paired: relative L2 by row, where it was measured.
 
-
-def floors(table: Array, reference: Trace, port_dtype: str, *, is_forced: bool) -> dict[int, float]:
-    """What noise explains at each of the reference's records for a port of that dtype: relative L2 by row, where it was measured.
-
-    For a forced run the amplification times the unit roundoff of the coarser dtype, or the error of a run in the port's dtype (float64 for
-    a float32 port) if that is larger; for a free run the accumulated amplification if that is larger still.
+    ``is_forced`` is by default what the port's trace says. For a forced run it is the amplification times the unit roundoff of the
+    coarser dtype, or the error of a run in the port's dtype (float64 for a float32 port) if that is larger; for a free run the accumulated
+    amplification if that is larger still. Of exact values it is the share that noise changes, where it changes any.
     """
-    column = port_dtype if port_dtype in ("float16", "bfloat16") else "float64"
-    unit = dtypes.named(port_dtype).roundoff if port_dtype in dtypes.BY_NAME else 0.0
-    roundoff = np.array([max(dtypes.named(record.dtype).roundoff, unit) for record in reference.records])
-    units = table[NOISE] if is_forced else np.fmax(table[NOISE], table[FREE])
-    worst = np.fmax(units * roundoff, table[column])
-    return {int(row): float(worst[row]) for row in np.flatnonzero(np.isfinite(worst))}
+    if reference.floor is None:
+        return {}
+    is_forced = port.meta.get("mode_run") == "forced" if is_forced is None else is_forced
+    run_in = port_dtypes(port)
+    found: dict[int, float] = {}
+    for row, partner in ((row, pair.port[0]) for pair in records for row in pair.reference):
+        record, name, line = reference.records[row], run_in[port.records[partner].stage], reference.floor[row]
+        column = float(line[name if name in HALF else "float64"])
+        if dtypes.named(record.dtype).is_exact:
+            share = np.nanmax([float(line[NOISE]), column if name in HALF else 0.0, 0.0])
+            if share > 0:
+                found[row] = float(share)
+            continue
+        units = float(line[NOISE]) if is_forced else float(np.fmax(line[NOISE], line[FREE]))
+        worst = float(np.fmax(units * _unit(record, name), column))
+        if math.isfinite(worst):
+            found[row] = worst
+    return found
+
+
+def _unit(record: Record, run_in: str) -> float:
+    other = dtypes.BY_NAME[run_in].roundoff if run_in in dtypes.BY_NAME else 0.0
+    return max(dtypes.named(record.dtype).roundoff, other)
+
+
+def port_dtypes(port: Trace) -> dict[str, str]:
+    """In which dtype each stage of a port runs: the coarsest of its records and of the parameters of the modules called in it."""
+    names: dict[str, set[str]] = {}
+    paths: dict[str, set[str]] = {}
+    for record in port.records:
+        names.setdefault(record.stage, set()).add(record.dtype)
+        paths.setdefault(record.stage, set()).add(record.module)
+    for stage, called in paths.items():
+        names[stage] |= {param.dtype for param in port.params.values() if param.path in called}
+    return {stage: max(found, key=lambda name: dtypes.named(name).roundoff) for stage, found in names.items()}
+
+
+def notes(reference: Trace, port: Trace) -> list[str]:
+    """What is to be said of judging a port in half precision by this reference: what its floor lacks, what a free run hides."""
+    halves = [name for name in HALF if name in port_dtypes(port).values()]
+    told = []
+    if halves and port.meta.get("mode_run") != "forced":
+        told.append(
+            f"This is a free run in {halves[0]}: errors are judged by what rounding amounts to over the whole run, which hides small "
+            "faults; a forced run (--feed) shows them."
+        )
+    known = [] if reference.floor is None else measured(reference.floor)
+    lacking = [name for name in halves if name not in known]
+    by = "by amplified rounding alone" if known else "without a noise floor"
+    return told + [
+        f"The reference's noise floor in {name} was not measured, so the port is judged {by}, which may raise false alarms or hide "
+        f"faults. Measure it with: tracediff calibrate {reference.path} --dtype {name}"
+        for name in lacking
+    ]
