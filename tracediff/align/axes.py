@@ -30,7 +30,8 @@ _MOST_LAYOUTS = 48
 class Join:
     """How several tensors become one: laid end to end along ``axis``, or stacked on a new one.
 
-    ``groups`` > 1 interleaves: the axis of each part is cut into that many equal runs and the runs alternate (per-head fusions).
+    ``groups`` > 1 interleaves: the axis of each part is cut into that many equal runs and the runs alternate (per-head fusions). A tensor
+    that lacks the axis along which others are laid end to end is one step of it.
     """
 
     axis: int
@@ -41,7 +42,8 @@ class Join:
         if self.how == "stack":
             return np.stack(arrays, self.axis)
         if self.groups == 1:
-            return np.concatenate(arrays, self.axis)
+            rank = max(array.ndim for array in arrays)
+            return np.concatenate([array if array.ndim == rank else np.expand_dims(array, self.axis) for array in arrays], self.axis)
         runs = [_grouped(array, self.axis, self.groups) for array in arrays]
         joined = np.concatenate(runs, self.axis + 1)
         return joined.reshape(*joined.shape[: self.axis], -1, *joined.shape[self.axis + 2 :])
@@ -51,7 +53,7 @@ class Join:
         if self.how == "stack":
             return [np.take(array, index, self.axis) for index in range(len(shapes))]
         runs = _grouped(array, self.axis, self.groups)
-        ends = np.cumsum([shape[self.axis] // self.groups for shape in shapes])[:-1]
+        ends = np.cumsum([(shape[self.axis] if len(shape) == array.ndim else 1) // self.groups for shape in shapes])[:-1]
         return [part.reshape(shape) for part, shape in zip(np.split(runs, ends, self.axis + 1), shapes, strict=True)]
 
 
@@ -184,6 +186,48 @@ def _layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
         found = dict.fromkeys(_same_size(reference, port))
         return tuple(sorted(found, key=_plainness))[:_MOST_LAYOUTS]
     return (*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness))[:_MOST_LAYOUTS]
+
+
+def kept(reference: Shape, port: Shape) -> tuple[Layout, ...]:
+    """How one side is read that has a single position of an axis where the other has all: the last one, or the first.
+
+    So does a decoder that computes the logits of the last position only.
+
+    >>> [str(layout) for layout in kept((2, 47, 128), (2, 1, 128))]
+    ['reference 46:47 of axis 1', 'reference 0:1 of axis 1']
+    >>> [str(layout) for layout in kept((2, 1, 128), (2, 47, 128))]
+    ['46:47 of axis 1', '0:1 of axis 1']
+    >>> kept((2, 47, 128), (2, 46, 128))
+    ()
+    """
+    differ = [axis for axis, (a, b) in enumerate(zip(reference, port, strict=True)) if a != b] if len(reference) == len(port) else []
+    if len(differ) != 1 or 1 not in (reference[differ[0]], port[differ[0]]):
+        return ()
+    axis = differ[0]
+    length = max(reference[axis], port[axis])
+    parts = Part(axis, length - 1, length), Part(axis, 0, 1)
+    if reference[axis] == length:
+        return tuple(Layout(port, part_reference=part) for part in parts)
+    return tuple(Layout(reference, part=part) for part in parts)
+
+
+def cuts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
+    """How one side is read that has more of an axis than the other, by less than as much again: its front, its back, its middle.
+
+    >>> [str(layout) for layout in cuts((2, 20, 12), (2, 9, 20))]
+    ['reference 0:9 of axis 2; (0, 2, 1)', 'reference 3:12 of axis 2; (0, 2, 1)', 'reference 1:10 of axis 2; (0, 2, 1)']
+    """
+    found = []
+    is_ours = math.prod(reference) > math.prod(port)
+    whole, other = (reference, port) if is_ours else (port, reference)
+    for axis, size in enumerate(whole):
+        for length in sorted({length for length in other if size > length > size // 2 > 0}):
+            shape = (*whole[:axis], length, *whole[axis + 1 :])
+            if math.prod(shape) == math.prod(other):
+                for plain in _layouts(*((shape, port) if is_ours else (reference, shape)))[:1]:
+                    parts = [Part(axis, start, start + length) for start in dict.fromkeys((0, size - length, (size - length) // 2))]
+                    found += [replace(plain, part_reference=part) if is_ours else replace(plain, part=part) for part in parts]
+    return tuple(found)
 
 
 def relative_error(reference: Array, port: Array) -> float:

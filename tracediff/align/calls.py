@@ -11,6 +11,7 @@ import numpy as np
 from tracediff.align import order
 from tracediff.align.structure import Side
 from tracediff.align.values import Floats
+from tracediff.trace import schema
 
 Calls = tuple[int, ...]
 Shape = tuple[int, ...]
@@ -18,10 +19,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Calls of the reference and of the port that do the same work: one each, or several where one side split it."""
+    """Calls of the reference and of the port that do the same work: one each, or several where one side split it.
+
+    ``lengths``: how many steps of the axis along which the work is split each call of either side does; empty for one call each.
+    """
 
     reference: Calls
     port: Calls
+    lengths: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 class CallPairs:
@@ -31,15 +36,23 @@ class CallPairs:
         self.sides = sides
         self.features = features
         self.partner: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._group: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._around: dict[int, Together] = {}
         self._of_site = tuple(_calls_of_sites(side) for side in sides)
         self._main = tuple(_main_rows(side) for side in sides)
+        self._raised = tuple(((side.index["flags"] & schema.RAISED) != 0).tolist() for side in sides)
         stages = [set(np.unique(side.index["stage"]).tolist()) for side in sides]
         texts = [{side.trace.strings[int(code)] for code in codes} for side, codes in zip(sides, stages, strict=True)]
         self._stages = texts[0] & texts[1]
         self._stage_of = tuple([side.text("stage", int(row)) for row in side.calls.first] for side in sides)
+        self._scope_of = tuple([side.text("scope", int(row)) for row in side.calls.first] for side in sides)
+        self._scopes = set(self._scope_of[0]) & set(self._scope_of[1])
 
     def pair(self, reference: int, port: int) -> list[Together]:
         """The calls of two paired sites that belong together, in the reference's order; calls without partner are left out."""
+        calls = self._of_site[0][reference], self._of_site[1][port]
+        if len(calls[0]) == len(calls[1]) == 1:
+            return self._noted([Together((calls[0][0],), (calls[1][0],))])
         grouped = self._grouped(0, reference), self._grouped(1, port)
         found: list[Together] = []
         left: tuple[list[int], list[int]] = ([], [])
@@ -52,39 +65,68 @@ class CallPairs:
             left[1].extend(call for call in theirs if call not in done[1])
         if left[0] and left[1]:
             found.extend(self._reconciled(sorted(left[0]), sorted(left[1])))
+        return self._noted(found)
+
+    def _noted(self, found: list[Together]) -> list[Together]:
+        """The calls in the reference's order, remembered as what the calls inside them are looked for in."""
         for one in found:
             if len(one.reference) == len(one.port) == 1:
                 self.partner[0].setdefault(one.reference[0], one.port[0])
                 self.partner[1].setdefault(one.port[0], one.reference[0])
+            for side, calls in enumerate((one.reference, one.port)):
+                self._group[side].update((call, one.reference[0]) for call in calls if call not in self._group[side])
+            if len(one.reference) != len(one.port):
+                self._around.setdefault(one.reference[0], one)
         return sorted(found, key=lambda one: one.reference[0])
 
-    def _grouped(self, side: int, site: int) -> dict[tuple[str, int], list[int]]:
-        """A site's calls by stage and by the nearest enclosing call that is paired (by its number on the reference's side)."""
-        groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    def _grouped(self, side: int, site: int) -> dict[tuple[str, str, int], list[int]]:
+        """A site's calls by stage, by scope and by the nearest enclosing call that is paired (by its number on the reference's side).
+
+        A stage or scope that only one side has tells nothing.
+        """
+        groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
         for call in self._of_site[side][site]:
-            stage = self._stage_of[side][call]
-            groups[stage if stage in self._stages else "", self._enclosing(side, call)].append(call)
+            stage, scope = self._stage_of[side][call], self._scope_of[side][call]
+            key = stage if stage in self._stages else "", scope if scope in self._scopes else "", self._enclosing(side, call)
+            groups[key].append(call)
         return groups
 
     def _enclosing(self, side: int, call: int) -> int:
-        parent = self.sides[side].calls.parent
+        """The first call of the reference among those that the nearest paired caller belongs together with; -1 where there is none."""
+        parent, group = self.sides[side].calls.parent, self._group[side]
         above = int(parent[call])
-        while above >= 0 and above not in self.partner[side]:
+        while above >= 0 and above not in group:
             above = int(parent[above])
-        if above < 0:
-            return -1
-        return above if side == 0 else self.partner[1][above]
+        return group[above] if above >= 0 else -1
 
     def _reconciled(self, ours: Sequence[int], theirs: Sequence[int]) -> list[Together]:
         shapes = [[self._shape(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
+        if any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls):
+            whole = len(ours) == len(theirs)
+            return [Together((a,), (b,)) for a, b in (zip(ours, theirs, strict=True) if whole else self._picked(ours, theirs, shapes))]
         if len(ours) == len(theirs) and [sorted(shape) for shape in shapes[0]] == [sorted(shape) for shape in shapes[1]]:
             return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-        regrouped = regroup(*shapes)
-        if regrouped is not None:
-            return [Together(tuple(ours[i] for i in rows), tuple(theirs[j] for j in columns)) for rows, columns in regrouped]
+        given = [[self._given(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
+        for sizes in (shapes, given):
+            regrouped = _regrouped(ours, theirs, sizes)
+            if regrouped:
+                return regrouped
+        around = self._around.get(self._enclosing(0, ours[0]))
+        if around is not None and (len(ours), len(theirs)) == (len(around.reference), len(around.port)):
+            return [Together(tuple(ours), tuple(theirs), around.lengths)]
         if len(ours) == len(theirs):
             return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-        return [Together((ours[i],), (theirs[j],)) for i, j in self._aligned(ours, theirs, shapes)]
+        short = _cut_short(ours, theirs, shapes) or _cut_short(ours, theirs, given)
+        if short is not None:
+            return [short]
+        return [Together((a,), (b,)) for a, b in self._picked(ours, theirs, shapes)]
+
+    def _picked(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int]]:
+        return [(ours[i], theirs[j]) for i, j in self._aligned(ours, theirs, shapes)]
+
+    def _has_raised(self, side: int, call: int) -> bool:
+        """Whether a call raised: it has no output to tell its shape by."""
+        return bool(self._raised[side][self._main[side][call]])
 
     def _aligned(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> order.Pairs:
         """The calls that shapes and values pair in order, some calls being missing or extra on one side."""
@@ -94,6 +136,8 @@ class CallPairs:
         codes: dict[Shape, int] = {}
         kinds = [np.array([codes.setdefault(tuple(sorted(shape)), len(codes)) for shape in side]) for side in shapes]
         same = kinds[0][:, None] == kinds[1][None, :]
+        raised = [np.array([self._has_raised(side, call) for call in calls]) for side, calls in enumerate((ours, theirs))]
+        same |= raised[0][:, None] | raised[1][None, :]
         points = [self.features[side][self._rows(side, calls)] for side, calls in enumerate((ours, theirs))]
         apart = np.sqrt(((points[0][:, None, :] - points[1][None, :, :]) ** 2).sum(-1))
         return order.in_order(np.where(same, 1.0 + 2.0 * np.clip(1.0 - apart / 0.1, 0.0, 1.0), 0.0))
@@ -102,7 +146,47 @@ class CallPairs:
         return [self._main[side][call] for call in calls]
 
     def _shape(self, side: int, call: int) -> Shape:
+        """The shape of what a call mainly gives out, without axes of length 1."""
         return tuple(size for size in self.sides[side].shapes[self._main[side][call]] if size != 1)
+
+    def _given(self, side: int, call: int) -> Shape:
+        """The shape of what a call is given first, without axes of length 1."""
+        inputs = self.sides[side].ends_of(call)[0]
+        return tuple(size for size in self.sides[side].shapes[inputs[0] if inputs else self._main[side][call]] if size != 1)
+
+
+def _regrouped(ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[Together]:
+    """The calls that together hold equal amounts along one axis; none where no axis fits."""
+    lengths = _along_one_axis(*shapes)
+    if lengths is None or sum(lengths[0]) != sum(lengths[1]):
+        return []
+    return [
+        Together(
+            tuple(ours[i] for i in rows),
+            tuple(theirs[j] for j in columns),
+            (tuple(lengths[0][i] for i in rows), tuple(lengths[1][j] for j in columns)),
+        )
+        for rows, columns in _aligned_cuts(*lengths)
+    ]
+
+
+def _cut_short(ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> Together | None:
+    """One call of a side and the several of the other that do most of its work, or somewhat more: a loop that ends a token earlier."""
+    if min(len(ours), len(theirs)) != 1 or max(len(ours), len(theirs)) < 2:
+        return None
+    lengths = next(
+        (found for rest in _rests([*shapes[0], *shapes[1]]) if (found := _lengths_of_both(shapes[0], shapes[1], rest)) is not None), None
+    )
+    if lengths is None:
+        return None
+    side = 0 if len(ours) == 1 else 1
+    whole, parts = lengths[side][0], lengths[1 - side]
+    kept = [end for end in np.cumsum(parts).tolist() if end <= whole]
+    if len(kept) < 2 or 2 * kept[-1] < whole:
+        return None
+    many = tuple((ours, theirs)[1 - side][: len(kept)])
+    some = tuple(parts[: len(kept)])
+    return Together(tuple(ours), many, ((whole,), some)) if side == 0 else Together(many, tuple(theirs), (some, (whole,)))
 
 
 def regroup(reference: Sequence[Shape], port: Sequence[Shape]) -> list[tuple[range, range]] | None:
@@ -116,11 +200,22 @@ def regroup(reference: Sequence[Shape], port: Sequence[Shape]) -> list[tuple[ran
     [(range(0, 1), range(0, 2)), (range(1, 2), range(2, 3))]
     >>> regroup([(40,)] * 3, [(40,)] * 2)
     """
+    lengths = _along_one_axis(reference, port)
+    return None if lengths is None else _aligned_cuts(*lengths)
+
+
+def _along_one_axis(reference: Sequence[Shape], port: Sequence[Shape]) -> tuple[list[int], list[int]] | None:
+    """How many steps of one axis each call holds, both sides holding as many; None where there is no such axis."""
     for rest in _rests([*reference, *port]):
-        ours, theirs = _lengths(reference, rest), _lengths(port, rest)
-        if ours is not None and theirs is not None and sum(ours) == sum(theirs):
-            return _aligned_cuts(ours, theirs)
+        found = _lengths_of_both(reference, port, rest)
+        if found is not None and sum(found[0]) == sum(found[1]):
+            return found
     return None
+
+
+def _lengths_of_both(reference: Sequence[Shape], port: Sequence[Shape], rest: Shape) -> tuple[list[int], list[int]] | None:
+    ours, theirs = _lengths(reference, rest), _lengths(port, rest)
+    return None if ours is None or theirs is None else (ours, theirs)
 
 
 def _rests(shapes: Sequence[Shape]) -> list[Shape]:

@@ -22,6 +22,8 @@ class Levels:
         self._known: dict[tuple[tuple[tuple[int, bool], ...], ...], list[tuple[int, int]]] = {}
         bags = self.features[0].bags
         self._empty = bags.index(()) if () in bags else -1
+        # Holders of what one site of the other side owns, as a stack of recurrent layers: they are that site's counterpart as a whole.
+        self._whole = [{pair[side] for pair in scores.parameters if not scores.sides[side].owned[pair[side]]} for side in (0, 1)]
 
     def called(self, side: int, site: int) -> list[int]:
         """What a site called, in order, then the modules it holds that own parameters but were never called."""
@@ -62,12 +64,11 @@ class Levels:
 
     def _apart(self, side: int, sites: Sequence[int], kind: int) -> list[int]:
         """The siblings with the callers of one kind taken apart."""
+        return [part for site in sites for part in (self.called(side, site) if self._comes_apart(side, site, kind) else [site])]
+
+    def _comes_apart(self, side: int, site: int, kind: int) -> bool:
         features = self.features[side]
-        return [
-            part
-            for site in sites
-            for part in (self.called(side, site) if features.bag[site] == kind and not features.leaf[site] else [site])
-        ]
+        return bool(features.bag[site] == kind and not features.leaf[site] and site not in self._whole[side])
 
     def _best_dissolution(self, lists: list[list[int]], fits: float) -> tuple[float, list[list[int]], tuple[int, int]] | None:
         best: tuple[float, list[list[int]], tuple[int, int]] | None = None

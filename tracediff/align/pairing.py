@@ -29,17 +29,18 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         if not len(side.index):
             raise AlignmentError(f"The {who} {str(side.trace.path)!r} holds no records, so nothing can be paired; capture it again.")
     given = maps.read(mapping, reference.names, port.names)
+    stated = _stated_by_name(reference, port, given)
     matcher = Matcher(
         reference,
         port,
-        given=[(one.reference, one.port) for one in given.pairs if one.part is None],
+        given=[*((one.reference, one.port) for one in given.pairs if one.part is None), *stated],
         fused=[Match(one.reference, one.port, 9.0, "given", part=one.part, whole=one.whole) for one in given.pairs if one.part is not None],
         ignored=given.ignored,
     )
     matches = matcher.run()
     if not matches:
         raise AlignmentError(_nothing_shared(reference, port))
-    pairs, places = _site_pairs(matcher, matches)
+    pairs, places = _site_pairs(matcher, matches, stated)
     permutations = {(one.reference, one.port): one.permutation for one in given.pairs}
     paired = [
         PairedSites(
@@ -62,6 +63,18 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
     )
 
 
+def _stated_by_name(reference: Side, port: Side, given: maps.GivenMap) -> set[tuple[int, int]]:
+    """Sites of equal names, where a side's names were chosen by a person (a converted file): the names then state the pairs.
+
+    What a mapping says of a site goes before.
+    """
+    if not any((side.trace.meta.get("converted") or {}).get("names") == "stated" for side in (reference, port)):
+        return set()
+    taken = {one.reference for one in given.pairs} | given.ignored[0], {one.port for one in given.pairs} | given.ignored[1]
+    ours, theirs = ({side.names[site]: site for site in range(side.called)} for side in (reference, port))
+    return {(site, theirs[name]) for name, site in ours.items() if name in theirs and site not in taken[0] and theirs[name] not in taken[1]}
+
+
 def _left(side: Side, used: Iterable[int]) -> tuple[int, ...]:
     free = np.ones(len(side.index), bool)
     free[list(set(used))] = False
@@ -79,12 +92,12 @@ def _nothing_shared(reference: Side, port: Side) -> str:
 # -- pairs of sites in words -----------------------------------------------------------------------------
 
 
-def _site_pairs(matcher: Matcher, matches: list[Match]) -> tuple[list[SitePair], list[tuple[int, Match]]]:
+def _site_pairs(matcher: Matcher, matches: list[Match], stated: set[tuple[int, int]]) -> tuple[list[SitePair], list[tuple[int, Match]]]:
     """All pairs in the reference's order, the port's unpaired sites last; and each match with its place among them."""
     by_reference: dict[int, list[Match]] = {}
     for match in matches:
         by_reference.setdefault(match.reference, []).append(match)
-    told = _Told(matcher, matches)
+    told = _Told(matcher, matches, stated)
     pairs: list[SitePair] = []
     places: list[tuple[int, Match]] = []
     for site in range(len(matcher.sides[0])):
@@ -101,8 +114,9 @@ def _site_pairs(matcher: Matcher, matches: list[Match]) -> tuple[list[SitePair],
 class _Told:
     """Words and numbers for what the matcher found."""
 
-    def __init__(self, matcher: Matcher, matches: Iterable[Match]) -> None:
+    def __init__(self, matcher: Matcher, matches: Iterable[Match], stated: set[tuple[int, int]]) -> None:
         self.matcher = matcher
+        self.stated = stated
         self.scores = matcher.scores
         self.sides = matcher.sides
         chosen = list(matches)
@@ -133,7 +147,7 @@ class _Told:
     def _evidence(self, match: Match) -> Iterable[str]:
         a, b = match.reference, match.port
         if match.by == "given":
-            yield "given by the mapping"
+            yield "named so in a converted file" if (a, b) in self.stated else "given by the mapping"
         owned, seen = self.scores.parameters.get((a, b)), self.scores.values.get((a, b))
         if owned is not None:
             yield f"parameters: {owned.text}"

@@ -75,7 +75,42 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
         entry.how.append(one.how)
         if one.part is not None and (entry.part is None or one.part.groups > 1):
             entry.part, entry.whole = one.part, one.whole
+    for side in (0, 1):
+        _gather(found, side, (reference, port)[1 - side], worth)
     return dict(found)
+
+
+def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
+    """Gives a site whose parameters several smaller sites of the other side own, each some, to the module that holds those.
+
+    A stack of recurrent layers is one module in one framework and a list of layers in another: it is none of the layers.
+    """
+    owners: dict[int, list[int]] = defaultdict(list)
+    for pair, entry in found.items():
+        if entry.part is None and worth[1 - side][pair[1 - side]] < worth[side][pair[side]]:
+            owners[pair[side]].append(pair[1 - side])
+    for site, parts in owners.items():
+        holder = _holder(other, parts) if len(parts) > 1 else None
+        if holder is None or worth[1 - side][holder]:
+            continue
+        pairs = [(site, part) if side == 0 else (part, site) for part in parts]
+        entries = [found.pop(pair) for pair in pairs]
+        whole = found[(site, holder) if side == 0 else (holder, site)]
+        whole.share = sum(entry.share for entry in entries) / len(entries)
+        whole.how = [how for entry in entries for how in entry.how]
+
+
+def _holder(side: Side, sites: Sequence[int]) -> int | None:
+    """The nearest module whose path begins those of all these sites; None where it is the root or no site."""
+    paths = [side.path[site].split(".") for site in sites]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    for length in range(shared, 0, -1):
+        holder = side.number.get(".".join(paths[0][:length]))
+        if holder is not None:
+            return holder
+    return None
 
 
 def shared_parameters(reference: Sequence[Param], port: Sequence[Param]) -> Iterator[Shared]:
@@ -111,7 +146,7 @@ def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequen
 class _Form:
     """One parameter made comparable: its axes longer than 1 by length, and their vectors centred and scaled to spread 1."""
 
-    __slots__ = ("blocks", "digest", "is_constant", "key", "param", "size")
+    __slots__ = ("_blocks", "digest", "is_constant", "key", "param", "size")
 
     def __init__(self, param: Param) -> None:
         self.param = param
@@ -121,7 +156,14 @@ class _Form:
         stats = param.stats
         self.size = stats.count
         self.is_constant = stats.count < 2 or stats.std <= 1e-6 * max(abs(stats.mean), 1e-30)
-        self.blocks: tuple[Floats, ...] = () if self.is_constant else tuple(_blocks(param))
+        self._blocks: tuple[Floats, ...] | None = None
+
+    @property
+    def blocks(self) -> tuple[Floats, ...]:
+        """For each axis length a vector that no permutation of the axes changes; none where all values are one."""
+        if self._blocks is None:
+            self._blocks = () if self.is_constant else tuple(_blocks(self.param))
+        return self._blocks
 
     @property
     def corner(self) -> Floats:

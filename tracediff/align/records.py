@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import permutations, product
 
 import numpy as np
 
@@ -21,14 +22,21 @@ from tracediff.align.alignment import RecordPair
 from tracediff.align.axes import Join, Layout, Part, Shape
 from tracediff.align.calls import CallPairs, Together
 from tracediff.align.names import tokens
-from tracediff.align.structure import INPUT, Side
+from tracediff.align.structure import INPUT, OUTPUT, Side
 from tracediff.align.values import features
 from tracediff.dtype import Array
 from tracediff.site import End
+from tracediff.trace import schema
 
 _LARGEST = 1 << 26  # elements of a tensor that is read to decide a layout
 _AGREES = 1e-2  # distance of two tensors' statistics, or relative error of their values, at which they agree
+_CLOSE, _ALIKE = 0.05, 0.3  # distances of statistics below which two ends are close, and alike
 _MOST_CONSUMERS = 4
+_MOST_DEALT = 4  # calls that do one call's work whose order is looked at
+RAISED = "a call raised"
+
+UNREAD = "the values were not looked at"
+"""What the evidence of a pair says whose layout only values could tell, where they were not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,10 @@ class RecordPairs:
         self._count = tuple(side.index["count"].tolist() for side in sides)
         self._exact = tuple([dtypes.BY_CODE[code].is_exact for code in side.index["dtype"].tolist()] for side in sides)
         self._kind = tuple(side.end_kind.tolist() for side in sides)
+        self._raised = tuple(((side.index["flags"] & schema.RAISED) != 0).tolist() for side in sides)
         self._partner = {one.reference: one.port for one in reversed(sites)}
         self._plans: dict[tuple[object, ...], list[_Planned]] = {}
+        self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
         self._end = tuple(side.index["end"].tolist() for side in sides)
         self._shape = tuple(side.index["shape"].tolist() for side in sides)
         self._parsed: tuple[dict[int, End], dict[int, End]] = ({}, {})
@@ -81,6 +91,7 @@ class RecordPairs:
         for one in sorted(self.sites, key=lambda one: (depth[one.reference], one.reference)):
             for together in self.calls.pair(one.reference, one.port):
                 found.extend(self._records(one, together))
+        found.extend(self._astray(found))
         found.sort(key=lambda pair: (pair.reference[0], pair.port[0]))
         return found
 
@@ -88,7 +99,10 @@ class RecordPairs:
         if len(together.reference) > 1 or len(together.port) > 1:
             return self._joined(sites, together)
         rows = [side.calls.rows_of(calls[0]).tolist() for side, calls in zip(self.sides, (together.reference, together.port), strict=True)]
-        key = (sites.place, *(tuple((self._end[side][row], self._shape[side][row]) for row in rows[side]) for side in (0, 1)))
+        key = (
+            sites.place,
+            *(tuple((self._end[side][row], self._shape[side][row], self._raised[side][row]) for row in rows[side]) for side in (0, 1)),
+        )
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._plan(sites, rows[0], rows[1])
@@ -100,14 +114,74 @@ class RecordPairs:
     # -- one call on each side -------------------------------------------------------------------------------
 
     def _plan(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> list[_Planned]:
+        raised = [
+            next((place for place, row in enumerate(rows) if self._raised[side][row]), -1) for side, rows in enumerate((ours, theirs))
+        ]
+        if (raised[0] < 0) != (raised[1] < 0):
+            return self._plan_raised(sites, ours, theirs, raised)
         planned = []
         for row, column, score in self._ends(ours, theirs):
             layout, evidence = self._layout(sites, ours[row], theirs[column])
+            is_piece = layout is not None and (layout.part is not None or layout.part_reference is not None)
+            if is_piece and self._exact[0][ours[row]] != self._exact[1][theirs[column]]:
+                continue  # a wave and a count: a number cut out of the one is not the other
             if layout is None and not self._belong(ours[row], theirs[column]):
                 continue
             confidence = min(sites.confidence, 0.99 if score > 1.0 else 0.8 if score > 0.4 else 0.6)
             planned.append(_Planned(row, column, layout, evidence, round(confidence if layout is not None else confidence / 2, 3)))
         return planned
+
+    def _plan_raised(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int], raised: Sequence[int]) -> list[_Planned]:
+        """As `_plan` where one side's call raised: what it raised stands beside the first output of the other (its first row if none)."""
+        whole, broken = (theirs, ours) if raised[1] < 0 else (ours, theirs)
+        side = 1 if whole is theirs else 0
+        place = next((place for place, row in enumerate(whole) if self._kind[side][row] == OUTPUT), 0)
+        handed = [[place for place, row in enumerate(rows) if self._kind[one][row] == INPUT] for one, rows in enumerate((ours, theirs))]
+        inputs = self._plan(sites, [ours[place] for place in handed[0]], [theirs[place] for place in handed[1]])
+        told = [replace(one, reference=handed[0][one.reference], port=handed[1][one.port]) for one in inputs]
+        at = max(raised)
+        return [*told, _Planned(*((place, at) if broken is theirs else (at, place)), None, RAISED, sites.confidence)]
+
+    def _astray(self, found: Sequence[RecordPair]) -> list[RecordPair]:
+        """What the port raised in calls without partner, each beside what the nearest paired caller returns in the reference.
+
+        Outside of all paired calls it stands beside the first record of the reference that the port did not come to. What also left
+        a call that is paired, and was told there, is not told again.
+        """
+        used = {row for pair in found for row in pair.port}
+        taken = {row for pair in found for row in pair.reference}
+        told = {self._error(row) for row in used if self._raised[1][row]}
+        strays = [row for row, is_raised in enumerate(self._raised[1]) if is_raised and row not in used]
+        pairs = []
+        for row in strays:
+            place = self._beside(row, taken) if self._error(row) not in told else None
+            if place is not None:
+                told.add(self._error(row))
+                taken.add(place)
+                pairs.append(RecordPair((place,), (row,), None, RAISED, 0.5, self._place_of(place)))
+        return pairs
+
+    def _error(self, row: int) -> bytes:
+        code: bytes = self.sides[1].index["digest"][row].tobytes()
+        return code
+
+    def _beside(self, row: int, taken: set[int]) -> int | None:
+        calls = self.sides[1].calls
+        call = int(calls.parent[calls.of_row[row]])
+        while call >= 0:
+            partner = self.calls.partner[1].get(call)
+            outputs = [] if partner is None else self.sides[0].ends_of(partner)[1]
+            free = next((one for one in outputs if one not in taken), None)
+            if free is not None:
+                return free
+            call = int(calls.parent[call])
+        start = max(taken, default=-1) + 1
+        return start if start < len(self._kind[0]) else None
+
+    def _place_of(self, row: int) -> int:
+        """The place in the alignment of the site of a row of the reference; of the first pair where it has none."""
+        site = int(self.sides[0].calls.site[self.sides[0].calls.of_row[row]])
+        return next((one.place for one in self.sites if one.reference == site), self.sites[0].place)
 
     def _belong(self, a: int, b: int) -> bool:
         """Whether two ends must be one even where no layout reconciles their shapes: they have one name, or are the main outputs."""
@@ -124,11 +198,15 @@ class RecordPairs:
             rows, columns = [[place for place, seen in enumerate(side) if seen == kind] for side in kinds]
             if len(rows) == len(columns) == 1 and kind != INPUT:
                 found.append((rows[0], columns[0], 1.5))
+            elif len(rows) == len(columns) == 1:
+                score = self._end_score(ours[rows[0]], theirs[columns[0]], True) + 0.25
+                found.extend([(rows[0], columns[0], score)] if score > order.LEAST else [])
             elif rows and columns:
-                alone = len(rows) == len(columns) == 1
-                scores = np.array([[self._end_score(ours[i], theirs[j], alone) for j in columns] for i in rows])
+                scores = np.array([[self._end_score(ours[i], theirs[j], False) for j in columns] for i in rows])
                 scores[np.diag_indices(min(scores.shape))] += 0.25  # the same place among the ends of its kind
-                found.extend((rows[i], columns[j], float(scores[i, j])) for i, j in order.matched(scores))
+                matched = [(rows[i], columns[j], float(scores[i, j])) for i, j in order.matched(scores)]
+                is_told = kind == INPUT or len(rows) == len(columns)
+                found.extend(one for one in matched if is_told or one[0] == one[1] or self._is_supported(ours[one[0]], theirs[one[1]]))
         return found
 
     def _end_score(self, a: int, b: int, alone: bool) -> float:
@@ -136,11 +214,39 @@ class RecordPairs:
         score = 0.9 if alone else 0.1
         if ours.kind != theirs.kind:
             return -1.0
+        is_one_truth = self._exact[0][a] and self._exact[1][b] and self._is_truth(0, a) != self._is_truth(1, b)
+        if is_one_truth and not (self._is_mask(0, a) and self._is_mask(1, b)):
+            return -1.0  # ids and positions are no masks
         score += _named_alike(ours, theirs)
+        score += 3.0 if ours == theirs and self._is_function(a, b) else 0.0  # functions' ends are named alike, whatever values come there
         score += 0.5 if axes.layouts(self._shape_of(0, a), self._shape_of(1, b)) else -0.5
         apart = self._apart(a, b)
-        score += 2.0 if apart < 1e-3 else 1.2 if apart < 0.05 else 0.4 if apart < 0.3 else 0.0
+        score += 2.0 if apart < 1e-3 else 1.2 if apart < _CLOSE else 0.4 if apart < _ALIKE else 0.0
         return score + (0.0 if self._exact[0][a] == self._exact[1][b] else -0.5)
+
+    def _is_function(self, a: int, b: int) -> bool:
+        return self._functional[0][a] and self._functional[1][b]
+
+    @cached_property
+    def _functional(self) -> tuple[list[bool], ...]:
+        """Of each row whether its site is a function's."""
+        found = []
+        for side in self.sides:
+            codes, inverse = np.unique(side.index["site"], return_inverse=True)
+            found.append(np.array(["!" in side.trace.strings[int(code)] for code in codes], bool)[inverse].tolist())
+        return tuple(found)
+
+    def _is_supported(self, a: int, b: int) -> bool:
+        """Whether more than its shape speaks for a pair of outputs, where one side returns more than the other."""
+        return _named_alike(self._key(0, a), self._key(1, b)) > 0 or self._apart(a, b) < _CLOSE
+
+    def _is_truth(self, side: int, row: int) -> bool:
+        return dtypes.BY_CODE[int(self.sides[side].index["dtype"][row])].name == "bool"
+
+    def _is_mask(self, side: int, row: int) -> bool:
+        """Whether exact values may be a mask: truth values, or numbers that are 0 or 1."""
+        index = self.sides[side].index
+        return bool(index["min"][row] >= 0 and index["max"][row] <= 1)
 
     def _key(self, side: int, row: int) -> End:
         code = self._end[side][row]
@@ -170,9 +276,12 @@ class RecordPairs:
             return self._part_layout(sites, shape_a, shape_b)
         if sites.permutation is not None and _fits(sites.permutation, shape_a, shape_b):
             return Layout(shape_a, permutation=sites.permutation), "given"
+        kept = self._kept(a, b) if shape_a != shape_b else None
+        if kept is not None:
+            return kept
         candidates = axes.layouts(shape_a, shape_b)
         if not candidates:
-            return None, f"no layout reads {shape_b} as {shape_a}"
+            return self._cut(a, b) or (None, f"no layout reads {shape_b} as {shape_a}")
         if candidates[0].repeat or candidates[0].window is not None:
             return self._partial(a, b, candidates)
         if len(candidates) == 1:
@@ -197,6 +306,66 @@ class RecordPairs:
             ), "part of a fused projection"
         return None, f"no part of {shape_whole} holds {shape_part}"
 
+    def _kept(self, a: int, b: int) -> tuple[Layout, str] | None:
+        """The layout of one position against all of them, where the values tell which one it is.
+
+        An output may be of one position only where an input of that call is too: otherwise the call itself would have dropped the rest.
+        """
+        candidates = axes.kept(self._shape_of(0, a), self._shape_of(1, b))
+        if not candidates or (self._kind[0][a] != INPUT and not self._takes_one(a, b)):
+            return None
+        read = self._read(a, b)
+        if read is None:
+            return None
+        errors = [axes.relative_error(axes.apply_reference(read[0], one), axes.apply(read[1], one)) for one in candidates]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        if errors[best] >= _AGREES and errors[best] >= axes.CLEARLY_BETTER * max(errors):
+            return None
+        return candidates[best], f"one position of the {'reference' if candidates[best].part_reference else 'port'}'s"
+
+    def _takes_one(self, a: int, b: int) -> bool:
+        """Whether what gave out two records, these calls or others inside them, took in one position against as many as they have."""
+        ratio = self._count[0][a] / self._count[1][b]
+        for ours in self._givers(0, a):
+            for theirs in self._givers(1, b):
+                pairs = [(i, j) for i in ours for j in theirs if axes.kept(self._shape_of(0, i), self._shape_of(1, j))]
+                if any(self._count[0][i] / self._count[1][j] == ratio for i, j in pairs):
+                    return True
+        return False
+
+    def _givers(self, side: int, row: int) -> list[list[int]]:
+        """The input rows of each call that gave out these very values: a module and the one inside it whose output it hands on."""
+        index = self.sides[side].index
+        same = np.flatnonzero((index["digest"] == index["digest"][row]).all(-1) & (self.sides[side].end_kind == OUTPUT))
+        calls = dict.fromkeys(int(self.sides[side].calls.of_row[one]) for one in [row, *same.tolist()[:_MOST_CONSUMERS]])
+        return [self.sides[side].ends_of(call)[0] for call in calls]
+
+    def _cut(self, a: int, b: int) -> tuple[Layout, str] | None:
+        """The layout of an output of which one side cuts an end off inside the module and the other outside (a causal convolution).
+
+        Only where the rest really agrees and the callers, which see both, give out equal shapes.
+        """
+        shapes = self._shape_of(0, a), self._shape_of(1, b)
+        candidates = axes.cuts(*shapes) if self._kind[0][a] == OUTPUT and self._callers_fit(a, b) else ()
+        read = self._read(a, b) if candidates else None
+        if read is None:
+            return None
+        errors = [axes.relative_error(axes.apply_reference(read[0], one), axes.apply(read[1], one)) for one in candidates]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        return (candidates[best], f"cut elsewhere; the rest agrees to {errors[best]:.0e}") if errors[best] < _AGREES else None
+
+    def _callers_fit(self, a: int, b: int) -> bool:
+        """Whether the callers of two records' calls give out tensors of shapes that can be read as each other's."""
+        shapes = []
+        for side, row in ((0, a), (1, b)):
+            calls = self.sides[side].calls
+            caller = int(calls.parent[calls.of_row[row]])
+            given = self.sides[side].ends_of(caller)[1] if caller >= 0 else []
+            if not given:
+                return False
+            shapes.append(self._shape_of(side, given[0]))
+        return any(one.window is None and not one.repeat for one in axes.layouts(*shapes))
+
     def _partial(self, a: int, b: int, candidates: Sequence[Layout]) -> tuple[Layout | None, str]:
         """A window, where the inside really agrees, or a repetition; for inputs only: an output of another size is an error."""
         read = self._read(a, b)
@@ -208,7 +377,8 @@ class RecordPairs:
                 return layout, f"padded before the call; the inside agrees to {error:.0e}"
         if candidates[0].repeat:
             return candidates[0], "shapes, one side repeated"
-        return None, f"no layout reads {self._shape_of(1, b)} as {self._shape_of(0, a)}"
+        open_ = f"; {UNREAD}" if read is None and candidates[0].window is not None else ""
+        return None, f"no layout reads {self._shape_of(1, b)} as {self._shape_of(0, a)}{open_}"
 
     def _by_values(self, a: int, b: int, candidates: Sequence[Layout]) -> tuple[Layout, str]:
         plain = candidates[0]
@@ -218,7 +388,7 @@ class RecordPairs:
             return plain, "shapes; the values differ"
         read = self._read(a, b)
         if read is None:
-            return plain, "shapes; the values were not looked at"
+            return plain, f"shapes; {UNREAD}"
         chosen, error = axes.choose(*read, candidates)
         if chosen is plain:
             return plain, "values" if error < _AGREES else "shapes; the values differ"
@@ -261,21 +431,79 @@ class RecordPairs:
     # -- split and stacked calls -----------------------------------------------------------------------------
 
     def _joined(self, sites: PairedSites, together: Together) -> list[RecordPair]:
-        """The records of several calls that do one call's work: each end joined over the calls."""
+        """The records of several calls that do one call's work: each end joined over the calls, or else each part told from the whole."""
         rows = [
             [side.calls.rows_of(call).tolist() for call in calls]
             for side, calls in zip(self.sides, (together.reference, together.port), strict=True)
         ]
-        found = []
+        evidence = f"{len(together.reference)} calls of the reference, {len(together.port)} of the port"
+        confidence = min(sites.confidence, 0.9)
+        joined: list[tuple[list[int], list[int], Layout]] = []
+        pieces: list[RecordPair] = []
         for i, j, _ in self._ends(rows[0][0], rows[1][0]):
             ours, theirs = self._same_end(0, rows[0], rows[0][0][i]), self._same_end(1, rows[1], rows[1][0][j])
             if len(ours) == len(together.reference) and len(theirs) == len(together.port):
                 shapes = [[self._shape_of(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
                 layout = joined_layout(shapes[0], shapes[1])
                 if layout is not None:
-                    evidence = f"{len(ours)} calls of the reference, {len(theirs)} of the port"
-                    found.append(RecordPair(tuple(ours), tuple(theirs), layout, evidence, min(sites.confidence, 0.9), sites.place))
-        return found
+                    joined.append((ours, theirs, layout))
+                    continue
+                for a, b, one in piece_layouts(shapes[0], shapes[1], together.lengths) or self._repeated(ours, theirs, shapes):
+                    pieces.append(RecordPair((ours[a],), (theirs[b],), one, evidence, confidence, sites.place))
+        order = self._order(sites.place, joined)
+        dealt = [
+            RecordPair(_dealt(ours, order), _dealt(theirs, order), layout, evidence, confidence, sites.place)
+            for ours, theirs, layout in joined
+        ]
+        return [*dealt, *pieces]
+
+    def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
+        """What one call of a side is given or gives, and each of several calls of the other too: a scale, a mask, positions.
+
+        Whole numbers and switches count only where they are equal: what is done in steps may well be told otherwise.
+        """
+        if min(len(ours), len(theirs)) != 1 or len({*shapes[0], *shapes[1]}) != 1:
+            return []
+        index = self.sides[0].index, self.sides[1].index
+        return [
+            (place if len(ours) > 1 else 0, place if len(theirs) > 1 else 0, Layout(shapes[0][0]))
+            for place, (a, b) in enumerate(product(ours, theirs))
+            if not (self._exact[0][a] and self._exact[1][b]) or _same_bits(index[0][a], index[1][b])
+        ]
+
+    def _order(self, place: int, ends: Sequence[tuple[list[int], list[int], Layout]]) -> tuple[int, ...]:
+        """In which order few calls of one side do one call's work: a port may compute the unconditional half of a batch first.
+
+        As they come, unless the values of some end clearly tell otherwise; told once for each pair of sites.
+        """
+        count = max((max(len(ours), len(theirs)) for ours, theirs, _ in ends), default=0)
+        plain = tuple(range(count))
+        if not 2 <= count <= _MOST_DEALT or any(min(len(ours), len(theirs)) != 1 for ours, theirs, _ in ends):
+            return plain
+        key = place, count
+        if key not in self._orders:
+            told = (self._told_order(*end) for end in ends)
+            self._orders[key] = next((order for order in told if order is not None), plain)
+        return self._orders[key]
+
+    def _told_order(self, ours: list[int], theirs: list[int], layout: Layout) -> tuple[int, ...] | None:
+        """The order of the calls that an end's values clearly tell; None where they do not."""
+        left, right = self._values(0, ours), self._values(1, theirs)
+        if left is None or right is None or len({array.shape for array in (left if len(ours) > 1 else right)}) > 1:
+            return None
+        errors = {}
+        for one in permutations(range(max(len(ours), len(theirs)))):
+            reference = axes.apply_reference([left[place] for place in one] if len(left) > 1 else left[0], layout)
+            port = axes.apply([right[place] for place in one] if len(right) > 1 else right[0], layout)
+            errors[one] = axes.relative_error(reference, port)
+        best, second = sorted(errors, key=errors.__getitem__)[:2]
+        return best if errors[best] < axes.CLEARLY_BETTER * errors[second] else None
+
+    def _values(self, side: int, rows: Sequence[int]) -> list[Array] | None:
+        records = [self.sides[side].trace.records[row] for row in rows]
+        if not all(record.stored and record.stats.count <= _LARGEST and record.dtype != "text" for record in records):
+            return None
+        return [record.read() for record in records]
 
     def _same_end(self, side: int, calls: Sequence[Sequence[int]], like: int) -> list[int]:
         return [row for rows in calls for row in rows if self._end[side][row] == self._end[side][like]]
@@ -298,6 +526,48 @@ def joined_layout(reference: Sequence[Shape], port: Sequence[Shape]) -> Layout |
     return min(found, key=_joined_plainness, default=None)
 
 
+def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(rows[place] for place in order) if len(rows) == len(order) > 1 else tuple(rows)
+
+
+def piece_layouts(
+    reference: Sequence[Shape], port: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]]
+) -> list[tuple[int, int, Layout]]:
+    """Which part of one call's tensor each of several calls' has: (place in the reference, place in the port, layout) each.
+
+    ``lengths``: the steps that each call does. A call's tensor may hold its own steps, all steps so far (the keys of a cache), or its
+    last step alone (the logits of a decoder). Empty where neither side is one call, or some tensor is none of these.
+
+    >>> [str(layout) for _, _, layout in piece_layouts([(1, 3, 40)], [(1, 2, 40), (1, 3, 40)], ([3], [2, 1]))]
+    ['reference 0:2 of axis 1', 'reference 0:3 of axis 1']
+    """
+    if min(len(reference), len(port)) != 1 or not lengths[0]:
+        return []
+    side = 0 if len(reference) == 1 else 1
+    whole, parts = (reference, port)[side][0], (port, reference)[side]
+    for axis in (axis for axis, size in enumerate(whole) if size == lengths[side][0]):
+        found = [_piece(whole, shape, axis, end - length, end, side) for shape, length, end in _steps(parts, lengths[1 - side])]
+        if all(layout is not None for layout in found):
+            places = [(0, place) if side == 0 else (place, 0) for place in range(len(parts))]
+            return [(*place, layout) for place, layout in zip(places, found, strict=True) if layout is not None]
+    return []
+
+
+def _steps(shapes: Sequence[Shape], lengths: Sequence[int]) -> Iterable[tuple[Shape, int, int]]:
+    return zip(shapes, lengths, np.cumsum(lengths).tolist(), strict=True)
+
+
+def _piece(whole: Shape, part: Shape, axis: int, start: int, stop: int, side: int) -> Layout | None:
+    """How one tensor is part of a whole on side 0 or 1: its steps ``start:stop``, all until ``stop``, or the last one."""
+    for first in dict.fromkeys((start, 0, stop - 1)):
+        cut = (*whole[:axis], stop - first, *whole[axis + 1 :])
+        fits = axes.layouts(cut, part) if side == 0 else axes.layouts(part, cut)
+        if fits and fits[0].window is None and not fits[0].repeat:
+            piece = Part(axis, first, stop)
+            return replace(fits[0], part_reference=piece) if side == 0 else replace(fits[0], part=piece)
+    return None
+
+
 def _joined_plainness(layout: Layout) -> tuple[bool, bool, bool]:
     joins = [join for join in (layout.join, layout.join_reference) if join is not None]
     return layout.permutation is not None, layout.split is not None, any(join.how == "stack" for join in joins)
@@ -307,11 +577,13 @@ def _joins(shapes: Sequence[Shape]) -> list[tuple[Join | None, Shape]]:
     """The ways to make one tensor of several, with the shape that results."""
     if len(shapes) == 1:
         return [(None, shapes[0])]
-    first = shapes[0]
+    first = max(shapes, key=len)
     ways: list[tuple[Join | None, Shape]] = []
     for axis in range(len(first)):
-        if all(len(shape) == len(first) and _but(shape, axis) == _but(first, axis) for shape in shapes):
-            ways.append((Join(axis), (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])))
+        but = _but(first, axis)
+        if all(shape == but if len(shape) < len(first) else _but(shape, axis) == but for shape in shapes):
+            total = sum(shape[axis] if len(shape) == len(first) else 1 for shape in shapes)
+            ways.append((Join(axis), (*first[:axis], total, *first[axis + 1 :])))
     if all(shape == first for shape in shapes):
         ways.extend((Join(axis, "stack"), (*first[:axis], len(shapes), *first[axis:])) for axis in range(len(first) + 1))
     return ways

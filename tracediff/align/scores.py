@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ Ints = NDArray[np.int64]
 _LEAST_TRUST = 0.2  # how far names must be trusted to count at all
 _SAME_NAME = 2.6  # what the same full name is worth: more than equal weights, which may have been loaded into the wrong place
 _PLACED = 1.5  # what it is worth to take in what no other site of the kind does
+_SAME_PLACE = 0.5  # how alike what two callers call must be for that
 _MORE_INSIDE = 5.0  # what speaks against pairing a leaf with a caller of more than such a leaf, whatever parameter both own
+_MUCH_MORE = 4  # so many times as much inside one of two callers says that they are not one, whatever parameter both own
 _FEW = 100  # pairs of sites for which plain Python is faster than arrays
 _MOST_KINDS = 3000  # kinds for which a full table of likenesses is kept
 _ANCHOR = 1.2  # the least evidence from parameters and values that pairs two sites by itself
@@ -46,9 +49,9 @@ class Scores:
         self.near = _near(self.parameters, self.values)
         self.trust = _names_count(self.sides)
         self.named = _same_names(self.sides) if self.trust >= _LEAST_TRUST else {}
-        self.placed = self._placed()
         bags, attributes = self.features[0].bags, self.features[0].attribute_sets
         self.bags = _Likenesses(len(bags), lambda one, other: _jaccard(bags[one], bags[other]))
+        self.placed = self._placed()
         self.attributes = _Likenesses(len(attributes), lambda one, other: _agreement(attributes[one], attributes[other]))
         self.anchors = self._anchors()
         self.overlap = self._overlaps()
@@ -72,7 +75,10 @@ class Scores:
         return self.told(a, b) + (_SAME_NAME * self.trust if self.named.get(a) == b else 0.0) + self._fit(a, b)
 
     def _placed(self) -> set[tuple[int, int]]:
-        """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place."""
+        """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place.
+
+        Of callers also what they call must be mostly alike: the first part of a model takes in what the whole model does.
+        """
         ours, theirs = self.features
         alike: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
         for (a, b), seen in self.values.items():
@@ -81,6 +87,7 @@ class Scores:
                 and ours.key[a] == theirs.key[b]
                 and ours.function[a] == theirs.function[b]
                 and ours.leaf[a] == theirs.leaf[b]
+                and (ours.leaf[a] or self.bags.of(int(ours.bag[a]), int(theirs.bag[b])) > _SAME_PLACE)
             ):
                 alike[0][a].append(b)
                 alike[1][b].append(a)
@@ -168,18 +175,28 @@ class Scores:
 
     def _fit(self, a: int, b: int) -> float:
         """How well two sites fit by what they own and do: contradictions count against an anchor."""
-        ours, theirs = self.features
         fit = 0.0
-        if ours.key[a] != theirs.key[b]:
-            fit -= 0.8 if ours.key[a] and theirs.key[b] else 0.5
-        if ours.function[a] != theirs.function[b]:
+        key, function, role, leaf, inside = self._plain[0][a]
+        other_key, other_function, other_role, other_leaf, other_inside = self._plain[1][b]
+        if key != other_key:
+            fit -= 0.8 if key and other_key else 0.5
+        if function != other_function:
             fit -= 0.5
-        if ours.role[a] and theirs.role[b] and ours.role[a] != theirs.role[b]:
+        if role and other_role and role != other_role:
             fit -= 0.5
-        if ours.leaf[a] != theirs.leaf[b]:
-            more = int(ours.inside[a] - theirs.inside[b])
-            fit -= _MORE_INSIDE if (more < 0 if ours.leaf[a] else more > 0) else 0.4
+        if leaf != other_leaf:
+            fit -= _MORE_INSIDE if (inside < other_inside if leaf else inside > other_inside) else 0.4
+        elif not leaf and max(inside, other_inside) > _MUCH_MORE * max(1, min(inside, other_inside)):
+            fit -= _MORE_INSIDE
         return fit
+
+    @cached_property
+    def _plain(self) -> tuple[list[tuple[int, int, int, bool, int]], ...]:
+        """Of each site the key, function, role, whether it is a leaf, and how much lies inside."""
+        return tuple(
+            list(zip(*(getattr(one, name).tolist() for name in ("key", "function", "role", "leaf", "inside")), strict=True))
+            for one in self.features
+        )
 
     def _overlaps(self) -> dict[tuple[int, int], float]:
         """Of pairs of callers, how far the anchored sites below them are the same (Dice); a single one convinces less."""

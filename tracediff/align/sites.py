@@ -7,7 +7,7 @@ children are aligned in the order of their calls, and assigned out of order only
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -114,11 +114,16 @@ class Matcher:
             and not own
             and scores.max() > _WORTH_PAIRING
             and self.features[side].key[inside[int(scores.argmax())]] == self.features[1 - side].key[leaf]
+            and self._is_alone(side, inside, int(self.features[1 - side].key[leaf]))
         ):
             best = inside[int(scores.argmax())]
             self._unpair(side, wrapper)
             self._pair(Match(*((best, leaf) if side == 0 else (leaf, best)), float(scores.max()), "wrapped"))
         return [site for site in left[0] if site not in self.partner[0]], [site for site in left[1] if site not in self.partner[1]]
+
+    def _is_alone(self, side: int, inside: Sequence[int], key: int) -> bool:
+        """Whether a wrapper holds one module with such parameters; a stack of them, as of recurrent layers, wraps none of them."""
+        return not key or sum(int(self.features[side].key[site]) == key for site in inside) == 1
 
     def _called(self, side: int, site: int) -> list[int]:
         """What a site called, in order, then the modules it holds that own parameters but were never called."""
@@ -252,14 +257,16 @@ class Matcher:
         for start in range(len(parts)):
             for count in (2, 3, 4):
                 group = parts[start : start + count]
-                if len(group) == count and self._adds_up(side, group, whole) and not self._has_likes(side, group, wholes):
+                if len(group) == count and self._adds_up(side, group, whole) and not self._has_likes(side, group, parts, wholes):
                     return list(group)
         return []
 
-    def _has_likes(self, side: int, group: Sequence[int], wholes: Sequence[int]) -> bool:
-        """Whether the other side has unpaired siblings of the same shape as one of the group, so that nothing need be fused."""
-        free = {int(self.features[1 - side].key[rival]) for rival in wholes if rival not in self.partner[1 - side]}
-        return any(int(self.features[side].key[part]) in free for part in group)
+    def _has_likes(self, side: int, group: Sequence[int], parts: Sequence[int], wholes: Sequence[int]) -> bool:
+        """Whether the other side has as many unpaired siblings of the same shape as this one, so that nothing need be fused."""
+        free = Counter(int(self.features[1 - side].key[rival]) for rival in wholes if rival not in self.partner[1 - side])
+        mine = Counter(int(self.features[side].key[part]) for part in parts)
+        taken = Counter(int(self.features[side].key[part]) for part in group)
+        return any(mine[key] - count < free[key] for key, count in taken.items())
 
     def _adds_up(self, side: int, group: Sequence[int], whole: int) -> bool:
         mine, other = self.features[side], self.features[1 - side]

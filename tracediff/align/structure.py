@@ -177,9 +177,16 @@ class Side:
 
     def ends_of(self, call: int) -> tuple[list[int], list[int]]:
         """A call's input rows and its other rows (outputs, taps, draws)."""
-        rows = self.calls.rows_of(call)
-        kinds = self.end_kind[rows]
-        return rows[kinds == INPUT].tolist(), rows[kinds != INPUT].tolist()
+        (ins, first_in), (outs, first_out) = self._ends
+        return ins[first_in[call] : first_in[call + 1]], outs[first_out[call] : first_out[call + 1]]
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
+        """The input rows and the other rows of all calls, one call after the other, each with where every call's begin."""
+        calls = self.calls
+        taken = self.end_kind[calls.rows] == INPUT
+        before = np.concatenate([[0], np.cumsum(taken)])[calls.starts]
+        return (calls.rows[taken].tolist(), before.tolist()), (calls.rows[~taken].tolist(), (calls.starts - before).tolist())
 
     def text(self, column: str, row: int) -> str:
         """The text that a text column of the index holds at a row."""
