@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
@@ -31,9 +31,9 @@ from tracediff.site import Call, End, Site, is_below, module_of
 from tracediff.trace import Record, Trace, schema
 
 Mode = Literal["free", "forced"]
-Method = Literal["bisect", "scan"]
-How = Literal["", "read", "digest", "statistics", "forced", "shape"]
-Effect = Literal["", "moved", "no effect", "untold", "unchecked"]
+Method = Literal["bisect", "scan", "live"]
+How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
+Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise"]
 Blame = Literal["module", "caller", "input", "random"]
 
 PROBES = 16
@@ -44,15 +44,29 @@ _SCALED = 1e-6  # outputs whose cosine is closer to 1 differ by a mere factor
 _SURE = 1.001  # by how much a bound from statistics must exceed the limit
 
 
+class Again(Protocol):
+    """Fetches what was not stored by running both sides again.
+
+    ``most`` is how many bytes may be fetched at once where no single frame asks for more. `fetch` makes the values of those rows of
+    reference and port readable; those of earlier fetches need not stay so.
+    """
+
+    most: int
+
+    def fetch(self, reference: Sequence[int], port: Sequence[int]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One pair of records and what is known of it.
 
     ``how``: "read" (values compared), "digest" (equal bits, not read), "statistics" (values not stored, or not needed: ``at_least``, a
     lower bound of the relative L2, can prove a difference but no agreement), "forced" (compared while the port ran), "shape" (no layout
-    reconciles the two), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives the limit
-    also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence: "moved", "no
-    effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked).
+    reconciles the two), "raised" (a call of one side raised instead), "served" (the port computed nothing: the tensor was served from a
+    trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives
+    the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
+    "moved", "no effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
+    (nothing but noise-sensitive ids sent the two runs different ways).
     """
 
     pair: RecordPair
@@ -98,7 +112,8 @@ class Certificate:
 
     ``predecessors``: how many pairs the first divergence can come from, all found to agree. ``probes``: how many pairs before it were
     looked at besides, none of which diverged; ``unread_before``: how many before it nobody looked at. ``by_digest``,
-    ``by_statistics``: pairs decided without reading. ``seed``: of the probes. ``rtol``, ``atol``: the tolerance that was given, if any.
+    ``by_statistics``: pairs decided without reading. ``sensitive``: ids that differ where noise changes the reference's too.
+    ``seed``: of the probes. ``rtol``, ``atol``: the tolerance that was given, if any.
     """
 
     method: Method
@@ -111,6 +126,7 @@ class Certificate:
     by_statistics: int = 0
     moved: tuple[int, ...] = ()
     without_effect: tuple[int, ...] = ()
+    sensitive: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -149,25 +165,37 @@ def locate(
     probes: int = PROBES,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    again: Again | None = None,
 ) -> Located:
     """Where two aligned traces first part.
 
     With ``scan`` every pair is compared, and all introduced divergences are found; otherwise pairs are bisected and only the first one
     is. ``mode`` is by default what the port's trace says. ``floors`` are noise floors by the reference's row; ``compared`` are metrics
     already taken (in a forced run), by the first rows of reference and port: those are not read again. ``stages`` restricts to some stages.
-    ``progress`` is told (done, total) while scanning.
+    ``progress`` is told (done, total) while scanning. ``again`` fetches values that the traces do not hold: the search then goes from the
+    outermost calls inwards, one frame a fetch.
     """
     tolerance(rtol, atol)
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
     pairs = _in_order(alignment, reference, stages)
     judge = _Judge(pairs, alignment, reference, port, mode=mode, given=(rtol, atol), floors=floors or {}, compared=compared or {})
-    method: Method = "scan" if scan or mode == "forced" else "bisect"
+    judge.again = again
+    method: Method = "live" if again is not None else "scan" if scan or mode == "forced" else "bisect"
     if method == "scan":
-        places, probed = _introduced(judge, _scan(judge, progress)), 0
+        dirty = _scan(judge, progress)
+        places, probed = _introduced(judge, dirty), 0
+        if judge.flipped and not places:
+            judge.excuse(dirty)
+    elif judge.flipped:
+        dirty = _scan(judge, progress)
+        places, probed = _introduced(judge, dirty)[:1], 0
+        if not places:
+            judge.excuse(dirty)
     else:
-        places, probed = _bisect(judge, probes, random.Random(seed))
+        places, probed = (_descended if method == "live" else _bisect)(judge, probes, random.Random(seed))
         places += [place for first in places for place in _sharing(judge, first)]
-        _look_into_stages(judge)
+        if method == "bisect":
+            _look_into_stages(judge)
     found = _merged(judge, [_finding(judge, place) for place in places])
     comparisons = tuple(judge.comparison(i) for i in range(len(judge)))
     certificate = _certificate(judge, comparisons, method, places[0] if places else None, probed, seed)
@@ -294,6 +322,18 @@ class _Flow:
         rows = [row for sibling in up.children if sibling.first > frame.first for row in sibling.inputs or sibling.outputs]
         return sorted(j for row in (*rows, *up.outputs) for j in self.pairs_of_row.get(row, ()) if j > i)
 
+    def level(self, frame: _Frame) -> list[int]:
+        """What one frame sees: its own pairs and those of the calls that it makes, in order; unpaired calls are looked through."""
+        found = set(self._paired((*frame.inputs, *frame.outputs)))
+        stack = list(frame.children)
+        while stack:
+            child = stack.pop()
+            rows = (*child.inputs, *child.outputs)
+            found.update(self._paired(rows))
+            if not child.outputs or any(row not in self.pairs_of_row for row in rows):
+                stack.extend(child.children)
+        return sorted(found)
+
     def outputs_within(self, frame: _Frame) -> Iterable[int]:
         """The outputs of a call, then those of all calls inside it."""
         yield from self._paired(frame.outputs)
@@ -377,6 +417,8 @@ class _Judge:
         self._effects: dict[int, Effect] = {}
         self._metrics: dict[tuple[Any, ...], Metrics] = {}
         self._runs = tuple(dtypes.BY_NAME.get(str(trace.meta.get("dtype"))) for trace in (reference, port))
+        self.again: Again | None = None
+        self._held: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -429,9 +471,13 @@ class _Judge:
         pair, (left, right) = self.pairs[i], self.records(i)
         if (pair.reference[0], pair.port[0]) in self.compared:
             return self._with(i, "forced", self.compared[pair.reference[0], pair.port[0]])
+        if right.flags & schema.SERVED and not left.flags & schema.SERVED:
+            return Comparison(pair, "served", judgement=Judgement(0.0, "exact", False))
         if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
-            return Comparison(pair, "shape", judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
+            how: How = "raised" if self.has_raised(i) else "shape"
+            return Comparison(pair, how, judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
         if left.end == right.end == "draw" and self._is_stored(i):
+            self._hold(i)
             drawn = (standard(Site.parse(one.site).name, one.read(), one.note) for one in (left, right))
             return self._with(i, "read", compare(*drawn, layout=pair.layout))
         if pair.layout.is_same and left.digest == right.digest and left.dtype == right.dtype and len(pair.reference) == len(pair.port) == 1:
@@ -468,7 +514,57 @@ class _Judge:
             return all(record.stored for record in self.records(i))
         return all(self.reference.records[row].stored for row in pair.reference) and all(self.port.records[row].stored for row in pair.port)
 
+    # -- values that are not stored
+
+    def gather(self, places: Sequence[int]) -> None:
+        """Fetches what is not stored of several pairs by one run of either side, and compares it while it is there."""
+        wanted = [i for i in places if self._is_open(i)]
+        if self.again is None or not wanted:
+            return
+        self._held = frozenset(wanted)
+        self.again.fetch(*(sorted({row for i in wanted for row in self._rows(i)[side]}) for side in (0, 1)))
+        for i in wanted:
+            self.measure(i)
+
+    def batches(self, places: Iterable[int]) -> Iterable[list[int]]:
+        """The places, in runs that may be fetched at once."""
+        batch: list[int] = []
+        size = 0
+        for i in places:
+            pair = self.pairs[i]
+            nbytes = sum(int(self.reference.index["nbytes"][row]) for row in pair.reference)
+            nbytes += sum(int(self.port.index["nbytes"][row]) for row in pair.port)
+            if batch and self.again is not None and size + nbytes > self.again.most:
+                yield batch
+                batch, size = [], 0
+            batch.append(i)
+            size += nbytes
+        if batch:
+            yield batch
+
+    def _rows(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.pairs[i].reference, self.pairs[i].port
+
+    def _is_open(self, i: int) -> bool:
+        """Whether only values would tell more of a pair."""
+        if self.pairs[i].layout is None:
+            return False
+        known = self._known.get(i) or (self._free.get(i) if self.records(i)[0].end == "draw" else self.free(i))
+        return known is None or (known.how == "statistics" and known.metrics is None)
+
+    def _hold(self, i: int) -> None:
+        """Sees to it that the values of a pair can be read: what one frame sees is fetched together."""
+        if self.again is None or i in self._held:
+            return
+        seen = [j for j in self.flow.level(self.flow.frame(i).up or self.flow.top) if self._is_open(j)]
+        self._held = frozenset((*seen, i))
+        self.again.fetch(*(sorted({row for j in self._held for row in self._rows(j)[side]}) for side in (0, 1)))
+        for j in seen:
+            if j != i:
+                self.measure(j)
+
     def _read(self, i: int) -> Comparison:
+        self._hold(i)
         pair = self.pairs[i]
         lefts, rights = [self.reference.records[row] for row in pair.reference], [self.port.records[row] for row in pair.port]
         key = (pair.layout, *((one.digest, one.dtype) for one in (*lefts, *rights)))
@@ -513,6 +609,16 @@ class _Judge:
 
     # -- differences that are no divergence
 
+    @cached_property
+    def flipped(self) -> tuple[int, ...]:
+        """The pairs of ids that differ where noise changes the reference's too: no divergences, but the runs may part there."""
+        sensitive = [i for i in range(len(self)) if self._floor(i) and dtypes.named(self.records(i)[0].dtype).is_exact]
+        return tuple(i for i in sensitive if _is_flipped(self.judged(i)))
+
+    def excuse(self, dirty: Iterable[int]) -> None:
+        """Says of pairs that diverged that noise-sensitive ids sent the two runs different ways, where nothing else did."""
+        self._effects.update(dict.fromkeys(dirty, "noise"))
+
     def effect(self, i: int) -> Effect:
         """Why a pair that diverged is no divergence; "" where it is one."""
         if i not in self._effects:
@@ -521,11 +627,13 @@ class _Judge:
         return self._effects[i]
 
     def _effect(self, i: int) -> Effect:
+        if self.has_raised(i):
+            return "no effect" if self._is_caught(i) else ""
         if self.is_replaced(i) or self.judged(i).how == "forced":
             return ""
         kind = self.flow.kind(i)
         if kind in INPUTS:
-            return "no effect" if self._is_without_effect(i) else "untold" if self._is_untold(i) else ""
+            return "no effect" if self._is_without_effect(i) else "untold" if self._is_untold(i) or self._has_two_conventions(i) else ""
         return "moved" if kind in ("output", "value") and self._is_moved(i) else ""
 
     def is_replaced(self, i: int) -> bool:
@@ -535,6 +643,17 @@ class _Judge:
         rows = self.pairs[i].port
         flags = self.port.index["flags"]
         return all(int(flags[row]) & schema.REPLACED for row in rows)
+
+    def has_raised(self, i: int) -> bool:
+        """Whether a call of one side raised where that of the other returned."""
+        left, right = self.records(i)
+        return bool((left.flags ^ right.flags) & schema.RAISED)
+
+    def _is_caught(self, i: int) -> bool:
+        """Whether the code of the caller caught what a call raised, and all that it returned agrees."""
+        up = self.flow.frame(i).up
+        returned = [j for row in (up.outputs if up is not None else ()) for j in self.flow.pairs_of_row.get(row, ())]
+        return not self.is_replaced(i) and bool(returned) and all(self.judged(j).diverged is False for j in returned)
 
     def _is_moved(self, i: int) -> bool:
         """Whether everything that consumes an output agrees although it differs.
@@ -590,6 +709,12 @@ class _Judge:
         own = [j for row in frame.outputs for j in self.flow.pairs_of_row.get(row, ())]
         return bool(own) and all(not self.judged(j).diverged for j in (*own, *outputs))
 
+    def _has_two_conventions(self, i: int) -> bool:
+        """Whether a mask says true or false on one side and is added on the other: what it does is told where it is used."""
+        is_true = [record.dtype == "bool" for record in self.records(i)]
+        added = [record for record, is_bool in zip(self.records(i), is_true, strict=True) if not is_bool]
+        return len(added) == 1 and not dtypes.named(added[0].dtype).is_exact and added[0].stats.min <= MASKED and added[0].stats.max <= 0
+
     def _is_untold(self, i: int) -> bool:
         """Whether an argument of exact values differs at a call of which some tensor differs too: what it does cannot be told."""
         if not dtypes.named(self.records(i)[0].dtype).is_exact and self.flow.kind(i) != "attr":
@@ -600,6 +725,13 @@ class _Judge:
     @cached_property
     def _types(self) -> dict[str, str]:
         return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}
+
+
+def _is_flipped(comparison: Comparison) -> bool:
+    judgement, metrics = comparison.judgement, comparison.metrics
+    return (
+        judgement is not None and judgement.by == "sensitive" and metrics is not None and metrics.mismatched > 0 and not judgement.diverged
+    )
 
 
 def _rms(record: Record) -> float:
@@ -624,7 +756,8 @@ def _scan(judge: _Judge, progress: Callable[[int, int], None] | None) -> list[in
 
 def _introduced(judge: _Judge, dirty: Sequence[int]) -> list[int]:
     """Of all divergences those that nothing they can come from explains. What the port was handed instead explains nothing."""
-    carriers = {i for i in dirty if not judge.is_replaced(i)}
+    carriers = {i for i in (*dirty, *judge.flipped) if not judge.is_replaced(i)}
+    raised = {i for i in dirty if judge.has_raised(i)}
     first: dict[int, int] = {}
 
     def first_inside(frame: _Frame) -> int:
@@ -632,7 +765,12 @@ def _introduced(judge: _Judge, dirty: Sequence[int]) -> list[int]:
             first[id(frame)] = next((i for i in judge.flow.within(frame) if i in carriers), len(judge))
         return first[id(frame)]
 
-    return [i for i in dirty if all(first_inside(frame) >= i for frame in judge.flow.origins(i))]
+    def is_own(i: int) -> bool:
+        """Whether nothing inside raised before a call raised, which may be what it tripped over: the run went on with a stand-in."""
+        inside = (j for frame in judge.flow.origins(i) for j in judge.flow.within(frame)) if i in raised else ()
+        return not any(j in raised and j < i for j in inside)
+
+    return [i for i in dirty if all(first_inside(frame) >= i for frame in judge.flow.origins(i)) and is_own(i)]
 
 
 def _bisect(judge: _Judge, probes: int, chance: random.Random) -> tuple[list[int], int]:
@@ -680,6 +818,7 @@ def _certificate(
         by_statistics=sum(comparison.how == "statistics" for comparison in comparisons),
         moved=places("moved"),
         without_effect=places("no effect"),
+        sensitive=judge.flipped,
         seed=seed,
     )
 
@@ -706,6 +845,46 @@ def _bisected(judge: _Judge, high: int) -> int:
         else:
             low = middle
     return open_places[top]
+
+
+def _descended(judge: _Judge, probes: int, chance: random.Random) -> tuple[list[int], int]:
+    """The first divergence found from the outermost calls inwards, one frame at a time, and the number of probes.
+
+    Inside a call whose inputs agree and whose output does not, the next to look into is the first that diverged there. What statistics
+    prove to lie before the answer, and probes, send the search there. Where the outermost calls agree, everything is looked at.
+    """
+    high = _innermost(judge, judge.flow.level(judge.flow.top))
+    high = next((i for batch in judge.batches(range(len(judge))) for i in _gathered(judge, batch)), None) if high is None else high
+    probed = 0
+    while high is not None:
+        high = _walked_back(judge, high)
+        proved = next((i for i in range(high) if judge.is_dirty_for_free(i) and judge.is_dirty(i)), None)
+        if proved is None:
+            places = next(iter(judge.batches(_probe_places(judge, high, probes, chance))), [])
+            probed += len(places)
+            proved = next(iter(_gathered(judge, places)), None)
+        if proved is None:
+            return [high], probed
+        high = proved
+    return [], probed
+
+
+def _innermost(judge: _Judge, places: Sequence[int]) -> int | None:
+    """The first of some pairs that diverged, looked for further inside the call that gave it out; None where all agree."""
+    found: int | None = None
+    while (first := next(iter(_gathered(judge, places)), None)) is not None:
+        found = first
+        if judge.flow.kind(first) != "output":
+            break
+        inside = {i for frame in judge.flow.origins(first) for i in judge.flow.level(frame)}
+        places = sorted(i for i in inside if i < first)
+    return found
+
+
+def _gathered(judge: _Judge, places: Sequence[int]) -> Iterable[int]:
+    """Those of some pairs that are divergences, in order, after all were fetched together."""
+    judge.gather(places)
+    return (i for i in places if judge.is_dirty(i))
 
 
 def _walked_back(judge: _Judge, i: int) -> int:
@@ -751,8 +930,13 @@ def _blamed(judge: _Judge, i: int) -> tuple[Blame, tuple[str, str]]:
     """Who introduced it: the module whose output it is, or the caller whose code made it; the nearest that is paired."""
     left, right = judge.records(i)
     own, kind = (left.module, right.module), judge.flow.kind(i)
+    if judge.has_raised(i) and judge.alignment.port_of.get(left.module) != right.module:
+        own = _partners(judge.alignment, left.site) or own
     if kind in ("output", "draw"):
         return ("module" if kind == "output" else "random"), own
+    keeper = _keeper(judge, i)
+    if keeper is not None:
+        return "module", keeper
     frame = judge.flow.frame(i).up
     while frame is not None and frame is not judge.flow.top:
         caller = _partners(judge.alignment, frame.site)
@@ -761,6 +945,26 @@ def _blamed(judge: _Judge, i: int) -> tuple[Blame, tuple[str, str]]:
         frame = frame.up
     same_stage = any(judge.records(j)[0].stage == left.stage for j in judge.flow.predecessors(i))
     return ("caller", ("", "")) if same_stage else ("input", own)
+
+
+def _keeper(judge: _Judge, i: int) -> tuple[str, str] | None:
+    """The innermost module that keeps its state in a container that it is handed (a cache): an earlier call left there what is wrong.
+
+    So it is where the same tensor is handed further down in the same container, and the module was called before.
+    """
+    left, frame = judge.records(i)[0], judge.flow.frame(i)
+    if not left.ordinal or left.end.count("[") < 2:
+        return None
+    found = frame.site
+    while (inner := next((child for child in frame.children if _is_handed(judge, child, left.digest)), None)) is not None:
+        frame, found = inner, inner.site
+    return _partners(judge.alignment, found)
+
+
+def _is_handed(judge: _Judge, frame: _Frame, digest: Any) -> bool:
+    """Whether a module's call is handed the tensor of a digest inside a container."""
+    records = (judge.reference.records[row] for row in frame.inputs)
+    return module_of(frame.site) == frame.site and any(one.digest == digest and one.end.count("[") > 1 for one in records)
 
 
 def _partners(alignment: Alignment, site: str) -> tuple[str, str] | None:
@@ -802,7 +1006,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 def _merged(judge: _Judge, findings: list[Finding]) -> list[Finding]:
     """The findings, those that all siblings of one role share made one, which blames their common caller where it may come from there."""
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
-    for finding in _distinct(judge, findings):
+    for finding in _without_kept(judge, _distinct(judge, findings)):
         record = judge.records(finding.place)[0]
         groups[_NUMBER.sub("*", record.site), record.end, finding.blame].append(finding)
     kept: list[Finding] = []
@@ -836,6 +1040,16 @@ def _distinct(judge: _Judge, findings: Iterable[Finding]) -> list[Finding]:
     return kept
 
 
+def _without_kept(judge: _Judge, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings without those in a module's state where the module was found to be wrong already: that is how its state went wrong."""
+    kept: list[Finding] = []
+    for finding in findings:
+        is_state = finding.blame == "module" and judge.flow.kind(finding.place) in INPUTS
+        if not (is_state and any(is_below(one.culprit[0], finding.culprit[0]) for one in kept)):
+            kept.append(finding)
+    return kept
+
+
 def _sharing(judge: _Judge, first: int) -> list[int]:
     """After a bisection: where all siblings of one role introduced what the first one did; nothing where one of them did not."""
     record = judge.records(first)[0]
@@ -845,6 +1059,8 @@ def _sharing(judge: _Judge, first: int) -> list[int]:
         other = judge.records(i)[0]
         if other.site != record.site and other.end == record.end and _NUMBER.sub("*", other.site) == pattern:
             places[other.site].append(i)
+    wanted = {j for calls in places.values() for i in calls for j in (i, *judge.flow.predecessors(i))} if judge.again is not None else set()
+    judge.gather(next(iter(judge.batches(sorted(wanted))), []))
     found = []
     for calls in places.values():
         place = next((i for i in calls if judge.is_dirty(i) and not any(map(judge.is_dirty, judge.flow.predecessors(i)))), None)
@@ -884,7 +1100,7 @@ def _comes_from_above(judge: _Judge, group: list[Finding], pattern: str) -> bool
         return len({record.digest for record in records}) == 1
     if kind == "attr":
         return "causal" in records[0].end or "mask" in records[0].end
-    return re.search(r"att(entio)?n", pattern, re.IGNORECASE) is not None
+    return re.search(r"att(entio)?n", re.split(r"[.!]", pattern)[-1], re.IGNORECASE) is not None
 
 
 def _common_prefix(paths: list[list[str]]) -> str:

@@ -1,0 +1,164 @@
+"""Small models located end to end: state in a cache, layers each wrong for itself, masks of two conventions, numbers made in code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import tracediff as td  # noqa: E402
+
+WIDTH = 6
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wk = nn.Linear(WIDTH, WIDTH)
+        self.wo = nn.Linear(WIDTH, WIDTH)
+
+    def kept(self, k: torch.Tensor) -> torch.Tensor:
+        return k
+
+    def forward(self, x: torch.Tensor, cache: list[torch.Tensor]) -> torch.Tensor:
+        k = self.wk(x)
+        every = torch.cat([*cache, k], 1)
+        cache[:] = [self.kept(every)]
+        return self.wo(torch.softmax(x @ every.transpose(1, 2), -1) @ every)
+
+
+class Layer(nn.Module):
+    def __init__(self, attention: type[Attention]) -> None:
+        super().__init__()
+        self.attention = attention()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: torch.Tensor, cache: list[torch.Tensor]) -> torch.Tensor:
+        return x + self.attention(self.norm(x), cache)
+
+
+class Steps(nn.Module):
+    def __init__(self, attention: type[Attention] = Attention) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(attention) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        caches: list[list[torch.Tensor]] = [[], []]
+        for _ in range(3):
+            for layer, cache in zip(self.layers, caches, strict=True):
+                x = layer(x, cache)
+        return x
+
+
+class Spoils(Attention):
+    def kept(self, k: torch.Tensor) -> torch.Tensor:
+        return k.flip(1)
+
+
+def both(reference: nn.Module, port: nn.Module, inputs: Any, folder: Path, *, is_forced: bool = True) -> td.Report:
+    port.load_state_dict(reference.state_dict(), strict=False)
+    td.capture(reference.eval(), inputs, to=folder / "ref.h5").close()
+    fed: dict[str, Any] = {"feed" if is_forced else "random": folder / "ref.h5"}
+    td.capture(port.eval(), inputs, to=folder / "port.h5", floor=False, repeat=False, **fed).close()
+    return td.diff(folder / "ref.h5", folder / "port.h5")
+
+
+def values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("is_forced", [True, False])
+def test_what_is_wrong_in_a_cache_is_charged_to_the_module_that_keeps_it(tmp_path: Path, is_forced: bool) -> None:
+    torch.manual_seed(0)
+    reference, port = Steps(), Steps()
+    port.layers[1].attention.__class__ = Spoils
+    found = both(reference, port, values(2, 3, WIDTH), tmp_path, is_forced=is_forced)
+    assert found.first is not None
+    assert found.first.culprit.reference == "layers.1.attention"
+
+
+def test_a_wrong_projection_is_not_told_again_for_what_it_left_in_the_cache(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference, port = Steps(), Steps()
+    port.load_state_dict(reference.state_dict())
+    port.layers[0].attention.wk.forward = lambda x, one=port.layers[0].attention.wk: nn.functional.linear(x, one.weight, one.bias) * 1.5
+    found = both(reference, port, values(2, 3, WIDTH), tmp_path)
+    assert [one.culprit.reference for one in found.divergences] == ["layers.0.attention.wk"]
+
+
+def test_a_projection_that_is_wrong_in_every_layer_is_not_charged_to_what_calls_the_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference, port = Steps(), Steps()
+    for layer in port.layers:
+        layer.attention.wk.forward = lambda x, one=layer.attention.wk: nn.functional.linear(x, one.weight, one.bias) * 1.5
+    found = both(reference, port, values(2, 3, WIDTH), tmp_path)
+    assert found.first is not None
+    assert found.first.culprit.reference == "layers.0.attention.wk"
+
+
+class Masked(nn.Module):
+    """Takes a mask that is true where to look; ``Adds`` one that is added."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.softmax((x @ x.transpose(1, 2)).masked_fill(~mask, float("-inf")), -1) @ x
+
+
+class Adds(Masked):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.transpose(1, 2) + mask, -1) @ x
+
+
+class Looks(nn.Module):
+    def __init__(self, inner: type[Masked]) -> None:
+        super().__init__()
+        self.before = nn.Linear(WIDTH, WIDTH)
+        self.inner = inner()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        if isinstance(self.inner, Adds):
+            mask = torch.where(mask, 0.0, -1e9)
+        return self.inner(self.before(x), mask)
+
+
+def test_a_mask_of_another_convention_is_neither_handed_over_nor_an_alarm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert both(Looks(Masked), Looks(Adds), values(2, 4, WIDTH), tmp_path).verdict == "same"
+
+
+def test_a_fault_beside_a_mask_of_another_convention_is_named_and_not_the_mask(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    port = Looks(Adds)
+    inner = port.inner.forward
+    port.inner.forward = lambda x, mask: inner(x, mask) * 1.5  # type: ignore[method-assign]
+    found = both(Looks(Masked), port, values(2, 4, WIDTH), tmp_path)
+    assert [one.culprit.reference for one in found.divergences] == ["inner"]
+
+
+class Timed(nn.Module):
+    """Makes its own times, and sines of a thousand times them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = 1 - torch.cos(torch.linspace(0.1, 1, 4) * 1.3)
+        angles = 1000 * t[:, None] * torch.exp(-torch.arange(4) / 3.0)
+        return x + self.linear(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+def test_what_code_makes_itself_is_measured_in_float64_and_passed_on_in_a_free_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trace = td.capture(Timed().eval(), values(2, 4, WIDTH), to=tmp_path / "ref.h5")
+    rows = {(record.site, record.end): row for row, record in enumerate(trace.records)}
+    handed = next(row for (site, end), row in rows.items() if site == "linear" and end.startswith("input"))
+    assert trace.floor is not None
+    assert trace.floor["float64"][handed] > 20 * 2**-24
+    assert trace.floor["free"][rows["linear", "output"]] > 20
+    assert torch.get_default_dtype() == torch.float32
