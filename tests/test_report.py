@@ -254,15 +254,18 @@ class TestTable:
 
 
 class TestSaving:
-    @pytest.mark.parametrize(("name", "start"), [("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.PNG", b"\x89PNG")])
+    @pytest.mark.parametrize(
+        ("name", "start"),
+        [("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.PNG", b"\x89PNG"), ("x.html", b"<!DOCTYPE html>")],
+    )
     def test_writes_what_the_suffix_says(self, tmp_path: Path, name: str, start: bytes) -> None:
         report = compared(tmp_path, faults={"dec.a": bumped})
         assert report.save(tmp_path / name).read_bytes().startswith(start)
 
     def test_refuses_other_suffixes(self, tmp_path: Path) -> None:
         report = compared(tmp_path)
-        for name in ("x.html", "x"):
-            with pytest.raises(TracediffError, match=r"\.json, \.txt, \.md"):
+        for name in ("x.htm", "x"):
+            with pytest.raises(TracediffError, match=r"\.html, \.md, \.json, \.txt"):
                 report.save(tmp_path / name)
 
     def test_a_report_is_frozen(self, tmp_path: Path) -> None:

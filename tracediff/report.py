@@ -19,7 +19,7 @@ from tracediff.align import Alignment, RecordPair
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
-from tracediff.trace import Record, Trace
+from tracediff.trace import Record, Trace, schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,7 +196,7 @@ class Report:
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
         }
-        written: dict[str, Any] = _plain(plain)
+        written: dict[str, Any] = plain_json(plain)
         return written
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -254,8 +254,8 @@ class Report:
         return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the report as its suffix says (.json, .txt, .md, .png, .svg, .pdf), replacing a file of that name; returns the path."""
-        from tracediff.show import text
+        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf), replacing such a file; returns the path."""
+        from tracediff.show import html, text
 
         to = Path(path)
         suffix = to.suffix.lower()
@@ -266,9 +266,10 @@ class Report:
             ".json": lambda: self.to_json() + "\n",
             ".txt": lambda: text.plain(text.report(self)),
             ".md": lambda: text.markdown(self),
+            ".html": lambda: html.page(self),
         }
         if suffix not in writers:
-            raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are .json, .txt, .md, .png, .svg and .pdf.")
+            raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are .html, .md, .json, .txt, .png, .svg and .pdf.")
         to.write_text(writers[suffix](), encoding="utf-8")
         return to
 
@@ -286,12 +287,12 @@ class Report:
 # ------------------------------------------------------------------------------------------------------------ to and from JSON
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """A value that JSON holds: what is not finite as text, tuples as lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain_json(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -356,10 +357,17 @@ def build(
     *,
     weights: Weights | None = None,
     causes: Mapping[str, Iterable[Cause]] | None = None,
+    suspects: Mapping[int, Iterable[Cause]] | None = None,
+    notes: Iterable[str] = (),
 ) -> Report:
-    """The report of what was located, with the findings on weights and the causes that were explained, if any."""
+    """The report of what was located, with what is known of causes.
+
+    ``weights``: the findings on weights. ``causes``: those that weights give, by the culprit's path in the reference. ``suspects``: those
+    that the divergences themselves give, by their place among the findings. ``notes``: what else is to be said of how it was judged.
+    """
     rows = tuple(_rows(located, reference, port))
-    divergences = tuple(_of_finding(finding, located, rows, reference, port) for finding in located.findings)
+    found = (_of_finding(finding, located, rows, reference, port) for finding in located.findings)
+    divergences = tuple(_with_suspects(divergence, (suspects or {}).get(number, ())) for number, divergence in enumerate(found))
     stages = _stages(rows, divergences, reference)
     made = Report(
         verdict=_verdict(rows, divergences, (reference, port)),
@@ -371,18 +379,29 @@ def build(
         divergences=divergences,
         stages=stages,
         weights=weights or Weights(),
-        certificate=_certificate(located, rows, reference, port),
+        certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
         rows=rows,
     )
     return made.with_causes(causes or {})
 
 
+def _with_suspects(divergence: Divergence, suspects: Iterable[Cause]) -> Divergence:
+    """A divergence with further causes, best first and one of a kind."""
+    best: dict[str, Cause] = {}
+    for cause in sorted((*divergence.causes, *suspects), key=lambda cause: (-cause.confirmed, -cause.confidence)):
+        best.setdefault(cause.kind, cause)
+    return replace(divergence, causes=tuple(best.values()))
+
+
 def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace]) -> Verdict:
-    """What can be said of all: "same" needs pairs that were compared, and two runs that came to their end."""
+    """What can be said of all: "same" needs pairs that were compared, two runs that came to their end, and no part that was served."""
     if divergences:
         return "different"
+    if any(row.effect == "noise" for row in rows):
+        return None
     has_compared = any(row.diverged is not None for row in rows)
-    return "same" if has_compared and all(trace.complete for trace in traces) else None
+    is_whole = all(trace.complete for trace in traces) and not any(row.how == "served" for row in rows)
+    return "same" if has_compared and is_whole else None
 
 
 def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
@@ -421,12 +440,17 @@ def _of_finding(finding: Finding, located: Located, rows: Sequence[Row], referen
         inherited=finding.inherited,
         floor=comparison.floor,
         metrics=_measured(comparison.metrics),
-        shapes={"reference": left.shape, "port": right.shape},
+        shapes={"reference": _shape(left), "port": _shape(right)},
         dtypes={"reference": left.dtype, "port": right.dtype},
         layout=rows[finding.place].layout,
         last_same=rows[finding.last_same].where if finding.last_same is not None else None,
-        causes=tuple(_told_by_the_pair(finding.blame, comparison, left, right)),
+        causes=tuple(_told_by_the_pair(finding.blame, comparison, left, right, (reference, port))),
     )
+
+
+def _shape(record: Record) -> tuple[int, ...]:
+    """A record's shape; that of a call that raised is empty, whatever the length of the message."""
+    return () if record.flags & schema.RAISED else record.shape
 
 
 def _measured(metrics: Metrics | None) -> Measured | None:
@@ -453,11 +477,31 @@ def _argument(left: Record, right: Record) -> Iterable[Cause]:
         yield Cause(kind, 0.8, False, f"{name} is {values['reference']} in the reference and {values['port']} in the port")
 
 
-def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right: Record) -> Iterable[Cause]:
+def _raised(left: Record, right: Record, traces: Sequence[Trace]) -> str:
+    """What was raised, where, and with which arguments on either side."""
+    raised, side = (right, "port") if right.flags & schema.RAISED else (left, "reference")
+    at = raised.note.get("raised_at")
+    went_on = "; the run went on with what the reference returned" if raised.flags & schema.REPLACED else ""
+    text = f"the {side} raised {raised.text()}" + (f" at {at}" if at else "") + went_on
+    if right.site.startswith("#"):
+        return f"{text}; it stopped outside of all calls, where the reference went on with {left.call} {left.end}"
+    given = [_arguments(record, trace) or "none" for record, trace in zip((left, right), traces, strict=True)]
+    return f"{text}; arguments: reference {given[0]}, port {given[1]}"
+
+
+def _arguments(record: Record, trace: Trace) -> str:
+    """The shapes and dtypes of what was handed to the call of a record."""
+    index = trace.index
+    same = (index["site"] == trace.sites[record.site]) & (index["ordinal"] == record.ordinal)
+    found = (trace.records[row] for row in np.flatnonzero(same).tolist())
+    return ", ".join(f"{one.end.removeprefix('input')} {one.shape} {one.dtype}" for one in found if one.end.startswith("input"))
+
+
+def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right: Record, traces: Sequence[Trace]) -> Iterable[Cause]:
     """The causes that the pair itself shows, without looking further."""
     metrics = comparison.metrics
-    if right.dtype == "text" != left.dtype:
-        yield Cause("raised", 1.0, True, f"the port's call raised: {right.text()}")
+    if comparison.how == "raised":
+        yield Cause("raised", 1.0, True, _raised(left, right, traces))
     elif comparison.how == "shape":
         yield Cause("length", 0.5, False, f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them")
     elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
@@ -493,6 +537,7 @@ def _side(trace: Trace) -> dict[str, Any]:
 
 def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
     missed = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
+    missed += _blind_spots(reference, port)
     return Coverage(
         reference_records=len(reference.records),
         port_records=len(port.records),
@@ -506,6 +551,14 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
     )
 
 
+def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
+    """What neither run could have shown: those of the reference, and of the port the kinds that the reference did not have."""
+    ours = list(reference.meta.get("blind_spots") or ())
+    kinds = {text.partition(":")[0] for text in ours}
+    theirs = [text for text in port.meta.get("blind_spots") or () if text.partition(":")[0] not in kinds]
+    return [("reference", text) for text in ours] + [("port", text) for text in theirs]
+
+
 def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
     """What has no partner, in order: sites, and of paired sites the ends."""
     records = (trace.records[row] for row in rows)
@@ -515,7 +568,7 @@ def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, Non
 def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
     """What the answer rests on, and of each divergence by what it was judged and where to look."""
     told = asdict(located.certificate)
-    for name in ("moved", "without_effect"):
+    for name in ("moved", "without_effect", "sensitive"):
         told[name] = [asdict(rows[place].where) for place in told[name]]
     return {**told, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
 
@@ -558,13 +611,14 @@ def _chain(stage: str, around: Mapping[str, str]) -> list[str]:
 
 
 def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
-    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold")]
+    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold", "noise")]
     diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
-    known = [row for row in counted if row.rel_l2 is not None and row.by != "rounding"]
+    known = [row for row in counted if row.rel_l2 is not None and row.by not in ("rounding", "sensitive")]
     worst = max(known, key=_error, default=None)
     places = {row.where for row in rows}
     first = next((divergence.site for divergence in divergences if divergence.site in places), diverged[0].where if diverged else None)
-    verdict: Verdict = "different" if diverged else "same" if rows and all(row.diverged is not None for row in rows) else None
+    is_told = all(row.diverged is not None and row.effect != "noise" for row in rows)
+    verdict: Verdict = "different" if diverged else "same" if rows and is_told else None
     return Stage(stage, verdict, worst.rel_l2 if worst else None, worst.floor if worst else None, first)
 
 

@@ -129,6 +129,7 @@ def _draw_stages(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
                 fontsize=8,
                 color=INK,
                 annotation_clip=False,
+                parse_math=False,
             )
 
 
@@ -216,6 +217,7 @@ def _name_first(ax: Axes, told: Report, x: int, y: float, scale: _Scale) -> None
         arrowprops={"arrowstyle": "-", "color": VERMILION, "linewidth": 1.0, "shrinkB": 5, "relpos": (1, 0.5) if is_left else (0.03, 1)},
         bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": VERMILION, "linewidth": 0.8, "alpha": 0.95},
         zorder=7,
+        parse_math=False,
     )
 
 
@@ -251,7 +253,7 @@ def _dress(figure: Picture, ax: Axes, told: Report, scale: _Scale) -> None:
         ax.spines[side].set_visible(False)
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.6, zorder=0)
     ax.set_axisbelow(True)
-    figure.suptitle(_title(told), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(_title(told), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
@@ -278,7 +280,7 @@ def _tick_places(ax: Axes, rows: Sequence[Row]) -> None:
         ax.set_xlabel("pair of records, in execution order")
         return
     names = [f"{_short(module(row.where.port), 26)} {row.where.end}" for row in rows]
-    ax.set_xticks(range(len(rows)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_xticks(range(len(rows)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
 
 
 def _title(told: Report) -> str:
@@ -310,7 +312,7 @@ def culprit(told: Report, place: int = 0, *, width: float = 11.0, height: float 
     _draw_against(left, reference, port)
     _draw_along(right, reference, port)
     title = f"{_short(module(divergence.culprit.port), 60)}: {_seen(divergence)}, relative L2 {number(divergence.introduced)}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     return figure
 
 

@@ -38,6 +38,7 @@ def captured(trace: Trace) -> RenderableType:
     missed = meta.get("not_seen") or ()
     if missed:
         lines.append(Text(f"not seen: {listed(list(missed), 8)}", "dim"))
+    lines += [Text(f"blind spot: {text}", "dim") for text in meta.get("blind_spots") or ()]
     return Group(*lines)
 
 
@@ -57,7 +58,8 @@ def listing(told: Listing) -> RenderableType:
     for row in told.rows:
         table.add_row(*(_cell(value) for value in row))
     more = [Text(f"and {told.more:,} more; --limit 0 lists all", "dim")] if told.more else []
-    return Group(Text(told.title, "bold"), table, *more)
+    notes = [Text(note, "dim") for note in told.notes]
+    return Group(Text(told.title, "bold"), table, *more, *notes)
 
 
 def alignment(told: Alignment, *, unpaired: bool = False) -> RenderableType:

@@ -5,6 +5,7 @@ Each function returns something that `console` prints; `plain` gives it as a str
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from tracediff.show.words import (
     grouped,
     html,
     listed,
+    markdown_table,
+    markdown_text,
     module,
     number,
     plain,
@@ -44,8 +47,24 @@ GRADUAL = 10.0
 """An error that is less than so many times what arrives may have grown gradually."""
 
 MOST_OTHERS = 12
+_AFTER_MESSAGE = re.compile(r" at \S*:\d+ in |; the run went on|; it stopped|; arguments: ")
 
-__all__ = ["PLAIN_WIDTH", "console", "diff", "html", "markdown", "plain", "report"]
+__all__ = [
+    "HEADS",
+    "PLAIN_WIDTH",
+    "console",
+    "diff",
+    "facts",
+    "headline",
+    "html",
+    "limit",
+    "markdown",
+    "pairs",
+    "plain",
+    "remarks",
+    "report",
+    "state",
+]
 
 
 # ------------------------------------------------------------------------------------------------------------- the report
@@ -77,7 +96,8 @@ def _headline(told: Report) -> Text:
 
 def _agreement(told: Report) -> str:
     compared, total = told.coverage.compared, told.coverage.reference_records
-    worst = max((row for row in told.rows if row.rel_l2 is not None and not row.effect), key=lambda row: row.rel_l2 or 0.0, default=None)
+    judged = (row for row in told.rows if row.rel_l2 is not None and not row.effect and row.by != "sensitive")
+    worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
     text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged"
     if worst is None or not worst.rel_l2:
         return f"{text}; every bit is equal" if worst is not None else text
@@ -91,6 +111,14 @@ def _no_verdict(told: Report) -> str:
     for side, trace in (("reference", told.reference), ("port", told.port)):
         if trace.get("complete") is False and coverage.compared:
             return f"the {side}'s run did not come to its end; {counted(coverage.compared, 'record')} compared up to there agree"
+    if any(row.effect == "noise" for row in told.rows):
+        return (
+            "the two runs chose different ids where the reference itself would under noise, and all that differs comes after that; "
+            "a forced run (--feed) tells more"
+        )
+    served = grouped(dict.fromkeys(row.where.port for row in told.rows if row.how == "served"))
+    if served and coverage.compared:
+        return f"{counted(coverage.compared, 'record')} compared agree, but {listed(served)} was served from a trace, not computed"
     if not coverage.paired:
         return "no record of the one side could be paired with one of the other, so nothing was compared"
     most = max((row.at_least for row in told.rows), default=0.0)
@@ -123,6 +151,8 @@ def _size(told: Report, place: int) -> str:
     """How large an error is beside what is allowed."""
     divergence, judged = told.divergences[place], _judged(told, place)
     metrics = divergence.metrics
+    if _raised(divergence):
+        return _AFTER_MESSAGE.split(_raised(divergence).removeprefix("the port "))[0]
     if metrics is None and divergence.shapes["reference"] != divergence.shapes["port"]:
         return f"shape {shape(divergence.shapes['port'])}, in the reference {shape(divergence.shapes['reference'])}"
     if values := judged.get("values"):
@@ -134,6 +164,18 @@ def _size(told: Report, place: int) -> str:
     least = "at least " if metrics is None else ""
     limit = allowance(judged.get("limit"), judged.get("by"), divergence.floor, told.certificate)
     return f"{verb} {least}{number(divergence.introduced)}, {limit}"
+
+
+def _raised(divergence: Divergence) -> str:
+    """What a call raised, where that is the divergence; else the empty text."""
+    return next((cause.evidence for cause in divergence.causes if cause.kind == "raised"), "")
+
+
+def _introduced(divergence: Divergence, judged: dict[str, Any]) -> str:
+    """The size of an error in a table's cell."""
+    if _raised(divergence):
+        return "raised"
+    return "shape" if divergence.metrics is None and judged.get("by") == "exact" else number(divergence.introduced)
 
 
 def _evidence(told: Report, place: int) -> Table:
@@ -177,7 +219,8 @@ def _blame(told: Report, place: int) -> str:
         "input": "neither model: the two runs were given different inputs",
         "random": "neither model: the two runs drew different numbers",
     }
-    return words.get(str(blame), "")
+    found = words.get(str(blame), "")
+    return re.sub("what it (returns|hands on) does not", "and it raises", found) if _raised(divergence) else found
 
 
 def _doubt(divergence: Divergence) -> str:
@@ -205,6 +248,8 @@ def _error(divergence: Divergence) -> str:
 
 
 def _tensor(divergence: Divergence) -> str:
+    if _raised(divergence):
+        return ""
     shapes, dtypes = divergence.shapes, divergence.dtypes
     sides = [f"{shape(shapes[side])} {dtypes[side]}" for side in ("reference", "port")]
     text = sides[0] if sides[0] == sides[1] else f"reference {sides[0]}, port {sides[1]}"
@@ -253,7 +298,7 @@ def _others(told: Report) -> Table:
             Text(module(divergence.culprit.port) + shared),
             Text(module(divergence.culprit.reference)),
             Text(seen + (f" ({call})" if call else "")),
-            "shape" if divergence.metrics is None and judged.get("by") == "exact" else number(divergence.introduced),
+            _introduced(divergence, judged),
             "none" if judged.get("by") == "exact" else number(judged.get("limit")),
             Text(divergence.causes[0].kind if divergence.causes else "unknown"),
         )
@@ -281,12 +326,13 @@ def _coverage(told: Report) -> list[Text]:
     coverage, lines = told.coverage, []
     total = counted(coverage.reference_records, "record")
     text = f"Compared {coverage.compared:,} of {total} of the reference with the port's {coverage.port_records:,}"
-    if coverage.compared < coverage.paired and told.method == "bisect":
+    if coverage.compared < coverage.paired and told.method in ("bisect", "live"):
         rest = counted(coverage.paired - coverage.compared, "record")
         text += f" ({coverage.read:,} by reading their values). The other {rest} with a partner were not needed to name the first"
-        text += " divergence; --scan compares all."
+        text += " divergence; --scan compares all." if told.method == "bisect" else " divergence."
     elif coverage.compared < coverage.paired:
-        text += f". {counted(coverage.paired - coverage.compared, 'record')} could not be compared: their values were not stored."
+        absent = "served from a trace" if any(row.how == "served" for row in told.rows) else "not stored"
+        text += f". {counted(coverage.paired - coverage.compared, 'record')} could not be compared: their values were {absent}."
     else:
         text += "."
     lines.append(Text(text))
@@ -310,11 +356,14 @@ def _differences_excused(told: Report) -> Iterable[tuple[str, str]]:
     )
     if moved:
         yield f"Moved: {listed(moved)}: the output differs, but all that uses it agrees.", QUIET
+    if sensitive := grouped(f"{where['reference']} {where['end']}" for where in told.certificate.get("sensitive") or ()):
+        yield f"Noise-sensitive: {listed(sensitive)}: ids differ where noise changes them in the reference too; no divergence.", DOUBTFUL
     if harmless:
         yield f"Without effect: {listed(harmless)}: the input differs, but what is computed from it agrees.", QUIET
 
 
 def _runs(told: Report) -> Iterable[tuple[str, str]]:
+    yield from ((text, DOUBTFUL) for text in told.certificate.get("notes") or ())
     for side, trace in (("reference", told.reference), ("port", told.port)):
         if trace.get("complete") is False and told.verdict is not None:
             yield f"The {side}'s run did not come to its end.", DOUBTFUL
@@ -352,35 +401,69 @@ def _next(told: Report) -> Iterable[tuple[str, str]]:
 
 
 def markdown(told: Report) -> str:
-    """The report as Markdown: what a pull request or an issue quotes."""
-    lines = [f"**{_headline(told).plain}**", ""]
+    """The report as Markdown: what a pull request or an issue quotes. Names cannot be read as Markdown or HTML."""
+    lines = [f"**{markdown_text(headline(told))}**", ""]
     if told.first is not None:
-        lines += [f"- {label}: {value}" for label, value in _facts(told, 0)]
+        lines += [f"- {label}: {markdown_text(value)}" for label, value in _facts(told, 0)]
     if len(told.divergences) > 1:
-        lines += ["", *_markdown_table(("Culprit in the port", "Reference", "Introduced"), _other_lines(told))]
+        heads = ("Culprit in the port", "Reference", "Introduced", "Allowed", "Likely cause")
+        others = (
+            (module(one.culprit.port), module(one.culprit.reference), *_judged_cells(told, place)) for place, one in _after_first(told)
+        )
+        lines += ["", *_plain_table(heads, others)]
     if [stage.stage for stage in told.stages] not in ([], [""]):
-        rows = [
-            (stage.stage, stage.verdict or "not told", number(stage.worst), _place(stage.first) if stage.first else "")
-            for stage in told.stages
-        ]
-        lines += ["", *_markdown_table(("Stage", "Verdict", "Worst", "First divergence"), rows)]
-    notes = [line.plain for line in (*_coverage(told), *_notes(told))]
-    return "\n".join([*lines, "", *(f"{line}  " for line in notes)]).rstrip() + "\n"
+        lines += ["", *_plain_table(("Stage", "Verdict", "Worst", "Floor", "First divergence"), map(_stage_line, told.stages))]
+    return "\n".join([*lines, "", *(f"{markdown_text(line)}  " for line in remarks(told))]).rstrip() + "\n"
+
+
+def _after_first(told: Report) -> Iterable[tuple[int, Divergence]]:
+    return enumerate(told.divergences[1:], 1)
+
+
+def _judged_cells(told: Report, place: int) -> tuple[str, str, str]:
+    divergence = told.divergences[place]
+    return number(divergence.introduced), limit(told, place), divergence.causes[0].kind if divergence.causes else "unknown"
 
 
 def _stage_line(stage: Stage) -> tuple[str, ...]:
-    return (stage.stage or "(none)", stage.verdict or "not told", number(stage.worst), _place(stage.first) if stage.first else "")
+    first = _place(stage.first) if stage.first else ""
+    return stage.stage or "(none)", stage.verdict or "not told", number(stage.worst), number(stage.floor), first
 
 
-def _other_lines(told: Report) -> list[tuple[str, ...]]:
-    return [(module(one.culprit.port), module(one.culprit.reference), number(one.introduced)) for one in told.divergences[1:]]
+def _plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return markdown_table(heads, ([markdown_text(cell) for cell in row] for row in rows))
 
 
-def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+# ---------------------------------------------------------------------------------------- the same words for other views of a report
 
-    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
+
+def headline(told: Report) -> str:
+    """The answer in a sentence."""
+    return _headline(told).plain
+
+
+def facts(told: Report, place: int) -> list[tuple[str, str]]:
+    """What is known of a divergence: labels and texts, a label repeated where it has several."""
+    return _facts(told, place)
+
+
+def limit(told: Report, place: int) -> str:
+    """What was allowed at a divergence, as a cell of a table."""
+    judged = _judged(told, place)
+    return "none" if judged.get("by") == "exact" else number(judged.get("limit"))
+
+
+def remarks(told: Report, *, brief: bool = False) -> list[str]:
+    """How much was compared, and what else has to be known; where ``brief``, without what was not seen and the weights."""
+    if not brief:
+        return [line.plain for line in (*_coverage(told), *_notes(told))]
+    return [line.plain for line in _coverage(told)] + [line for line, _ in (*_differences_excused(told), *_runs(told))]
+
+
+def pairs(told: Report, *, most: int = 1000) -> list[tuple[tuple[str, ...], str]]:
+    """The cells of the table of all pairs and each one's state; of more than ``most`` pairs those that tell something."""
+    shown = range(len(told.rows)) if len(told.rows) <= most else sorted(_telling(told.rows))[:most]
+    return [(_cells(told.rows[place]), state(told.rows[place])) for place in shown]
 
 
 # -------------------------------------------------------------------------------------------------------- the table of all pairs
@@ -416,7 +499,7 @@ class _Pairs:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = [_cells(row) for row in self.rows]
         widths = _widths(cells, options.max_width)
-        yield Segment(_line(_HEADS, widths) + "\n", console.get_style(LABEL))
+        yield Segment(_line(HEADS, widths) + "\n", console.get_style(LABEL))
         stage = ""
         for row, line in zip(self.rows, cells, strict=True):
             if row.where.stage != stage:
@@ -425,7 +508,7 @@ class _Pairs:
             yield Segment(_line(line, widths) + "\n", _style(row, console))
 
 
-_HEADS = ("reference", "port", "end", "call", "rel L2", "max abs", "allowed", "")
+HEADS = ("reference", "port", "end", "call", "rel L2", "max abs", "allowed", "")
 _NAMES, _NUMBERS = (0, 1, 2, 3), (4, 5, 6)
 _DISPENSABLE = (6, 1, 3, 5)
 """Columns that are left out of narrow tables, the first one first."""
@@ -436,7 +519,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     where = row.where
     port = "=" if where.port == where.reference else where.port or "the root"
     error = f">{number(row.at_least)}" if row.rel_l2 is None and row.at_least else number(row.rel_l2)
-    limit = "none" if row.by == "exact" else number(row.limit)
+    limit = "none" if row.by == "exact" else "noise" if row.by == "sensitive" else number(row.limit)
     return (module(where.reference), port, where.end, short_call(where.call), error, number(row.max_abs), limit, state(row))
 
 
@@ -445,7 +528,9 @@ def state(row: Row) -> str:
     if row.diverged is None:
         return "not compared"
     if row.diverged:
-        return row.effect if row.effect in ("moved", "no effect", "untold") else "INTRODUCED" if row.introduced else "differs"
+        return row.effect if row.effect in ("moved", "no effect", "untold", "noise") else "INTRODUCED" if row.introduced else "differs"
+    if row.rel_l2 and row.by == "sensitive":
+        return "noise-sensitive"
     return "identical" if row.rel_l2 == 0 else "rounding" if row.by == "rounding" else "same"
 
 
@@ -457,7 +542,7 @@ def _style(row: Row, console: Console) -> Style | None:
 
 def _widths(cells: Sequence[tuple[str, ...]], total: int) -> dict[int, int]:
     """The width of each column shown: names give way first, then columns that can be spared."""
-    widths = {column: max(len(line[column]) for line in (*cells, _HEADS)) for column in range(len(_HEADS))}
+    widths = {column: max(len(line[column]) for line in (*cells, HEADS)) for column in range(len(HEADS))}
     for spared in (None, *_DISPENSABLE):
         widths.pop(spared, None)  # type: ignore[arg-type]
         names = [column for column in _NAMES if column in widths]

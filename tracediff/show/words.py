@@ -111,6 +111,8 @@ def allowance(limit: float | None, by: str | None, floor: float | None = None, c
     """What was allowed, and why so much."""
     if by == "exact":
         return "none allowed (exact values)"
+    if by == "sensitive":
+        return f"up to {number(limit)} of the values allowed (exact values that noise changes in the reference too)"
     if by == "tolerance" and certificate:
         return f"allowed rtol {certificate.get('rtol'):g}, atol {certificate.get('atol'):g}"
     why = {"no floor": "no floor", "floor": f"noise floor {number(floor)}"}.get(by or "", "")
@@ -132,3 +134,24 @@ def shape(sizes: Sequence[int]) -> str:
     ('(2, 3)', '(4,)', '()')
     """
     return str(tuple(sizes))
+
+
+_MARKDOWN = re.compile(r"[\\`*<>|~]|\](?=\()|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|&(?=#?\w+;)")
+
+
+def markdown_text(text: str) -> str:
+    r"""Plain text as Markdown shows it unchanged: what Markdown or HTML would read into it is escaped, line ends become spaces.
+
+    >>> print(markdown_text("_istft of <script>, 2 * 3 in to_q"))
+    \_istft of \<script\>, 2 \* 3 in to_q
+    """
+    return _MARKDOWN.sub(lambda match: "\\" + match[0], " ".join(text.split()))
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; bars inside cells that are not escaped yet, in code too, are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |"
+
+    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]

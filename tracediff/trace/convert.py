@@ -1,0 +1,570 @@
+"""Arrays by name (.npz, .safetensors, a folder of .npy) to a trace and back, so that ports in Swift, C++ and Rust can take part.
+
+A name is ``SITE``, ``SITE/END`` or ``SITE/CALL/END``: ``encoder.0`` (its output), ``encoder.0/input[0]``, ``encoder.0/3/output`` (the
+fourth call). The root of the model is ``(root)``. ``encoder.0/param[weight]`` is a parameter. Sites and ends are those of
+`tracediff.site`, so ``encoder#mel/value`` is a tap. In a folder the name is the file's path below it, without ``.npy``.
+
+The order of execution is, from what is surest: the ``records`` of a header; a number before every name (``0012-encoder.0``); the order in
+which an .npz holds its arrays; else the names, their numbers read as numbers.
+
+The header is a JSON object: the text ``tracediff`` of a .safetensors' metadata, the array ``tracediff.json`` of an .npz (uint8), the file
+``tracediff.json`` of a folder. ``{"meta": {...}, "records": [{"name": ..., "stage": ..., "dtype": ...}, ...]}``; all of it may be left
+out. What is written here has it, so that a trace comes back as it was, but for its noise floor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.dtype import Array
+from tracediff.errors import TracediffError, TraceExistsError, TraceFileError, TraceNotFoundError
+from tracediff.site import End, escape
+from tracediff.trace import schema
+from tracediff.trace.reader import Param, Record, Trace, open_trace
+from tracediff.trace.writer import TraceWriter
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+TRACES = (".h5", ".hdf5")
+NPZ, SAFETENSORS, FOLDER = ".npz", ".safetensors", ""
+HEADER = "tracediff.json"
+METADATA = "tracediff"
+ROOT = "(root)"
+MOST_HEADER = 100_000_000
+"""Bytes that the header of a .safetensors file may take: the format's own limit."""
+
+_FORMS = ".npz, .safetensors and folders of .npy"
+_SITE = re.compile(r"(?!\.+$)[^\[\]@^/\x00-\x1f\x7f]+")
+_ORDER = re.compile(r"(\d+)-(.+)", re.DOTALL)
+_SAFETENSORS = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "text": "U8",
+}
+_OF_SAFETENSORS = {code: name for name, code in _SAFETENSORS.items() if name != "text"}
+_ABSENT: dict[str, str | int] = {
+    "call": "",
+    "stage": "",
+    "scope": "",
+    "file": "",
+    "line": 0,
+    "flags": 0,
+    "parent": -1,
+    "producer": -1,
+    "producer_how": 0,
+}
+
+
+def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool = False) -> Path:
+    """Turns arrays by name into a trace, or a trace into arrays by name, as the two names' suffixes say; returns the target.
+
+    ``impl`` names the framework that made the arrays, such as ``swift``, for the trace's meta. An existing target is replaced only with
+    ``force``. Raises TraceNotFoundError, TraceExistsError, and TracediffError for what cannot be converted: two traces, an unknown
+    suffix, pickled objects, names that are none or that occur twice, nothing at all.
+    """
+    one, other = Path(source), Path(target)
+    if not one.exists():
+        raise TraceNotFoundError(f"There is no {os.fspath(one)!r} to convert.")
+    forms = _form(one, is_source=True), _form(other)
+    if (forms[0] in TRACES) == (forms[1] in TRACES):
+        both = "both are traces" if forms[0] in TRACES else "neither is a trace (.h5)"
+        raise TracediffError(f"{os.fspath(one)!r} cannot be converted to {os.fspath(other)!r}: {both}; known are {_FORMS}.")
+    if forms[0] in TRACES:
+        return write_arrays(one, other, force=force)
+    return read_arrays(one, other, impl=impl, force=force)
+
+
+def _form(path: Path, *, is_source: bool = False) -> str:
+    """The suffix that says what a file holds; "" is a folder."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or (suffix == FOLDER and not is_source):
+        return FOLDER
+    if suffix in (*TRACES, NPZ, SAFETENSORS):
+        return suffix
+    raise TracediffError(f"{os.fspath(path)!r} is of no known form: known are .h5 (a trace), {_FORMS}.")
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What an array's name says: where it was seen, at which call of that site, and at which end."""
+
+    site: str
+    ordinal: int
+    end: str
+
+    @classmethod
+    def parse(cls, text: str) -> Name:
+        """The name that a text stands for; TracediffError where it is none.
+
+        >>> Name.parse("encoder.0"), Name.parse("encoder.0/3/input[mask]").ordinal
+        (Name(site='encoder.0', ordinal=0, end='output'), 3)
+        """
+        site, *rest = text.split("/")
+        number = rest.pop(0) if len(rest) == 2 else "0"
+        end = rest.pop() if rest else "output"
+        with suppress(TracediffError):
+            if not rest and _SITE.fullmatch(site) and re.fullmatch(r"\d{1,9}", number) and str(End.parse(end)) == end:
+                return cls("" if site == ROOT else site, int(number), end)
+        raise TracediffError(
+            f"{text!r} is no name of an array: it is SITE, SITE/END or SITE/CALL/END, such as 'encoder.0', 'encoder.0/input[0]' or "
+            f"'encoder.0/3/output'. Inside a name a slash is written {escape('/')}, and brackets {escape('[')} and {escape(']')}."
+        )
+
+    def __str__(self) -> str:
+        call = f"{self.ordinal}/" if self.ordinal else ""
+        return f"{self.site or ROOT}/{call}{self.end}"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names with their numbers read as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+# ------------------------------------------------------------------------------------------------- arrays to a trace
+
+
+@dataclass(slots=True)
+class _Arrays:
+    """Arrays by name, read one at a time, in the order of their file, and the header that came with them."""
+
+    read: dict[str, Callable[[], tuple[Array, str | None]]] = field(default_factory=dict)
+    header: dict[str, Any] = field(default_factory=dict)
+    is_ordered: bool = False
+
+    def add(self, name: str, read: Callable[[], tuple[Array, str | None]], where: Path) -> None:
+        if name in self.read:
+            raise TracediffError(f"{os.fspath(where)!r} holds {name!r} twice; every array needs a name of its own.")
+        self.read[name] = read
+
+
+def read_arrays(source: PathLike, to: PathLike, *, impl: str = "", force: bool = False) -> Path:
+    """Writes a trace of arrays by name (.npz, .safetensors or a folder of .npy) and returns its path."""
+    path, target = Path(source), Path(to)
+    openers = {NPZ: _open_npz, SAFETENSORS: _open_safetensors, FOLDER: _open_folder}
+    _refuse_existing(target, force)
+    with openers[_form(path, is_source=True)](path) as arrays:
+        if not arrays.read:
+            raise TracediffError(f"{os.fspath(path)!r} holds no arrays, so there is nothing to convert.")
+        told = _Told(arrays, path)
+        meta = _meta(told, path, impl)
+        _replaced(target, lambda part: _write_trace(told, part, meta))
+    return target
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
+    """TraceExistsError where something would be overwritten; an empty folder may be filled, and one with anything else in it never is."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not force:
+        raise TraceExistsError(f"{os.fspath(target)!r} exists already; name another file, or replace it with --force (force=True).")
+    other = next((file for file in _files(target) if file.suffix != ".npy" and file.name != HEADER), None)
+    if target.is_dir() and other is not None:
+        raise TraceExistsError(f"{os.fspath(target)!r} holds {other.name!r}, which is no array; it is not replaced. Name another folder.")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
+
+
+class _Told:
+    """The arrays of a file in execution order: each with what its name and the header say of it."""
+
+    def __init__(self, arrays: _Arrays, path: Path) -> None:
+        self.header = arrays.header
+        self.arrays = arrays
+        self.path = path
+        rows = self.header.get("records") or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows):
+            raise TracediffError(f"The header of {os.fspath(path)!r} is wrong: 'records' is a list of objects that each have a 'name'.")
+        self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in rows}
+        absent = [name for name in self.rows if name not in arrays.read]
+        if absent or len(self.rows) != len(rows):
+            what = f"{absent[0]!r}, which the file does not hold" if absent else "one name twice"
+            raise TracediffError(f"The header of {os.fspath(path)!r} names {what}.")
+        self.names, self.how = self._ordered(list(arrays.read))
+        self._check()
+
+    def _ordered(self, names: list[str]) -> tuple[dict[str, Name], str]:
+        """The names in execution order, each with what it stands for, and how the order is known."""
+        if self.rows:
+            rest = [name for name in names if name not in self.rows]
+            return {name: Name.parse(name) for name in (*self.rows, *rest)}, "header"
+        numbered = [_ORDER.fullmatch(name) for name in names]
+        if all(numbered):
+            found = sorted(((int(match[1]), match[2], match[0]) for match in numbered if match), key=lambda one: one[0])
+            return {name: Name.parse(rest) for _, rest, name in found}, "numbers"
+        if not self.arrays.is_ordered:
+            names.sort(key=_natural)
+        return {name: Name.parse(name) for name in names}, "file" if self.arrays.is_ordered else "names"
+
+    def _check(self) -> None:
+        counts = Counter(self.names.values())
+        twice = next((name for name, count in counts.items() if count > 1), None)
+        if twice is not None:
+            both = ", ".join(repr(text) for text, name in self.names.items() if name == twice)
+            raise TracediffError(f"{os.fspath(self.path)!r} holds {str(twice)!r} more than once: {both}.")
+
+
+def _meta(told: _Told, path: Path, impl: str) -> dict[str, Any]:
+    """The meta of a trace that nobody captured: what the header says, and what has to be known of where it comes from."""
+    given = told.header.get("meta") or {}
+    if not isinstance(given, dict):
+        raise TracediffError(f"The header of {os.fspath(path)!r} is wrong: 'meta' is an object.")
+    kept = {name: value for name, value in given.items() if name != "format_version"}
+    made: dict[str, Any] = {
+        "impl": impl or "converted",
+        "mode_run": "free",
+        "created": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        "modules": _modules(told.names.values()),
+        "repeats": None,
+        **kept,
+        "converted": {"from": path.name, "order": told.how, "names": "recorded" if "modules" in given else "stated"},
+    }
+    if impl:
+        made["impl"] = impl
+    if told.how == "names":
+        made["warnings"] = [*made.get("warnings", ()), "the arrays came without an order: the trace is in the order of their names"]
+    return made
+
+
+def _modules(names: Iterable[Name]) -> list[dict[str, Any]]:
+    """The tree of modules that the sites' paths imply."""
+    paths = dict.fromkeys(path for name in names for path in _above(re.split(r"[:#!]", name.site, maxsplit=1)[0]))
+    children: dict[str, list[str]] = {path: [] for path in paths}
+    for path in paths:
+        if path:
+            children[path.rpartition(".")[0]].append(path.rpartition(".")[2])
+    return [
+        {"path": path, "type": "", "attrs": {}, "aliases": [], "children": inner, "training": False} for path, inner in children.items()
+    ]
+
+
+def _above(path: str) -> list[str]:
+    """A module path and those above it, the root first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _write_trace(told: _Told, part: Path, meta: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    stages = {str(row["stage"]): "" for row in told.rows.values() if row.get("stage")}
+    with TraceWriter(part, meta={**meta, "complete": False, "stages": {**stages, **(meta.get("stages") or {})}}) as writer:
+        rows = 0
+        for text, name in told.names.items():
+            row = told.rows.get(text, {})
+            values, dtype = _typed(*told.arrays.read[text](), row, text)
+            if End.parse(name.end).kind == "param":
+                _add_param(writer, name, values, dtype, row)
+                continue
+            writer.add(values=values, dtype=dtype, site=name.site, ordinal=name.ordinal, end=name.end, **_moment(name, dtype, row, rows))
+            rows += 1
+            if dtypes.named(dtype).roundoff:
+                counts[dtype] += values.size
+        if counts and not meta.get("dtype"):
+            writer.set_meta(dtype=counts.most_common(1)[0][0])
+        writer.close(complete=meta.get("complete") is not False)
+
+
+def _add_param(writer: TraceWriter, name: Name, values: Array, dtype: str, row: Mapping[str, Any]) -> None:
+    local = ".".join(map(str, End.parse(name.end).keys))
+    full = f"{name.site}.{local}" if name.site else local
+    aliases = [str(alias) for alias in row.get("aliases") or ()]
+    kind: Literal["parameter", "buffer"] = "buffer" if row.get("kind") == "buffer" else "parameter"
+    writer.add_param(full, values, path=name.site, kind=kind, aliases=aliases, store=True, dtype=dtype)
+
+
+def _moment(name: Name, dtype: str, row: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What the header says of a record besides its name; ``rows`` were written before it, so its parent is one of them."""
+    moment = {column: row[column] for column in _ABSENT if column in row}
+    for column, value in moment.items():
+        limit = rows if column in ("parent", "producer") else 2**31
+        if type(value) is not type(_ABSENT[column]) or (isinstance(value, int) and not -1 <= value < limit):
+            raise TracediffError(f"The header says of {row['name']!r} that its {column} is {value!r}, which cannot be.")
+    moment.setdefault("call", f"{name.site}[{name.ordinal}]")
+    moment["flags"] = moment.get("flags", 0) | (schema.TEXT if dtype == "text" else 0)
+    return moment | ({"note": json.dumps(row["note"])} if row.get("note") else {})
+
+
+def _typed(values: Array, dtype: str | None, row: Mapping[str, Any], name: str) -> tuple[Array, str]:
+    """An array's values or stored bits, and the name of its dtype."""
+    said = row.get("dtype") or dtype
+    if values.dtype.kind in "US":
+        text = values.item() if values.ndim == 0 else "\n".join(map(str, values.reshape(-1).tolist()))
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8), "text"
+    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    if values.dtype == np.dtype("V2") and said is None:  # how NumPy writes the bfloat16 of ml_dtypes
+        said = "bfloat16"
+    if said is not None:
+        kind = dtypes.named(str(said))
+        if values.dtype not in (kind.stored, kind.view, np.dtype(f"V{kind.itemsize}")):
+            raise TracediffError(f"{name!r} is of {values.dtype}, which cannot be the bits of {said!r}; those are {kind.stored}.")
+        return values.view(kind.stored), kind.name
+    try:
+        return values, dtypes.of(values).name
+    except TracediffError as error:
+        raise TracediffError(f"{name!r} cannot be recorded: it is of dtype {values.dtype}.") from error
+
+
+# -- the three forms, opened
+
+
+@contextmanager
+def _open_npz(path: Path) -> Iterator[_Arrays]:
+    """The arrays of an .npz; objects in it, which would have to be unpickled, are refused."""
+    arrays = _Arrays(is_ordered=True)
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise TraceFileError(f"{os.fspath(path)!r} is no .npz file: {error}.") from error
+        for entry in archive.infolist():
+            if entry.is_dir():
+                continue
+            name = entry.filename.removesuffix(".npy")
+            if name == HEADER:
+                arrays.header = _header(_read_npy(archive.open(entry), name, path).tobytes(), path)
+            else:
+                arrays.add(name, lambda entry=entry, name=name: (_read_npy(archive.open(entry), name, path), None), path)  # type: ignore[misc]
+        yield arrays
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[_Arrays]:
+    """The arrays of a folder of .npy files, subfolders included, named by their paths in it."""
+    arrays = _Arrays()
+    header = path / HEADER
+    if header.is_file():
+        arrays.header = _header(header.read_bytes(), path)
+    for file in sorted(path.rglob("*.npy")):
+        if file.is_file():
+            name = file.relative_to(path).with_suffix("").as_posix() if file.suffix == ".npy" else file.name
+            arrays.add(name, lambda file=file, name=name: (_read_npy(file.open("rb"), name, path), None), path)  # type: ignore[misc]
+    yield arrays
+
+
+def _read_npy(stream: IO[bytes], name: str, where: Path) -> Array:
+    with stream:
+        try:
+            values: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, RuntimeError) as error:
+            if "allow_pickle" in str(error) or "Object arrays" in str(error):
+                why = "it holds pickled Python objects, which are not read since they can run code; save plain arrays"
+            else:
+                why = str(error)
+            raise TracediffError(f"{name!r} in {os.fspath(where)!r} cannot be read: {why}.") from error
+    return values
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[_Arrays]:
+    """The arrays of a .safetensors file, in the dtypes that it names."""
+    with path.open("rb") as stream:
+        head, start = _safetensors_head(stream, path)
+        metadata = head.pop("__metadata__", {})
+        arrays = _Arrays()
+        if isinstance(metadata, dict) and METADATA in metadata:
+            arrays.header = _header(str(metadata[METADATA]).encode(), path)
+        size = path.stat().st_size - start
+        for name, entry in head.items():
+            arrays.add(name, _tensor_of(stream, name, entry, start, size, path), path)
+        yield arrays
+
+
+def _safetensors_head(stream: IO[bytes], path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a .safetensors file and where its data begin."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise TracediffError(f"{os.fspath(path)!r} holds {twice[0]!r} twice; every array needs a name of its own.")
+        return dict(pairs)
+
+    try:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > min(MOST_HEADER, path.stat().st_size - 8):
+            raise ValueError(f"its header would be {length} bytes long")
+        head = json.loads(stream.read(length), object_pairs_hook=once)
+        if not isinstance(head, dict):
+            raise ValueError("its header is no object")
+    except (struct.error, ValueError) as error:
+        raise TraceFileError(f"{os.fspath(path)!r} is no .safetensors file: {error}.") from error
+    return head, 8 + length
+
+
+def _tensor_of(stream: IO[bytes], name: str, entry: Any, start: int, size: int, path: Path) -> Callable[[], tuple[Array, str | None]]:
+    """What reads one tensor, whose place and size are checked first."""
+    try:
+        kind = dtypes.named(_OF_SAFETENSORS[entry["dtype"]])
+        shape = tuple(int(length) for length in entry["shape"])
+        first, last = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceFileError(f"{name!r} in {os.fspath(path)!r} is not described as the format asks ({error}).") from error
+    if min((0, *shape)) < 0 or not 0 <= first <= last <= size or last - first != math.prod(shape) * kind.itemsize:
+        raise TraceFileError(f"{name!r} in {os.fspath(path)!r} does not fit into the file: bytes {first} to {last}, shape {list(shape)}.")
+
+    def read() -> tuple[Array, str | None]:
+        stream.seek(start + first)
+        return np.frombuffer(bytearray(stream.read(last - first)), kind.stored).reshape(shape), kind.name
+
+    return read
+
+
+def _header(blob: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(blob)
+    except ValueError as error:
+        raise TracediffError(f"The header {HEADER!r} of {os.fspath(path)!r} is no JSON: {error}.") from error
+    if not isinstance(header, dict):
+        raise TracediffError(f"The header {HEADER!r} of {os.fspath(path)!r} is no JSON object.")
+    return header
+
+
+# ------------------------------------------------------------------------------------------------- a trace to arrays
+
+
+def write_arrays(source: PathLike, to: PathLike, *, force: bool = False) -> Path:
+    """Writes the values of a trace as arrays by name (.npz, .safetensors, or a folder of .npy) and returns where.
+
+    Parameters are written where their values were stored. Raises TracediffError where records hold statistics only.
+    """
+    target = Path(to)
+    form = _form(target)
+    _refuse_existing(target, force)
+    with open_trace(source) as trace:
+        bare = sum(not record.stored for record in trace.records)
+        if bare or not len(trace.records):
+            what = f"{bare:,} of {len(trace.records):,} records of" if bare else "no record of"
+            raise TracediffError(f"{what} {os.fspath(trace.path)!r} hold values: capture it with --save full.")
+        items = dict(_items(trace))
+        header = json.dumps({"meta": dict(trace.meta), "records": [row for row, _ in items.values()]}, allow_nan=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writers: dict[str, Callable[[Path, Items, str], None]] = {NPZ: _write_npz, SAFETENSORS: _write_safetensors, FOLDER: _write_folder}
+        _replaced(target, lambda part: writers[form](part, items, header))
+    return target
+
+
+Items: TypeAlias = "Mapping[str, tuple[dict[str, Any], Record | Param]]"
+
+
+def _items(trace: Trace) -> Iterator[tuple[str, tuple[dict[str, Any], Record | Param]]]:
+    """Every array to write by its name: its row of the header, and the record or parameter that it is."""
+    for record in trace.records:
+        name = _safe(Name(record.site, record.ordinal, record.end), trace)
+        row = {"name": name, "dtype": record.dtype}
+        row |= {column: value for column in _ABSENT if (value := getattr(record, column)) != _ABSENT[column]}
+        yield name, (row | ({"note": record.note} if record.note else {}), record)
+    for param in trace.params.values():
+        if param.stored:
+            local = param.name[len(param.path) + 1 :] if param.path else param.name
+            name = _safe(Name(param.path, 0, str(End("param", (local,)))), trace)
+            yield name, ({"name": name, "dtype": param.dtype, "kind": param.kind, "aliases": param.aliases}, param)
+
+
+def _safe(name: Name, trace: Trace) -> str:
+    """A record's name, which a file may bear: a trace from a stranger could bring one that leads elsewhere."""
+    with suppress(TracediffError):
+        if Name.parse(str(name)) == name:
+            return str(name)
+    raise TracediffError(
+        f"{os.fspath(trace.path)!r} holds {str(name)!r}, which is no name that a capture gives; it is not written to a file."
+    )
+
+
+def _replaced(target: Path, write: Callable[[Path], None]) -> None:
+    """Writes beside the target and puts it in its place when it is whole."""
+    part = target.with_name(f".{target.name}.new")
+    _remove(part)
+    try:
+        write(part)
+        _remove(target)
+        os.replace(part, target)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _bits(item: Record | Param) -> Array:
+    """An array's values in a dtype that NumPy's own files know: bfloat16 and float8 as their bits."""
+    kind = dtypes.named(item.dtype)
+    values = item.read()
+    return values.view(kind.stored) if values.dtype != kind.stored else values
+
+
+def _write_npz(part: Path, items: Items, header: str) -> None:
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, (_, item) in items.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, _bits(item), allow_pickle=False)
+        with archive.open(f"{HEADER}.npy", "w") as stream:
+            np.lib.format.write_array(stream, np.frombuffer(header.encode(), np.uint8), allow_pickle=False)
+
+
+def _write_folder(part: Path, items: Items, header: str) -> None:
+    part.mkdir()
+    for name, (_, item) in items.items():
+        file = part / f"{name}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            raise TracediffError(
+                f"Two arrays would share the file {f'{name}.npy'!r} on this disk, which ignores case; write an .npz instead."
+            )
+        np.save(file, _bits(item), allow_pickle=False)
+    (part / HEADER).write_text(header, encoding="utf-8")
+
+
+def _write_safetensors(part: Path, items: Items, header: str) -> None:
+    head: dict[str, Any] = {"__metadata__": {METADATA: header}}
+    offset = 0
+    for name, (_, item) in items.items():
+        if item.dtype not in _SAFETENSORS:
+            raise TracediffError(f"{name!r} is of {item.dtype}, which .safetensors files cannot hold; write an .npz instead.")
+        head[name] = {"dtype": _SAFETENSORS[item.dtype], "shape": list(item.shape), "data_offsets": [offset, offset + item.nbytes]}
+        offset += item.nbytes
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with part.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for _, item in items.values():
+            stream.write(_bits(item).tobytes())
