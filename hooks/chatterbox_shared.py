@@ -17,8 +17,18 @@ from typing import Any
 import numpy as np
 
 STAGES = {
+    "voice.resample": "voice: decoding and resampling to 24 and 16 kHz",
+    "voice.mel": "voice: mel of the prompt for S3Gen",
+    "voice.tokenizer": "voice: log mel and S3 tokenizer",
+    "voice.xvector": "voice: filter bank and x-vector (CAMPPlus)",
+    "voice.trim": "voice: silence cut off at both ends",
+    "voice.encoder": "voice: mel, partial utterances and voice encoder",
+    "voice": "voice: all of it, from a file to the conditionals",
+    "text": "text: normalisation and tokens",
     "t3.cond": "T3 conditioning with the perceiver",
     "t3.transformer": "T3 transformer: prefill, every layer",
+    "t3.generate": "T3 token generation with guidance and cache: always the likeliest token",
+    "t3.sample": "T3 token generation with guidance and cache: tokens drawn",
     "s3gen.embedding": "S3Gen token embedding, speaker projection and masks",
     "s3gen.encoder": "S3Gen encoder: conformer with upsampling",
     "flow.block": "flow decoder: one transformer block",
@@ -26,8 +36,24 @@ STAGES = {
     "flow.ode": "flow decoder: every step of the ODE solver, with guidance",
     "vocoder": "HiFT vocoder: fundamental, source and wave",
     "vocoder.decode": "HiFT vocoder: mel and a given source to wave",
+    "end_to_end": "the whole: from a text and a voice to the wave",
 }
-ROOTS = {"t3": ("t3.",), "s3gen": ("s3gen.", "flow.", "vocoder")}
+FRONT = ("ve", "s3gen.speaker_encoder", "s3gen.tokenizer")
+"""The parts of the voice front end, as the reference names them."""
+WHOLE = "end_to_end"
+SOURCES = {
+    "s3gen.encoder": {"xs": "s3gen.flow.encoder/input[0]", "xs_lens": "s3gen.flow.encoder/input[1]"},
+    "flow.ode": {name: f"s3gen.flow.decoder/input[{name}]" for name in ("mu", "mask", "spks", "cond")},
+    "vocoder": {"speech_feat": "s3gen.mel2wav:inference/input[speech_feat]"},
+    "vocoder.decode": {name: f"s3gen.mel2wav:decode/input[{name}]" for name in ("x", "s")},
+}
+"""Where the reference's run of the whole is given what these stages start from."""
+ROOTS = {
+    "t3": ("t3.", WHOLE),
+    "s3gen": ("s3gen.", "flow.", "vocoder", WHOLE),
+    "ve": ("voice", WHOLE),
+    "text": ("text", WHOLE),
+}
 
 SPEECH_TOKENS = 6561
 START_TEXT, STOP_TEXT = 255, 0
@@ -41,7 +67,8 @@ class Sizes:
     """The widths and depths of the two models, and the lengths of their inputs.
 
     ``None`` keeps a class's own size. Widths differ from each other and from the kernel sizes (3, 7, 11, 16), because the port's
-    conversion decides by "does the shape differ" whether to transpose.
+    conversion decides by "does the shape differ" whether to transpose. ``new_tokens``: how many are generated at most; ``heard``: how
+    many seconds of the voice S3Gen hears before it speaks them, in the whole.
     """
 
     t3: dict[str, int] | None
@@ -57,6 +84,8 @@ class Sizes:
     frames: int
     steps: int
     mel_frames: int
+    new_tokens: int
+    heard: float
 
 
 SMALL = Sizes(
@@ -80,6 +109,8 @@ SMALL = Sizes(
     frames=22,
     steps=4,
     mel_frames=6,
+    new_tokens=8,
+    heard=1.1,
 )
 FULL = Sizes(
     t3=None,
@@ -95,6 +126,8 @@ FULL = Sizes(
     frames=80,
     steps=10,
     mel_frames=12,
+    new_tokens=20,
+    heard=10.0,
 )
 SIZES = {"small": SMALL, "full": FULL}
 
@@ -112,6 +145,13 @@ ADJUSTED = (
     (r"conv_post\.bias$", 1.0, -1.0),
 )
 
+# What both sides' `T3.inference` is called with, besides the number of tokens; what is not named keeps its own default there. Neither
+# has a switch for taking the likeliest token, but with min_p = 1 nothing else is left to be drawn.
+LIKELIEST = {"temperature": 1.0, "top_p": 1.0, "min_p": 1.0}
+GENERATION: dict[str, dict[str, float]] = {"t3.generate": LIKELIEST, "t3.sample": {}}
+
+SENTENCE = "Where do they first part, and why?"
+
 MANIFEST = Path(__file__).with_name("chatterbox_weights.json")
 
 
@@ -126,7 +166,7 @@ def is_seeded(context: Any) -> bool:
 
 
 def wanted_roots(context: Any) -> list[str]:
-    """Which of the two models the wanted stages need."""
+    """Which of the models the wanted stages need; with ``ve`` goes the whole voice front end."""
     return [root for root, starts in ROOTS.items() if any(stage.startswith(starts) and context.wants(stage) for stage in STAGES)]
 
 
@@ -143,7 +183,7 @@ def reference_weights(context: Any, root: str) -> Iterator[tuple[str, np.ndarray
     """Every seeded weight of one of the reference's models, by the reference's key, from the manifest's shapes."""
     size = "small" if size_of(context) is SMALL else "full"
     manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
-    for pattern, shape in manifest[size][root].items():
+    for pattern, shape in manifest[size].get(root, {}).items():
         for key in expand(pattern):
             yield key, seeded(context, f"{root}.{key}", tuple(shape))
 
@@ -168,12 +208,12 @@ def _numbers(ranges: str) -> Iterator[str]:
 def compact(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
     """Keys and shapes with runs of numbered keys folded into patterns: what `expand` undoes."""
     folded = {key: tuple(shape) for key, shape in shapes.items()}
-    places = max((len(re.findall(r"(?<=\.)\d+(?=\.)", key)) for key in folded), default=0)
+    places = max((len(re.findall(r"(?<=[.a-z])\d+(?=\.)", key)) for key in folded), default=0)
     for place in range(places):
         groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
         rest: dict[str, tuple[int, ...]] = {}
         for key, shape in folded.items():
-            numbers = list(re.finditer(r"(?<=\.)(\d+|\{[\d,-]+\})(?=\.)", key))
+            numbers = list(re.finditer(r"(?<=[.a-z])(\d+|\{[\d,-]+\})(?=\.)", key))
             if place < len(numbers) and numbers[place][0].isdigit():
                 at = numbers[place]
                 groups.setdefault((key[: at.start()], key[at.end() :], shape), []).append(int(at[0]))
@@ -209,6 +249,11 @@ def t3_inputs(context: Any, stage: str) -> dict[str, np.ndarray]:
         "emotion_adv": array(stage, "emotion_adv", lambda g: g.uniform(0.3, 0.9, (1, 1, 1)).astype(np.float32)),
         "text_tokens": text,
     }
+
+
+def sentence(context: Any) -> str:
+    """What the whole is to say."""
+    return str(context.array(WHOLE, "text", lambda g: SENTENCE))
 
 
 def embedding_inputs(context: Any) -> dict[str, np.ndarray]:
