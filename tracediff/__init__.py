@@ -13,26 +13,35 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracediff.api import align, bisect, capture, diff, record, recover, weights
+    from tracediff.api import align, bisect, bisect_live, calibrate, capture, convert, diff, record, recover, status, try_site, weights
     from tracediff.capture import scope, stage, tap
     from tracediff.errors import TracediffError
     from tracediff.report import Report
+    from tracediff.serving import stub
+    from tracediff.status import Status
     from tracediff.trace import Record, Trace, open_trace
 
 __version__ = "0.1.0"
 
 _HOME = {
     "capture": "tracediff.api",
+    "calibrate": "tracediff.api",
     "bisect": "tracediff.api",
+    "bisect_live": "tracediff.api",
     "diff": "tracediff.api",
+    "status": "tracediff.api",
+    "convert": "tracediff.api",
     "align": "tracediff.api",
     "weights": "tracediff.api",
     "recover": "tracediff.api",
     "record": "tracediff.api",
+    "try_site": "tracediff.api",
+    "stub": "tracediff.serving",
     "tap": "tracediff.capture",
     "scope": "tracediff.capture",
     "stage": "tracediff.capture",
@@ -40,11 +49,13 @@ _HOME = {
     "Trace": "tracediff.trace",
     "Record": "tracediff.trace",
     "Report": "tracediff.report",
+    "Status": "tracediff.status",
     "TracediffError": "tracediff.errors",
 }
 
 __all__ = [
     "capture",
+    "calibrate",
     "record",
     "tap",
     "scope",
@@ -53,11 +64,17 @@ __all__ = [
     "align",
     "weights",
     "bisect",
+    "bisect_live",
     "diff",
+    "try_site",
+    "stub",
+    "status",
+    "convert",
     "recover",
     "Trace",
     "Record",
     "Report",
+    "Status",
     "TracediffError",
 ]
 
@@ -66,13 +83,16 @@ class _Package(ModuleType):
     """This package, whose functions `capture` and `align` go before its folders of the same name.
 
     Python binds a submodule to its package's attribute on import; without this, ``td.capture`` would be a function
-    until something imports ``tracediff.capture.observer``, and a module from then on.
+    until something imports ``tracediff.capture.observer``, and a module from then on. The functions bear the folders' full names, by which
+    Python finds the modules in them: so ``import tracediff.capture.observer as observer`` works too.
     """
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOME:
             raise AttributeError(f"module 'tracediff' has no attribute {name!r}")
         value = getattr(import_module(_HOME[name]), name)
+        if isinstance(value, FunctionType) and find_spec(f"{self.__name__}.{name}") is not None:
+            value.__name__ = f"{self.__name__}.{name}"
         self.__dict__[name] = value
         return value
 

@@ -17,14 +17,39 @@ if TYPE_CHECKING:
     from tracediff.align import Alignment
     from tracediff.capture.observer import Observer
     from tracediff.explain.weights import WeightsReport
-    from tracediff.report import Report, Weights
+    from tracediff.locate import Located
+    from tracediff.report import Cause, Report, Weights
+    from tracediff.status import Status
     from tracediff.trace.listing import Listing
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 TraceLike: TypeAlias = "PathLike | Trace"
 Say = Callable[[str], None]
 
-__all__ = ["align", "bisect", "capture", "capture_recipe", "diff", "listing", "open_trace", "record", "recover", "weights", "write_recipes"]
+FLOOR_DTYPES = ("float64", "float16", "bfloat16")
+"""The dtypes in which a noise floor can be measured; float64 serves ports in float32."""
+
+__all__ = [
+    "align",
+    "bisect",
+    "bisect_live",
+    "bisect_recipe",
+    "calibrate",
+    "calibrate_recipe",
+    "capture",
+    "capture_recipe",
+    "convert",
+    "diff",
+    "listing",
+    "open_trace",
+    "record",
+    "recover",
+    "status",
+    "try_named",
+    "try_site",
+    "weights",
+    "write_recipes",
+]
 
 
 def _silent(_: str) -> None:
@@ -40,6 +65,7 @@ def capture(
     random: TraceLike | None = None,
     seed: int | None = None,
     floor: bool | None = None,
+    floor_dtypes: Sequence[str] = ("float64",),
     methods: Iterable[str] = (),
     functions: Iterable[str] = (),
     include: Iterable[str] = (),
@@ -61,9 +87,11 @@ def capture(
     ``feed``: a reference's trace. The run is then *forced*: at each paired boundary the model's own tensor is recorded, and the run goes
     on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*. ``floor``: whether
     to measure how much error floating point explains at each site, which takes seven more runs; by default for PyTorch models.
+    ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as ``("float64", "bfloat16")``; float64 serves float32 ports.
 
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
-    ``methods``: further entrances to observe, such as ``"flow:inference"``. ``functions``: globs on dotted names of functions.
+    ``methods``: further entrances to observe, such as ``"flow:inference"``. ``functions``: globs on dotted names of functions,
+    such as ``"my_package.**"``: what takes or gives arrays or texts and is no module.
     ``include``, ``exclude``: globs on sites. ``calls``: numbers or ranges (``"0-2"``) of a site's calls. ``save``: values, or
     statistics and digests only.
 
@@ -80,6 +108,7 @@ def capture(
         to,
         feed=feed,
         floor=floor,
+        floor_dtypes=floor_dtypes,
         observers=_draws(random if random is not None else feed, seed),
         methods=methods,
         functions=functions,
@@ -129,14 +158,17 @@ def capture_recipe(
     seed: int = 0,
     random: PathLike | None = None,
     feed: PathLike | None = None,
+    start: PathLike | None = None,
     dtype: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    functions: Sequence[str] = (),
     calls: str | None = None,
     save: Literal["full", "stats"] = "full",
     save_params: bool = False,
     no_repeat: bool = False,
     no_floor: bool = False,
+    floor_dtypes: Sequence[str] = (),
     python: PathLike | None = None,
     force: bool = False,
     progress: Say = _silent,
@@ -152,9 +184,11 @@ def capture_recipe(
         weights=weights,
         seed=seed,
         random=random if random is not None else feed,
+        start=start,
         dtype=dtype,
         include=include,
         exclude=exclude,
+        functions=functions,
         calls=calls,
         save=save,
         save_params=save_params,
@@ -165,8 +199,50 @@ def capture_recipe(
         how="tracediff.capturing:captured",
         feed=None if feed is None else os.fspath(feed),
         floor=False if no_floor else None,
+        floor_dtypes=tuple(dict.fromkeys(("float64", *floor_dtypes))),
     )
     return open_trace(path)
+
+
+def calibrate(
+    model: Any,
+    run: Any,
+    trace: PathLike,
+    *,
+    dtypes: Sequence[str] = FLOOR_DTYPES,
+    methods: Iterable[str] | None = None,
+    functions: Iterable[str] | None = None,
+    impl: str | None = None,
+    progress: Say = _silent,
+) -> Trace:
+    """Adds the noise floor to a reference's trace, or further columns of it, in place; what was measured before is kept.
+
+    ``model`` and ``run`` are those that `capture` recorded to ``trace``. ``dtypes``: those a port may run in, "float64" standing for a
+    float32 port; by default all. ``methods``, ``functions``: by default those that the trace was captured with.
+
+    Raises CaptureError where the trace is no complete reference with values that repeats itself, or where the model's parameters or
+    what a first run gives are not those of the trace.
+
+    >>> td.calibrate(model, {"tokens": tokens}, "ref.h5", dtypes=["bfloat16"])       # doctest: +SKIP
+    """
+    from tracediff.capturing import calibrated
+
+    given = {"methods": None if methods is None else list(methods), "functions": None if functions is None else list(functions)}
+    return open_trace(calibrated(model, run, trace, dtypes=tuple(dtypes), impl=impl, say=progress, **given))
+
+
+def calibrate_recipe(
+    trace: PathLike, *, recipe: str | None = None, dtypes: Sequence[str] = (), python: PathLike | None = None, progress: Say = _silent
+) -> Trace:
+    """As `calibrate`, for a trace that a recipe made: the recipe, its seed, weights and stages are those of the trace.
+
+    ``recipe`` names another file for the same recipe; ``dtypes`` are all where empty.
+    """
+    from tracediff.capture.recipe import rerun_recipe
+
+    chosen = tuple(dtypes) or FLOOR_DTYPES
+    rerun_recipe(trace, recipe, how="tracediff.capturing:calibrated", python=python, progress=progress, dtypes=chosen)
+    return open_trace(trace)
 
 
 def align(reference: TraceLike, port: TraceLike, *, mapping: PathLike | Mapping[str, Any] | None = None) -> Alignment:
@@ -197,25 +273,117 @@ def bisect(
     from tracediff.align import align as align_traces
     from tracediff.floor import floors
     from tracediff.locate import locate
-    from tracediff.report import build
 
     with _opened(reference, port) as (first, second):
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        is_forced = second.meta.get("mode_run") == "forced"
-        allowed = {} if first.floor is None else floors(first.floor, first, str(second.meta.get("dtype")), is_forced=is_forced)
+        allowed = floors(first, second, alignment.records)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
-        found = _compared_weights(first, second)
-        culprits = {finding.culprit for finding in located.findings}
-        return build(
-            located,
-            alignment,
-            first,
-            second,
-            weights=_weight_lines(found) if found is not None else None,
-            causes=_weight_causes(found, culprits) if found is not None else None,
-        )
+        return _explained(located, alignment, first, second)
+
+
+def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> Report:
+    """The report of what was located, with what weights and divergences show of their causes."""
+    from tracediff.floor import notes as floor_notes
+    from tracediff.report import build
+
+    found = _compared_weights(first, second)
+    culprits = {finding.culprit for finding in located.findings}
+    return build(
+        located,
+        alignment,
+        first,
+        second,
+        weights=_weight_lines(found) if found is not None else None,
+        causes=_weight_causes(found, culprits) if found is not None else None,
+        suspects=_suspects(located, alignment, first, second),
+        notes=floor_notes(first, second),
+    )
+
+
+def bisect_live(
+    reference_model: Any,
+    reference_run: Any,
+    port_model: Any,
+    port_run: Any,
+    *,
+    seed: int | None = None,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    stages: Sequence[str] = (),
+    methods: tuple[Iterable[str], Iterable[str]] = ((), ()),
+    functions: tuple[Iterable[str], Iterable[str]] = ((), ()),
+    most: int | None = None,
+    progress: Say = _silent,
+) -> Report:
+    """Where two models first part, found by running both again and again; no trace is stored.
+
+    Models and runs are those of `capture`, the reference's first; ``methods`` and ``functions`` are given for each side. Each side runs
+    twice, to prove that it repeats itself, and then once a round, in which what one frame sees is held: about as many rounds as calls
+    are nested. More than ``most`` bytes (256 MiB) are held only where one frame needs them. ``seed`` makes both draw the same. The
+    certificate of the report, whose method is "live", says what it took. The rest is as in `bisect`; no noise floor is measured.
+
+    Raises CaptureError where a side does not repeat itself.
+
+    >>> td.bisect_live(torch_model, {"tokens": tokens}, mlx_model, {"tokens": tokens})       # doctest: +SKIP
+    """
+    from tracediff.live import of_model
+
+    models = ("reference", reference_model, reference_run), ("port", port_model, port_run)
+    sides = [
+        of_model(*side, observers=_draws(None, seed), methods=seen, functions=names, meta={} if seed is None else {"seed": seed})
+        for side, seen, names in zip(models, methods, functions, strict=True)
+    ]
+    return _live_report(sides, most, mapping=mapping, rtol=rtol, atol=atol, stages=stages, say=progress)
+
+
+def bisect_recipe(
+    *,
+    recipe: str | None = None,
+    stages: Sequence[str] = (),
+    weights: str = "seeded",
+    seed: int = 0,
+    dtype: str | None = None,
+    python: Mapping[str, PathLike] | None = None,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    progress: Say = _silent,
+) -> Report:
+    """As `bisect_live`, for the two sides of a recipe, the PyTorch one being the reference.
+
+    ``python``: by "torch" or "mlx" another environment's Python in which that side runs. ``dtype`` is the port's.
+    """
+    from tracediff.live import of_recipe
+
+    asked: dict[str, Any] = {"stages": stages, "weights": weights, "seed": seed, "say": progress}
+    elsewhere = python or {}
+    sides = [
+        of_recipe("reference", "torch", recipe, python=elsewhere.get("torch"), **asked),
+        of_recipe("port", "mlx", recipe, python=elsewhere.get("mlx"), dtype=dtype, **asked),
+    ]
+    return _live_report(sides, None, mapping=mapping, rtol=rtol, atol=atol, stages=(), say=progress)
+
+
+def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
+    from dataclasses import replace
+
+    from tracediff.live import MOST_HELD, searched
+
+    with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
+        report = _explained(found.located, found.alignment, found.reference, found.port)
+        return replace(report, certificate={**report.certificate, **found.certificate()})
+
+
+def _suspects(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
+    """What the divergences themselves show of their causes, by their place among the findings."""
+    from tracediff.explain.detect import suspects
+    from tracediff.report import Cause
+
+    found = suspects(located, alignment, reference, port) if located.findings else {}
+    return {place: [Cause(one.kind, one.confidence, one.confirmed, one.evidence) for one in causes] for place, causes in found.items()}
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
@@ -267,6 +435,118 @@ def diff(reference: TraceLike, port: TraceLike, **options: Any) -> Report:
     return bisect(reference, port, scan=True, **options)
 
 
+def status(
+    reference: TraceLike,
+    *ports: TraceLike,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    stages: Sequence[str] = (),
+    progress: Say = _silent,
+) -> Status:
+    """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
+
+    The verdict is "same" only where every stage is the same in both; "different" where one differs in either; else None, and ``why``
+    says what was not shown. The options are those of `bisect`. Raises TracediffError for two runs of one mode.
+
+    >>> print(td.status("ref.h5", "forced.h5", "free.h5"))                       # doctest: +SKIP
+    """
+    from tracediff.status import build, modes_of
+
+    with _opened(reference, *ports) as (first, *runs):
+        modes_of(runs)
+        options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "stages": stages, "progress": progress}
+        return build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages)
+
+
+def try_site(
+    reference: TraceLike,
+    site: str,
+    module: Any,
+    *,
+    calls: Sequence[int] = (),
+    arguments: Mapping[str, str] | None = None,
+    impl: str | None = None,
+    to: PathLike | None = None,
+    force: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    progress: Say = _silent,
+) -> Report:
+    """Runs one module of a port on what its site was handed in a reference's trace, and judges what it returns, in seconds.
+
+    ``site``: the reference's. ``module``: a live module with its weights, or another callable. All recorded calls are made, or those of
+    ``calls`` (counted from 0); what the module holds is paired with the site's inner ones and fed the reference's tensors, as in a
+    forced run. Inputs go to parameters of the same name, else in order; ``arguments`` states what the module calls the reference's.
+    ``impl``: the framework of a callable that tells none. ``to`` keeps the trace of the module. ``rtol`` and ``atol`` as in `bisect`.
+
+    Raises SiteError for an unknown site or call, TraceFileError where its inputs were not stored, CaptureError where they cannot be
+    bound to the module's parameters. What the module raises is a finding.
+
+    >>> report = td.try_site("ref.h5", "flow.decoder.mid_blocks.0", MyBlock())   # doctest: +SKIP
+    """
+    from tempfile import TemporaryDirectory
+
+    from tracediff.trying import tried
+
+    with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
+        path = Path(folder) / "tried.h5" if to is None else Path(to)
+        part, mapping = tried(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
+        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
+
+
+def try_named(
+    reference: TraceLike,
+    site: str,
+    name: str | None = None,
+    *,
+    impl: str = "mlx",
+    recipe: str | None = None,
+    module: str | None = None,
+    weights: PathLike | None = None,
+    progress: Say = _silent,
+    **options: Any,
+) -> Report:
+    """As `try_site`, for the module that ``name`` (``FILE:CLASS`` or ``FILE:FACTORY``) makes, or that a port's recipe loads.
+
+    Without ``name`` the recipe's models are loaded with the seed and weights of the reference's run, and the module is the one of the
+    site's path, or the one that holds the like parameters, or the one at the path ``module``. ``weights``: a .safetensors or .npz file
+    that the module loads itself.
+    """
+    from tracediff import trying
+    from tracediff.capture import adapter_of
+    from tracediff.capture.adapter import named
+    from tracediff.trace.part import calls_of, part_of
+
+    with _opened(reference) as (whole,):
+        chosen = calls_of(whole, site)
+        if name is not None:
+            made = trying.load_object(name)
+        else:
+            part = part_of(whole, site, chosen, site.partition(":")[0])
+            path, made = trying.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
+            progress(f"the port's module: {path or 'the root'} ({type(made).__name__})")
+        if weights is not None:
+            trying.load_weights(made, weights)
+        if name is not None and whole.meta.get("mode") == "eval" and adapter_of(made).is_model(made):
+            made.eval()
+        return try_site(whole, site, made, progress=progress, **options)
+
+
+def _recipe_models(impl: str, recipe: str | None, reference: Trace) -> Mapping[str, Any]:
+    """The models that a recipe loads for the stages and with the seed and weights of the reference's run."""
+    from tracediff.capture import recipe as recipes
+
+    meta = reference.meta
+    context = recipes.Context(
+        seed=int(meta.get("seed") or 0),
+        weights=str(meta.get("weights") or "seeded"),
+        stages=tuple(meta.get("wanted") or ()),
+        reference=reference,
+    )
+    return recipes.load_recipe(recipe or meta.get("recipe"), impl).load(context)
+
+
 def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
     """What a trace holds, as a table: see `tracediff.trace.listing.listing`."""
     from tracediff.trace.listing import listing as list_trace
@@ -288,6 +568,13 @@ def recover(path: PathLike, to: PathLike | None = None) -> Trace:
     from tracediff.trace.recovery import recover as recover_trace
 
     return open_trace(recover_trace(path, to))
+
+
+def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool = False) -> Path:
+    """Turns arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those: `tracediff.trace.convert`."""
+    from tracediff.trace.convert import convert as convert_arrays
+
+    return convert_arrays(source, target, impl=impl, force=force)
 
 
 def write_recipes(name: str, folder: PathLike) -> list[Path]:

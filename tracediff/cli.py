@@ -22,6 +22,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
 
+_FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
+_CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
+
 
 class StatusGroup(click.Group):
     """A group whose exit statuses are those of diff: click by itself answers 1 to a crash and to Ctrl-C."""
@@ -65,11 +68,14 @@ def json_option(command: Command) -> Command:
 
 
 def judging_options(command: Command) -> Command:
-    """What `diff`, `bisect` and `plot` share: the two traces, how they are paired and what error is allowed."""
+    """What `diff` and `plot` share: the two traces, how they are paired and what error is allowed."""
+    return click.argument("reference", type=click.Path())(click.argument("port", type=click.Path())(comparing_options(command)))
+
+
+def comparing_options(command: Command) -> Command:
+    """How two sides are paired, what error is allowed, and which stages count."""
     for option in reversed(
         (
-            click.argument("reference", type=click.Path()),
-            click.argument("port", type=click.Path()),
             click.option("--map", "mapping", type=click.Path(exists=True), help="A mapping file that overrides the alignment."),
             click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol."),
             click.option("--atol", type=float, help="Goes with --rtol."),
@@ -104,14 +110,17 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
 @click.option("--feed", type=click.Path(exists=True), help="Feed each site this reference's tensors: a forced run (implies --random).")
+@click.option("--from", "start", type=click.Path(exists=True), help="Start the wanted stages from the inputs they had in this trace.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Run the model in this dtype.")
 @click.option("--include", multiple=True, help="Record only sites that match this pattern, such as 't3.tfmr.**'.")
 @click.option("--exclude", multiple=True, help="Leave out sites that match this pattern.")
+@click.option("--functions", multiple=True, help="Observe functions that are no modules, such as 'my_package.**' (may be repeated).")
 @click.option("--calls", help="Record only these calls: an ordinal, or a range such as 0:3.")
 @click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help="Values, or statistics only.")
 @click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints.")
 @click.option("--no-repeat", is_flag=True, help="Do not run the reference a second time to see whether it repeats.")
 @click.option("--no-floor", is_flag=True, help="Do not measure the reference's noise floor (seven more runs).")
+@click.option("--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help=_FLOOR_DTYPE)
 @click.option("--python", "python", type=click.Path(), help="Run this side with another environment's Python.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @json_option
@@ -123,12 +132,38 @@ def capture(as_json: bool, **options: Any) -> int:
       tracediff capture --impl torch -o ref.h5
       tracediff capture --impl mlx --feed ref.h5 -o forced.h5
       tracediff capture --impl mlx --random ref.h5 -o free.h5
+      tracediff capture --impl mlx --stage vocoder --from ref.h5 -o vocoder.h5
+      tracediff capture --impl mlx --functions 'mlx_audio.tts.models.chatterbox.**'
     """
     from tracediff import api
     from tracediff.show import tables
 
     with api.capture_recipe(progress=_progress, **options) as trace:
         _print(api.summary(trace) if as_json else tables.captured(trace), as_json)
+    return SAME
+
+
+@main.command()
+@click.argument("trace", type=click.Path())
+@click.option("--recipe", default=None, help="The recipe's name or file [default: the one that made the trace].")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float64", "float16", "bfloat16"]), help=_CALIBRATE_DTYPE)
+@click.option("--python", "python", type=click.Path(), help="Run the reference with another environment's Python.")
+@json_option
+def calibrate(trace: str, as_json: bool, **options: Any) -> int:
+    """Add the noise floor to a reference's trace, or further dtypes to the one that it has.
+
+    The reference runs again as its trace says: recipe, seed, weights, stages. What was measured before is kept. Refused where the run
+    does not give bit for bit what the trace holds.
+
+    \b
+    Example:
+      tracediff calibrate ref.h5 --dtype bfloat16
+    """
+    from tracediff import api
+    from tracediff.show import tables
+
+    with api.calibrate_recipe(trace, progress=_progress, **options) as calibrated:
+        _print(api.summary(calibrated) if as_json else tables.captured(calibrated), as_json)
     return SAME
 
 
@@ -224,20 +259,52 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 
 
 @main.command()
-@judging_options
+@click.argument("reference", type=click.Path(), required=False)
+@click.argument("port", type=click.Path(), required=False)
+@comparing_options
 @click.option("--scan", is_flag=True, help="Read everything instead of bisecting; the answer is the same.")
+@click.option("--live", is_flag=True, help="Store no trace: run both sides of a recipe again for every round.")
+@click.option("--recipe", default=None, help="With --live: a recipe's name [default: the one in hooks/].")
+@click.option("--weights", default="seeded", show_default=True, help="With --live: seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
+@click.option("--seed", default=0, show_default=True, help="With --live: seeds weights, inputs and random draws, alike on both sides.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="With --live: run the port in this dtype.")
+@click.option("--python", "python", multiple=True, metavar="IMPL=PATH", help="With --live: run a side with another environment's Python.")
 @json_option
-def bisect(reference: str, port: str, scan: bool, as_json: bool, **options: Any) -> int:
+def bisect(as_json: bool, live: bool, **options: Any) -> int:
     """Name the first divergence, its culprit on both sides and the likely cause.
 
     \b
     Example:
       tracediff bisect ref.h5 mlx.h5
+      tracediff bisect --live --recipe chatterbox --stage t3.tfmr
     """
     from tracediff import api
 
-    report = api.bisect(reference, port, scan=scan, progress=_progress, **options)
+    given = _of_live(options) if live else _of_traces(options)
+    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
     return _show_report(report, as_json)
+
+
+_LIVE = ("recipe", "weights", "seed", "dtype", "python")
+"""What only a live bisection takes."""
+
+
+def _of_traces(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a bisection of two traces."""
+    if not options["port"]:
+        raise click.UsageError("Give two traces, REFERENCE and PORT; or --live to run both sides of a recipe.")
+    return {name: value for name, value in options.items() if name not in _LIVE}
+
+
+def _of_live(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a live bisection."""
+    if options["reference"] or options["scan"]:
+        raise click.UsageError("--live runs both sides itself: leave out REFERENCE, PORT and --scan.")
+    wrong = [text for text in options["python"] if text.partition("=")[0] not in ("torch", "mlx") or not text.partition("=")[2]]
+    if wrong:
+        raise click.UsageError(f"--python {wrong[0]!r} does not say which side; write for instance --python torch=env/bin/python.")
+    given = {name: value for name, value in options.items() if name not in ("reference", "port", "scan")}
+    return {**given, "python": dict(text.split("=", 1) for text in options["python"])}
 
 
 @main.command()
@@ -259,6 +326,109 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
     report.plot("culprit" if culprit else "sites").savefig(path, dpi=150)
     click.echo(path)
     return _status(report.verdict)
+
+
+@main.command()
+@judging_options
+@click.argument("port2", type=click.Path(), required=False)
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), help="[default: as -o's suffix says, else text]")
+@click.option("-o", "--output", type=click.Path(), help="Write it to this file.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@json_option
+def status(
+    reference: str, port: str, port2: str | None, form: str | None, output: str | None, force: bool, as_json: bool, **how: Any
+) -> int:
+    """Say how far a port is, stage by stage: a row a stage, a column each for its forced and its free run.
+
+    PORT and PORT2 are the two runs, in any order; one of them will do, but then the whole is never called the same.
+
+    \b
+    Example:
+      tracediff status ref.h5 forced.h5 free.h5
+      tracediff status ref.h5 forced.h5 free.h5 -o STATUS.md
+    """
+    from tracediff import api
+    from tracediff.show import status as shown
+
+    path = None if output is None else _free(Path(output), force)
+    told = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **how)
+    form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
+    _deliver(shown.written(told, form), path, shown.render(told) if form == "text" else None)
+    return _status(told.verdict)
+
+
+@main.command()
+@judging_options
+@click.option("-o", "--output", type=click.Path(), default="report.html", show_default=True, help="A .html, .md, .json or .txt file.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def report(reference: str, port: str, output: str, force: bool, **options: Any) -> int:
+    """Write all that comparing two traces shows to one file: HTML with its pictures inside, Markdown, JSON or text.
+
+    \b
+    Example:
+      tracediff report ref.h5 mlx.h5 -o report.html
+    """
+    from tracediff import api
+
+    path = _free(Path(output), force)
+    told = api.diff(reference, port, progress=_progress, **options)
+    click.echo(told.save(path))
+    return _status(told.verdict)
+
+
+@main.command()
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@click.option("--impl", default="", help="Which framework made the arrays, such as swift; the trace says so.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def convert(source: str, target: str, impl: str, force: bool) -> int:
+    """Turn arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those.
+
+    \b
+    A name is SITE, SITE/END or SITE/CALL/END: encoder.0, encoder.0/input[0], encoder.0/3/output.
+
+    \b
+    Example:
+      tracediff convert swift.safetensors swift.h5 --impl swift
+      tracediff convert ref.h5 ref.npz
+    """
+    from tracediff import api
+
+    click.echo(api.convert(source, target, impl=impl, force=force))
+    return SAME
+
+
+@main.command("try")
+@click.argument("reference", type=click.Path())
+@click.argument("site")
+@click.argument("name", metavar="[FILE:CLASS]", required=False)
+@click.option("--impl", type=click.Choice(["torch", "mlx"]), default="mlx", show_default=True, help="Without FILE:CLASS: the port's side.")
+@click.option("--recipe", default=None, help="Without FILE:CLASS: the recipe that loads the port [default: the reference's].")
+@click.option("--module", default=None, help="Without FILE:CLASS: the module's path in the port, where it differs from the site.")
+@click.option("--weights", type=click.Path(exists=True), help="A .safetensors or .npz file that the module loads itself.")
+@click.option("--call", "calls", type=int, multiple=True, help="Only this call of the site, counted from 0 (may be repeated).")
+@click.option("--arg", "arguments", multiple=True, metavar="REF=PORT", help="What the module calls an argument of the reference.")
+@click.option("-o", "--output", "to", type=click.Path(), help="Keep the trace of the module here.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol.")
+@click.option("--atol", type=float, help="Goes with --rtol.")
+@json_option
+def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], as_json: bool, **options: Any) -> int:
+    """Run one module of the port on the reference's inputs of its site, and judge what it returns.
+
+    FILE:CLASS names a class, or a function, of a Python file that makes the module when it is called without arguments. Without it the
+    module is the one of that site among those that the port's recipe loads.
+
+    \b
+    Example:
+      tracediff try ref.h5 flow.decoder.mid_blocks.0 port.py:make_block --weights block.safetensors
+      tracediff try ref.h5 flow.encoder --impl mlx --recipe chatterbox
+    """
+    from tracediff import api
+
+    stated = dict(_pair(text) for text in arguments)
+    report = api.try_named(reference, site, name, arguments=stated, progress=_progress, **options)
+    return _show_report(report, as_json)
 
 
 @main.command()
@@ -369,12 +539,32 @@ def _print(answer: Any, as_json: bool) -> None:
     text.console().print(answer)
 
 
+def _deliver(text: str, path: Path | None, shown: Any = None) -> None:
+    """An answer as a file, whose name is then printed, or on stdout, where what is ``shown`` goes to the terminal in its colours."""
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
+        click.echo(path)
+    elif shown is not None:
+        _print(shown, False)
+    else:
+        click.echo(text, nl=False)
+
+
 def _progress(message: str) -> None:
     click.echo(message, err=True)
 
 
 def _status(verdict: str | None) -> int:
     return {"same": SAME, "different": DIFFERENT}.get(verdict or "", TROUBLE)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    from tracediff.errors import TracediffError
+
+    before, mark, after = text.partition("=")
+    if not (before and mark and after):
+        raise TracediffError(f"{text!r} is no pair of names; write REFERENCE=PORT, for instance --arg x=hidden_states.")
+    return before, after
 
 
 def _free(path: Path, force: bool) -> Path:
