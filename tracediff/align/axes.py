@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise, permutations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tracediff.dtype import Array
 from tracediff.errors import AlignmentError
+
+if TYPE_CHECKING:
+    from tracediff.trace import Record
 
 Shape = tuple[int, ...]
 
@@ -136,6 +139,11 @@ def apply_reference(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     if layout.repeat == "reference":
         return np.broadcast_to(array, layout.shape)
     return (layout.part_reference(array) if layout.part_reference is not None else array).reshape(layout.shape)
+
+
+def side_by_side(layout: Layout, reference: Sequence[Record], port: Sequence[Record]) -> tuple[Array, Array]:
+    """The stored values of a pair of records, both of shape ``layout.shape``, each in its own dtype."""
+    return apply_reference([one.read() for one in reference], layout), apply([one.read() for one in port], layout)
 
 
 def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Array]:

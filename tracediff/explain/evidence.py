@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tracediff.align import Alignment
-from tracediff.align.axes import apply, apply_reference
+from tracediff.align.axes import side_by_side
 from tracediff.dtype import Array
 from tracediff.explain.scene import InHand, Scene, Side
 from tracediff.locate import INPUTS, Comparison, Finding, Located
@@ -92,16 +92,12 @@ class Evidence:
 
     def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
         """Both tensors of a pair in the reference's layout, floats widened; None where there is none, or not all is stored."""
-        layout, both = comparison.pair.layout, []
-        if layout is None:
+        layout = comparison.pair.layout
+        sides = [[trace.records[row] for row in rows] for trace, rows in zip(self._traces, _rows(comparison), strict=True)]
+        if layout is None or not all(_is_readable(record) for records in sides for record in records):
             return None, None
-        for trace, rows, read_as in zip(self._traces, _rows(comparison), (apply_reference, apply), strict=True):
-            records = [trace.records[row] for row in rows]
-            if not all(map(_is_readable, records)):
-                return None, None
-            arrays = [wide(record.read()) for record in records]
-            both.append(read_as(arrays if len(arrays) > 1 else arrays[0], layout))
-        return both[0], both[1]
+        reference, port = side_by_side(layout, *sides)
+        return wide(reference), wide(port)
 
     def _frame(self, side: int, record: Record, finding: Finding) -> str:
         """The culprit's call: the record's own where its output is wrong, else the one around it."""

@@ -24,7 +24,7 @@ from tracediff.align import axes as layouts
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.show.words import counted, module, number, short_call
-from tracediff.trace import Trace, open_trace
+from tracediff.trace import open_trace
 
 if TYPE_CHECKING:
     from tracediff.report import Divergence, Report, Row
@@ -325,13 +325,9 @@ def _values(told: Report, divergence: Divergence) -> tuple[Array, Array]:
     if layout is None or "text" in divergence.dtypes.values():
         raise TracediffError(f"Nothing to draw at {divergence.site.port!r}: shapes {divergence.shapes} cannot be laid over each other.")
     with open_trace(told.reference["path"]) as one, open_trace(told.port["path"]) as other:
-        reference = layouts.apply_reference(_read(one, row.pair.reference), layout)
-        port = layouts.apply(_read(other, row.pair.port), layout)
+        sides = [[trace.records[row] for row in rows] for trace, rows in ((one, row.pair.reference), (other, row.pair.port))]
+        reference, port = layouts.side_by_side(layout, *sides)
     return _real(reference), _real(port)
-
-
-def _read(trace: Trace, rows: Sequence[int]) -> list[Array]:
-    return [trace.records[row].read() for row in rows]
 
 
 def _real(array: Array) -> Array:

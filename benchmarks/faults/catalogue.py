@@ -1,0 +1,79 @@
+"""All faults that can be planted into a pair's port, and a fair choice among them."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlx import nn
+
+from benchmarks.faults import modules
+from benchmarks.faults.plant import Fault, replaced, running
+from benchmarks.faults.rewrites import rewrites_of
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A fault of one pair alone: in a method of the port's module at ``path`` the source ``old`` becomes ``new``."""
+
+    kind: str
+    path: str
+    method: str
+    old: str
+    new: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> Fault:
+        return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replaced(self.path, self.method, self.old, self.new), self.also)
+
+
+def all_faults(pair: Any) -> list[Fault]:
+    """Every fault that applies somewhere in a pair's port, as far as a run of it enters."""
+    entered = running(pair.port, pair.run_port)
+    known = {path: module for path, module in pair.port.named_modules() if path in entered}
+    found = [edit.fault for edit in getattr(pair, "edits", ())]
+    for path, module in known.items():
+        for one in modules.FAULTS:
+            found.extend(one.at(path, module))
+        if not is_built_in(module):
+            for method in entered[path]:
+                found.extend(rewrites_of(type(module), path, method))
+    return [*found, *modules.swaps(known)]
+
+
+def is_built_in(module: nn.Module) -> bool:
+    """Whether a module's code is MLX's own: nobody gets that wrong while porting."""
+    return type(module).__module__.startswith("mlx.nn")
+
+
+def chosen(faults: Iterable[Fault], seed: int, most: int, kinds: Iterable[str] = ()) -> list[Fault]:
+    """At most so many of each way to go wrong, drawn by the seed; all of a pair's own edits count as different ways."""
+    chance = random.Random(seed)
+    wanted = set(kinds)
+    by_name: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        if not wanted or fault.kind in wanted or fault.kind.partition(".")[0] in wanted:
+            by_name[fault.kind, fault.name.partition(":")[0].partition(" with ")[0]].append(fault)
+    return [fault for group in by_name.values() for fault in chance.sample(group, min(most, len(group)))]
+
+
+def couples(faults: Iterable[Fault], seed: int, most: int) -> list[tuple[Fault, Fault]]:
+    """Two faults at a time, in modules of which none lies in the other."""
+    chance = random.Random(seed + 1)
+    known = [fault for fault in faults if fault.kind not in ("raised", "input") and fault.path]
+    found: list[tuple[Fault, Fault]] = []
+    for _ in range(50 * most):
+        if len(found) == most or len(known) < 2:
+            break
+        one, other = chance.sample(known, 2)
+        if not one.others and not other.others and not _nested(one.path, other.path):
+            found.append((one, other))
+    return found
+
+
+def _nested(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

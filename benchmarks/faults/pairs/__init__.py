@@ -1,0 +1,62 @@
+"""The pairs of the benchmark. Each file makes one pair (or one family), and `known` lists them all.
+
+*Held out* are pairs that nobody looks at while tracediff is being mended: their failures are counted, never listed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
+
+OWN = ("sampler", "flow", "vocoder", "vision", "codec", "perceiver")
+HELD_OUT = ("codec", "perceiver")
+PACKAGED = ("bert", "dinov2", "olmoe")
+REAL_HELD_OUT = ("qwen3", "olmo2", "mamba", "phi")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a pair is made from a seed; ``make`` raises ImportError where its packages are not installed."""
+
+    make: Callable[[int], Any]
+    group: str
+    held_out: bool = False
+
+
+def _made(name: str, seed: int) -> Any:
+    return importlib.import_module(f"benchmarks.faults.pairs.{name}").make(seed)
+
+
+def _packaged(name: str, seed: int) -> Any:
+    return importlib.import_module("benchmarks.faults.pairs.packaged").PAIRS[name](seed)
+
+
+def known() -> dict[str, Entry]:
+    """Every pair by name."""
+    import pairs
+
+    found = {name: Entry(build, "own") for name, build in pairs.PAIRS.items()}
+    for name in OWN:
+        found[name] = Entry(partial(_made, name), "own", name in HELD_OUT)
+    import real_pairs
+
+    for name, build in real_pairs.PAIRS.items():
+        found[name] = Entry(build, "real", name in REAL_HELD_OUT)
+    found |= {name: Entry(partial(_packaged, name), "real") for name in PACKAGED}
+    return found
+
+
+def selected(names: Iterable[str], groups: Iterable[str]) -> dict[str, Entry]:
+    """The pairs of these names, or of these groups where none is named. Raises SystemExit for a name that is not known."""
+    everything, wanted = known(), list(names)
+    unknown = [name for name in wanted if name not in everything]
+    if unknown:
+        raise SystemExit(f"No pair {unknown[0]!r}; there are {', '.join(everything)}.")
+    if wanted:
+        return {name: everything[name] for name in wanted}
+    return {name: entry for name, entry in everything.items() if ("held-out" if entry.held_out else entry.group) in set(groups)}

@@ -1,0 +1,125 @@
+"""What is known of pairs, of divergences, and of what an answer rests on: plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tracediff.align import RecordPair
+from tracediff.compare import Judgement, Metrics
+
+Mode = Literal["free", "forced"]
+Method = Literal["bisect", "scan", "live"]
+How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
+Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise"]
+Blame = Literal["module", "caller", "input", "random"]
+
+INPUTS = ("input", "attr")
+"""Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
+
+
+class Again(Protocol):
+    """Fetches what was not stored by running both sides again.
+
+    ``most`` is how many bytes may be fetched at once where no single frame asks for more. `fetch` makes the values of those rows of
+    reference and port readable; those of earlier fetches need not stay so.
+    """
+
+    most: int
+
+    def fetch(self, reference: Sequence[int], port: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One pair of records and what is known of it.
+
+    ``how``: "read" (values compared), "digest" (equal bits, not read), "statistics" (values not stored, or not needed: ``at_least``, a
+    lower bound of the relative L2, can prove a difference but no agreement), "forced" (compared while the port ran), "shape" (no layout
+    reconciles the two), "raised" (a call of one side raised instead), "served" (the port computed nothing: the tensor was served from a
+    trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives
+    the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
+    "moved", "no effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
+    (nothing but noise-sensitive ids sent the two runs different ways).
+    """
+
+    pair: RecordPair
+    how: How = ""
+    metrics: Metrics | None = None
+    judgement: Judgement | None = None
+    at_least: float = 0.0
+    floor: float | None = None
+    diverged: bool | None = None
+    effect: Effect = ""
+
+    @property
+    def is_divergence(self) -> bool:
+        return bool(self.diverged) and not self.effect
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An introduced divergence: ``place`` indexes `Located.comparisons`.
+
+    ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "input" (nothing came before),
+    "random" (a draw). ``culprit``: module paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where
+    unknown. ``last_same``: the last pair before it that agrees. ``suspects``: unpaired sites and missing calls there, as
+    (side, text). ``calls`` counts the calls of the site with the same finding, ``shared_by`` the same-role siblings, whose sites fit
+    ``pattern``.
+    """
+
+    place: int
+    blame: Blame
+    culprit: tuple[str, str]
+    introduced: float
+    inherited: float | None
+    last_same: int | None
+    suspects: tuple[tuple[str, str], ...] = ()
+    calls: int = 1
+    shared_by: int = 1
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the answer rests on.
+
+    ``predecessors``: how many pairs the first divergence can come from, all found to agree. ``probes``: how many pairs before it were
+    looked at besides, none of which diverged; ``unread_before``: how many before it nobody looked at. ``by_digest``,
+    ``by_statistics``: pairs decided without reading. ``sensitive``: ids that differ where noise changes the reference's too.
+    ``seed``: of the probes. ``rtol``, ``atol``: the tolerance that was given, if any.
+    """
+
+    method: Method
+    rtol: float | None = None
+    atol: float | None = None
+    predecessors: int = 0
+    probes: int = 0
+    unread_before: int = 0
+    by_digest: int = 0
+    by_statistics: int = 0
+    moved: tuple[int, ...] = ()
+    without_effect: tuple[int, ...] = ()
+    sensitive: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Every pair with what is known of it, in the reference's execution order, and the introduced divergences, first one first.
+
+    ``read`` counts pairs whose values were read, ``bytes_read`` their bytes on both sides.
+    """
+
+    mode: Mode
+    method: Method
+    comparisons: tuple[Comparison, ...]
+    findings: tuple[Finding, ...]
+    certificate: Certificate
+    read: int
+    bytes_read: int
+
+    @property
+    def first(self) -> Finding | None:
+        return self.findings[0] if self.findings else None
