@@ -255,6 +255,13 @@ class TestNotes:
         assert any("noise floor was not measured" in line for line in told.notes)
         assert "the free run does not repeat itself: two runs of it differ" in told.notes
 
+    def test_a_half_precision_port_without_its_column_is_noted_with_the_command_that_measures_it(
+        self, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tracediff.floor.port_dtypes", lambda port: {"enc": "bfloat16", "dec": "float32"})
+        told = td.status(pair.reference(), pair.free())
+        assert any("free: " in line and "calibrate" in line and "bfloat16" in line for line in told.notes)
+
     def test_stages_that_only_the_port_ran_are_noted(self, pair: Pair) -> None:
         told = td.status(pair.reference(only=("enc",), stages={"enc": ""}), pair.free())
         assert "the free run made stages that the reference did not: dec" in told.notes

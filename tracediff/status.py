@@ -416,6 +416,10 @@ def _notes(reference: Trace, tree: _Tree, runs: Mapping[Mode, tuple[Trace, Repor
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if trace.meta.get("repeats") is False:
             yield f"the {name} does not repeat itself: two runs of it differ"
+    for mode, (_, report) in runs.items():
+        yield from (f"{mode}: {note}" for note in report.certificate.get("notes") or ())
+        if sensitive := len(report.certificate.get("sensitive") or ()):
+            yield f"{mode}: {sensitive} records of ids differ where noise changes them in the reference too; that is no divergence"
     for mode, (port, _) in runs.items():
         more = [stage for stage in map(str, port.meta.get("stages") or {}) if stage not in tree.ordered]
         if more:
