@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -88,7 +89,8 @@ class Forcing(Observer):
         self._calls = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
         self._same_call = _call_pairs(reference, discovery, alignment)
-        self._layouts = _output_layouts(reference, alignment)
+        self._layouts = _layouts(reference, alignment)
+        self._parts = {one.port: one.part for one in alignment.pairs if one.port is not None and one.part and one.whole == "reference"}
         self._dtype = str(discovery.meta.get("dtype"))
         self._misshapen = _misshapen(reference, alignment)
         self._bridged: set[int] = set()
@@ -180,13 +182,19 @@ class Forcing(Observer):
             return None
         self.failures.append(boundary.call)
         self._bridged.add(boundary.frame_id)
-        return {end: self._ported(values, self._layouts.get((boundary.site, end))) for end, values in handed.items()}
+        return {end: self._ported(boundary.site, end, values) for end, values in handed.items()}
 
-    def _ported(self, values: Array, permutation: tuple[int, ...] | None) -> Array:
-        """A tensor of the reference as the port would have made it: in its dtype, and with the axes of what else the site returns."""
+    def _ported(self, site: str, end: str, values: Array) -> Array:
+        """A tensor of the reference as the port would have made it: in its dtype, its part of a fused one, and with the axes of what
+        else the site returns, or takes in where it never returned anything.
+        """
+        part = self._parts.get(site)
+        if part is not None and values.ndim and values.shape[-1] >= part.stop * part.groups:
+            values = replace(part, axis=values.ndim - 1)(values)
         kind = dtypes.BY_NAME.get(self._dtype)
         if kind is not None and not kind.is_exact and values.dtype.kind not in "biuc" and values.dtype != kind.view:
             values = values.astype(kind.view)
+        permutation = self._layouts.get((site, end)) or self._layouts.get((site, str(values.ndim)))
         return values if permutation is None or len(permutation) != values.ndim else values.transpose(np.argsort(permutation))
 
 
@@ -213,13 +221,14 @@ def _call_pairs(reference: Trace, discovery: Trace, alignment: Alignment) -> dic
     return found
 
 
-def _output_layouts(reference: Trace, alignment: Alignment) -> dict[tuple[str, str], tuple[int, ...]]:
-    """How the axes of what a site of the port returns lie in the reference, by the port's site and the reference's end."""
+def _layouts(reference: Trace, alignment: Alignment) -> dict[tuple[str, str], tuple[int, ...]]:
+    """How the axes of a site of the port lie in the reference: by the port's site and the reference's end, and by the number of axes."""
     found: dict[tuple[str, str], tuple[int, ...]] = {}
     for pair in alignment.records:
         port = alignment.pairs[pair.sites].port
         if pair.layout is not None and pair.layout.permutation is not None and port is not None:
             found.setdefault((port, reference.records[pair.reference[0]].end), pair.layout.permutation)
+            found.setdefault((port, str(len(pair.layout.permutation))), pair.layout.permutation)
     return found
 
 

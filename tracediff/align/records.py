@@ -41,7 +41,10 @@ UNREAD = "the values were not looked at"
 
 @dataclass(frozen=True, slots=True)
 class PairedSites:
-    """Two paired sites as far as their records are concerned: ``place`` is their place in the alignment."""
+    """Two paired sites as far as their records are concerned: ``place`` is their place in the alignment.
+
+    ``outputs_only``: one of them merely wraps what is paired, so that its outputs stand beside the same as that one's.
+    """
 
     place: int
     reference: int
@@ -50,6 +53,7 @@ class PairedSites:
     permutation: tuple[int, ...] | None = None
     part: Part | None = None
     whole: str = ""
+    outputs_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class RecordPairs:
         depth = _depths(self.sides[0])
         for one in sorted(self.sites, key=lambda one: (depth[one.reference], one.reference)):
             for together in self.calls.pair(one.reference, one.port):
-                found.extend(self._records(one, together))
+                records = self._records(one, together)
+                found.extend(pair for pair in records if not one.outputs_only or self._kind[0][pair.reference[0]] == OUTPUT)
         found.extend(self._astray(found))
         found.sort(key=lambda pair: (pair.reference[0], pair.port[0]))
         return found
@@ -101,6 +106,7 @@ class RecordPairs:
         rows = [side.calls.rows_of(calls[0]).tolist() for side, calls in zip(self.sides, (together.reference, together.port), strict=True)]
         key = (
             sites.place,
+            sites.outputs_only,
             *(tuple((self._end[side][row], self._shape[side][row], self._raised[side][row]) for row in rows[side]) for side in (0, 1)),
         )
         plan = self._plans.get(key)
@@ -206,7 +212,11 @@ class RecordPairs:
                 scores[np.diag_indices(min(scores.shape))] += 0.25  # the same place among the ends of its kind
                 matched = [(rows[i], columns[j], float(scores[i, j])) for i, j in order.matched(scores)]
                 is_told = kind == INPUT or len(rows) == len(columns)
-                found.extend(one for one in matched if is_told or one[0] == one[1] or self._is_supported(ours[one[0]], theirs[one[1]]))
+                found.extend(
+                    (i, j, score)
+                    for i, j, score in matched
+                    if is_told or self._is_supported(ours[i], theirs[j]) or (i == j and not self._named_apart(ours[i], theirs[j]))
+                )
         return found
 
     def _end_score(self, a: int, b: int, alone: bool) -> float:
@@ -239,6 +249,10 @@ class RecordPairs:
     def _is_supported(self, a: int, b: int) -> bool:
         """Whether more than its shape speaks for a pair of outputs, where one side returns more than the other."""
         return _named_alike(self._key(0, a), self._key(1, b)) > 0 or self._apart(a, b) < _CLOSE
+
+    def _named_apart(self, a: int, b: int) -> bool:
+        """Whether two ends have names, and not the same: a cache is no hidden state, whatever shapes they have."""
+        return _named_alike(self._key(0, a), self._key(1, b)) < 0
 
     def _is_truth(self, side: int, row: int) -> bool:
         return dtypes.BY_CODE[int(self.sides[side].index["dtype"][row])].name == "bool"
@@ -343,7 +357,7 @@ class RecordPairs:
     def _cut(self, a: int, b: int) -> tuple[Layout, str] | None:
         """The layout of an output of which one side cuts an end off inside the module and the other outside (a causal convolution).
 
-        Only where the rest really agrees and the callers, which see both, give out equal shapes.
+        Only where the rest really agrees, the callers, which see both, give out equal shapes, and nobody takes what is to be cut whole.
         """
         shapes = self._shape_of(0, a), self._shape_of(1, b)
         candidates = axes.cuts(*shapes) if self._kind[0][a] == OUTPUT and self._callers_fit(a, b) else ()
@@ -352,7 +366,15 @@ class RecordPairs:
             return None
         errors = [axes.relative_error(axes.apply_reference(read[0], one), axes.apply(read[1], one)) for one in candidates]
         best = min(range(len(errors)), key=errors.__getitem__)
+        longer, row = (0, a) if math.prod(shapes[0]) > math.prod(shapes[1]) else (1, b)
+        if tuple(self.sides[longer].index["digest"][row].tolist()) in self._taken[longer]:
+            return None
         return (candidates[best], f"cut elsewhere; the rest agrees to {errors[best]:.0e}") if errors[best] < _AGREES else None
+
+    @cached_property
+    def _taken(self) -> tuple[set[tuple[int, ...]], ...]:
+        """The digests of what the calls of each side were handed."""
+        return tuple({tuple(digest) for digest in side.index["digest"][side.end_kind == INPUT].tolist()} for side in self.sides)
 
     def _callers_fit(self, a: int, b: int) -> bool:
         """Whether the callers of two records' calls give out tensors of shapes that can be read as each other's."""
@@ -364,6 +386,9 @@ class RecordPairs:
             if not given:
                 return False
             shapes.append(self._shape_of(side, given[0]))
+        longer, row = (0, a) if self._count[0][a] > self._count[1][b] else (1, b)
+        if shapes[longer] == self._shape_of(longer, row):  # nothing was cut off on the way out
+            return False
         return any(one.window is None and not one.repeat for one in axes.layouts(*shapes))
 
     def _partial(self, a: int, b: int, candidates: Sequence[Layout]) -> tuple[Layout | None, str]:

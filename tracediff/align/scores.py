@@ -21,8 +21,10 @@ Ints = NDArray[np.int64]
 _LEAST_TRUST = 0.2  # how far names must be trusted to count at all
 _SAME_NAME = 2.6  # what the same full name is worth: more than equal weights, which may have been loaded into the wrong place
 _PLACED = 1.5  # what it is worth to take in what no other site of the kind does
+_MISPLACED = 0.25  # how much equal weights still count for sites of which one takes in just what another site does
 _SAME_PLACE = 0.5  # how alike what two callers call must be for that
 _MORE_INSIDE = 5.0  # what speaks against pairing a leaf with a caller of more than such a leaf, whatever parameter both own
+_IDLE = 6.0  # what speaks against pairing what hands on what it is given with what does something to it
 _MUCH_MORE = 4  # so many times as much inside one of two callers says that they are not one, whatever parameter both own
 _FEW = 100  # pairs of sites for which plain Python is faster than arrays
 _MOST_KINDS = 3000  # kinds for which a full table of likenesses is kept
@@ -65,6 +67,8 @@ class Scores:
         """What parameters and values say of two sites together, from 0 (nothing) to about 4."""
         owned, seen = self.parameters.get((a, b)), self.values.get((a, b))
         total = 2.0 * owned.share if owned is not None and owned.part is None else 0.0
+        if total and self._stand_elsewhere(a, b):
+            total *= _MISPLACED
         if seen is not None:
             total += 0.7 * seen.inputs + 0.8 * seen.outputs + (0.8 if seen.inputs and seen.outputs else 0.0)
             total += _PLACED if (a, b) in self.placed else 0.0
@@ -73,6 +77,21 @@ class Scores:
     def sure(self, a: int, b: int) -> float:
         """What parameters, values and an equal name say of two sites, and how well they fit."""
         return self.told(a, b) + (_SAME_NAME * self.trust if self.named.get(a) == b else 0.0) + self._fit(a, b)
+
+    def _is_piece(self, a: int, b: int) -> bool:
+        """Whether what holds one of two sites holds all that the other owns: the first layer of a stack takes in what the stack does."""
+        ours, theirs = self.sides
+        return any((one, b) in self.parameters for one in ours.holders(a)) or any((a, one) in self.parameters for one in theirs.holders(b))
+
+    def _stand_elsewhere(self, a: int, b: int) -> bool:
+        """Whether one of two leaves takes in just what another leaf does: equal weights were then loaded into the wrong place."""
+        return (self._places[0].get(a, b), self._places[1].get(b, a)) != (b, a)
+
+    @cached_property
+    def _places(self) -> tuple[dict[int, int], dict[int, int]]:
+        """For each leaf that is told by what it takes in, its partner."""
+        leaves = [(a, b) for a, b in self.placed if self.features[0].leaf[a]]
+        return dict(leaves), {b: a for a, b in leaves}
 
     def _placed(self) -> set[tuple[int, int]]:
         """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place.
@@ -88,6 +107,7 @@ class Scores:
                 and ours.function[a] == theirs.function[b]
                 and ours.leaf[a] == theirs.leaf[b]
                 and (ours.leaf[a] or self.bags.of(int(ours.bag[a]), int(theirs.bag[b])) > _SAME_PLACE)
+                and not self._is_piece(a, b)
             ):
                 alike[0][a].append(b)
                 alike[1][b].append(a)
@@ -110,6 +130,7 @@ class Scores:
         a, b = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
         scores = _by_codes(ours, theirs, a, b)
         scores += 0.3 * self.attributes.table(ours.attributes[a], theirs.attributes[b])
+        scores -= _IDLE * (self._changes_nothing[0][a][:, None] != self._changes_nothing[1][b][None, :]) * _both_known(ours, theirs, a, b)
         if self.trust >= _LEAST_TRUST:
             scores += 0.6 * self.trust * _words_alike([ours.words[site] for site in rows], [theirs.words[site] for site in columns])
         self._add_told(scores, rows, columns)
@@ -183,12 +204,17 @@ class Scores:
         if function != other_function:
             fit -= 0.5
         if role and other_role and role != other_role:
-            fit -= 0.5
+            fit -= _IDLE if self._changes_nothing[0][a] != self._changes_nothing[1][b] else 0.5
         if leaf != other_leaf:
             fit -= _MORE_INSIDE if (inside < other_inside if leaf else inside > other_inside) else 0.4
         elif not leaf and max(inside, other_inside) > _MUCH_MORE * max(1, min(inside, other_inside)):
             fit -= _MORE_INSIDE
         return fit
+
+    @cached_property
+    def _changes_nothing(self) -> tuple[NDArray[np.bool_], ...]:
+        """Of each site whether it is there to hand on what it is given: a dropout, an identity."""
+        return tuple(np.array([role == "identity" for role in side.role], bool) for side in self.sides)
 
     @cached_property
     def _plain(self) -> tuple[list[tuple[int, int, int, bool, int]], ...]:
@@ -247,6 +273,12 @@ def _by_codes(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
     if one.any() or other.any():
         scores += np.where((one != 0) | (other != 0), np.where(one == other, 0.5, np.where(same_role, -0.2, -6.0)), 0.0)
     return scores
+
+
+def _both_known(ours: Features, theirs: Features, a: Ints, b: Ints) -> NDArray[np.bool_]:
+    """Of every two sites whether their types say what both do."""
+    known: NDArray[np.bool_] = (ours.role[a] != 0)[:, None] & (theirs.role[b] != 0)[None, :]
+    return known
 
 
 def _words_alike(rows: Sequence[frozenset[str]], columns: Sequence[frozenset[str]]) -> Floats:

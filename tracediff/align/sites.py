@@ -16,6 +16,7 @@ import numpy as np
 from tracediff.align import order
 from tracediff.align.axes import Part
 from tracediff.align.levels import Levels
+from tracediff.align.regular import expected
 from tracediff.align.scores import MARGIN, Scores
 from tracediff.align.structure import Side
 
@@ -69,6 +70,7 @@ class Matcher:
         self._children(len(self.sides[0]), len(self.sides[1]))
         self._apply_anchors()
         self._left_over()
+        self._as_siblings()
         self._containers()
         alone = [match for match in self.partner[0].values() if match.part is None]
         return sorted([*alone, *self.fused], key=lambda match: (match.reference, match.port))
@@ -191,8 +193,19 @@ class Matcher:
     def _fuse_by_parameters(self) -> None:
         """Sites whose parameters are blocks of a larger one's on the other side."""
         for (a, b), found in self.scores.parameters.items():
-            if found.part is not None and found.share > 0.5 and self._is_free(0, a) and self._is_free(1, b):
+            is_free = self._is_free(0, a) and self._is_free(1, b)
+            if found.part is not None and found.share > 0.5 and is_free and self._is_a_projection(found.whole, a, b):
                 self._fuse(Match(a, b, 3.0, found.text, part=found.part, whole=found.whole))
+
+    def _is_a_projection(self, whole: str, a: int, b: int) -> bool:
+        """Whether the fused one of two sites owns no second matrix: what it gives out is then what its parts give out.
+
+        Experts that own two projections give out neither.
+        """
+        side, site = (1, b) if whole == "port" else (0, a)
+        params = self.sides[side].params
+        matrices = [params[one].shape for one in self.sides[side].owned[site] if sum(size > 1 for size in params[one].shape) > 1]
+        return len(matrices) < 2
 
     def _fill_gaps(self) -> None:
         """Gives the part of a fused whole that was found nowhere to the one sibling of its size that is left: it was not loaded."""
@@ -334,6 +347,23 @@ class Matcher:
                 if rows and columns:
                     for one, other in self._align(rows, columns, _WORTH_MOVING):
                         self._inside(one, other)
+
+    def _as_siblings(self) -> None:
+        """Pairs what its numbered siblings say belongs together, whatever else it resembles now: a fault deceives one of a row."""
+        alone = {match.reference: match.port for match in self.partner[0].values() if match.part is None}
+        parts = {match.reference for match in self.fused}, {match.port for match in self.fused}
+        for a, b in expected(self.sides[0].names, self.sides[1].names, alone).items():
+            if not self._is_free(0, a) or not self._is_free(1, b) or a in parts[0] or b in parts[1] or not self._are_alike(a, b):
+                continue
+            self._unpair(0, a)
+            self._unpair(1, b)
+            self._pair(Match(a, b, self.scores.of(a, b), "as its siblings are"))
+
+    def _are_alike(self, a: int, b: int) -> bool:
+        """Whether two sites may be one: called or not, a leaf or not, of one function, and with parameters of the same shapes."""
+        ours, theirs = self.features
+        names = ("called", "leaf", "function", "key")
+        return all(getattr(ours, name)[a] == getattr(theirs, name)[b] for name in names)
 
     def _containers(self) -> None:
         """Modules that were never called but hold paired ones (lists of layers): paired by what they hold."""

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from tracediff.align import Alignment
+from tracediff.compare import MASKED
 from tracediff.locate.flow import Frame
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame, Finding
 from tracediff.site import is_below, module_of
+from tracediff.trace import Record
 
 
 def finding(judge: Judge, i: int) -> Finding:
@@ -111,6 +113,7 @@ def _suspects(judge: Judge, culprit: tuple[str, str], most: int = 6) -> tuple[tu
 
 _FEWEST = 16
 _ALIKE = 0.25  # the cosine from which on, chance apart, two errors of one call's code are taken for one
+_COUPLE = 2  # so few siblings may go wrong together by chance
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 
 
@@ -123,8 +126,10 @@ def merged(judge: Judge, findings: list[Finding]) -> list[Finding]:
     kept: list[Finding] = []
     for (pattern, end, _), group in groups.items():
         sites = {judge.records(finding.place)[0].site for finding in group}
-        if len(sites) > 1 and sites == _siblings(judge, pattern, end):
-            kept.append(_lifted(judge, group, pattern, len(sites)))
+        siblings = _siblings(judge, pattern, end)
+        is_shared = len(siblings) > 1 and (sites == siblings or _is_told_by_all(judge, group, pattern))
+        if is_shared and (len(siblings) > _COUPLE or _comes_from_above(judge, group, pattern)):
+            kept.append(_lifted(judge, group, pattern, siblings))
         else:
             kept.extend(group)
     return sorted(kept, key=lambda finding: finding.place)
@@ -212,19 +217,29 @@ def sharing(judge: Judge, first: int) -> list[int]:
     return found
 
 
+def _is_told_by_all(judge: Judge, group: Sequence[Finding], pattern: str) -> bool:
+    """Whether an attribute that differs at a call differs at its siblings too: it comes from no tensor, so none of them inherited it."""
+    left = judge.records(group[0].place)[0]
+    if judge.flow.kind(group[0].place) != "attr":
+        return False
+    named = [(i, judge.records(i)[0]) for i in range(len(judge)) if judge.flow.kind(i) == "attr"]
+    wrong = {record.site for i, record in named if record.end == left.end and judge.judged(i).diverged}
+    return {site for site in wrong if _NUMBER.sub("*", site) == pattern} == _siblings(judge, pattern, left.end)
+
+
 def _siblings(judge: Judge, pattern: str, end: str) -> set[str]:
     """The sites of one role at which this end is compared."""
     records = (judge.records(i)[0] for i in range(len(judge)))
     return {record.site for record in records if record.end == end and _NUMBER.sub("*", record.site) == pattern}
 
 
-def _lifted(judge: Judge, group: list[Finding], pattern: str, count: int) -> Finding:
+def _lifted(judge: Judge, group: list[Finding], pattern: str, siblings: set[str]) -> Finding:
     """One finding for all, charged to the common caller where what is wrong comes from there."""
     first = min(group, key=lambda finding: finding.place)
-    shared = replace(first, shared_by=count, pattern=pattern)
+    shared = replace(first, shared_by=len(siblings), pattern=pattern)
     if not _comes_from_above(judge, group, pattern):
         return shared
-    common = _common_prefix([finding.culprit[0].split(".") for finding in group])
+    common = _common_prefix([path.split(".") for path in (*(finding.culprit[0] for finding in group), *map(module_of, siblings))])
     frame = judge.flow.frame(first.place).up
     while frame is not None and frame is not judge.flow.top:
         caller = _partners(judge.alignment, frame.site)
@@ -242,7 +257,24 @@ def _comes_from_above(judge: Judge, group: list[Finding], pattern: str) -> bool:
         return len({record.digest for record in records}) == 1
     if kind == "attr":
         return "causal" in records[0].end or "mask" in records[0].end
-    return re.search(r"att(entio)?n", re.split(r"[.!]", pattern)[-1], re.IGNORECASE) is not None
+    is_attention = re.search(r"att(entio)?n", re.split(r"[.!]", pattern)[-1], re.IGNORECASE) is not None
+    return is_attention and (len(group) > _COUPLE or any(_is_handed_a_mask(judge, finding.place) for finding in group))
+
+
+def _is_handed_a_mask(judge: Judge, i: int) -> bool:
+    """Whether a mask is an argument of the call that a pair belongs to, on either side: only then may it come from above."""
+    pair = judge.pairs[i]
+    for trace, row in ((judge.reference, pair.reference[0]), (judge.port, pair.port[0])):
+        site, ordinal = trace.index["site"], trace.index["ordinal"]
+        call = np.flatnonzero((site == site[row]) & (ordinal == ordinal[row])).tolist()
+        if any(_may_mask(trace.records[other]) for other in call if trace.records[other].end.startswith(INPUTS)):
+            return True
+    return False
+
+
+def _may_mask(record: Record) -> bool:
+    """Whether something that a call was handed may be a mask, by its name or its values."""
+    return "mask" in record.end or "causal" in record.end or record.dtype == "bool" or record.stats.min <= MASKED
 
 
 def _common_prefix(paths: list[list[str]]) -> str:

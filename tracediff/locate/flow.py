@@ -91,7 +91,14 @@ class Flow:
         for frame in self.origins(i):
             inside = self.within(frame)
             found.update(inside[: bisect_left(inside, i)])
+        if self.kind(i) == "output":
+            found.update(j for row in self.pairs[i].reference for j in self.pairs_of_row[row] if j < i and self._is_whole(i, j))
         return sorted(found)
+
+    def _is_whole(self, *places: int) -> bool:
+        """Whether pairs are of whole tensors: a wrapper's output stands beside the same one as the output of what it wraps."""
+        layouts = [self.pairs[i].layout for i in places]
+        return not any(layout is not None and (layout.part or layout.part_reference) for layout in layouts)
 
     def origins(self, i: int) -> list[Frame]:
         """The calls whose code made a pair: of an output the call itself, of an input or a tap the caller, of a draw none."""

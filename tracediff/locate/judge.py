@@ -365,11 +365,23 @@ class Judge:
         return len(added) == 1 and not dtypes.named(added[0].dtype).is_exact and added[0].stats.min <= MASKED and added[0].stats.max <= 0
 
     def _is_untold(self, i: int) -> bool:
-        """Whether an argument of exact values differs at a call of which some tensor differs too: what it does cannot be told."""
+        """Whether what an input does cannot be told, since the call was handed something else that differs.
+
+        So for exact values beside a tensor that differs, and for a tensor of a shape that nothing reconciles (heads repeated before the
+        call or inside it) beside whatever differs in its values.
+        """
+        others = [j for row in self.flow.frame(i).inputs for j in self.flow.pairs_of_row.get(row, ()) if j != i]
+        differ = [j for j in others if self.judged(j).diverged and self.judged(j).how != "shape"]
+        if self.judged(i).how == "shape":
+            return bool(differ) and not self.has_raised(i) and self._gives_right_shapes(i)
         if not dtypes.named(self.records(i)[0].dtype).is_exact and self.flow.kind(i) != "attr":
             return False
-        others = (j for row in self.flow.frame(i).inputs for j in self.flow.pairs_of_row.get(row, ()) if self.flow.kind(j) == "input")
-        return any(bool(self.judged(j).diverged) for j in others if not dtypes.named(self.records(j)[0].dtype).is_exact)
+        return any(self.flow.kind(j) == "input" and not dtypes.named(self.records(j)[0].dtype).is_exact for j in differ)
+
+    def _gives_right_shapes(self, i: int) -> bool:
+        """Whether the outputs of the call that was handed an input have shapes that a layout reconciles."""
+        outputs = [j for row in self.flow.frame(i).outputs for j in self.flow.pairs_of_row.get(row, ())]
+        return bool(outputs) and all(self.pairs[j].layout is not None for j in outputs)
 
     @cached_property
     def _types(self) -> dict[str, str]:

@@ -1,0 +1,68 @@
+"""What numbered siblings say of one another: where nearly all of a row pair in one way, the rest pairs so too.
+
+A fault may make one of them look like something else: weights exchanged between two projections of one layer, a block whose residual is
+missing and which then gives out what its last part does. Its siblings are not deceived.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+_LEAST = 2  # siblings that must agree on a way
+_AGAINST_ONE = 2  # of those for each that does otherwise
+
+Row = tuple[str, str]
+"""What stands before and behind the number of a sibling, in the names of a row."""
+
+
+def numbered(name: str) -> Iterable[tuple[Row, int]]:
+    """Each number of a name that is a part of its path: the row in which it counts, and the number.
+
+    >>> list(numbered("layers.2.mlp.0!silu"))
+    [(('layers.', '.mlp.0!silu'), 2), (('layers.2.mlp.', '!silu'), 0)]
+    """
+    path, mark, function = name.partition("!")
+    parts = path.split(".")
+    for place, part in enumerate(parts):
+        if part.isdecimal():
+            before, behind = parts[:place], parts[place + 1 :]
+            yield ("".join(f"{one}." for one in before), "".join(f".{one}" for one in behind) + mark + function), int(part)
+
+
+def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, int]) -> dict[int, int]:
+    """The partner that its siblings say a site has, wherever it has another or none: by the numbers of the sites.
+
+    ``ours`` and ``theirs`` are the names of the two sides, ``partner`` the pairs found. A row pairs in one way if its numbers differ
+    by a constant from those of one row of the other side, in at least twice as many siblings as do otherwise, on both sides.
+    """
+    rows: tuple[dict[Row, dict[int, int]], dict[Row, dict[int, int]]] = (defaultdict(dict), defaultdict(dict))
+    for names, found in zip((ours, theirs), rows, strict=True):
+        for site, name in enumerate(names):
+            for row, number in numbered(name):
+                found[row][number] = site
+    wanted: dict[int, int] = {}
+    for siblings in rows[0].values():
+        way = _way(siblings, theirs, partner)
+        if way is None:
+            continue
+        target, shift, agreeing = way
+        others = rows[1][target]
+        if _AGAINST_ONE * (max(len(siblings), len(others)) - agreeing) > agreeing:
+            continue
+        for number, site in siblings.items():
+            meant = others.get(number + shift)
+            if meant is not None and partner.get(site) != meant:
+                wanted.setdefault(site, meant)
+    return wanted
+
+
+def _way(siblings: Mapping[int, int], theirs: Sequence[str], partner: Mapping[int, int]) -> tuple[Row, int, int] | None:
+    """The row and the difference of numbers in which most of some siblings pair, and how many do; None where too few agree."""
+    votes: dict[tuple[Row, int], int] = defaultdict(int)
+    for number, site in siblings.items():
+        if site in partner:
+            for row, other in numbered(theirs[partner[site]]):
+                votes[row, other - number] += 1
+    best = max(votes.items(), key=lambda vote: vote[1], default=None)
+    return (*best[0], best[1]) if best is not None and best[1] >= _LEAST else None
