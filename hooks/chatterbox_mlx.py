@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import chatterbox_mlx_shared as common
 import chatterbox_mlx_voice as front
 import chatterbox_shared as shared
 import chatterbox_voice as voice
@@ -58,7 +59,7 @@ def load(context: Any) -> Mapping[str, Any]:
     if "s3gen" in wanted and context.wants("flow.ode"):
         _share_noise(models["s3gen"], context)
     for root, part in models.items():
-        _cast(part, context.dtype if root in ("t3", "s3gen") else None)
+        common.cast(part, context.dtype if root in ("t3", "s3gen") else None)
         mx.eval(part.parameters())
     return models
 
@@ -77,7 +78,7 @@ def run(models: Mapping[str, Any], context: Any) -> dict[str, Any]:
 
 
 def _run_cond(models: Mapping[str, Any], context: Any) -> Any:
-    given = _arrays(shared.t3_inputs(context, "t3.cond"), context.dtype)
+    given = common.arrays(shared.t3_inputs(context, "t3.cond"), context.dtype)
     return td.tap("cond", models["t3"].prepare_conditioning(_t3_cond(given)))
 
 
@@ -86,7 +87,7 @@ def _run_transformer(models: Mapping[str, Any], context: Any) -> Any:
     from mlx_audio.lm.models.cache import make_prompt_cache
 
     t3 = models["t3"]
-    given = _arrays(shared.t3_inputs(context, "t3.transformer"), context.dtype)
+    given = common.arrays(shared.t3_inputs(context, "t3.transformer"), context.dtype)
     embeds = t3._prepare_inference_context(t3_cond=_t3_cond(given), text_tokens=given["text_tokens"], cfg_weight=0.5)
     hidden = t3.tfmr.model(inputs=None, input_embeddings=embeds, cache=make_prompt_cache(t3.tfmr))
     return td.tap("logits", t3.speech_head(hidden))
@@ -98,7 +99,7 @@ def _run_generation(stage: str) -> Callable[[Mapping[str, Any], Any], Any]:
     def generate(models: Mapping[str, Any], context: Any) -> Any:
         import mlx.core as mx
 
-        given = _arrays(shared.t3_inputs(context, stage), context.dtype)
+        given = common.arrays(shared.t3_inputs(context, stage), context.dtype)
         mx.random.seed(context.seed)
         with _tokens(models["t3"]):
             return models["t3"].inference(
@@ -116,7 +117,7 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
     import mlx.core as mx
 
     flow = models["s3gen"].flow
-    given = _arrays(shared.embedding_inputs(context), context.dtype)
+    given = common.arrays(shared.embedding_inputs(context), context.dtype)
 
     def encode(xs: Any, xs_lens: Any, **_: Any) -> tuple[Any, Any]:
         td.tap("encoder_xs", xs)
@@ -128,7 +129,7 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
             td.tap(name, value)
         return mu, None
 
-    with _instead(flow.encoder, encode), _instead(flow.decoder, decode):
+    with common.instead(flow.encoder, encode), common.instead(flow.decoder, decode):
         return flow.inference(
             token=given["token"],
             token_len=mx.array([given["token"].shape[1]]),
@@ -142,38 +143,38 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
 
 
 def _run_encoder(models: Mapping[str, Any], context: Any) -> Any:
-    given = _arrays(shared.encoder_inputs(context), context.dtype)
+    given = common.arrays(shared.encoder_inputs(context), context.dtype)
     return models["s3gen"].flow.encoder(given["xs"], given["xs_lens"])
 
 
 def _run_block(models: Mapping[str, Any], context: Any) -> Any:
-    given = _arrays(shared.block_inputs(context), context.dtype)
+    given = common.arrays(shared.block_inputs(context), context.dtype)
     return models["s3gen"].flow.decoder.estimator.mid_blocks_0.transformer_0(**given)
 
 
 def _run_time(models: Mapping[str, Any], context: Any) -> Any:
-    given = _arrays(shared.time_inputs(context), context.dtype)
+    given = common.arrays(shared.time_inputs(context), context.dtype)
     estimator = models["s3gen"].flow.decoder.estimator
     return estimator.time_mlp(estimator.time_embeddings(given["t"]))
 
 
 def _run_ode(models: Mapping[str, Any], context: Any) -> Any:
-    given = _arrays(shared.ode_inputs(context), context.dtype)
+    given = common.arrays(shared.ode_inputs(context), context.dtype)
     decoder = models["s3gen"].flow.decoder
-    with _steps(decoder.estimator):
+    with common.steps(decoder.estimator):
         return decoder(n_timesteps=shared.size_of(context).steps, **given)
 
 
 def _run_vocoder(models: Mapping[str, Any], context: Any) -> Any:
     import mlx.core as mx
 
-    given = _arrays(shared.vocoder_inputs(context))
+    given = common.arrays(shared.vocoder_inputs(context))
     return models["s3gen"].mel2wav.inference(speech_feat=given["speech_feat"], cache_source=mx.zeros((1, 1, 0)))
 
 
 def _run_decode(models: Mapping[str, Any], context: Any) -> Any:
     """The vocoder behind its source, whose rounding grows with time, so that it has a verdict of its own."""
-    return models["s3gen"].mel2wav.decode(**_arrays(shared.decode_inputs(context)))
+    return models["s3gen"].mel2wav.decode(**common.arrays(shared.decode_inputs(context)))
 
 
 def _run_end_to_end(models: Mapping[str, Any], context: Any) -> Any:
@@ -193,11 +194,11 @@ def _run_end_to_end(models: Mapping[str, Any], context: Any) -> Any:
     mx.random.seed(context.seed)
     with (
         voice.file_of(given["source"], given["rate"]) as path,
-        _limited(s3gen.flow, "inference", n_timesteps=size.steps),
-        _around(s3gen, lambda call, *args, **kwargs: td.tap("wav", call(*args, **kwargs)[0])[None]),
+        common.limited(s3gen.flow, "inference", n_timesteps=size.steps),
+        common.around(s3gen, lambda call, *args, **kwargs: td.tap("wav", call(*args, **kwargs)[0])[None]),
         _drawn_noise(s3gen.flow.decoder, context),
         _tokens(t3),
-        _steps(s3gen.flow.decoder.estimator),
+        common.steps(s3gen.flow.decoder.estimator),
     ):
         (result,) = tts.generate(text, ref_audio=path, max_new_tokens=size.new_tokens, verbose=False)
         return td.tap("audio", result.audio)
@@ -217,16 +218,6 @@ _WORK: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "vocoder.decode": _run_decode,
     shared.WHOLE: _run_end_to_end,
 }
-
-
-def _arrays(inputs: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
-    """NumPy inputs as arrays, the real ones in the model's dtype, each tapped by its name."""
-    import mlx.core as mx
-
-    arrays = {name: mx.array(value) for name, value in inputs.items()}
-    if dtype is not None:
-        arrays = {name: value.astype(getattr(mx, dtype)) if value.dtype == mx.float32 else value for name, value in arrays.items()}
-    return {name: td.tap(name, value) for name, value in arrays.items()}
 
 
 def _t3_cond(given: Mapping[str, Any]) -> Any:
@@ -261,7 +252,7 @@ def _drawn_noise(decoder: Any, context: Any) -> Iterator[None]:
         finally:
             decoder.rand_noise = kept
 
-    with _around(decoder, solve):
+    with common.around(decoder, solve):
         yield
 
 
@@ -311,79 +302,14 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
 
         patches.callback(delattr, t3, "inference")
         t3.inference = inference
-        patches.enter_context(_around(t3.tfmr.model, forward))
-        patches.enter_context(_attribute(module, "make_logits_processors", penalties))
-        patches.enter_context(_attribute(sample_utils, "categorical_sampling", drawn))
+        patches.enter_context(common.around(t3.tfmr.model, forward))
+        patches.enter_context(common.attribute(module, "make_logits_processors", penalties))
+        patches.enter_context(common.attribute(sample_utils, "categorical_sampling", drawn))
         yield
 
 
 def _tapped(penalty: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda tokens, logits: td.tap("penalised", penalty(tokens, td.tap("guided", logits)))
-
-
-@contextlib.contextmanager
-def _limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
-    """For a while a method of one module gets these arguments, whatever its caller gives."""
-    original = getattr(module, method)
-    setattr(module, method, lambda *args, **kwargs: original(*args, **{**kwargs, **arguments}))
-    try:
-        yield
-    finally:
-        delattr(module, method)
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute is ``value``."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
-def _steps(estimator: Any) -> Iterator[None]:
-    """Each evaluation of the velocity is a scope ``ode=k``."""
-    taken = 0
-
-    def step(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal taken
-        with td.scope("ode", taken):
-            taken += 1
-            return evaluate(*args, **kwargs)
-
-    with _around(estimator, step):
-        yield
-
-
-@contextlib.contextmanager
-def _around(module: Any, function: Callable[..., Any]) -> Iterator[None]:
-    """For a while a module's call is ``function(call, ...)``, which may make the module's own call."""
-    original = type(module)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        now = type(module)
-        module.__class__ = original  # who observes it knows it by its own class
-        try:
-            return module(*args, **kwargs)
-        finally:
-            module.__class__ = now
-
-    with _instead(module, lambda *args, **kwargs: function(call, *args, **kwargs)):
-        yield
-
-
-@contextlib.contextmanager
-def _instead(module: Any, function: Callable[..., Any]) -> Iterator[None]:
-    """For a while a module's call is ``function``."""
-    original = type(module)
-    module.__class__ = type(original.__name__, (original,), {"__call__": lambda self, *args, **kwargs: function(*args, **kwargs)})
-    try:
-        yield
-    finally:
-        module.__class__ = original
 
 
 # --- the models ---
@@ -414,7 +340,7 @@ def build(sizes: shared.Sizes, ears: voice.Front | None = None, *, has_voice: bo
     if not has_voice:
         speaking = dict.fromkeys([*speaking, "CausalConditionalCFM"])
     outer, inner = front.classes(ears)
-    with _classes(cond_enc, Perceiver=perceiver), _classes(chatterbox, **outer), _classes(s3gen, **speaking, **inner):
+    with common.classes(cond_enc, Perceiver=perceiver), common.classes(chatterbox, **outer), common.classes(s3gen, **speaking, **inner):
         return chatterbox.Model(config.ModelConfig(t3_config=hp))
 
 
@@ -464,36 +390,3 @@ def _folder(weights: str) -> Path:
 
     names = ["config.json", "model.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "ve.safetensors", "tokenizer.json"]
     return Path(snapshot_download(weights, allow_patterns=names))
-
-
-def _cast(module: Any, dtype: str | None) -> None:
-    """Puts a model into another dtype; the vocoder stays in float32, as the reference's must."""
-    import mlx.core as mx
-
-    if dtype is not None:
-        for name, part in module.children().items():
-            if name != "mel2wav" and hasattr(part, "set_dtype"):
-                part.set_dtype(getattr(mx, dtype))
-
-
-@contextlib.contextmanager
-def _classes(module: Any, **changed: Mapping[str, Any] | None) -> Iterator[None]:
-    """For a while a module's classes are built with other arguments than it gives; None leaves the part out."""
-    originals = {name: getattr(module, name) for name in changed}
-    for name, ours in changed.items():
-        setattr(module, name, _left_out if ours is None else _with(originals[name], ours))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
-
-
-def _with(cls: Any, ours: Mapping[str, Any]) -> Callable[..., Any]:
-    return lambda *args, **theirs: cls(*args, **{**theirs, **ours})
-
-
-def _left_out(*_: Any, **__: Any) -> Any:
-    import mlx.nn as nn
-
-    return nn.Module()

@@ -17,6 +17,7 @@ from typing import Any
 import chatterbox_shared as shared
 import chatterbox_torch_voice as front
 import chatterbox_voice as voice
+from chatterbox_torchaudio import import_torchaudio
 
 import tracediff as td
 
@@ -540,15 +541,8 @@ def write_manifest() -> None:
 
 
 def _import_reference() -> None:
-    """Makes chatterbox's modules importable without its package's own import, which loads every text front end.
-
-    torchaudio's wheel looks for CUDA libraries that a CPU-only torch does not have, and raises OSError. Chatterbox needs only its
-    parts in pure Python, so then its extension module is replaced by an empty one.
-    """
-    try:
-        import torchaudio  # noqa: F401
-    except OSError:
-        sys.modules["torchaudio._extension"] = types.ModuleType("torchaudio._extension")
+    """Makes chatterbox's modules importable without its package's own import, which loads every text front end."""
+    import_torchaudio()
     if "chatterbox" in sys.modules:
         return
     spec = importlib.util.find_spec("chatterbox")

@@ -82,6 +82,14 @@ def test_of_several_recipes_one_must_be_named(project: Path) -> None:
         find_recipe(None, "mlx")
 
 
+def test_a_further_port_beside_a_pair_is_asked_for_by_name_and_the_pair_needs_none(project: Path) -> None:
+    path = write(project, "toy_mlx.py")
+    write(project, "toy_torch.py")
+    second = write(project, "second-port_mlx.py")
+    assert find_recipe(None, "mlx") == path
+    assert find_recipe("second-port", "mlx") == second
+
+
 def test_a_projects_recipe_goes_before_an_installed_one_of_that_name(project: Path) -> None:
     path = write(project, "chatterbox_mlx.py")
     assert find_recipe("chatterbox", "mlx") == path

@@ -89,7 +89,8 @@ def find_recipe(what: str | os.PathLike[str] | None, impl: str) -> Path:
     """The file of a recipe for one side.
 
     ``what`` is a name (``chatterbox``, for ``hooks/chatterbox_torch.py``), a file, or None: then the only recipe for that side in the
-    current folder's ``hooks/``, or else chatterbox. Raises RecipeError naming the recipes there are.
+    current folder's ``hooks/`` (of several, the only one that has a recipe for the other side too), or else chatterbox. Raises
+    RecipeError naming the recipes there are.
     """
     if what is None:
         return _only_recipe(impl)
@@ -106,12 +107,20 @@ def find_recipe(what: str | os.PathLike[str] | None, impl: str) -> Path:
 
 def _only_recipe(impl: str) -> Path:
     own = sorted((Path.cwd() / "hooks").glob(f"*_{impl}.py"))
+    pairs = [path for path in own if _has_both_sides(path)]
+    if len(pairs) == 1:  # what has one side only is another port of some reference: it is asked for by name
+        return pairs[0]
     if len(own) > 1:
         names = ", ".join(path.stem.removesuffix(f"_{impl}") for path in own)
         raise RecipeError(
             f"{os.fspath(Path.cwd() / 'hooks')!r} has {len(own)} recipes for {impl!r}: {names}. Choose one with --recipe NAME."
         )
     return own[0] if own else find_recipe(DEFAULT, impl)
+
+
+def _has_both_sides(path: Path) -> bool:
+    name = path.stem.rpartition("_")[0]
+    return all(path.with_name(f"{name}_{impl}.py").is_file() for impl in adapter.FRAMEWORKS)
 
 
 def _known(impl: str, name: str = "") -> str:

@@ -1,0 +1,117 @@
+"""What the recipes of the MLX ports share: inputs as arrays, and ways to stand aside a part of a model for a while."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tracediff as td
+
+
+def arrays(inputs: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
+    """NumPy inputs as arrays, the real ones in the model's dtype, each tapped by its name."""
+    import mlx.core as mx
+
+    made = {name: mx.array(value) for name, value in inputs.items()}
+    if dtype is not None:
+        made = {name: value.astype(getattr(mx, dtype)) if value.dtype == mx.float32 else value for name, value in made.items()}
+    return {name: td.tap(name, value) for name, value in made.items()}
+
+
+@contextlib.contextmanager
+def steps(estimator: Any) -> Iterator[None]:
+    """Each evaluation of the velocity is a scope ``ode=k``."""
+    taken = 0
+
+    def step(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal taken
+        with td.scope("ode", taken):
+            taken += 1
+            return evaluate(*args, **kwargs)
+
+    with around(estimator, step):
+        yield
+
+
+@contextlib.contextmanager
+def limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
+    """For a while a method of one module gets these arguments, whatever its caller gives."""
+    original = getattr(module, method)
+    setattr(module, method, lambda *args, **kwargs: original(*args, **{**kwargs, **arguments}))
+    try:
+        yield
+    finally:
+        delattr(module, method)
+
+
+@contextlib.contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """For a while an attribute is ``value``."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def around(module: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """For a while a module's call is ``function(call, ...)``, which may make the module's own call."""
+    original = type(module)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        now = type(module)
+        module.__class__ = original  # who observes it knows it by its own class
+        try:
+            return module(*args, **kwargs)
+        finally:
+            module.__class__ = now
+
+    with instead(module, lambda *args, **kwargs: function(call, *args, **kwargs)):
+        yield
+
+
+@contextlib.contextmanager
+def instead(module: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """For a while a module's call is ``function``."""
+    original = type(module)
+    module.__class__ = type(original.__name__, (original,), {"__call__": lambda self, *args, **kwargs: function(*args, **kwargs)})
+    try:
+        yield
+    finally:
+        module.__class__ = original
+
+
+@contextlib.contextmanager
+def classes(module: Any, **changed: Mapping[str, Any] | None) -> Iterator[None]:
+    """For a while a module's classes are built with other arguments than it gives; None leaves the part out."""
+    originals = {name: getattr(module, name) for name in changed}
+    for name, ours in changed.items():
+        setattr(module, name, _left_out if ours is None else _with(originals[name], ours))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def _with(cls: Any, ours: Mapping[str, Any]) -> Callable[..., Any]:
+    return lambda *args, **theirs: cls(*args, **{**theirs, **ours})
+
+
+def _left_out(*_: Any, **__: Any) -> Any:
+    import mlx.nn as nn
+
+    return nn.Module()
+
+
+def cast(module: Any, dtype: str | None) -> None:
+    """Puts a model into another dtype; the vocoder stays in float32, as the reference's must."""
+    import mlx.core as mx
+
+    if dtype is not None:
+        for name, part in module.children().items():
+            if name != "mel2wav" and hasattr(part, "set_dtype"):
+                part.set_dtype(getattr(mx, dtype))
