@@ -279,6 +279,62 @@ def test_a_mask_that_lets_everything_through() -> None:
     assert first(scene(np.tri(T, dtype=bool), np.ones((T, T), bool))) == "mask.missing"
 
 
+SCORES = np.where(np.arange(T) < 9, draw(B, H, T, T), -1e10)
+
+
+@pytest.mark.parametrize(
+    ("port", "kind"),
+    [
+        (np.where(np.arange(T) < 9, draw(B, H, T, T), -np.inf) + np.where(np.arange(T) == 8, -1e10, 0), "mask.wrong"),
+        (np.where(np.arange(T) < 9, -1e10, draw(B, H, T, T)), "mask.wrong"),
+        (draw(B, H, T, T), "mask.missing"),
+        (np.where(np.arange(T) < 9, 1.7 * SCORES, -1e10), "scale"),
+    ],
+)
+def test_scores_tell_of_their_mask_whatever_number_hides(port: np.ndarray, kind: str) -> None:
+    assert first(scene(SCORES, port)) == kind
+
+
+def test_scores_that_differ_elsewhere_too_are_not_said_to_agree() -> None:
+    told = [
+        one
+        for one in scene_suspects(scene(SCORES, np.where(np.arange(T) < 8, draw(B, H, T, T, seed=9), -1e10)))
+        if one.kind == "mask.wrong"
+    ]
+    assert not any(one.confirmed for one in told)
+
+
+def test_tokens_that_were_joined_in_the_other_order() -> None:
+    tokens = np.array([[5, 9, 2, 7, 7, 1]])
+    assert first(scene(tokens, np.roll(tokens, 2, -1))) == "order.concat"
+    assert "order.concat" not in kinds(scene(tokens, np.array([[9, 5, 2, 7, 7, 1]])))
+
+
+def test_guidance_of_one_token_is_told_through_its_axis_of_one() -> None:
+    both = draw(2, 1, 40, seed=5)
+    given_, free = both[0], both[1]
+    assert first(scene(1.5 * given_ - 0.5 * free, 0.5 * given_ + 0.5 * free, returned(both, "head"))) == "cfg.formula"
+
+
+def test_a_half_of_a_batch_that_should_have_run_without_its_condition() -> None:
+    condition = draw(1, T, C, seed=7)
+    found = kinds(scene(np.concatenate([condition, 0 * condition]), np.concatenate([condition, condition])))
+    assert found[0] == "cfg.formula"
+    assert "padding.shift" not in found
+
+
+def test_a_velocity_that_is_taken_off_is_a_sign_even_with_guidance() -> None:
+    state, both = draw(1, 4, C, seed=8), draw(2, 4, C, seed=8)
+    step = 0.1 * (1.7 * both[:1] - 0.7 * both[1:])
+    handed = given(np.concatenate([state, state]), "state", is_input=False)
+    assert first(scene(state + step, state - step, handed, returned(both, "velocity", calls=4))) == "ode.sign"
+
+
+def test_one_number_is_not_called_a_sum() -> None:
+    found = kinds(scene(np.array([0.3, 0.3]), np.array([0.1, 0.1]), returned(np.array([0.2, 0.2]), "earlier")))
+    assert not {"branch.missing", "residual.missing", "branch.extra"} & set(found)
+
+
 def test_values_that_were_dropped() -> None:
     kept = np.random.default_rng(3).random(x.shape) > 0.1
     assert first(scene(x, x * kept / 0.9)) == "dropout"
@@ -325,6 +381,12 @@ def test_calls_that_only_one_side_makes(ours: tuple[str, ...], theirs: tuple[str
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
     sides = (Side("b", calls=ours), Side("b", calls=theirs))
     assert first(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))) == kind
+
+
+def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None:
+    types = {"b.head": "Linear"}
+    sides = tuple(Side("b", calls=("b.head",) * count, before=("b.head",)) for count in (9, 8))
+    assert not kinds(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types)))
 
 
 # -- honesty ----------------------------------------------------------------------------------------------

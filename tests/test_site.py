@@ -1,7 +1,7 @@
 """The names of places and moments: what is printed can be parsed back, whatever the names hold."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracediff.errors import TracediffError
@@ -13,22 +13,26 @@ sites = st.builds(Site, paths, st.sampled_from(["method", "tap", "function"]), n
 frames = st.builds(Frame, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
 
 
+@settings(deadline=None)
 @given(names)
 def test_an_escaped_name_comes_back(name: str) -> None:
     assert unescape(escape(name, dots=True)) == name
 
 
+@settings(deadline=None)
 @given(sites)
 def test_a_printed_site_is_parsed_back(site: Site) -> None:
     assert Site.parse(str(site)) == site
     assert module_of(str(site)) == site.path
 
 
+@settings(deadline=None)
 @given(st.lists(frames, max_size=6).map(tuple))
 def test_a_printed_call_is_parsed_back(frames: tuple[Frame | Scope, ...]) -> None:
     assert Call.parse(str(Call(frames))) == Call(frames)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["input", "output", "param", "attr"]), st.lists(names | st.integers(0, 99), max_size=4).map(tuple))
 def test_a_printed_end_is_parsed_back(kind: str, keys: tuple[str | int, ...]) -> None:
     keys = tuple(key if isinstance(key, int) or not key.isdigit() else f"k{key}" for key in keys)

@@ -181,7 +181,8 @@ def test_init_writes_a_pair_that_is_not_overwritten(tmp_path: Path) -> None:
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
     (tmp_path / "slow_torch.py").write_text(
         '"""Slow."""\nimport time\nIMPL = "torch"\nSTAGES = {"a": "a"}\ndef load(context):\n'
-        "    import os, signal\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\ndef run(models, context): ...\n"
+        "    import os, signal\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\ndef run(models, context): ...\n"
     )
     started = time.monotonic()
     answer = tracediff("capture", "--impl", "torch", "--recipe", tmp_path / "slow_torch.py", "-o", tmp_path / "x.h5")

@@ -17,6 +17,7 @@ OWN = ("sampler", "flow", "vocoder", "vision", "codec", "perceiver")
 HELD_OUT = ("codec", "perceiver")
 PACKAGED = ("bert", "dinov2", "olmoe")
 REAL_HELD_OUT = ("qwen3", "olmo2", "mamba", "phi")
+LANGUAGE_HELD_OUT = ("granite", "helium", "nemotron", "ernie4_5", "seed_oss", "smollm3", "glm", "hunyuan_v1_dense")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ def _packaged(name: str, seed: int) -> Any:
     return importlib.import_module("benchmarks.faults.pairs.packaged").PAIRS[name](seed)
 
 
+def _language(name: str, seed: int) -> Any:
+    return importlib.import_module("benchmarks.faults.pairs.language").make(name, seed)
+
+
 def known() -> dict[str, Entry]:
     """Every pair by name."""
     import pairs
@@ -48,6 +53,7 @@ def known() -> dict[str, Entry]:
     for name, build in real_pairs.PAIRS.items():
         found[name] = Entry(build, "real", name in REAL_HELD_OUT)
     found |= {name: Entry(partial(_packaged, name), "real") for name in PACKAGED}
+    found |= {name: Entry(partial(_language, name), "real", held_out=True) for name in LANGUAGE_HELD_OUT}
     return found
 
 
