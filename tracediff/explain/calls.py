@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tracediff.explain.scene import Scene, Suspect
+from tracediff.explain.scene import Scene, Side, Suspect
 
 
 def detect(scene: Scene) -> Iterable[Suspect]:
@@ -13,15 +13,21 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     if not ours or not theirs:
         return
     for name in dict.fromkeys(ours):
-        if ours.count(name) > theirs.count(name) and name in scene.paired:
+        if _is_lacking(name, *scene.sides) and name in scene.paired:
             told = f"the reference calls {name} ({scene.types.get(name, '')}) {ours.count(name)} times here, the port {theirs.count(name)}"
             yield Suspect(_missing(name, scene.types.get(name, "")), 0.85, False, told)
     for name in dict.fromkeys(theirs):
-        if theirs.count(name) > ours.count(name) and name in scene.paired:
+        if _is_lacking(name, *reversed(scene.sides)) and name in scene.paired:
             yield Suspect(
                 "branch.extra", 0.75, False, f"the port calls {name} {theirs.count(name)} times here, the reference {ours.count(name)}"
             )
     yield from _moved(scene, ours, theirs)
+
+
+def _is_lacking(name: str, one: Side, other: Side) -> bool:
+    """Whether one side calls it more often than the other, and did so before the divergence, which a later call cannot have made."""
+    before = [side.calls if side.before is None else side.before for side in (one, other)]
+    return one.calls.count(name) > other.calls.count(name) and before[0].count(name) > before[1].count(name)
 
 
 def _missing(name: str, kind: str) -> str:

@@ -6,6 +6,7 @@ Both tensors are written as linear combinations of what is in hand; what differs
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +18,7 @@ from tracediff.explain.scene import InHand, Scene, Suspect
 
 _MOST = 14  # of what is in hand, the latest and the inputs
 _SAMPLE = 40_000
+_FEWEST = 8  # fewer values are a sum of anything
 _LOGS = {math.log(10): "ln for log10", 1 / math.log(10): "log10 for ln", 20 / math.log(10): "dB for ln", math.log(10) / 20: "ln for dB"}
 _LOGS |= {math.log(2): "ln for log2", 1 / math.log(2): "log2 for ln"}
 
@@ -96,6 +98,7 @@ def _terms(scene: Scene, shape: tuple[int, ...], chosen: Array) -> list[_Term]:
 
 
 def _views(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]:
+    values = _without_ones(values, len(shape))
     if values.shape == shape:
         yield -1, values
         return
@@ -110,8 +113,16 @@ def _views(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]
             return
 
 
+def _without_ones(values: Array, ndim: int) -> Array:
+    """A tensor with no more axes than that, as far as those behind its batch are of length 1: the position of a token that is alone."""
+    ones = [axis for axis in range(1, values.ndim) if values.shape[axis] == 1]
+    return values.squeeze(tuple(ones[: max(values.ndim - ndim, 0)]))
+
+
 def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Suspect]:
     """The difference is a multiple of one tensor in hand."""
+    if len(y) < _FEWEST:
+        return
     difference = p - y
     size = float(np.vdot(difference, difference))
     for term in terms:
@@ -149,7 +160,7 @@ def _is_earlier_stream(scene: Scene, term: _Term) -> bool:
 
 def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Suspect]:
     """Both sides are sums of the same few tensors with different coefficients."""
-    if len(y) < 8:
+    if len(y) < _FEWEST:
         return
     for count in (2, 3):
         for group in combinations(terms, count):
@@ -188,7 +199,8 @@ def _kind(scene: Scene, group: Sequence[_Term], ours: Sequence[float], theirs: S
     if all(abs(ratio) < 1e-3 for ratio in ratios):
         kinds = [_missing(scene, group[i]) for i in changed]
         return min(kinds, key=lambda kind: kind == "branch.missing")
-    parts = [i for i, term in enumerate(group) if term.part >= 0]
+    sources = Counter(id(term.source) for term in group if term.part >= 0)
+    parts = [i for i, term in enumerate(group) if term.part >= 0 and sources[id(term.source)] > 1]
     guided = len(parts) >= 2 or (len(group) == 2 and ours[0] * ours[1] < 0 and abs(sum(ours) - 1) < 1e-3)
     if guided and not (len(changed) == len(parts) and max(ratios) - min(ratios) < 1e-3 * max(map(abs, ratios))):
         return "cfg.formula"

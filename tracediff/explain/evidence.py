@@ -80,7 +80,10 @@ class Evidence:
             limit=comparison.judgement.limit if comparison.judgement is not None else 0.0,
             in_hand=tuple(self._in_hand(frames[0], left, has_own=finding.blame == "module")),
             beside=tuple(self._beside(left)) if finding.blame == "caller" else (),
-            sides=(self._side(0, finding.culprit[0], frames[0]), self._side(1, finding.culprit[1], frames[1])),
+            sides=(
+                self._side(0, finding.culprit[0], frames[0], left),
+                self._side(1, finding.culprit[1], frames[1], right),
+            ),
             types=self._types,
             shapes=(left.shape, right.shape),
             dtypes=(left.dtype, right.dtype),
@@ -162,27 +165,34 @@ class Evidence:
     def _port_rows(self) -> dict[int, int]:
         return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
 
-    def _side(self, side: int, path: str, call: str) -> Side:
+    def _side(self, side: int, path: str, call: str, record: Record) -> Side:
         told = self._modules[side].get(path, {})
         attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
         trains = self._trains(side, path)
-        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, tuple(self._calls(side, call)))
+        made = list(self._calls(side, call, record.stage))
+        calls, before = tuple(name for name, _ in made), tuple(name for name, row in made if row < record.row)
+        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, calls, before)
 
     def _trains(self, side: int, path: str) -> str | None:
         """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
         below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
         return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
 
-    def _calls(self, side: int, call: str) -> Iterable[str]:
-        """The modules called inside a call, by the reference's names; an unpaired one stands for the paired ones inside it."""
+    def _calls(self, side: int, call: str, stage: str) -> Iterable[tuple[str, int]]:
+        """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
+
+        Outside of all calls only those of one stage: what else the run did, before and after, is no code of this one's.
+        """
         known = self._canonical[side]
         for child in self._frames[side].inside.get(call, ()):
             rows = self._frames[side].rows.get(child)
             site = self._traces[side].records[rows[0]].site if rows else ""
+            if not call and rows and self._traces[side].records[rows[0]].stage != stage:
+                continue
             if site not in known:
-                yield from self._calls(side, child)
-            elif site == module_of(site) and known[site]:
-                yield known[site]
+                yield from self._calls(side, child, stage)
+            elif rows and site == module_of(site) and known[site]:
+                yield known[site], rows[0]
 
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,15 +6,19 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tracediff.dtype import Array
 from tracediff.explain.scene import Scene, Suspect
 
 _BORDER = 0.25
+_MASKED = -1e4
+"""What is at most that in scores is hidden by a mask, whatever number a side takes for it."""
 
 
 def detect(scene: Scene) -> Iterable[Suspect]:
     """An error at the borders of an axis only; keys of earlier calls that the port has not kept; identifiers shifted; masks inverted."""
     yield from _cache(scene)
     yield from _exact(scene)
+    yield from _hidden(scene)
     if not scene.is_numeric:
         return
     reference, port = scene.tensors()
@@ -59,6 +63,8 @@ def _exact(scene: Scene) -> Iterable[Suspect]:
             ours.ndim and np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)) and np.array_equal(np.flip(ours, -1), theirs)
         ):
             yield Suspect("order.reversed", 0.9, True, "the port's numbers are the reference's in reverse")
+        elif turn := _turn(ours, theirs):
+            yield Suspect("order.concat", 0.85, True, f"the port's numbers are the reference's, of which the first {turn} come last")
     if ours.dtype == bool and theirs.dtype == bool:
         if np.array_equal(theirs, ~ours):
             yield Suspect("mask.wrong", 0.95, True, "the port's mask is the reference's inverted")
@@ -66,3 +72,39 @@ def _exact(scene: Scene) -> Iterable[Suspect]:
             yield Suspect("mask.missing", 0.8, False, f"every value of the port's mask is {bool(theirs.flat[0])}")
         else:
             yield Suspect("mask.wrong", 0.7, False, f"{int((ours != theirs).sum()):,} of {ours.size:,} values of the mask differ")
+
+
+def _turn(ours: Array, theirs: Array) -> int:
+    """How many of the reference's numbers along the last axis come last in the port, the others as before; 0 where that is not so."""
+    if ours.shape != theirs.shape or not ours.ndim or np.array_equal(ours, theirs):
+        return 0
+    length = ours.shape[-1]
+    starts = np.flatnonzero((ours.reshape(-1, length) == theirs.reshape(-1, length)[:, :1]).all(0))
+    return next((start for start in starts.tolist() if np.array_equal(np.roll(ours, -start, -1), theirs)), 0)
+
+
+def _hidden(scene: Scene) -> Iterable[Suspect]:
+    """Scores, or a mask that is added to them, of which other places are hidden; or the same ones, and the rest is a multiple."""
+    ours, theirs = scene.reference, scene.port
+    if ours is None or theirs is None or ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape:
+        return
+    hidden = ours <= _MASKED, theirs <= _MASKED
+    seen = ~(hidden[0] | hidden[1])
+    reference, port = ours[seen], theirs[seen]
+    if not (hidden[0].any() or hidden[1].any()) or not (np.isfinite(reference).all() and np.isfinite(port).all()):
+        return
+    size = float(np.linalg.norm(reference))
+    if np.array_equal(*hidden):
+        factor = float(np.vdot(reference, port)) / size**2 if size else 1.0
+        error = float(np.linalg.norm(port - reference))
+        if error and np.linalg.norm(port - factor * reference) < 0.02 * error:
+            yield Suspect("scale", 0.8, True, f"where nothing is masked, the port's values are the reference's times {factor:.6g}")
+        return
+    agrees = bool(np.linalg.norm(port - reference) <= max(1e-4, scene.limit) * size)
+    told = f"{int((hidden[0] != hidden[1]).sum()):,} of {ours.size:,} values are masked on one side only"
+    if not hidden[1].any():
+        yield Suspect("mask.missing", 0.9, agrees, f"nothing is masked in the port; {told}")
+    elif np.array_equal(hidden[0], ~hidden[1]):
+        yield Suspect("mask.wrong", 0.95, True, "what the reference masks the port does not, and the other way round")
+    else:
+        yield Suspect("mask.wrong", 0.85, agrees, told + ("; all others agree" if agrees else ""))

@@ -50,7 +50,8 @@ class InHand:
 class Side:
     """What is known of the culprit on one side: its class, its scalar attributes, and the calls its code made, by the reference's names.
 
-    ``is_training``: whether it, or something inside it, is in training mode and works otherwise there; ``trains`` is that module's path.
+    ``before``: those of the calls that began before the divergence; None where all did. ``is_training``: whether it, or something inside
+    it, is in training mode and works otherwise there; ``trains`` is that module's path.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Side:
     trains: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
+    before: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

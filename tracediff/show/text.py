@@ -392,8 +392,8 @@ def _unseen(told: Report) -> Iterable[tuple[str, str]]:
 
 
 def _next(told: Report) -> Iterable[tuple[str, str]]:
-    """The command that shows more of the first divergence."""
-    if told.first is not None and told.first.metrics is not None:
+    """The command that shows more of the first divergence; a live bisection leaves no traces to draw."""
+    if told.first is not None and told.first.metrics is not None and told.method != "live":
         yield f"See it: tracediff plot {told.reference['path']} {told.port['path']} --culprit", QUIET
 
 
