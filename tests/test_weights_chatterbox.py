@@ -27,7 +27,9 @@ def sides() -> tuple[Named, Mapping[str, Any]]:
 
     recipe, context = load_recipe("chatterbox", "mlx"), Context()
     models = recipe.load(context)
-    listed = {f"{root}.{name}": value for root in models for name, value in recipe.module.shared.reference_weights(context, root)}
+    shared = recipe.module.shared
+    parts = dict.fromkeys((*models, *shared.FRONT))
+    listed = {f"{part}.{name}": value for part in parts for name, value in shared.reference_weights(context, part)}
     return listed, models
 
 
