@@ -57,7 +57,7 @@ def filters_of_htk(models: Models) -> Iterator[None]:
     def filters(sr: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> Any:
         return librosa.filters.mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
 
-    with first._value(importlib.import_module(HTK.module), "_mel_filterbank", filters):
+    with first.shared.attribute(importlib.import_module(HTK.module), "_mel_filterbank", filters):
         yield
 
 
@@ -75,7 +75,7 @@ MAGNITUDE = Place(f"{S3GEN}.utils.mel_mlx", "mel_spectrogram_mlx", "mag = np.abs
 )
 def scaled_transform(models: Models) -> Iterator[None]:
     padded = 'np.pad(audio_np[i], (n_fft - hop_size) // 2, mode="reflect"),'
-    with first._edited(MAGNITUDE, "mag = np.sqrt((np.abs(Zxx) * window.sum()) ** 2 + 1e-9)", ("audio_np[i],", padded)):
+    with first.edited(MAGNITUDE, "mag = np.sqrt((np.abs(Zxx) * window.sum()) ** 2 + 1e-9)", ("audio_np[i],", padded)):
         yield
 
 
@@ -92,7 +92,7 @@ SPREAD = Place(f"{S3GEN}.xvector_mlx", "statistics_pooling", "std = mx.sqrt(mx.m
     sites=(("voice.xvector", "s3gen.speaker_encoder.xvector.stats"),),
 )
 def biased_deviation(models: Models) -> Iterator[None]:
-    with first._edited(SPREAD, "std = mx.sqrt(mx.var(x, axis=dim, ddof=1))"):
+    with first.edited(SPREAD, "std = mx.sqrt(mx.var(x, axis=dim, ddof=1))"):
         yield
 
 
@@ -119,7 +119,7 @@ QUOTES = Place(
 )
 def lost_quotes(models: Models) -> Iterator[None]:
     table = '("\\u201c", \'"\'), ("\\u201d", \'"\'), ("\\u2018", "\'"), ("\\u2019", "\'"),\n'
-    with first._edited(QUOTES, "        " + table):
+    with first.edited(QUOTES, "        " + table):
         yield
 
 
@@ -137,7 +137,7 @@ PENALISED = Place(f"{T3}.t3_mlx", "T3MLX.generate", "generated_token_ids: List[i
     sites=(("t3.generate", "t3#penalised"), ("t3.sample", "t3#penalised")),
 )
 def start_token_not_penalised(models: Models) -> Iterator[None]:
-    with first._edited(PENALISED, "generated_token_ids: List[int] = [self.hp.start_speech_token]"):
+    with first.edited(PENALISED, "generated_token_ids: List[int] = [self.hp.start_speech_token]"):
         yield
 
 
@@ -154,7 +154,7 @@ ANALYZER = Place(f"{T3}.t3_mlx", "T3MLX.generate", "if use_alignment_analyzer:")
     sites=(("t3.generate", "t3#guided"), ("t3.sample", "t3#guided")),
 )
 def analyzer_of_alignment(models: Models) -> Iterator[None]:
-    with first._edited(ANALYZER, "if use_alignment_analyzer and self.hp.is_multilingual:"):
+    with first.edited(ANALYZER, "if use_alignment_analyzer and self.hp.is_multilingual:"):
         yield
 
 
@@ -171,7 +171,7 @@ POSSIBLE = Place(f"{T3}.t3_mlx", "T3MLX.generate", "mx.random.categorical(mx.log
     sites=(("t3.generate", "t3#probs"),),
 )
 def every_token_possible(models: Models) -> Iterator[None]:
-    with first._edited(POSSIBLE, "mx.random.categorical(logits)"):
+    with first.edited(POSSIBLE, "mx.random.categorical(logits)"):
         yield
 
 
@@ -200,7 +200,7 @@ SHIFT = Place(
 )
 def wrong_relative_shift(models: Models) -> Iterator[None]:
     read_on = "x = mx.reshape(x_padded[:, :, 1:], (batch_size, n_head, time1, time_pos))[..., :time1]"
-    with first._edited(SHIFT, read_on, ("x = mx.transpose(x, (0, 1, 3, 2))", "pass")):
+    with first.edited(SHIFT, read_on, ("x = mx.transpose(x, (0, 1, 3, 2))", "pass")):
         yield
 
 
@@ -229,7 +229,7 @@ def biases_never_loaded(models: Models) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, module in models["s3gen"].named_modules() if "s3gen" in models else ():
             if name.endswith((".attn1.to_q", ".attn1.to_k", ".attn1.to_v")):
-                stack.enter_context(first._value(module, "bias", mx.zeros_like(module.bias)))
+                stack.enter_context(first.shared.attribute(module, "bias", mx.zeros_like(module.bias)))
         yield
 
 
@@ -250,7 +250,7 @@ MASK = Place(f"{S3GEN}.matcha.transformer_mlx", "AttentionMLX.__call__", "attent
     sites=(("flow.block", f"{BLOCK}.attn1"),),
 )
 def mask_for_all_queries(models: Models) -> Iterator[None]:
-    with first._edited(MASK, "attention_mask = mx.expand_dims(attention_mask, axis=1)"):
+    with first.edited(MASK, "attention_mask = mx.expand_dims(attention_mask, axis=1)"):
         yield
 
 
@@ -266,7 +266,7 @@ ACTIVATION = Place(f"{S3GEN}.matcha.decoder_mlx", "ResnetBlock1DMLX.__call__", "
     sites=(("flow.ode", f"{DOWN}.0.mlp.1"),),
 )
 def silu_for_mish(models: Models) -> Iterator[None]:
-    with first._edited(ACTIVATION, "mlp_out = self.mlp_1(nn.mish(time_emb))"):
+    with first.edited(ACTIVATION, "mlp_out = self.mlp_1(nn.mish(time_emb))"):
         yield
 
 
@@ -284,7 +284,7 @@ SCHEDULE = Place(f"{S3GEN}.flow_matching_mlx", "CausalConditionalCFMMLX.__call__
 )
 def midpoint_rule(models: Models) -> Iterator[None]:
     euler = "x = x + dt * k1; t = t + dt; dt = t_span[min(step + 1, len(t_span) - 1)] - t; continue"
-    with first._edited(SOLVER, euler), first._edited(SCHEDULE, "t_span = mx.linspace(0, 1, 2 * n_timesteps + 1)"):
+    with first.edited(SOLVER, euler), first.edited(SCHEDULE, "t_span = mx.linspace(0, 1, 2 * n_timesteps + 1)"):
         yield
 
 
@@ -302,7 +302,7 @@ SLOPE = Place(f"{S3GEN}.hifigan_mlx", "HiFTGeneratorMLX.decode", "x = nn.leaky_r
     sites=(("vocoder.decode", "s3gen.mel2wav.conv_post"), ("vocoder", "s3gen.mel2wav.conv_post")),
 )
 def slope_of_the_others(models: Models) -> Iterator[None]:
-    with first._edited(SLOPE, "x = nn.leaky_relu(x, 0.01)"):
+    with first.edited(SLOPE, "x = nn.leaky_relu(x, 0.01)"):
         yield
 
 
@@ -318,7 +318,7 @@ EDGE = Place(f"{S3GEN}.hifigan_mlx", "HiFTGeneratorMLX.decode", 'x = mx.pad(x, [
     sites=(("vocoder.decode", "s3gen.mel2wav.resblocks.6"), ("vocoder", "s3gen.mel2wav.resblocks.6")),
 )
 def edge_for_reflection(models: Models) -> Iterator[None]:
-    with first._edited(EDGE, "x = mx.concatenate([x[:, 1:2], x], axis=1)"):
+    with first.edited(EDGE, "x = mx.concatenate([x[:, 1:2], x], axis=1)"):
         yield
 
 
@@ -337,5 +337,5 @@ PHASE = Place(f"{S3GEN}.hifigan_mlx", "SineGenMLX.__call__", "theta_mat = 2 * np
 def phase_in_float32(models: Models) -> Iterator[None]:
     exact = "mx.cumsum(F_mat.astype(mx.float64, stream=mx.cpu), axis=-1, stream=mx.cpu)"
     turns = f"mx.subtract({exact}, mx.floor({exact}, stream=mx.cpu), stream=mx.cpu).astype(mx.float32, stream=mx.cpu)"
-    with first._edited(PHASE, f"theta_mat = 2 * np.pi * {turns}"):
+    with first.edited(PHASE, f"theta_mat = 2 * np.pi * {turns}"):
         yield

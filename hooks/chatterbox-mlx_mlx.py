@@ -306,10 +306,10 @@ def _tokens(t3: Any, *, is_small: bool) -> Iterator[None]:
         patches.callback(delattr, t3, "inference")
         t3.inference = inference
         patches.enter_context(common.around(t3.tfmr, forward))
-        patches.enter_context(common.attribute(sampling, "apply_repetition_penalty", penalised))
-        patches.enter_context(common.attribute(mx.random, "categorical", drawn))
+        patches.enter_context(shared.attribute(sampling, "apply_repetition_penalty", penalised))
+        patches.enter_context(shared.attribute(mx.random, "categorical", drawn))
         if is_small:
-            patches.enter_context(common.attribute(analyzer, "LLAMA_ALIGNED_HEADS", ALIGNED))
+            patches.enter_context(shared.attribute(analyzer, "LLAMA_ALIGNED_HEADS", ALIGNED))
         patches.callback(setattr, t3, "patched_model", None)  # what it leaves in the model: a second way to all its modules
         yield
 
@@ -318,7 +318,7 @@ def _tokens(t3: Any, *, is_small: bool) -> Iterator[None]:
 def _tapped(owner: Any, name: str, tap: str) -> Iterator[None]:
     """For a while what a function returns is tapped."""
     original = getattr(owner, name)
-    with common.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
+    with shared.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
         yield
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
+import chatterbox_shared as shared
+
 Models = Mapping[str, Any]
 PORT = "mlx_audio.tts.models.chatterbox"
 
@@ -108,14 +110,14 @@ def _file_of(module: str) -> Path:
 
 
 @contextlib.contextmanager
-def _edited(place: Place, new: str, *more: tuple[str, str]) -> Iterator[None]:
+def edited(place: Place, new: str, *more: tuple[str, str]) -> Iterator[None]:
     """For a while a function runs from a source in which ``new`` stands for the place's code (its last occurrence).
 
     The function's code object is exchanged, so that every name under which the function is known runs the edited one.
     """
     named = _named(place)
     function: FunctionType = inspect.unwrap(named)
-    before = _SOURCES.get(function) or textwrap.dedent(inspect.getsource(function))
+    before = SOURCES.get(function) or textwrap.dedent(inspect.getsource(function))
     source = before[before.index("def ") :]
     for old, text in ((place.code, new), *more):
         assert old in source, f"{old!r} is not in {place.module}.{place.function}"
@@ -125,16 +127,16 @@ def _edited(place: Place, new: str, *more: tuple[str, str]) -> Iterator[None]:
     exec(compile(source, inspect.getfile(function), "exec"), function.__globals__, space)
     original = function.__code__
     forget = getattr(named, "cache_clear", lambda: None)
-    _SOURCES[function], function.__code__ = source, space[function.__name__].__code__
+    SOURCES[function], function.__code__ = source, space[function.__name__].__code__
     forget()
     try:
         yield
     finally:
-        _SOURCES[function], function.__code__ = before, original
+        SOURCES[function], function.__code__ = before, original
         forget()
 
 
-_SOURCES: dict[FunctionType, str] = {}
+SOURCES: dict[FunctionType, str] = {}
 """The sources of the functions that were edited, as they are now: one function may be edited twice."""
 
 
@@ -143,17 +145,6 @@ def _named(place: Place) -> Any:
     for name in place.function.split("."):
         value = inspect.getattr_static(value, name)
     return value
-
-
-@contextlib.contextmanager
-def _value(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute has another value."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 # --- stage 0: the reference voice ---
@@ -171,7 +162,7 @@ DECODE = Place("mlx_audio.audio_io", "_read_as", "samples = np.array(decoded.sam
 )
 def decoded_to_16_bits(models: Models) -> Iterator[None]:
     floats = 'samples = __import__("soundfile").read(miniaudio_input, dtype="float32")[0]; samples_are_normalized = True'
-    with _edited(DECODE, floats):
+    with edited(DECODE, floats):
         yield
 
 
@@ -190,8 +181,8 @@ RESAMPLE_CHUNKS = Place("mlx_audio.resample", "resample_audio_chunks", RESAMPLE.
 def other_resampler(models: Models) -> Iterator[None]:
     take = "return __import__('soxr').resample({}, orig_sample_rate, sample_rate, quality='HQ')"
     with (
-        _edited(RESAMPLE, take.format("audio")),
-        _edited(RESAMPLE_CHUNKS, take.format("np.concatenate([first, *chunk_iter])")),
+        edited(RESAMPLE, take.format("audio")),
+        edited(RESAMPLE_CHUNKS, take.format("np.concatenate([first, *chunk_iter])")),
     ):
         yield
 
@@ -216,8 +207,8 @@ def prompt_resampled_alike(models: Models) -> Iterator[None]:
     wave = "__import__('torch').from_numpy(__import__('numpy').array({}))"
     resampled = f"mx.array(__import__('torchaudio').functional.resample({wave}, 24000, 16000).numpy())"
     with (
-        _edited(PROMPT, "ref_wav_16 = " + resampled.format("ref_wav.squeeze(0)")),
-        _edited(PROMPT_TOKENS, "ref_wav_16k_from_24k = " + resampled.format("ref_wav_24k")),
+        edited(PROMPT, "ref_wav_16 = " + resampled.format("ref_wav.squeeze(0)")),
+        edited(PROMPT_TOKENS, "ref_wav_16k_from_24k = " + resampled.format("ref_wav_24k")),
     ):
         yield
 
@@ -235,7 +226,7 @@ WINDOW = Place("mlx_audio.dsp", "stft", "w = window_fn(win_length)")
     sites=(("voice.mel", "#prompt_stft"), ("voice.tokenizer", "#log_mel_stft"), ("voice.encoder", "#encoder_stft")),
 )
 def symmetric_window(models: Models) -> Iterator[None]:
-    with _edited(WINDOW, "w = window_fn(win_length, periodic=True)"):
+    with edited(WINDOW, "w = window_fn(win_length, periodic=True)"):
         yield
 
 
@@ -253,7 +244,7 @@ FILTERS = Place("mlx_audio.dsp", "mel_filters", "if precise:")
 )
 def filters_in_float32(models: Models) -> Iterator[None]:
     own = "mx.array(__import__('librosa').filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max))"
-    with _edited(FILTERS, f"if norm == 'slaney':\n        return {own}\n    if precise:"):
+    with edited(FILTERS, f"if norm == 'slaney':\n        return {own}\n    if precise:"):
         yield
 
 
@@ -269,7 +260,7 @@ MAGNITUDE = Place(f"{PORT}.s3gen.mel", "mel_spectrogram", "magnitudes = mx.abs(s
     sites=(("voice.mel", "#prompt_feat"),),
 )
 def magnitude_without_floor(models: Models) -> Iterator[None]:
-    with _edited(MAGNITUDE, "magnitudes = mx.sqrt(mx.real(spec) ** 2 + mx.imag(spec) ** 2 + 1e-9)"):
+    with edited(MAGNITUDE, "magnitudes = mx.sqrt(mx.real(spec) ** 2 + mx.imag(spec) ** 2 + 1e-9)"):
         yield
 
 
@@ -287,7 +278,7 @@ KALDI = Place(f"{PORT}.s3gen.xvector", "kaldi_fbank", "filters = mel_filters(")
 )
 def filters_in_hertz(models: Models) -> Iterator[None]:
     xvector = importlib.import_module(f"{PORT}.s3gen.xvector")
-    with _value(xvector, "mel_filters", _kaldi_filters):
+    with shared.attribute(xvector, "mel_filters", _kaldi_filters):
         yield
 
 
@@ -314,7 +305,7 @@ POOLING = Place(f"{PORT}.s3gen.xvector", "CAMLayer.seg_pooling", "seg = mx.mean(
     sites=(("voice.xvector", "s3gen.speaker_encoder.xvector.block1.tdnnd1.cam_layer.linear1"),),
 )
 def padding_in_the_mean(models: Models) -> Iterator[None]:
-    with _edited(POOLING, "seg = mx.sum(x_reshaped, axis=-1) / mx.minimum(seg_len, T - seg_len * mx.arange(n_segs))"):
+    with edited(POOLING, "seg = mx.sum(x_reshaped, axis=-1) / mx.minimum(seg_len, T - seg_len * mx.arange(n_segs))"):
         yield
 
 
@@ -331,7 +322,7 @@ SPREAD = Place(f"{PORT}.s3gen.xvector", "statistics_pooling", "std = mx.sqrt(mx.
     sites=(("voice.xvector", "s3gen.speaker_encoder.xvector.stats"),),
 )
 def biased_deviation(models: Models) -> Iterator[None]:
-    with _edited(SPREAD, "std = mx.sqrt(mx.var(x, axis=axis, keepdims=keepdim, ddof=1))"):
+    with edited(SPREAD, "std = mx.sqrt(mx.var(x, axis=axis, keepdims=keepdim, ddof=1))"):
         yield
 
 
@@ -351,7 +342,7 @@ TRIM = Place(f"{PORT}.voice_encoder.voice_encoder", "VoiceEncoder.embeds_from_wa
 )
 def trimmed_by_other_frames(models: Models) -> Iterator[None]:
     trimmed = "wav_np = __import__('librosa').effects.trim(np.array(wav), top_db=trim_top_db)[0]"
-    with _edited(TRIM, trimmed, ("if n_frames > 0:", "if False:")):
+    with edited(TRIM, trimmed, ("if n_frames > 0:", "if False:")):
         yield
 
 
@@ -369,7 +360,7 @@ NORM = Place("mlx_audio.codec.models.s3.model_v2", "ResidualAttentionBlock.__ini
 def other_norm_eps(models: Models) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for block in models["s3_tokenizer"].encoder.blocks if "s3_tokenizer" in models else ():
-            stack.enter_context(_value(block.attn_ln, "eps", 1e-5))
+            stack.enter_context(shared.attribute(block.attn_ln, "eps", 1e-5))
         yield
 
 
@@ -387,7 +378,7 @@ MASK = Place("mlx_audio.codec.models.s3.model_v2", "AudioEncoderV2.__call__", "x
     sites=(),
 )
 def mask_without_heads(models: Models) -> Iterator[None]:
-    with _edited(MASK, "x = block(x, mx.expand_dims(mask, axis=1), mask_pad, self._freqs_cis)"):
+    with edited(MASK, "x = block(x, mx.expand_dims(mask, axis=1), mask_pad, self._freqs_cis)"):
         yield
 
 
@@ -418,7 +409,7 @@ QUOTES = Place(
 )
 def lost_quotes(models: Models) -> Iterator[None]:
     table = '("\\u201c", \'"\'), ("\\u201d", \'"\'), ("\\u2018", "\'"), ("\\u2019", "\'"),\n'
-    with _edited(QUOTES, "        " + table):
+    with edited(QUOTES, "        " + table):
         yield
 
 
@@ -435,7 +426,7 @@ ENDERS = Place(f"{PORT}.chatterbox", "punc_norm", '"、", "，", "。", "？", "
     sites=(("text", "#normalised_4"),),
 )
 def more_sentence_enders(models: Models) -> Iterator[None]:
-    with _edited(ENDERS, ""):
+    with edited(ENDERS, ""):
         yield
 
 
@@ -457,7 +448,7 @@ PROBABILITIES = (("t3.sample", "t3#probs"), ("end_to_end", "t3#probs"))
 def temperature_last(models: Models) -> Iterator[None]:
     loop = "for method in sampling_methods:"
     scaled = f"logprobs = logprobs / temp\n        {loop.replace('sampling_methods', 'reversed(sampling_methods)')}"
-    with _edited(ORDER, "return categorical_sampling(logprobs, 1.0)", (loop, scaled)):
+    with edited(ORDER, "return categorical_sampling(logprobs, 1.0)", (loop, scaled)):
         yield
 
 
@@ -474,7 +465,7 @@ TOP_P = Place("mlx_audio.lm.sample_utils", "make_sampler", "apply_top_p(x, top_p
     sites=PROBABILITIES[:1],
 )
 def top_p_of_logits(models: Models) -> Iterator[None]:
-    with _edited(TOP_P, "apply_top_p(x - mx.logsumexp(x, axis=-1, keepdims=True), top_p)"):
+    with edited(TOP_P, "apply_top_p(x - mx.logsumexp(x, axis=-1, keepdims=True), top_p)"):
         yield
 
 
@@ -491,7 +482,7 @@ START = Place(f"{PORT}.t3.t3", "T3.inference", "return mx.array([generated_ids])
     sites=(("t3.generate", "t3:inference"), ("t3.sample", "t3:inference"), ("end_to_end", "t3:inference")),
 )
 def start_token_kept(models: Models) -> Iterator[None]:
-    with _edited(START, "return mx.array([generated_ids[1:]])"):
+    with edited(START, "return mx.array([generated_ids[1:]])"):
         yield
 
 
@@ -509,7 +500,7 @@ SLOPE = Place(f"{PORT}.s3gen.hifigan", "HiFTGenerator.decode", "x = nn.leaky_rel
     sites=(("vocoder.decode", "s3gen.mel2wav.conv_post"), ("vocoder", "s3gen.mel2wav.conv_post")),
 )
 def slope_of_the_others(models: Models) -> Iterator[None]:
-    with _edited(SLOPE, "x = nn.leaky_relu(x, negative_slope=0.01)"):
+    with edited(SLOPE, "x = nn.leaky_relu(x, negative_slope=0.01)"):
         yield
 
 
@@ -529,7 +520,7 @@ PHASE = Place(f"{PORT}.s3gen.hifigan", "SineGen.__call__", "theta_mat = 2 * math
 def phase_in_float32(models: Models) -> Iterator[None]:
     exact = "mx.cumsum(F_mat.astype(mx.float64, stream=mx.cpu), axis=-1, stream=mx.cpu)"
     turns = f"mx.subtract({exact}, mx.floor({exact}, stream=mx.cpu), stream=mx.cpu).astype(mx.float32, stream=mx.cpu)"
-    with _edited(PHASE, f"theta_mat = 2 * math.pi * {turns}"):
+    with edited(PHASE, f"theta_mat = 2 * math.pi * {turns}"):
         yield
 
 
@@ -549,7 +540,7 @@ EXAGGERATION = Place(f"{PORT}.chatterbox", "Model.generate", "exaggeration: floa
 )
 def default_exaggeration(models: Models) -> Iterator[None]:
     generate = _named(EXAGGERATION)
-    with _value(generate, "__defaults__", tuple(0.5 if value == 0.1 else value for value in generate.__defaults__)):
+    with shared.attribute(generate, "__defaults__", tuple(0.5 if value == 0.1 else value for value in generate.__defaults__)):
         yield
 
 
@@ -573,7 +564,7 @@ def no_watermark(models: Models) -> Iterator[None]:
     module = importlib.import_module(UNMARKED.module)
     module._marked = lambda wave: watermarker.apply_watermark(np.array(wave), sample_rate=module.S3GEN_SR)
     try:
-        with _edited(UNMARKED, "wav = mx.array(_marked(wav.squeeze(0)))"):
+        with edited(UNMARKED, "wav = mx.array(_marked(wav.squeeze(0)))"):
             yield
     finally:
         del module._marked

@@ -194,7 +194,7 @@ def _run_end_to_end(models: Mapping[str, Any], context: Any) -> Any:
     mx.random.seed(context.seed)
     with (
         voice.file_of(given["source"], given["rate"]) as path,
-        common.limited(s3gen.flow, "inference", n_timesteps=size.steps),
+        shared.limited(s3gen.flow, "inference", n_timesteps=size.steps),
         common.around(s3gen, lambda call, *args, **kwargs: td.tap("wav", call(*args, **kwargs)[0])[None]),
         _drawn_noise(s3gen.flow.decoder, context),
         _tokens(t3),
@@ -303,8 +303,8 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
         patches.callback(delattr, t3, "inference")
         t3.inference = inference
         patches.enter_context(common.around(t3.tfmr.model, forward))
-        patches.enter_context(common.attribute(module, "make_logits_processors", penalties))
-        patches.enter_context(common.attribute(sample_utils, "categorical_sampling", drawn))
+        patches.enter_context(shared.attribute(module, "make_logits_processors", penalties))
+        patches.enter_context(shared.attribute(sample_utils, "categorical_sampling", drawn))
         yield
 
 

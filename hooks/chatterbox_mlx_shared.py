@@ -35,28 +35,6 @@ def steps(estimator: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
-    """For a while a method of one module gets these arguments, whatever its caller gives."""
-    original = getattr(module, method)
-    setattr(module, method, lambda *args, **kwargs: original(*args, **{**kwargs, **arguments}))
-    try:
-        yield
-    finally:
-        delattr(module, method)
-
-
-@contextlib.contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute is ``value``."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
 def around(module: Any, function: Callable[..., Any]) -> Iterator[None]:
     """For a while a module's call is ``function(call, ...)``, which may make the module's own call."""
     original = type(module)

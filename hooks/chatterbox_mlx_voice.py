@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import chatterbox_shared as shared
 import chatterbox_voice as voice
 
 import tracediff as td
@@ -52,8 +53,8 @@ def _run_resample(models: Mapping[str, Any], context: Any) -> Any:
     whole = td.tap("wav_16k", chatterbox.resample_audio(wave, voice.RATE_S3GEN, voice.RATE_S3))
     heard: list[Any] = []
     with (
-        _attribute(s3gen, "mel_spectrogram", lambda wav, **_: mx.zeros((1, 80, 2))),
-        _attribute(models["s3gen"].speaker_encoder, "inference", heard.append),
+        shared.attribute(s3gen, "mel_spectrogram", lambda wav, **_: mx.zeros((1, 80, 2))),
+        shared.attribute(models["s3gen"].speaker_encoder, "inference", heard.append),
     ):
         models["s3gen"].embed_ref(mx.array(wave)[None], voice.RATE_S3GEN, mx.zeros((1, 1), mx.int32), mx.array([1]))
     return decoded, wave, whole, td.tap("prompt_16k", heard[0])
@@ -99,7 +100,7 @@ def _run_trim(models: Mapping[str, Any], context: Any) -> Any:
     encoder = models["ve"]
     wave = td.tap("wav_16k", voice.wave(context, "voice.trim", "wav_16k", voice.RATE_S3)["wav_16k"])[0]
     heard: list[Any] = []
-    with _attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
+    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
         encoder.embeds_from_wavs([mx.array(wave)], sample_rate=voice.RATE_S3)
     return td.tap("trimmed", heard[0])
 
@@ -139,7 +140,7 @@ def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str
     def resampling(wave: Any, *rates: Any) -> Any:
         return td.tap("wav_16k" if any(wave is whole for whole in loaded) else "prompt_16k", resample(wave, *rates))
 
-    with _attribute(chatterbox, "load_audio", loading), _attribute(chatterbox, "resample_audio", resampling):
+    with shared.attribute(chatterbox, "load_audio", loading), shared.attribute(chatterbox, "resample_audio", resampling):
         made = speaker(models, context).prepare_conditionals(path, voice.RATE_S3GEN, exaggeration=0.5)
     named = {
         "speaker_emb": made.t3.speaker_emb,
@@ -155,7 +156,7 @@ def speaker(models: Mapping[str, Any], context: Any) -> Any:
 
     front = voice.front_of(context)
     t3 = types.SimpleNamespace(hp=types.SimpleNamespace(speech_cond_prompt_len=front.prompt_tokens))
-    with _attribute(chatterbox, "S3TokenizerV2", lambda *_: models["s3_tokenizer"]):
+    with shared.attribute(chatterbox, "S3TokenizerV2", lambda *_: models["s3_tokenizer"]):
         made = chatterbox.Model(t3, models["s3gen"], models["ve"])
     made.ENC_COND_LEN = round(front.encoder_limit * voice.RATE_S3)
     made.DEC_COND_LEN = round(front.decoder_limit * voice.RATE_S3GEN)
@@ -193,7 +194,7 @@ def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _tapped(owner: Any, name: str, tap: str) -> Iterator[None]:
     """For a while what a function returns is tapped."""
     original = getattr(owner, name)
-    with _attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
+    with shared.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
         yield
 
 
@@ -206,22 +207,8 @@ def _heard(owner: Any, name: str, heard: list[Any]) -> Iterator[None]:
         heard.append(first)
         return original(first, *args, **kwargs)
 
-    with _attribute(owner, name, listening):
+    with shared.attribute(owner, name, listening):
         yield
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute has another value."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 # --- the models ---

@@ -73,7 +73,7 @@ def edit(name: str, announcement: str, *, place: Place, new: str, **facts: Any) 
     """Registers a fault in a function of the package: ``new`` stands in the place of some of its code."""
 
     def plant(models: Models) -> None:
-        hold(models, mends._edited(place, new))
+        hold(models, mends.edited(place, new))
 
     FAULTS[name] = Fault(announcement, plant=plant, **facts)
 
@@ -124,7 +124,7 @@ def rewritten(module: Any, method: str, old: str, new: str) -> None:
     """Gives one module a method made of its source with ``new`` for ``old``, which must be there once. Raises ValueError otherwise."""
     kind = type(module)
     function = inspect.unwrap(getattr(kind, method))
-    source = mends._SOURCES.get(function) or textwrap.dedent(inspect.getsource(function))
+    source = mends.SOURCES.get(function) or textwrap.dedent(inspect.getsource(function))
     if source.count(old) != 1:
         raise ValueError(f"{old!r} is {source.count(old)} times in {kind.__name__}.{method}, not once.")
     lines = "\n" * (function.__code__.co_firstlineno - 1)

@@ -5,6 +5,8 @@ Nothing here imports a framework. Both sides call the same functions with the sa
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import math
 import re
@@ -177,6 +179,31 @@ def seeded(context: Any, key: str, shape: tuple[int, ...]) -> np.ndarray:
         if re.search(pattern, key):
             return (values * np.float32(factor) + np.float32(shift)).astype(np.float32)
     return values
+
+
+@contextlib.contextmanager
+def limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
+    """For a while a method of one module gets these arguments, whatever its caller gives."""
+    original = getattr(module, method)
+    setattr(module, method, lambda *args, **kwargs: original(*args, **{**kwargs, **arguments}))
+    try:
+        yield
+    finally:
+        delattr(module, method)
+
+
+@contextlib.contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """For a while an attribute of an instance, a class, a function or a module is ``value``; afterwards it is what it was."""
+    is_own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if not is_own:
+            delattr(owner, name)
+        if is_own or (not inspect.ismethod(before) and getattr(owner, name, None) is not before):
+            setattr(owner, name, before)
 
 
 def reference_weights(context: Any, root: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -194,7 +194,7 @@ def _run_end_to_end(models: Mapping[str, Any], context: Any) -> Any:
     torch.manual_seed(context.seed)
     with (
         voice.file_of(given["source"], given["rate"]) as path,
-        _limited(flow, "inference", n_timesteps=size.steps),
+        shared.limited(flow, "inference", n_timesteps=size.steps),
         _tokens(t3, max_new_tokens=size.new_tokens),
         _steps(flow.decoder.estimator),
     ):
@@ -293,9 +293,9 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
         patches.callback(delattr, t3, "inference")
         t3.inference = inference
         patches.enter_context(_instead(t3.tfmr, forward))
-        patches.enter_context(_attribute(module, "RepetitionPenaltyLogitsProcessor", Penalty))
-        patches.enter_context(_attribute(torch, "multinomial", drawn))
-        patches.enter_context(_attribute(module, "tqdm", lambda steps, **_: steps))  # no progress bar among ours
+        patches.enter_context(shared.attribute(module, "RepetitionPenaltyLogitsProcessor", Penalty))
+        patches.enter_context(shared.attribute(torch, "multinomial", drawn))
+        patches.enter_context(shared.attribute(module, "tqdm", lambda steps, **_: steps))  # no progress bar among ours
         patches.callback(_forget_backend, t3)
         yield
 
@@ -305,28 +305,6 @@ def _forget_backend(t3: Any) -> None:
     t3.compiled = False
     if hasattr(t3, "patched_model"):
         del t3.patched_model
-
-
-@contextlib.contextmanager
-def _limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
-    """For a while a method of one module gets these arguments, whatever its caller gives."""
-    original = getattr(module, method)
-    setattr(module, method, lambda *args, **kwargs: original(*args, **{**kwargs, **arguments}))
-    try:
-        yield
-    finally:
-        delattr(module, method)
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute is ``value``."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextlib.contextmanager

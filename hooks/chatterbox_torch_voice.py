@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import chatterbox_shared as shared
 import chatterbox_voice as voice
 
 import tracediff as td
@@ -55,9 +56,9 @@ def _run_resample(models: Mapping[str, Any], context: Any) -> Any:
     heard: list[Any] = []
     s3gen = models["s3gen"]
     with (
-        _attribute(s3gen, "mel_extractor", lambda wav: torch.zeros(1, 80, 2)),
-        _attribute(s3gen.speaker_encoder, "inference", heard.append),
-        _attribute(s3gen.tokenizer, "forward", lambda wav: (torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long))),
+        shared.attribute(s3gen, "mel_extractor", lambda wav: torch.zeros(1, 80, 2)),
+        shared.attribute(s3gen.speaker_encoder, "inference", heard.append),
+        shared.attribute(s3gen.tokenizer, "forward", lambda wav: (torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long))),
     ):
         s3gen.embed_ref(wave, voice.RATE_S3GEN, device="cpu")
     return decoded, wave, whole, td.tap("prompt_16k", heard[0])
@@ -106,7 +107,7 @@ def _run_trim(models: Mapping[str, Any], context: Any) -> Any:
     encoder = models["ve"]
     wave = td.tap("wav_16k", voice.wave(context, "voice.trim", "wav_16k", voice.RATE_S3)["wav_16k"])[0]
     heard: list[Any] = []
-    with _attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
+    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
         encoder.embeds_from_wavs([wave], sample_rate=voice.RATE_S3)
     return td.tap("trimmed", heard[0])
 
@@ -197,7 +198,7 @@ def _tapped(owner: Any, name: str, tap: str, *, as_seen: Callable[[Any], Any] | 
         td.tap(tap, as_seen(value))
         return value
 
-    with _attribute(owner, name, tapped):
+    with shared.attribute(owner, name, tapped):
         yield
 
 
@@ -210,22 +211,8 @@ def _heard(owner: Any, name: str, heard: list[Any]) -> Iterator[None]:
         heard.append(first)
         return original(first, *args, **kwargs)
 
-    with _attribute(owner, name, listening):
+    with shared.attribute(owner, name, listening):
         yield
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For a while an attribute has another value."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 def _first(value: Any) -> Any:

@@ -340,6 +340,31 @@ def test_a_shape_that_no_layout_reconciles_is_one_finding_and_the_run_goes_on(si
     assert {row.how for row in report.rows if row.introduced} == {"shape", "read"}
 
 
+def test_a_port_that_only_gets_along_with_its_own_shape_keeps_it(side: SimpleNamespace, tmp_path: Path) -> None:
+    def parts() -> dict[str, Any]:
+        return {name: fill(side, linear(side)) for name in ("first", "second")}
+
+    reference, port = parts(), parts()
+    rows = len(X) - 1
+    port["first"] = owning(side, port["first"], lambda layer, x: (x @ layer.weight.T + layer.bias)[:rows])
+    scaled(side, port["second"])
+
+    def run_port() -> Any:
+        y = port["first"](side.array(X))
+        if y.shape[0] != rows:
+            raise ValueError("made for another length")
+        return port["second"](y)
+
+    def run_reference() -> Any:
+        return reference["second"](reference["first"](side.array(X)))
+
+    td.capture(reference, run_reference, to=tmp_path / "ref.h5", floor=False, repeat=False).close()
+    td.capture(port, run_port, to=tmp_path / "port.h5", feed=tmp_path / "ref.h5").close()
+    report = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert report.first is not None
+    assert report.first.culprit.reference == "first"
+
+
 def test_a_shape_that_goes_wrong_between_two_calls_is_one_finding_too(side: SimpleNamespace, forced: Any) -> None:
     def model(rows: int) -> Any:
         parts = {name: linear(side) for name in ("first", "second", "third")}

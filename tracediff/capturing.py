@@ -189,9 +189,19 @@ def _forced(
             adapter.set_rng_state(before)
             say("the forced run: each site is fed the reference's tensors")
             meta = {**(given["meta"] or {}), "mode_run": "forced", "feed": str(reference.path)}
-            observers = (*given["observers"], forcing)
+            options = {**given, "observers": (*given["observers"], forcing), "meta": meta}
             try:
-                record_run(models, run, to, repeat=False, **{**given, "observers": observers, "meta": meta})
+                try:
+                    record_run(models, run, to, repeat=False, **options)
+                except TracediffError:
+                    raise
+                except Exception:
+                    if not forcing.reshaped:
+                        raise
+                    say("once more: the port raises where it is handed a tensor of another shape than its own")
+                    forcing.keep_shapes()
+                    adapter.set_rng_state(before)
+                    record_run(models, run, to, repeat=False, **{**options, "force": True})
             finally:
                 if to.is_file():
                     amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})

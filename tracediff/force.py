@@ -72,7 +72,8 @@ class Forcing(Observer):
     ``alignment`` pairs the reference with ``discovery``, a free run of the same port on the same inputs: from it the port's sites,
     argument names, call numbers and layouts are known. A paired call that raises is made to return what the reference's returned.
     Where a scale or a bias is applied inside a module on one side and outside on the other, nothing is handed over: it would be applied
-    twice. ``forced`` counts the tensors that were replaced, ``failures`` names the calls that raised.
+    twice. ``forced`` counts the tensors that were replaced, ``reshaped`` those of them that came in another shape, ``failures`` names the
+    calls that raised.
     """
 
     def __init__(self, reference: Trace, discovery: Trace, alignment: Alignment) -> None:
@@ -93,11 +94,18 @@ class Forcing(Observer):
         self._parts = {one.port: one.part for one in alignment.pairs if one.port is not None and one.part and one.whole == "reference"}
         self._dtype = str(discovery.meta.get("dtype"))
         self._misshapen = _misshapen(reference, alignment)
+        self.reshaped = 0
         self._bridged: set[int] = set()
 
     def start(self, run: Run) -> None:
         self._run = run
         self._bridged.clear()
+
+    def keep_shapes(self) -> None:
+        """From now on nothing is handed over in another shape than the port's own, which the port may not get along with."""
+        self._misshapen = set()
+        self.forced = self.reshaped = 0
+        self.failures.clear()
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "raise":
@@ -171,6 +179,7 @@ class Forcing(Observer):
         values = self._values.of(pair.reference[0])
         if values is None or dtypes.of(values).is_exact != dtypes.of(own).is_exact:
             return None
+        self.reshaped += 1
         values = values.transpose(likely_axes(values.shape, own.shape)).astype(own.dtype, copy=False)
         return self._run.adapter.from_numpy(values, None) if values.size == own.size else values
 
