@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tracediff.compare import Metrics
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import Located, locate
-from tracediff.trace import Trace
+from tracediff.trace import Record, Trace
 
 BLOCKS = 5
 SITES = [
@@ -93,6 +94,10 @@ def place(located: Located, traces: tuple[Trace, Trace]) -> tuple[str, str, str]
     return record.site, record.end, located.first.culprit[0]
 
 
+def _is_output_of(record: Record, site: str) -> bool:
+    return record.site == site and record.end == "output"
+
+
 class TestCulprits:
     @pytest.mark.parametrize("scan", [True, False])
     @pytest.mark.parametrize("site", ["embed", "blocks.0.norm", "blocks.2.attn.k", "blocks.4.mlp", "head"])
@@ -123,6 +128,14 @@ class TestCulprits:
         assert place(located, traces) == ("", "input[ids]", "")
         assert located.first is not None
         assert located.first.blame == "input"
+
+    def test_an_input_that_is_a_modules_uncompared_output_blames_that_module(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.2.norm": bumped})
+        whole = aligned(*traces)
+        kept = tuple(one for one in whole.records if not _is_output_of(traces[0].records[one.reference[0]], "blocks.2.norm"))
+        located = locate(replace(whole, records=kept), *traces, scan=True)
+        assert located.first is not None
+        assert located.first.culprit == ("blocks.2.norm", "blocks.2.norm")
 
     def test_a_clean_pair_has_no_divergence_and_everything_was_compared(self, pair: Pair) -> None:
         for scan in (True, False):

@@ -16,7 +16,7 @@ from tracediff.compare import MASKED
 from tracediff.locate.flow import Frame
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame, Finding
-from tracediff.site import is_below, module_of
+from tracediff.site import End, is_below, module_of
 from tracediff.trace import Record
 
 
@@ -45,7 +45,7 @@ def _blamed(judge: Judge, i: int) -> tuple[Blame, tuple[str, str]]:
         own = _partners(judge.alignment, left.site) or own
     if kind in ("output", "draw"):
         return ("module" if kind == "output" else "random"), own
-    keeper = _keeper(judge, i)
+    keeper = _keeper(judge, i) or _giver(judge, i)
     if keeper is not None:
         return "module", keeper
     frame = judge.flow.frame(i).up
@@ -56,6 +56,16 @@ def _blamed(judge: Judge, i: int) -> tuple[Blame, tuple[str, str]]:
         frame = frame.up
     same_stage = any(judge.records(j)[0].stage == left.stage for j in judge.flow.predecessors(i))
     return ("caller", ("", "")) if same_stage else ("input", own)
+
+
+def _giver(judge: Judge, i: int) -> tuple[str, str] | None:
+    """The paired modules that returned an input as it is, where their outputs were not compared: then it is they who made it."""
+    rows = [record.producer for record in judge.records(i)]
+    if min(rows) < 0 or rows[0] in judge.flow.pairs_of_row:
+        return None
+    ours, theirs = (trace.records[row] for trace, row in zip((judge.reference, judge.port), rows, strict=True))
+    is_output = all(End.parse(record.end).kind == "output" for record in (ours, theirs))
+    return (ours.module, theirs.module) if is_output and judge.alignment.port_of.get(ours.site) == theirs.site else None
 
 
 def _keeper(judge: Judge, i: int) -> tuple[str, str] | None:
