@@ -137,6 +137,18 @@ class TestCulprits:
         assert located.first is not None
         assert located.first.culprit == ("blocks.2.norm", "blocks.2.norm")
 
+    def test_noise_of_a_place_that_the_port_does_not_have_passes_on_in_a_forced_run(self, pair: Pair) -> None:
+        traces = pair(glue={"blocks.3.mlp": lambda value: value * np.float32(1 + 1e-3)}, mode_run="forced")
+        row = next(one.row for one in traces[0].records if one.site == "blocks.3.mlp" and one.end == "input[x]")
+        before = traces[0].records[row - 1]
+        assert before.end == "output"
+        floors = dict.fromkeys(range(len(traces[0].records)), 1e-6)
+        alignment = aligned(*traces, without=(before.site,))
+        noisy_before = locate(alignment, *traces, floors={**floors, row - 1: 1e-3})
+        assert [one.place for one in noisy_before.findings if noisy_before.comparisons[one.place].pair.reference == (row,)] == []
+        quiet = locate(alignment, *traces, floors=floors)
+        assert [one.place for one in quiet.findings if quiet.comparisons[one.place].pair.reference == (row,)] != []
+
     def test_a_clean_pair_has_no_divergence_and_everything_was_compared(self, pair: Pair) -> None:
         for scan in (True, False):
             located = found(pair(), scan=scan)

@@ -25,11 +25,9 @@ def sides() -> tuple[Named, Mapping[str, Any]]:
     from tracediff.capture.context import Context
     from tracediff.capture.recipe import load_recipe
 
-    recipe, context = load_recipe("chatterbox", "mlx"), Context()
+    recipe, context = load_recipe("chatterbox", "mlx"), Context(stages=("t3.transformer", "s3gen.encoder", "vocoder"))
     models = recipe.load(context)
-    shared = recipe.module.shared
-    parts = dict.fromkeys((*models, *shared.FRONT))
-    listed = {f"{part}.{name}": value for part in parts for name, value in shared.reference_weights(context, part)}
+    listed = {f"{root}.{name}": value for root in models for name, value in recipe.module.shared.reference_weights(context, root)}
     return listed, models
 
 

@@ -367,19 +367,23 @@ def _last(raised: Mapping[str, str]) -> str:
 
 
 def floors(reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_forced: bool | None = None) -> dict[int, float]:
-    """What noise explains at each of the reference's records that is paired: relative L2 by row, where it was measured.
+    """What noise explains at each of the reference's records: relative L2 by row, where it was measured.
 
     ``is_forced`` is by default what the port's trace says. For a forced run it is the amplification times the unit roundoff of the
     coarser dtype, or the error of a run in the port's dtype (float64 for a float32 port) if that is larger; for a free run the accumulated
-    amplification if that is larger still. Of exact values it is the share that noise changes, where it changes any.
+    amplification if that is larger still. Of exact values it is the share that noise changes, where it changes any. A record without
+    partner is taken to run in the dtype of the paired one before it.
     """
     if reference.floor is None:
         return {}
     is_forced = port.meta.get("mode_run") == "forced" if is_forced is None else is_forced
     run_in = port_dtypes(port)
+    names = {row: run_in[port.records[pair.port[0]].stage] for pair in records for row in pair.reference}
+    name = next(iter(names.values()), "float32")
     found: dict[int, float] = {}
-    for row, partner in ((row, pair.port[0]) for pair in records for row in pair.reference):
-        record, name, line = reference.records[row], run_in[port.records[partner].stage], reference.floor[row]
+    for row in range(len(reference.records)):
+        name = names.get(row, name)
+        record, line = reference.records[row], reference.floor[row]
         column = float(line[name if name in HALF else "float64"])
         if dtypes.named(record.dtype).is_exact:
             share = np.nanmax([float(line[NOISE]), column if name in HALF else 0.0, 0.0])

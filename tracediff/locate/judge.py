@@ -24,6 +24,7 @@ from tracediff.trace import Record, Trace, schema
 
 _TINY = 1e-2  # tensors of a larger RMS are never the rounding of what arrived
 _SCALED = 1e-6  # outputs whose cosine is closer to 1 differ by a mere factor
+_NEAR = 64  # rows before a record in which what it was made of is looked for
 _LARGEST = 1 << 26  # bytes of a tensor whose error is looked at value by value
 _SURE = 1.001  # by how much a bound from statistics must exceed the limit
 
@@ -53,6 +54,7 @@ class Judge:
         self._records: dict[int, tuple[Record, Record]] = {}
         self._proved: dict[int, Bounds] = {}
         self._effects: dict[int, Effect] = {}
+        self._passed: dict[int, float] = {}
         self._metrics: dict[tuple[Any, ...], Metrics] = {}
         self._runs = tuple(dtypes.BY_NAME.get(str(trace.meta.get("dtype"))) for trace in (reference, port))
         self.again: Again | None = None
@@ -234,7 +236,30 @@ class Judge:
         return np.nan_to_num(error.reshape(-1), posinf=0.0, neginf=0.0)
 
     def _floor(self, i: int) -> float | None:
-        return self.floors.get(self.pairs[i].reference[0])
+        """The noise floor of a pair; in a forced run also that of what was made just before it at places that the port does not have.
+
+        The floor is measured with every boundary of the reference reset to its stored value. Where one has no partner, nothing is reset in
+        the port, and its noise passes on.
+        """
+        row = self.pairs[i].reference[0]
+        own = self.floors.get(row)
+        if own is None or self.mode != "forced" or dtypes.named(self.records(i)[0].dtype).is_exact:
+            return own
+        if row not in self._passed:
+            self._passed[row] = max((self.floors.get(before, 0.0) for before in self._unpaired_before(row)), default=0.0)
+        return max(own, self._passed[row])
+
+    def _unpaired_before(self, row: int) -> Iterable[int]:
+        """The outputs without partner between a row and the paired one before it; other arguments of its own call do not count."""
+        calls, codes = self.reference.index["call"], self.reference.index["dtype"]
+        for before in range(row - 1, max(row - _NEAR, -1), -1):
+            kind = self.flow.kind_of_row[before]
+            if calls[before] == calls[row] and kind in INPUTS:
+                continue
+            if before in self.flow.pairs_of_row:
+                return
+            if kind in ("output", "value") and not dtypes.BY_CODE[int(codes[before])].is_exact:
+                yield before
 
     def _allowed(self, i: int, metrics: Metrics) -> Judgement:
         floor, (left, right) = self._floor(i), self._dtypes(i)
