@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+
+import chatterbox_shared as shared
 
 import tracediff as td
 
@@ -62,21 +65,9 @@ def instead(module: Any, function: Callable[..., Any]) -> Iterator[None]:
         module.__class__ = original
 
 
-@contextlib.contextmanager
-def classes(module: Any, **changed: Mapping[str, Any] | None) -> Iterator[None]:
+def classes(module: Any, **changed: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     """For a while a module's classes are built with other arguments than it gives; None leaves the part out."""
-    originals = {name: getattr(module, name) for name in changed}
-    for name, ours in changed.items():
-        setattr(module, name, _left_out if ours is None else _with(originals[name], ours))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
-
-
-def _with(cls: Any, ours: Mapping[str, Any]) -> Callable[..., Any]:
-    return lambda *args, **theirs: cls(*args, **{**theirs, **ours})
+    return shared.classes(module, _left_out, **changed)
 
 
 def _left_out(*_: Any, **__: Any) -> Any:

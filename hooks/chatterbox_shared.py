@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -204,6 +204,24 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         if is_own or (not inspect.ismethod(before) and getattr(owner, name, None) is not before):
             setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def classes(module: Any, left_out: Callable[..., Any], **changed: Mapping[str, Any] | None) -> Iterator[None]:
+    """For a while a module's classes are built with other arguments than it gives, or, for None, by ``left_out``."""
+    originals = {name: getattr(module, name) for name in changed}
+    for name, ours in changed.items():
+        setattr(module, name, left_out if ours is None else built_with(originals[name], ours))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def built_with(cls: Any, ours: Mapping[str, Any]) -> Callable[..., Any]:
+    """Builds a class with these arguments, whatever its caller gives for them."""
+    return lambda *args, **theirs: cls(*args, **{**theirs, **ours})
 
 
 def reference_weights(context: Any, root: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -388,21 +387,9 @@ def build_s3gen(sizes: shared.Sizes, ears: voice.Front | None = None, *, has_voi
         return s3gen.S3Token2Wav()
 
 
-@contextlib.contextmanager
-def _classes(module: types.ModuleType, **changed: Mapping[str, Any] | None) -> Iterator[None]:
+def _classes(module: types.ModuleType, **changed: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     """For a while a module's classes are built with other arguments than it gives; None leaves the part out."""
-    originals = {name: getattr(module, name) for name in changed}
-    for name, ours in changed.items():
-        setattr(module, name, _left_out if ours is None else _with(originals[name], ours))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
-
-
-def _with(cls: Any, ours: Mapping[str, Any]) -> Callable[..., Any]:
-    return lambda *args, **theirs: cls(*args, **{**theirs, **ours})
+    return shared.classes(module, _left_out, **changed)
 
 
 def _left_out(*_: Any, **__: Any) -> Any:
@@ -521,16 +508,5 @@ def write_manifest() -> None:
 def _import_reference() -> None:
     """Makes chatterbox's modules importable without its package's own import, which loads every text front end."""
     import_torchaudio()
-    if "chatterbox" in sys.modules:
-        return
-    spec = importlib.util.find_spec("chatterbox")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError("No module named 'chatterbox'", name="chatterbox")
-    bare = types.ModuleType("chatterbox")
-    bare.__path__ = list(spec.submodule_search_locations)
-    sys.modules["chatterbox"] = bare
-    try:
-        import chatterbox.models.s3gen
-        import chatterbox.models.t3  # noqa: F401
-    finally:
-        del sys.modules["chatterbox"]
+    front.imported("chatterbox.models.s3gen")
+    front.imported("chatterbox.models.t3")

@@ -20,19 +20,7 @@ METHODS = ["s3gen.tokenizer:quantize"]
 
 def run(models: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Runs the wanted steps of the voice, each on its own inputs, then the whole from file to conditionals; then the text."""
-    given: dict[str, Any] = {}
-    steps = {stage: work for stage, work in _STEPS.items() if context.wants(stage)}
-    if steps or context.wants("voice"):
-        with td.stage("voice"):
-            for stage, work in steps.items():
-                with td.stage(stage):
-                    given[stage] = work(models, context)
-            if context.wants("voice"):
-                given["voice"] = _run_voice(models, context)
-    if context.wants("text"):
-        with td.stage("text"):
-            given["text"] = _run_text(models, context)
-    return given
+    return voice.run(_STEPS, _run_voice, _run_text, models, context)
 
 
 # --- the steps ---

@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import chatterbox_shared as shared
 import numpy as np
+
+import tracediff as td
+
+Work = Callable[[Mapping[str, Any], Any], Any]
 
 IN_FLOAT32 = ("tokenizer", "speaker_encoder")
 """Parts of S3Gen that stay in float32 whatever the dtype, as the reference feeds them float32."""
@@ -188,6 +192,23 @@ def tokenizer_file(context: Any) -> Path:
     """The tokenizer.json of the checkpoint, or the project's own small one."""
     own = Path(context.weights) / "tokenizer.json"
     return own if own.is_file() else TOKENIZER
+
+
+def run(steps: Mapping[str, Work], whole: Work, text: Work, models: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """Runs the wanted steps of the voice, then the whole of it, inside the stage ``voice``; then the text. Returns what each gave."""
+    given: dict[str, Any] = {}
+    wanted = {stage: work for stage, work in steps.items() if context.wants(stage)}
+    if wanted or context.wants("voice"):
+        with td.stage("voice"):
+            for stage, work in wanted.items():
+                with td.stage(stage):
+                    given[stage] = work(models, context)
+            if context.wants("voice"):
+                given["voice"] = whole(models, context)
+    if context.wants("text"):
+        with td.stage("text"):
+            given["text"] = text(models, context)
+    return given
 
 
 def texts(context: Any) -> dict[str, str]:

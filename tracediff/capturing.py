@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracediff.capture import adapter_of, observe
 from tracediff.capture.observer import Observer, Run
@@ -19,6 +19,9 @@ from tracediff.errors import CaptureError, TracediffError
 from tracediff.serving import feeding
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.amend import amend
+
+if TYPE_CHECKING:
+    from tracediff.force import Forcing
 
 ROUNDS = 8
 """A port that raises is run so often to find out what it would do next, each time one call further."""
@@ -191,13 +194,7 @@ def _forced(
             meta = {**(given["meta"] or {}), "mode_run": "forced", "feed": str(reference.path)}
             options = {**given, "observers": (*given["observers"], forcing), "meta": meta}
             try:
-                try:
-                    record_run(models, run, to, repeat=False, **options)
-                except TracediffError:
-                    raise
-                except Exception:
-                    if not forcing.reshaped:
-                        raise
+                if not _gets_along(models, run, to, forcing, options):
                     say("once more: the port raises where it is handed a tensor of another shape than its own")
                     forcing.keep_shapes()
                     adapter.set_rng_state(before)
@@ -206,6 +203,19 @@ def _forced(
                 if to.is_file():
                     amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
     return to
+
+
+def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, options: Mapping[str, Any]) -> bool:
+    """Records the forced run; False where the port raises and was handed tensors of other shapes than its own."""
+    try:
+        record_run(models, run, to, repeat=False, **options)
+    except TracediffError:
+        raise
+    except Exception:
+        if forcing.reshaped:
+            return False
+        raise
+    return True
 
 
 def _discovered(

@@ -182,6 +182,18 @@ class Call:
         return cls(tuple(frames))
 
 
+def around(call: str) -> str:
+    """The printed call around a printed call, "" for an outermost one; named scopes are no calls.
+
+    >>> around("flow[0]/@ode=3/.estimator[3]")
+    'flow[0]'
+    """
+    parts = call.split("/")[:-1]
+    while parts and parts[-1].startswith("@"):
+        parts.pop()
+    return "/".join(parts)
+
+
 def module_of(site: str) -> str:
     """The module path of a printed site.
 

@@ -14,7 +14,7 @@ from tracediff.align.axes import side_by_side
 from tracediff.dtype import Array
 from tracediff.explain.scene import InHand, Scene, Side
 from tracediff.locate import INPUTS, Comparison, Finding, Located
-from tracediff.site import End, is_below, module_of
+from tracediff.site import End, around, is_below, module_of
 from tracediff.trace import Record, Trace
 
 LARGEST = 2**24
@@ -43,19 +43,11 @@ class Frames:
         return self._sites[call]
 
     def _enter(self, call: str) -> None:
-        around = parent(call)
-        if call and call not in self.inside[around]:
-            self.inside[around].append(call)
-            if around not in self.rows:
-                self._enter(around)
-
-
-def parent(call: str) -> str:
-    """The call around a call; named scopes are no calls."""
-    parts = call.split("/")[:-1]
-    while parts and parts[-1].startswith("@"):
-        parts.pop()
-    return "/".join(parts)
+        outer = around(call)
+        if call and call not in self.inside[outer]:
+            self.inside[outer].append(call)
+            if outer not in self.rows:
+                self._enter(outer)
 
 
 class Evidence:
@@ -106,9 +98,9 @@ class Evidence:
         """The culprit's call: the record's own where its output is wrong, else the one around it."""
         if finding.blame == "module":
             return record.call
-        call = parent(record.call)
+        call = around(record.call)
         while call and self._module(side, call) != finding.culprit[side]:
-            call = parent(call)
+            call = around(call)
         return call
 
     def _module(self, side: int, call: str) -> str:
@@ -157,7 +149,7 @@ class Evidence:
         name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
         port = self._port_rows.get(record.row)
         dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
-        beside = self._frames[0].sites_inside(parent(record.call), self._traces[0])
+        beside = self._frames[0].sites_inside(around(record.call), self._traces[0])
         calls = 1 if is_input else beside.count(record.site)
         return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, wide(record.read()), dtypes, calls)
 

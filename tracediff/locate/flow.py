@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tracediff.align import RecordPair
 from tracediff.locate.result import INPUTS
-from tracediff.site import Call, End
+from tracediff.site import Call, End, around
 from tracediff.trace import Trace
 
 
@@ -70,10 +70,7 @@ class Flow:
 
     def _enclosing(self, call: str, row: int) -> Frame:
         """The frame around a call; one that has recorded nothing so far is entered as the call tells it."""
-        parts = call.split("/")[:-1]
-        while parts and parts[-1].startswith("@"):
-            parts.pop()
-        outer = "/".join(parts)
+        outer = around(call)
         if outer not in self._by_call:
             frame = Call.parse(outer).frames[-1]
             self._entered(getattr(frame, "site", ""), outer, row)
@@ -145,8 +142,8 @@ class Flow:
         """The inputs of a call; where one is unpaired, or none was recorded, what its caller had in hand."""
         paired = self._paired(frame.inputs)
         if frame.up is not None and (not frame.inputs or any(row not in self.pairs_of_row for row in frame.inputs)):
-            around = self._within_before(frame.up, frame.first)
-            return [*paired, *around]
+            before = self._within_before(frame.up, frame.first)
+            return [*paired, *before]
         return paired
 
     def _within_before(self, frame: Frame, row: int) -> list[int]:
