@@ -47,10 +47,6 @@ class AlignmentError(TracediffError, ValueError):
     """Two traces share nothing that could be paired, or a mapping file is wrong."""
 
 
-class NothingComparedError(TracediffError, ValueError):
-    """No pair was compared, so there is no verdict."""
-
-
 class WeightsError(TracediffError, ValueError):
     """What was given as weights cannot be read as such, or two sets of weights share nothing that could be compared."""
 

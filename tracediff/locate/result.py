@@ -53,10 +53,6 @@ class Comparison:
     diverged: bool | None = None
     effect: Effect = ""
 
-    @property
-    def is_divergence(self) -> bool:
-        return bool(self.diverged) and not self.effect
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
