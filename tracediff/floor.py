@@ -32,7 +32,7 @@ from tracediff.dtype import Array, DType
 from tracediff.errors import CaptureError
 from tracediff.force import Values, outputs_by_call, rows_by_place
 from tracediff.site import join, module_of
-from tracediff.trace import Record, Trace, schema
+from tracediff.trace import Trace, schema
 
 NOISE, FREE, SENSITIVE = "noise", "free", "sensitive"
 COLUMNS = ("float64", "float16", "bfloat16")
@@ -378,37 +378,46 @@ def floors(reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_f
         return {}
     is_forced = port.meta.get("mode_run") == "forced" if is_forced is None else is_forced
     run_in = port_dtypes(port)
-    names = {row: run_in[port.records[pair.port[0]].stage] for pair in records for row in pair.reference}
+    stages = port.index["stage"].tolist()
+    names = {row: run_in[port.strings[stages[pair.port[0]]]] for pair in records for row in pair.reference}
     name = next(iter(names.values()), "float32")
+    kinds = [dtypes.BY_CODE[code] for code in reference.index["dtype"].tolist()]
+    columns = {column: reference.floor[column].tolist() for column in ("float64", *HALF)}
+    noise = reference.floor[NOISE]
+    units = (noise if is_forced else np.fmax(noise, reference.floor[FREE])).tolist()
     found: dict[int, float] = {}
-    for row in range(len(reference.records)):
+    for row, kind in enumerate(kinds):
         name = names.get(row, name)
-        record, line = reference.records[row], reference.floor[row]
-        column = float(line[name if name in HALF else "float64"])
-        if dtypes.named(record.dtype).is_exact:
-            share = np.nanmax([float(line[NOISE]), column if name in HALF else 0.0, 0.0])
+        column = columns[name if name in HALF else "float64"][row]
+        if kind.is_exact:
+            share = _larger(float(noise[row]), column if name in HALF else 0.0)
             if share > 0:
-                found[row] = float(share)
+                found[row] = share
             continue
-        units = float(line[NOISE]) if is_forced else float(np.fmax(line[NOISE], line[FREE]))
-        worst = float(np.fmax(units * _unit(record, name), column))
+        worst = _larger(units[row] * _unit(kind, name), column)
         if math.isfinite(worst):
             found[row] = worst
     return found
 
 
-def _unit(record: Record, run_in: str) -> float:
+def _larger(first: float, second: float) -> float:
+    """The larger of two numbers; where one is NaN, the other."""
+    return second if math.isnan(first) or second > first else first
+
+
+def _unit(kind: DType, run_in: str) -> float:
     other = dtypes.BY_NAME[run_in].roundoff if run_in in dtypes.BY_NAME else 0.0
-    return max(dtypes.named(record.dtype).roundoff, other)
+    return max(kind.roundoff, other)
 
 
 def port_dtypes(port: Trace) -> dict[str, str]:
     """In which dtype each stage of a port runs: the coarsest of its records and of the parameters of the modules called in it."""
     names: dict[str, set[str]] = {}
     paths: dict[str, set[str]] = {}
-    for record in port.records:
-        names.setdefault(record.stage, set()).add(record.dtype)
-        paths.setdefault(record.stage, set()).add(record.module)
+    seen = np.stack([port.index[column] for column in ("stage", "dtype", "site")], 1)
+    for stage_text, code, site in np.unique(seen, axis=0).tolist():
+        names.setdefault(port.strings[stage_text], set()).add(dtypes.BY_CODE[code].name)
+        paths.setdefault(port.strings[stage_text], set()).add(module_of(port.strings[site]))
     for stage, called in paths.items():
         names[stage] |= {param.dtype for param in port.params.values() if param.path in called}
     return {stage: max(found, key=lambda name: dtypes.named(name).roundoff) for stage, found in names.items()}
