@@ -69,6 +69,10 @@ class Run:
         self._moment(f"{module_of(self.calls[-1][0])}#{name}", "value", value)
         return value
 
+    def give(self, end: str, value: Array) -> None:
+        """One more record of the call that is under way."""
+        self._add(end, value, is_made=True)
+
     def _moment(self, site: str, end: str, value: Array) -> None:
         _, call, counts = self.calls[-1]
         number = counts.get(site, 0)

@@ -161,7 +161,37 @@ class TestStages:
         told = td.status(pair.reference(only=("enc",), stages=stages), pair("free", work=cut, faults=QUIET, stages=stages))
         assert outcomes(told, "free") == {"enc": "unfinished"}
         assert told.stages[0].free is not None
-        assert told.stages[0].free.why == "what it gave at its end was not compared"
+        assert told.stages[0].free.why == "of what it gave at its end enc output was not compared"
+
+    def test_a_stage_of_whose_outputs_one_was_not_compared_is_unfinished(self, pair: Pair) -> None:
+        def two(run: Run, x: Array, *, both: bool = True) -> None:
+            run.stage = "enc"
+            given = run.layer("enc.a", x, weights(4)[0])
+            with run("enc", x=x) as leave:
+                leave(given)
+                if both:
+                    run.give("output.scores", given * 2)
+
+        stages = {"enc": ""}
+        reference = pair.reference(work=two, stages=stages)
+        same = td.status(reference, pair.forced(work=two, stages=stages), pair.free(work=two, stages=stages))
+        assert same.verdict == "same"
+        fewer = td.status(reference, pair("fewer", work=lambda run, x: two(run, x, both=False), faults=QUIET, stages=stages))
+        assert outcomes(fewer, "free") == {"enc": "unfinished"}
+        assert "free, enc: of what it gave at its end enc output.scores was not compared" in fewer.why
+
+    def test_an_output_seen_elsewhere_with_the_same_values_counts_as_compared(self, pair: Pair) -> None:
+        def two(run: Run, x: Array, *, both: bool = True) -> None:
+            run.stage = "enc"
+            given = run.layer("enc.a", x, weights(4)[0])
+            with run("enc", x=x) as leave:
+                leave(given)
+                if both:
+                    run.give("output.hidden", given)
+
+        stages = {"enc": ""}
+        told = td.status(pair.reference(work=two, stages=stages), pair.free(work=lambda run, x: two(run, x, both=False), stages=stages))
+        assert outcomes(told, "free") == {"enc": "same"}
 
     def test_what_was_stored_without_values_is_not_the_same(self, pair: Pair) -> None:
         def bare(run: Run, x: Array) -> None:

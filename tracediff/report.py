@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -98,7 +98,10 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read."""
+    """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read.
+
+    ``unseen_outputs``: what the stages of the reference's run gave at their end and nothing of the port was compared with.
+    """
 
     reference_records: int
     port_records: int
@@ -109,6 +112,7 @@ class Coverage:
     unpaired_reference: tuple[str, ...] = ()
     unpaired_port: tuple[str, ...] = ()
     not_seen: tuple[str, ...] = ()
+    unseen_outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,16 +542,18 @@ def _side(trace: Trace) -> dict[str, Any]:
 def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
     missed = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     missed += _blind_spots(reference, port)
+    compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
     return Coverage(
         reference_records=len(reference.records),
         port_records=len(port.records),
         paired=len({row for comparison in located.comparisons for row in comparison.pair.reference}),
-        compared=len({row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}),
+        compared=len(compared),
         read=located.read,
         bytes_read=located.bytes_read,
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
         unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
         not_seen=tuple(f"{side}: {text}" for side, text in missed),
+        unseen_outputs=tuple(name for names in unseen_outputs(reference, compared).values() for name in names),
     )
 
 
@@ -562,7 +568,28 @@ def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
 def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
     """What has no partner, in order: sites, and of paired sites the ends."""
     records = (trace.records[row] for row in rows)
-    return dict.fromkeys(f"{record.site} {record.end}" if record.site in paired else record.site for record in records)
+    return dict.fromkeys(f"{record.site} {record.end}".strip() if record.site in paired else record.site for record in records)
+
+
+def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str, ...]]:
+    """By stage, what its last call gave that was not compared, there or wherever the same values were recorded; ``compared``: rows.
+
+    Stages all of whose outputs were compared, or in which no call gave anything, are left out.
+    """
+    last: dict[str, tuple[str, list[int]]] = {}
+    for row, number in enumerate(reference.index["stage"].tolist()):
+        record = reference.records[row]
+        if record.end.startswith(("output", "value")) and not record.end.startswith("output.input["):
+            stage, call = reference.strings[number], f"{record.site} {record.call}"
+            if stage not in last or last[stage][0] != call:
+                last[stage] = call, []
+            last[stage][1].append(row)
+    digests = {reference.records[row].digest for row in compared}
+    unseen = {
+        stage: [row for row in rows if row not in compared and reference.records[row].digest not in digests]
+        for stage, (_, rows) in last.items()
+    }
+    return {stage: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in unseen.items() if rows}
 
 
 def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tracediff.errors import TracediffError
-from tracediff.report import Cause, Coverage, Culprit, Report, Stage, Verdict, Weights, Where, plain_json
-from tracediff.trace import Record, Trace
+from tracediff.report import Cause, Coverage, Culprit, Report, Stage, Verdict, Weights, Where, plain_json, unseen_outputs
+from tracediff.trace import Trace
 
 SCHEMA = "tracediff.status/1"
 Mode = Literal["forced", "free"]
@@ -25,6 +25,7 @@ State = Literal["same", "different", "not run", "not recorded", "not compared", 
 OF_A_PORT = ("impl", "dtype", "recipe", "weights", "seed")
 """What a forced and a free run of one port have in common."""
 DEFAULT_RECIPE = "chatterbox"
+MOST_NAMES = 3
 LEAST_VALUES = 8
 """A tensor of fewer values may be the same in two stages by chance."""
 
@@ -269,12 +270,7 @@ class _Rows:
         self.blind = Counter(names[row] for pair in report.rows if pair.diverged is None for row in pair.pair.reference)
         ran: set[str] = {port.strings[number] for number in port.index["stage"].tolist()}
         self.ran = ran | set(map(str, port.meta.get("stages") or {}))
-        ends = _ends(reference, names)
-        digests = {reference.records[row].digest for row in compared} if any(rows.isdisjoint(compared) for rows in ends.values()) else set()
-        self.ended = {
-            stage for stage, rows in ends.items() if rows & compared or any(reference.records[row].digest in digests for row in rows)
-        }
-        self.ended |= set(self.total) - set(ends)
+        self.unseen = unseen_outputs(reference, compared)
 
     def lack(self, stage: str) -> tuple[State, str]:
         """What keeps a stage's own records from being the same, where nothing in them diverged."""
@@ -286,22 +282,15 @@ class _Rows:
             return "not compared", "only statistics were stored" if self.blind[stage] else "nothing in it could be paired"
         if self.blind[stage]:
             return "not compared", f"{self.blind[stage]:,} of its records were stored without their values"
-        if stage not in self.ended:
-            return "unfinished", "what it gave at its end was not compared"
+        if stage in self.unseen:
+            return "unfinished", f"of what it gave at its end {_few(self.unseen[stage])} not compared"
         return "same", ""
 
 
-def _ends(reference: Trace, names: Sequence[str]) -> dict[str, set[int]]:
-    """The rows of what the last call of each stage gave; a stage in which no call gave anything is left out."""
-    last: dict[str, tuple[str, set[int]]] = {}
-    for row, stage in enumerate(names):
-        record: Record = reference.records[row]
-        if record.end.startswith(("output", "value")) and not record.end.startswith("output.input["):
-            call = f"{record.site} {record.call}"
-            if stage not in last or last[stage][0] != call:
-                last[stage] = call, set()
-            last[stage][1].add(row)
-    return {stage: rows for stage, (_, rows) in last.items()}
+def _few(names: Sequence[str]) -> str:
+    """The first few names with their verb."""
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"{', '.join(names[:MOST_NAMES])}{more} {'was' if len(names) == 1 else 'were'}"
 
 
 def _stage_status(stage: str, tree: _Tree, rows: Mapping[Mode, _Rows]) -> StageStatus:

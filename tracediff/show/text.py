@@ -87,6 +87,9 @@ def report(told: Report) -> RenderableType:
 
 
 def _headline(told: Report) -> Text:
+    if told.verdict == "same" and (unseen := told.coverage.unseen_outputs):
+        verb = "was" if len(unseen) == 1 else "were"
+        return Text.assemble(("Same as far as compared", DOUBTFUL), f": {listed(unseen)} {verb} not; {_agreement(told)}")
     if told.verdict == "same":
         return Text.assemble(("Same", GOOD), f": {_agreement(told)}")
     if told.first is None:
