@@ -289,6 +289,9 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
     from tracediff.report import build
 
     found = _compared_weights(first, second)
+    suspects = _suspects(located, alignment, first, second)
+    if found is not None:
+        located = _by_weights(located, found, first, second)
     culprits = {finding.culprit for finding in located.findings}
     return build(
         located,
@@ -297,7 +300,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=_weight_lines(found) if found is not None else None,
         causes=_weight_causes(found, culprits) if found is not None else None,
-        suspects=_suspects(located, alignment, first, second),
+        suspects=suspects,
         notes=floor_notes(first, second),
     )
 
@@ -409,6 +412,22 @@ def _weight_lines(found: WeightsReport) -> Weights:
         )
 
     return Weights(found.equal, lines("different"), lines("missing"), lines("unexpected"))
+
+
+def _by_weights(located: Located, found: WeightsReport, reference: Trace, port: Trace) -> Located:
+    """What was located, with the owner of wrong weights blamed where code uses them without calling it."""
+    from dataclasses import replace
+
+    from tracediff.explain.weights import owner
+
+    pairs = [one.pair for one in located.comparisons if one.pair.layout is not None]
+    seen = {reference.records[pair.reference[0]].module for pair in pairs}, {port.records[pair.port[0]].module for pair in pairs}
+    owners = [owner(found.findings, one.culprit, seen) if one.blame in ("module", "caller") else None for one in located.findings]
+    changed = (
+        replace(finding, culprit=other, blame="weights") if other is not None else finding
+        for finding, other in zip(located.findings, owners, strict=True)
+    )
+    return replace(located, findings=tuple(changed))
 
 
 def _weight_causes(found: WeightsReport, culprits: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:

@@ -205,16 +205,21 @@ class Effects:
 
 
 class Truth:
-    """Which module of the reference corresponds to one of the port, by the pair's own table."""
+    """Which module of the reference corresponds to one of the port, by the pair's own table.
+
+    Only modules that run count: what the reference's own code does with a layer's weights, without calling it, is part of that code.
+    """
 
     def __init__(self, pair: Any, reference: Trace, clean: Trace) -> None:
         theirs = [str(module["path"]) for module in reference.meta["modules"]]
         ours = [str(module["path"]) for module in clean.meta["modules"]]
         self.called = {record.module for record in clean.records}
+        ran = {record.module for record in reference.records}
         self.references: dict[str, list[str]] = {}
         for one, other in pair.expected(theirs, ours).items():
-            self.references.setdefault(other, []).append(one)
-        for one in theirs:
+            if one in ran:
+                self.references.setdefault(other, []).append(one)
+        for one in ran.intersection(theirs):
             for pattern, target in pair.fused.items():
                 if (found := matched({pattern: target}, one)) is not None:
                     for other in ours:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,19 @@ def causes_for(findings: Iterable[WeightFinding], module_paths: Iterable[str], *
             concerned[finding.kind, finding.label].append(replace(finding, confidence=finding.confidence * near))
     causes = [_cause(kind, members) for (kind, _), members in concerned.items()]
     return sorted(causes, key=lambda cause: (-cause["confidence"], not cause["confirmed"]))
+
+
+def owner(findings: Iterable[WeightFinding], culprit: tuple[str, str], seen: tuple[Set[str], Set[str]]) -> tuple[str, str] | None:
+    """The one module inside a culprit whose weights are wrong and whose calls could not be compared; None where there is no such one.
+
+    Code may use a layer's weights without calling the layer, on either side: an error of theirs then shows in what that code hands on.
+    Module paths are (reference, port); ``seen``: those of the sites that were paired, by side.
+    """
+    wrong = [finding for finding in findings if not finding.expected and finding.reference and finding.port]
+    owners = {(parent(finding.reference.split(" + ")[0]), parent(finding.port)) for finding in wrong}
+    inside = {pair for pair in owners if all(is_below(*paths) for paths in zip(pair, culprit, strict=True))}
+    hidden = {pair for pair in inside if pair != culprit and not all(path in known for path, known in zip(pair, seen, strict=True))}
+    return hidden.pop() if len(hidden) == 1 and culprit not in inside else None
 
 
 def _names(finding: WeightFinding, side: Side) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from tracediff.errors import WeightsError
-from tracediff.explain.causes import causes_for
+from tracediff.explain.causes import causes_for, owner
 from tracediff.explain.checkpoint import Source, Weight, Weights, open_weights
 from tracediff.explain.judging import Kind, Side, WeightFinding, is_bias, judged, numbers_of
 from tracediff.explain.matching import ALIKE, MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
@@ -24,7 +24,7 @@ from tracediff.explain.renames import parent
 from tracediff.explain.resemblance import identical
 from tracediff.explain.weights_report import Compared, FindingGroup, WeightPair, WeightsReport, modules_of
 
-__all__ = ["Compared", "FindingGroup", "WeightFinding", "WeightPair", "WeightsReport", "causes_for", "weights"]
+__all__ = ["Compared", "FindingGroup", "WeightFinding", "WeightPair", "WeightsReport", "causes_for", "owner", "weights"]
 
 _NAMED = {
     "exact": ("of the same name", 1.0),

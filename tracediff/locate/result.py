@@ -13,7 +13,7 @@ Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
 Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise"]
-Blame = Literal["module", "caller", "input", "random"]
+Blame = Literal["module", "caller", "weights", "input", "random"]
 
 INPUTS = ("input", "attr")
 """Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
@@ -58,9 +58,9 @@ class Comparison:
 class Finding:
     """An introduced divergence: ``place`` indexes `Located.comparisons`.
 
-    ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "input" (nothing came before),
-    "random" (a draw). ``culprit``: module paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where
-    unknown. ``last_same``: the last pair before it that agrees. ``suspects``: unpaired sites and missing calls there, as
+    ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used
+    without a call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
+    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees. ``suspects``: unpaired sites and missing calls there, as
     (side, text). ``calls`` counts the calls of the site with the same finding, ``shared_by`` the same-role siblings, whose sites fit
     ``pattern``.
     """

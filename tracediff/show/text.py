@@ -219,6 +219,7 @@ def _blame(told: Report, place: int) -> str:
     words = {
         "module": f"the module itself: all that arrives there agrees{arrives}, what it returns does not",
         "caller": f"the code of {caller} between its calls: all it had in hand agrees{arrives}, what it hands on does not",
+        "weights": f"the weights of {caller}, which the code around it uses without a call that could be compared",
         "input": "neither model: the two runs were given different inputs",
         "random": "neither model: the two runs drew different numbers",
     }
