@@ -234,6 +234,11 @@ def test_inputs_of_a_single_model_may_be_given_instead_of_a_run(side: SimpleName
         observe({"a": model, "b": model}, values, [])
 
 
+def test_a_run_that_needs_arguments_is_refused_with_what_to_give_instead(side: SimpleNamespace, x: Any) -> None:
+    with pytest.raises(CaptureError, match=r"The run '<lambda>' is called without arguments.*lambda: model\(x\)"):
+        observe(side.Block(), lambda model: model(x), [])
+
+
 def test_draws_are_shown_with_their_arguments(side: SimpleNamespace, x: Any) -> None:
     model = side.Draws()
     found = seen({"m": model}, lambda: model(x))

@@ -11,6 +11,7 @@ every attribute, class and switch is as before.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -51,7 +52,7 @@ def observe(
     Raises CaptureError where there is nothing to observe or to run, and whatever the run or an observer raises.
     """
     adapter = adapter_of(models, run, impl=impl)
-    call = run if callable(run) and not adapter.is_tensor(run) else _call_of(models, run, adapter)
+    call = _without_arguments(run) if callable(run) and not adapter.is_tensor(run) else _call_of(models, run, adapter)
     with Session(models, observers, adapter, methods=methods, functions=functions, compile=compile):
         return call()
 
@@ -143,6 +144,20 @@ def adapter_of(*values: Any, impl: str | None = None) -> Adapter:
     if impl is not None:
         return adapters.named(impl)
     return adapters.of(*(value for value in values if value is not None)) or adapters.named("plain")
+
+
+def _without_arguments(run: Callable[..., T]) -> Callable[[], T]:
+    """The callable as it is. Raises CaptureError where it cannot be called without arguments."""
+    try:
+        inspect.signature(run).bind()
+    except TypeError as error:
+        name = getattr(run, "__name__", type(run).__name__)
+        raise CaptureError(
+            f"The run {name!r} is called without arguments and cannot be ({error}); give `lambda: model(x)`, or the inputs of the model."
+        ) from error
+    except ValueError:  # what is written in C may not tell its arguments
+        pass
+    return run
 
 
 def _call_of(models: Any, inputs: Any, adapter: Adapter) -> Callable[[], Any]:
