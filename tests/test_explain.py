@@ -246,6 +246,20 @@ def test_rotations_are_told_from_what_was_turned(port: np.ndarray, kind: str) ->
     assert first(scene(rope(q), port, returned(merged, "q_proj"), end="input[q]", site="attn!attention")) == kind
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_rotation_of_only_some_channels_is_told_with_their_number(in_turn: bool) -> None:
+    def partly(values: np.ndarray) -> np.ndarray:
+        half = values.shape[-1] // 2
+        return np.concatenate([rope(values[..., :half], in_turn=in_turn), values[..., half:]], axis=-1)
+
+    for left, right, counts in ((partly(q), rope(q, in_turn=in_turn), (1, 2)), (rope(q, in_turn=in_turn), partly(q), (2, 1))):
+        merged = q.swapaxes(1, 2).reshape(B, T, H * D)
+        found = ranked(scene_suspects(scene(left, right, returned(merged, "q_proj"), end="input[q]", site="attn!attention")))[0]
+        numbers = [count * q.shape[-1] // 2 for count in counts]
+        assert found.kind == "rope.variant"
+        assert f"the reference turns {numbers[0]} of {q.shape[-1]} channels of a head, the port {numbers[1]}" in found.evidence
+
+
 # -- times, identifiers, numbers --------------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
 """Causes in rotary position embeddings: left out, of the other variant, with other frequencies, or at other positions.
 
-A rotary embedding turns pairs of channels of q and k, (i, i + D/2) or (2i, 2i + 1), by an angle that depends on the position and on i.
+A rotary embedding turns pairs of channels of q and k, (i, i + R/2) or (2i, 2i + 1), by an angle that depends on the position and on i; R is
+the number of channels that it turns, often all, the others being left as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from tracediff.dtype import Array
 from tracediff.explain.scene import InHand, Scene, Suspect
 
 _OFFSETS = tuple(range(-8, 9))
+_FEWER = 0.75  # so many times as many channels that differ are fewer that are turned, not some that turn too slowly to see
 
 
 def detect(scene: Scene) -> Iterable[Suspect]:
@@ -23,10 +26,10 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     if reference.ndim < 3 or reference.shape[-1] < 4 or reference.shape[-1] % 2:
         return
     for source, x in _sources(scene):
-        for variant in ("halves", "neighbours"):
-            ours = _angles(x, reference, variant)
+        for turned, variant in product(dict.fromkeys((x.shape[-1], _turned(x, reference))), ("halves", "neighbours")):
+            ours = _angles(x, reference, variant, turned)
             if ours is not None:
-                yield from _told(scene, source, x, port, variant, ours)
+                yield from _told(scene, source, x, port, variant, ours, turned)
                 return
 
 
@@ -53,9 +56,20 @@ def _pairs(x: Array, variant: str) -> Array:
     return made
 
 
-def _angles(x: Array, y: Array, variant: str) -> Array | None:
-    """The unit complex numbers (T, D/2) by which the pairs of ``x`` were turned, the same for every batch and head; None where not so."""
-    before, after = _pairs(x, variant), _pairs(y, variant)
+def _turned(x: Array, y: Array) -> int:
+    """How many of the first channels differ: the others are not turned, or too little to see. All, if it is an odd number or below four."""
+    others = tuple(range(x.ndim - 1))
+    differ = np.flatnonzero(np.abs(x - y).max(others) > 1e-6 * np.abs(x).max())
+    count = int(differ[-1]) + 1 if len(differ) else 0
+    return count if count >= 4 and count % 2 == 0 else x.shape[-1]
+
+
+def _angles(x: Array, y: Array, variant: str, count: int) -> Array | None:
+    """The unit complex numbers (T, R/2) by which the first R = ``count`` channels of ``x`` were turned in pairs; None where they were not.
+
+    They are the same in every batch and head.
+    """
+    before, after = _pairs(x[..., :count], variant), _pairs(y[..., :count], variant)
     axis = _position_axis(before)
     others = tuple(other for other in range(before.ndim - 1) if other != axis)
     with np.errstate(all="ignore"):
@@ -72,18 +86,24 @@ def _position_axis(x: Array) -> int:
     return x.ndim - 2
 
 
-def _told(scene: Scene, source: InHand, x: Array, port: Array, variant: str, ours: Array) -> Iterable[Suspect]:
+def _told(scene: Scene, source: InHand, x: Array, port: Array, variant: str, ours: Array, turned: int) -> Iterable[Suspect]:
     if np.abs(ours - 1).max() < 1e-4:
         return  # nothing is turned in the reference
     if scene.reproduces(x):
         yield Suspect("rope.missing", 0.95, True, f"the port has {source.name} here without the rotation that the reference applies")
         return
-    same = _angles(x, port, variant)
+    counts = _turned(x, scene.tensors()[0]), _turned(x, port)
+    is_other = min(counts) <= _FEWER * max(counts)
+    if is_other and any(_angles(x, port, one, counts[1]) is not None for one in ("halves", "neighbours")):
+        told = f"the reference turns {counts[0]} of {x.shape[-1]} channels of a head, the port {counts[1]}"
+        yield Suspect("rope.variant", 0.95, True, told)
+        return
+    same = _angles(x, port, variant, turned)
     if same is not None:
         yield from _other_angles(variant, ours, same)
         return
     other = "neighbours" if variant == "halves" else "halves"
-    if _angles(x, port, other) is not None:
+    if _angles(x, port, other, turned) is not None:
         yield Suspect("rope.variant", 0.95, True, f"the reference turns pairs of {variant}, the port pairs of {other}")
 
 

@@ -1,4 +1,8 @@
-"""More language models of `mlx-lm` against `transformers`, held out: chosen by name alone, after tracediff was mended on others."""
+"""More language models of `mlx-lm` against `transformers`, held out: chosen by name alone, after tracediff was mended on others.
+
+The port of GLM in mlx-lm 0.32.2 turns all channels of a head (`models/glm.py:58`), its reference half of them by default: here it is
+configured to turn all, so that the pair is clean.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ SIZES = {
     "ernie4_5": _HEADS,
     "seed_oss": _HEADS,
     "smollm3": real_pairs.GROUPED,
-    "glm": _HEADS,
+    "glm": {**_HEADS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
     "hunyuan_v1_dense": _HEADS,
 }
 
