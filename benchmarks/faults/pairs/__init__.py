@@ -13,11 +13,15 @@ from typing import Any
 
 import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
 
-OWN = ("sampler", "flow", "vocoder", "vision", "codec", "perceiver")
-HELD_OUT = ("codec", "perceiver")
-PACKAGED = ("bert", "dinov2", "olmoe")
+OWN = (
+    *("sampler", "flow", "vocoder", "vision", "codec", "perceiver", "mixer", "graph", "duration"),
+    *("chat", "translator", "detector", "classifier", "clip"),
+)
+HELD_OUT = ("mixer", "graph", "duration", "clip")
+PACKAGED = ("bert", "dinov2", "olmoe", "mixtral")
 REAL_HELD_OUT = ("qwen3", "olmo2", "mamba", "phi")
-LANGUAGE_HELD_OUT = ("granite", "helium", "nemotron", "ernie4_5", "seed_oss", "smollm3", "glm", "hunyuan_v1_dense")
+LANGUAGE = ("granite", "glm4", "gemma3_text", "apertus")
+LANGUAGE_HELD_OUT = ("cohere2", "helium", "nemotron", "ernie4_5", "seed_oss", "smollm3", "glm", "hunyuan_v1_dense")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def known() -> dict[str, Entry]:
     for name, build in real_pairs.PAIRS.items():
         found[name] = Entry(build, "real", name in REAL_HELD_OUT)
     found |= {name: Entry(partial(_packaged, name), "real") for name in PACKAGED}
-    found |= {name: Entry(partial(_language, name), "real", held_out=True) for name in LANGUAGE_HELD_OUT}
+    found |= {name: Entry(partial(_language, name), "real", name in LANGUAGE_HELD_OUT) for name in (*LANGUAGE, *LANGUAGE_HELD_OUT)}
     return found
 
 
