@@ -36,6 +36,9 @@ Keys = tuple[str | int, ...]
 
 _INTERNAL = frozenset({"_no_grad", "_training"})
 _STATISTICS = ("running_mean", "running_var")
+_PACKED = ("weight", "scales", "biases")
+"""What a quantised module holds in place of its weight: codes packed into integers, and for each group of them a scale and an offset."""
+
 _Compiled = type(nn.gelu)
 
 frames.passed_over.add(nn.layers.containers.__file__)
@@ -57,9 +60,13 @@ class Mlx:
             yield from _held(value, (name,), nn.Module)
 
     def parameters(self, module: Any) -> Iterator[tuple[Keys, Tensor, Literal["parameter", "buffer"]]]:
-        for name, value in module.items():
-            for keys, array in _held(value, (name,), mx.array):
-                yield keys, array, "buffer" if name.startswith("_") or name in _STATISTICS else "parameter"
+        unpacked = _unpacked(module)
+        for keys, array in _arrays(module):
+            if unpacked is not None and keys[0] in _PACKED:
+                continue
+            yield keys, array, "buffer" if str(keys[0]).startswith("_") or keys[0] in _STATISTICS else "parameter"
+        if unpacked is not None:
+            yield ("weight",), unpacked, "parameter"
 
     def attributes(self, module: Any) -> dict[str, Any]:
         both = {**module, **vars(module)}
@@ -163,7 +170,7 @@ class Mlx:
         undo = ExitStack()
         with undo:
             for module in modules:
-                for keys, array, _ in list(self.parameters(module)):
+                for keys, array in list(_arrays(module)):
                     if mx.issubdtype(array.dtype, mx.floating):
                         holder = functools.reduce(lambda held, key: held[key], keys[:-1], module)
                         undo.callback(holder.__setitem__, keys[-1], array)
@@ -172,6 +179,21 @@ class Mlx:
 
     def info(self) -> dict[str, Any]:
         return {"versions": {"mlx": version("mlx")}, "generator": np.array(_key()).tolist()}
+
+
+def _arrays(module: nn.Module) -> Iterator[tuple[Keys, mx.array]]:
+    """The arrays that a module itself holds, with the keys that lead to each."""
+    for name, value in module.items():
+        yield from _held(value, (name,), mx.array)
+
+
+def _unpacked(module: nn.Module) -> mx.array | None:
+    """The weight of a quantised module as its codes stand for it, in the dtype of its scales; None for any other module."""
+    if not all(isinstance(module.get(name), mx.array) for name in _PACKED[:2]) or not hasattr(module, "bits"):
+        return None
+    packed, scales, offsets = map(module.get, _PACKED)
+    sizes = {"group_size": module.group_size, "bits": module.bits, "mode": getattr(module, "mode", "affine")}
+    return mx.dequantize(packed, scales, offsets, **sizes)
 
 
 class _Calling(nn.Module):

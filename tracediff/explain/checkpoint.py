@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from tracediff import dtype as dtypes
+from tracediff.capture.adapter import named
 from tracediff.dtype import Array, DType
 from tracediff.errors import MissingDependencyError, TracediffError, WeightsError
 from tracediff.trace import fingerprint
@@ -50,7 +51,8 @@ _SAFETENSORS = {
 class Weight:
     """One named tensor: its shape and dtype, and on demand its values, digest, statistics and sketch.
 
-    ``kind`` is "parameter", "buffer" or "" where the source does not say; ``aliases`` are other names of the same storage.
+    ``kind`` is "parameter", "buffer" or "" where the source does not say; ``aliases`` are other names of the same storage; ``codes`` the
+    bits of each value, and how many share a scale, where the module holds it quantised.
     What is computed from the values is kept, the values are not.
     """
 
@@ -64,9 +66,11 @@ class Weight:
         kind: str = "",
         aliases: tuple[str, ...] = (),
         known: tuple[Stats, bytes, Sketch] | None = None,
+        codes: tuple[int, int] | None = None,
     ) -> None:
         self.name, self.shape, self.dtype, self.kind, self.aliases = name, tuple(shape), dtype, kind, aliases
         self.count = math.prod(self.shape)
+        self.codes = codes
         self._reader = reader
         self._stats: Stats | None = known[0] if known else None
         self._digest: bytes | None = known[1] if known else None
@@ -179,7 +183,7 @@ def _opened(source: Source) -> Weights:
     if hasattr(source, "params") and hasattr(source, "records"):
         return _from_trace(source)
     if _is_model(source):
-        return _from_arrays(_parameters_of(source), f"{type(source).__name__} (live)", "live")
+        return _from_arrays(_parameters_of(source), f"{type(source).__name__} (live)", "live", codes=_codes_of(source))
     if isinstance(source, Mapping):
         return _from_mapping(source)
     raise WeightsError(
@@ -205,13 +209,25 @@ def _is_of(value: object, module: str, name: str) -> bool:
 def _parameters_of(model: Any) -> dict[str, Any]:
     if _is_of(model, "torch.nn", "Module"):
         return dict(model.state_dict(keep_vars=True))
-    return dict(_flattened(model.parameters()))
+    held = ((path, keys, array) for path, module in model.named_modules() for keys, array, _ in named("mlx").parameters(module))
+    return {_dotted(path, *keys): array for path, keys, array in held if not str(keys[0]).startswith("_")}
+
+
+def _codes_of(model: Any) -> dict[str, tuple[int, int]]:
+    """By the name of its weight, how each quantised module of a live model holds it."""
+    modules = model.named_modules() if _is_of(model, "mlx.nn", "Module") else ()
+    return {_dotted(path, "weight"): codes for path, module in modules if (codes := _codes(vars(module))) is not None}
+
+
+def _dotted(*keys: Any) -> str:
+    return ".".join(str(key) for key in keys if key != "")
 
 
 def _from_mapping(source: Mapping[Any, Any]) -> Weights:
     if any(_is_model(value) for value in source.values()):
         parts = ({f"{key}.{name}": array for name, array in _parameters_of(model).items()} for key, model in source.items())
-        return _from_arrays(dict(chain.from_iterable(part.items() for part in parts)), "models (live)", "live")
+        codes = {f"{key}.{name}": found for key, model in source.items() for name, found in _codes_of(model).items()}
+        return _from_arrays(dict(chain.from_iterable(part.items() for part in parts)), "models (live)", "live", codes=codes)
     return _from_arrays(_unwrapped(source), "mapping of arrays", "mapping")
 
 
@@ -240,7 +256,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, np.ndarray | np.generic) or _is_of(value, "torch", "Tensor") or _is_of(value, "mlx.core", "array")
 
 
-def _from_arrays(arrays: Mapping[str, Any], source: str, kind: str) -> Weights:
+def _from_arrays(arrays: Mapping[str, Any], source: str, kind: str, *, codes: Mapping[str, tuple[int, int]] | None = None) -> Weights:
     entries: dict[str, Weight] = {}
     skipped = []
     owners: dict[Any, list[str]] = {}
@@ -250,7 +266,8 @@ def _from_arrays(arrays: Mapping[str, Any], source: str, kind: str) -> Weights:
             skipped.append(name)
             continue
         owners.setdefault(_storage(array), []).append(name)
-        entries[name] = Weight(name, tuple(array.shape), dtype, partial(_to_numpy, array), kind=_kind_of(array))
+        read, held = partial(_to_numpy, array), (codes or {}).get(name)
+        entries[name] = Weight(name, tuple(array.shape), dtype, read, kind=_kind_of(array), codes=held)
     for names in owners.values():
         for name in names:
             entries[name].aliases = tuple(other for other in names if other != name)
@@ -290,12 +307,22 @@ def _to_numpy(array: Any) -> Array:
 
 def _from_trace(trace: Trace) -> Weights:
     entries = {}
+    codes = {module["path"]: _codes(module.get("attrs") or {}) for module in trace.meta.get("modules") or ()}
     for name, param in trace.params.items():
         known = (param.stats, param.digest, param.sketch)
         dtype = dtypes.named(param.dtype)
         reader = param.read if param.stored else _sketched(param, dtype)
-        entries[name] = Weight(name, param.shape, dtype, reader, kind=param.kind, aliases=tuple(param.aliases), known=known)
+        quantised = codes.get(param.path) if name.endswith("weight") else None
+        entries[name] = Weight(
+            name, param.shape, dtype, reader, kind=param.kind, aliases=tuple(param.aliases), known=known, codes=quantised
+        )
     return Weights(str(trace.path), "trace", entries)
+
+
+def _codes(attributes: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The bits of a quantised module's values and the size of their groups; None for any other module."""
+    bits, group = attributes.get("bits"), attributes.get("group_size")
+    return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None
 
 
 def _sketched(param: Any, dtype: DType) -> Callable[[], Array] | None:

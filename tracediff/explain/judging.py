@@ -28,6 +28,7 @@ Side = Literal["reference", "port", "both"]
 
 SIGNIFICANT = 5.0  # standard deviations: a correlation below is that of independent values
 EXACT = 2e-6  # relative misfit up to which a scale, a shift or a permutation accounts for all of the difference in float32
+_WIDEST_GROUP = 10.0  # the range of a group's values, in parts of their root mean square, up to which codes explain the error
 _ROWS = 1 << 16  # rows whose order is worth looking for
 _UNIFORM_STD = 3**-0.5
 
@@ -81,7 +82,7 @@ class Judged:
 
 def judged(resemblance: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged:
     """What is wrong with a tensor that resembles its counterpart so. The arrays stand in the port's layout, None where not readable."""
-    for detector in (_constant, _rounded, _scaled, _shifted, _reordered, _quantised, _partly, _correlated):
+    for detector in (_constant, _packed, _rounded, _scaled, _shifted, _reordered, _quantised, _partly, _correlated):
         found = detector(resemblance, rounded, reference, port, target)
         if found is not None:
             return found
@@ -180,6 +181,17 @@ def _shifted(found: Resemblance, rounded: str, reference: Array | None, port: Ar
     if found.shift_misfit > max(1e-5, 8 * target.dtype.roundoff) or found.lone or found.count < 3:
         return None
     return Judged("weights.value", f"shifted by {found.shift:.4g}", f"the reference's plus {found.shift:.6g} throughout", 0.95, True)
+
+
+def _packed(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
+    """An error of the size that the codes make in which the port holds its values."""
+    if target.codes is None or found.lone:
+        return None
+    bits, group = target.codes
+    if not 0 < found.rel_l2 <= _WIDEST_GROUP / ((2**bits - 1) * math.sqrt(12)):
+        return None
+    text = f"quantised to {bits} bits in groups of {group}: relative L2 {found.rel_l2:.2g}"
+    return Judged("weights.precision", f"quantised to {bits} bits", text, 0.95)
 
 
 def _quantised(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
