@@ -48,7 +48,9 @@ def pair() -> tuple[Any, Any, Any]:
     biases = np.split(ours["attn.in_proj_bias"], 3)
     named = {"query_proj": (q, biases[0]), "key_proj": (k, biases[1]), "value_proj": (v, biases[2])}
     named["out_proj"] = ours["attn.out_proj.weight"], ours["attn.out_proj.bias"]
-    theirs = [(f"attention.{name}.{kind}", mx.array(value)) for name, pair in named.items() for kind, value in zip(("weight", "bias"), pair)]
+    theirs = [
+        (f"attention.{name}.{kind}", mx.array(value)) for name, pair in named.items() for kind, value in zip(("weight", "bias"), pair)
+    ]
     port.load_weights([*theirs, ("classifier.weight", mx.array(ours["head.weight"])), ("classifier.bias", mx.array(ours["head.bias"]))])
     return reference, port, np.random.default_rng(0).standard_normal((2, 6, 16)).astype(np.float32)
 
@@ -66,9 +68,7 @@ class TestUncalled:
     def test_the_clean_pair_is_the_same(self, tmp_path: Path, pair: Any, is_fed: bool) -> None:
         assert report(tmp_path, pair, is_fed=is_fed).verdict == "same"
 
-    def test_a_projection_that_was_not_loaded_is_named_though_only_the_port_calls_it(
-        self, tmp_path: Path, pair: Any, is_fed: bool
-    ) -> None:
+    def test_a_projection_that_was_not_loaded_is_named_though_only_the_port_calls_it(self, tmp_path: Path, pair: Any, is_fed: bool) -> None:
         pair[1].attention.out_proj.bias = mx.zeros(16)
         told = report(tmp_path, pair, is_fed=is_fed)
         assert [(one.culprit.reference, one.culprit.port) for one in told.divergences] == [("attn.out_proj", "attention.out_proj")]
