@@ -17,7 +17,7 @@ from benchmarks.faults.catalogue import all_faults
 from benchmarks.faults.measure import Bench, Options
 from benchmarks.faults.pairs import known
 from benchmarks.faults.plant import planted
-from tracediff.align.regular import expected
+from tracediff.align.regular import as_in_their_class, expected
 
 NAMES = [f"layers.{i}.{part}" for i in range(4) for part in ("q", "k")]
 
@@ -100,3 +100,13 @@ def test_a_mask_that_no_layer_was_handed_blames_who_should_have(culprits: Any, f
 def test_experts_that_own_two_projections_are_neither(culprits: Any) -> None:
     pytest.importorskip("mlx_lm")
     assert culprits("olmoe") == []
+
+
+def test_a_module_pairs_as_in_the_other_modules_of_its_class() -> None:
+    ours = ["a", "a.k", "a.v", "b", "b.k", "b.v", "c", "c.k", "c.v"]
+    theirs = ["x", "x.key", "x.value", "y", "y.key", "y.value", "z", "z.key", "z.value"]
+    sides = (ours, ["Mine", "", ""] * 3), (theirs, ["Yours", "", ""] * 3)
+    partner = {i: i for i in range(9)} | {7: 8, 8: 7}
+    assert as_in_their_class(*sides, partner) == {7: 7, 8: 8}
+    few = {number: other for number, other in partner.items() if number not in (0, 1, 2)}
+    assert as_in_their_class(*sides, few) == {}

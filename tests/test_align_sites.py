@@ -228,3 +228,28 @@ def test_a_level_that_one_side_lacks_is_taken_apart(aligned):
         "l3": "l3",
     }
     assert alignment.nearest_paired("body.9.inner") == ""
+
+
+def test_a_level_is_paired_although_the_reference_also_runs_what_lies_in_it_by_itself(aligned):
+    """A reference with more stages than the port: its layers are called at the top first, and only later inside the method."""
+    weights = [drawn(8, 8, seed=seed) for seed in range(8)]
+
+    def model(*runs):
+        def write(run):
+            run.module("net", "Net")
+            for place in range(8):
+                run.module(f"net.{place}", "Linear", {"weight": weights[place]})
+            for method, places in runs:
+                entered = run.enter(method, {"0": drawn(2, 8, seed=50 + len(places))}) if method else None
+                for place in places:
+                    run.call(f"net.{place}", drawn(2, 8, seed=10 * len(places) + place), _0=drawn(2, 8, seed=20 * len(places) + place))
+                if entered:
+                    run.leave(entered, {"output": drawn(2, 8, seed=60 + len(places))})
+
+        return write
+
+    both, one = model(("", range(7)), ("net:infer", range(8))), model(("net:infer", range(8)))
+    for sides in ((both, one), (one, both)):
+        alignment = aligned(*sides)
+        assert alignment.port_of["net:infer"] == "net:infer"
+        assert {f"net.{place}" for place in range(8)} <= alignment.port_of.keys()

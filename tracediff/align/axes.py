@@ -90,7 +90,7 @@ class Layout:
     window: tuple[tuple[int, int], ...] | None = None
     join_reference: Join | None = None
     part_reference: Part | None = None
-    repeat: Literal["", "reference", "port"] = ""  # which side is repeated along axes on which it has length 1 (a mask)
+    repeat: Literal["", "reference", "port"] = ""  # which side's slices are repeated along axes on which it is shorter (a mask, heads)
 
     @property
     def is_same(self) -> bool:
@@ -130,14 +130,14 @@ def apply(arrays: Array | Sequence[Array], layout: Layout) -> Array:
         array = array.transpose(layout.permutation)
     if layout.window is not None:
         array = array[tuple(slice(start, stop) for start, stop in layout.window)]
-    return np.broadcast_to(array, layout.shape) if layout.repeat == "port" else array.reshape(layout.shape)
+    return _repeated_to(array, layout.shape) if layout.repeat == "port" else array.reshape(layout.shape)
 
 
 def apply_reference(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     """The reference's tensor, or tensors, as they are compared: joined, and only the part that the port has; shape ``layout.shape``."""
     array = _joined(arrays, layout.join_reference)
     if layout.repeat == "reference":
-        return np.broadcast_to(array, layout.shape)
+        return _repeated_to(array, layout.shape)
     return (layout.part_reference(array) if layout.part_reference is not None else array).reshape(layout.shape)
 
 
@@ -152,7 +152,7 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
     ``reference`` has the shape ``layout.shape``. Where the reference says nothing (outside a window or a part) the port keeps its own.
     """
     if layout.repeat == "port":
-        return [reference[tuple(slice(0, 1) if size == 1 else slice(None) for size in np.shape(port[0]))]]
+        return [reference[tuple(slice(None, None, length // size) for size, length in zip(np.shape(port[0]), layout.shape, strict=True))]]
     whole = np.array(_joined(port, layout.join))
     inner = layout.part(whole) if layout.part is not None else whole
     seen = inner.reshape(layout.split) if layout.split is not None else inner
@@ -194,6 +194,18 @@ def _layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
         found = dict.fromkeys(_same_size(reference, port))
         return tuple(sorted(found, key=_plainness))[:_MOST_LAYOUTS]
     return (*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness))[:_MOST_LAYOUTS]
+
+
+def shared(reference: Shape, port: Shape) -> Layout | None:
+    """How one side is read that has each slice of one axis once where the other repeats it: keys and values of grouped heads.
+
+    >>> str(shared((2, 8, 9, 16), (2, 2, 9, 16))), shared((2, 8, 9, 16), (2, 3, 9, 16))
+    ('repeated', None)
+    """
+    differ = [(a, b) for a, b in zip(reference, port, strict=True) if a != b] if len(reference) == len(port) else []
+    if len(differ) != 1 or not all(differ[0]) or max(differ[0]) % min(differ[0]):
+        return None
+    return Layout(reference, repeat="port") if differ[0][0] > differ[0][1] else Layout(port, repeat="reference")
 
 
 def kept(reference: Shape, port: Shape) -> tuple[Layout, ...]:
@@ -427,6 +439,14 @@ def _joined(arrays: Array | Sequence[Array], join: Join | None) -> Array:
     if join is not None:
         return join(list(arrays))
     return arrays if isinstance(arrays, np.ndarray) else arrays[0]
+
+
+def _repeated_to(array: Array, shape: Shape) -> Array:
+    """An array with each slice of an axis repeated in its place as often as the longer shape needs."""
+    if any(size not in (1, length) for size, length in zip(array.shape, shape, strict=True)):
+        for axis, length in enumerate(shape):
+            array = np.repeat(array, length // array.shape[axis], axis)
+    return np.broadcast_to(array, shape)
 
 
 def _grouped(array: Array, axis: int, groups: int) -> Array:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracediff.align import order
+from tracediff.align.functions import FunctionCalls
 from tracediff.align.structure import Side
 from tracediff.align.values import Floats
 from tracediff.trace import schema
 
 Calls = tuple[int, ...]
 Shape = tuple[int, ...]
+Groups = dict[tuple[str, str, int], list[int]]
+"""A site's calls by stage, scope and the call that makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,19 @@ class Together:
     """Calls of the reference and of the port that do the same work: one each, or several where one side split it.
 
     ``lengths``: how many steps of the axis along which the work is split each call of either side does; empty for one call each.
+    ``is_sure``: more than their order says so, where the counts of calls do not agree.
     """
 
     reference: Calls
     port: Calls
     lengths: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    is_sure: bool = True
 
 
 class CallPairs:
     """Pairs calls, callers first, so that each call is looked for inside the call that its caller was paired with."""
 
-    def __init__(self, sides: tuple[Side, Side], features: tuple[Floats, Floats]) -> None:
+    def __init__(self, sides: tuple[Side, Side], features: tuple[Floats, Floats], partner: dict[int, int]) -> None:
         self.sides = sides
         self.features = features
         self.partner: tuple[dict[int, int], dict[int, int]] = ({}, {})
@@ -40,6 +45,7 @@ class CallPairs:
         self._around: dict[int, Together] = {}
         self._of_site = tuple(_calls_of_sites(side) for side in sides)
         self._main = tuple(_main_rows(side) for side in sides)
+        self._functions = FunctionCalls(sides, features, self._main, partner)
         self._raised = tuple(((side.index["flags"] & schema.RAISED) != 0).tolist() for side in sides)
         stages = [set(np.unique(side.index["stage"]).tolist()) for side in sides]
         texts = [{side.trace.strings[int(code)] for code in codes} for side, codes in zip(sides, stages, strict=True)]
@@ -54,6 +60,8 @@ class CallPairs:
         if len(calls[0]) == len(calls[1]) == 1:
             return self._noted([Together((calls[0][0],), (calls[1][0],))])
         grouped = self._grouped(0, reference), self._grouped(1, port)
+        if self.sides[0].kind[reference] in ("function", "tap"):
+            return self._noted(self._of_functions(*grouped))
         found: list[Together] = []
         left: tuple[list[int], list[int]] = ([], [])
         for key in dict.fromkeys([*grouped[0], *grouped[1]]):
@@ -67,6 +75,32 @@ class CallPairs:
             found.extend(self._reconciled(sorted(left[0]), sorted(left[1])))
         return self._noted(found)
 
+    def _of_functions(self, ours: Groups, theirs: Groups) -> list[Together]:
+        """The calls of a function or a tap that belong together; those that only one side's callers make are one more group."""
+        groups = [(calls, theirs[key]) for key, calls in ours.items() if key in theirs]
+        alone = [
+            sorted(call for key in side.keys() - other.keys() for call in side[key]) for side, other in ((ours, theirs), (theirs, ours))
+        ]
+        if alone[0] and alone[1]:
+            groups.append((alone[0], alone[1]))
+        found: list[Together] = []
+        one_to_one = []
+        for group in groups:
+            together = self._split(*group)
+            found.extend(together)
+            if not together:
+                one_to_one.append(group)
+        pairs = self._functions.pair(one_to_one) if one_to_one else []
+        return [*found, *(Together((one.reference,), (one.port,), is_sure=one.is_sure) for group in pairs for one in group)]
+
+    def _split(self, ours: Sequence[int], theirs: Sequence[int]) -> list[Together]:
+        """The calls of a function that do one another's work in pieces, or of which some raised; none where they do not."""
+        if any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls):
+            return self._reconciled(ours, theirs)
+        shapes = self._shapes(ours, theirs)
+        is_regular = len(ours) == len(theirs) and [sorted(shape) for shape in shapes[0]] == [sorted(shape) for shape in shapes[1]]
+        return [] if is_regular else self._in_pieces(ours, theirs, shapes)
+
     def _noted(self, found: list[Together]) -> list[Together]:
         """The calls in the reference's order, remembered as what the calls inside them are looked for in."""
         for one in found:
@@ -79,12 +113,12 @@ class CallPairs:
                 self._around.setdefault(one.reference[0], one)
         return sorted(found, key=lambda one: one.reference[0])
 
-    def _grouped(self, side: int, site: int) -> dict[tuple[str, str, int], list[int]]:
+    def _grouped(self, side: int, site: int) -> Groups:
         """A site's calls by stage, by scope and by the nearest enclosing call that is paired (by its number on the reference's side).
 
         A stage or scope that only one side has tells nothing.
         """
-        groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+        groups: Groups = defaultdict(list)
         for call in self._of_site[side][site]:
             stage, scope = self._stage_of[side][call], self._scope_of[side][call]
             key = stage if stage in self._stages else "", scope if scope in self._scopes else "", self._enclosing(side, call)
@@ -100,12 +134,21 @@ class CallPairs:
         return group[above] if above >= 0 else -1
 
     def _reconciled(self, ours: Sequence[int], theirs: Sequence[int]) -> list[Together]:
-        shapes = [[self._shape(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
+        shapes = self._shapes(ours, theirs)
         if any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls):
             whole = len(ours) == len(theirs)
             return [Together((a,), (b,)) for a, b in (zip(ours, theirs, strict=True) if whole else self._picked(ours, theirs, shapes))]
         if len(ours) == len(theirs) and [sorted(shape) for shape in shapes[0]] == [sorted(shape) for shape in shapes[1]]:
             return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
+        found = self._in_pieces(ours, theirs, shapes)
+        if found:
+            return found
+        if len(ours) == len(theirs):
+            return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
+        return [Together((a,), (b,)) for a, b in self._picked(ours, theirs, shapes)]
+
+    def _in_pieces(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[Together]:
+        """The calls of which one side's do the other's work in pieces; none where they do not."""
         given = [[self._given(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
         for sizes in (shapes, given):
             regrouped = _regrouped(ours, theirs, sizes)
@@ -114,12 +157,11 @@ class CallPairs:
         around = self._around.get(self._enclosing(0, ours[0]))
         if around is not None and (len(ours), len(theirs)) == (len(around.reference), len(around.port)):
             return [Together(tuple(ours), tuple(theirs), around.lengths)]
-        if len(ours) == len(theirs):
-            return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-        short = _cut_short(ours, theirs, shapes) or _cut_short(ours, theirs, given)
-        if short is not None:
-            return [short]
-        return [Together((a,), (b,)) for a, b in self._picked(ours, theirs, shapes)]
+        short = None if len(ours) == len(theirs) else _cut_short(ours, theirs, shapes) or _cut_short(ours, theirs, given)
+        return [] if short is None else [short]
+
+    def _shapes(self, ours: Sequence[int], theirs: Sequence[int]) -> list[list[Shape]]:
+        return [[self._shape(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
 
     def _picked(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int]]:
         return [(ours[i], theirs[j]) for i, j in self._aligned(ours, theirs, shapes)]

@@ -28,6 +28,7 @@ class Features:
     kind: Ints
     key: Ints  # the axes of the largest own parameter, 0 where none is owned
     key_of: list[tuple[int, ...]]
+    matrix: NDArray[np.bool_]  # linear layers, and convolutions whose kernels have two axes longer than 1
     inputs: Ints
     inputs_of: list[tuple[tuple[int, ...], ...]]
     outputs: Ints
@@ -91,6 +92,7 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         kind=_coded(side.kind, codes["kind"]),
         key=_coded([key or (1,) if owned else () for key, owned in zip(keys, side.owned, strict=True)], codes["key"]),
         key_of=keys,
+        matrix=np.array([one in ("linear", "convolution") and len(key) == 2 for one, key in zip(side.role, keys, strict=True)], bool),
         inputs=_coded(ins, codes["shapes"]),
         inputs_of=ins,
         outputs=_coded(outs, codes["shapes"]),

@@ -8,7 +8,7 @@ both leave the decision to structure and order.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,14 +21,19 @@ from numpy.typing import NDArray
 from tracediff.align.axes import Part
 from tracediff.align.structure import Side
 from tracediff.trace import Param
+from tracediff.trace.fingerprint import Sketch
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Key = tuple[int, ...]
 
 EQUAL = 1e-4  # error of the axis vectors, relative to their spread, below which two parameters hold the same values
 _ENTRIES = 256  # of each axis vector that are compared
 _CORNER = 4  # entries of each axis vector in the search tree
 _CROWD = 64  # a class with more members than this says nothing about any two of them
+_AT_ONCE = 4096  # strips that are looked for at once
+_SAME_NORM = 1e-5  # relative difference of the norm of a matrix from that of its gains, where it is their weight norm merged
+_SAME_NORMS = 1e-2  # and of the norm of its direction from that of its rows' norms, which rounding makes coarser
 _RUN = 4  # entries that must agree before a block of a fused parameter is looked at closely
 
 
@@ -122,7 +127,7 @@ def _shared(a: Sequence[_Form], b: Sequence[_Form]) -> Iterator[Shared]:
     classes_a, classes_b = _classes(a), _classes(b)
     taken_a: set[int] = set()
     taken_b: set[int] = set()
-    for how in (_identical, _permuted, _rearranged, _signs):
+    for how in (_identical, _permuted, _rearranged, _merged, _signs):
         left_a = {key: members for key, members in classes_a.items() if members[0] not in taken_a}
         left_b = {key: members for key, members in classes_b.items() if members[0] not in taken_b}
         for one, other, text in how(a, b, left_a, left_b):
@@ -146,7 +151,7 @@ def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequen
 class _Form:
     """One parameter made comparable: its axes longer than 1 by length, and their vectors centred and scaled to spread 1."""
 
-    __slots__ = ("_blocks", "digest", "is_constant", "key", "param", "size")
+    __slots__ = ("_blocks", "_sketch", "digest", "is_constant", "key", "param", "size")
 
     def __init__(self, param: Param) -> None:
         self.param = param
@@ -157,28 +162,27 @@ class _Form:
         self.size = stats.count
         self.is_constant = stats.count < 2 or stats.std <= 1e-6 * max(abs(stats.mean), 1e-30)
         self._blocks: tuple[Floats, ...] | None = None
+        self._sketch: Sketch | None = None
+
+    @property
+    def sketch(self) -> Sketch:
+        """The parameter's sketch, read once."""
+        if self._sketch is None:
+            self._sketch = self.param.sketch
+        return self._sketch
 
     @property
     def blocks(self) -> tuple[Floats, ...]:
         """For each axis length a vector that no permutation of the axes changes; none where all values are one."""
         if self._blocks is None:
-            self._blocks = () if self.is_constant else tuple(_blocks(self.param))
+            self._blocks = () if self.is_constant else tuple(_blocks(self.param, self.sketch))
         return self._blocks
 
-    @property
-    def corner(self) -> Floats:
-        """The first entries of each block: a point in the search tree. Short blocks are padded, alike for alike keys."""
-        return np.concatenate([_padded(_standard(block), _CORNER) for block in self.blocks])
 
-    @property
-    def entries(self) -> int:
-        return sum(block.size for block in self.blocks)
-
-
-def _blocks(param: Param) -> Iterator[Floats]:
+def _blocks(param: Param, sketch: Sketch) -> Iterator[Floats]:
     """For each axis length, one vector that no permutation of the axes changes: the axis vector, or symmetric sums of several."""
     by_length: dict[int, list[Floats]] = defaultdict(list)
-    for size, vector in zip(param.shape, param.sketch.axes, strict=True):
+    for size, vector in zip(param.shape, sketch.axes, strict=True):
         if size != 1 and vector.size:
             by_length[size].append(np.asarray(vector[:_ENTRIES], np.float64))
     for _, vectors in sorted(by_length.items()):
@@ -209,45 +213,61 @@ def _identical(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: 
 
 def _permuted(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """Classes whose axis vectors agree within a tolerance, mutually nearest."""
-    for one, other, error in _nearest(a, b, left_a, left_b, lambda form: form.corner, _distance, 0.35):
+    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, 0.35):
         how = "equal" if error < EQUAL else f"equal to {error:.0e} of its spread"
         i, j = a[left_a[one][0]].param.shape, b[left_b[other][0]].param.shape
         yield one, other, how if i == j else f"{how}, transposed" if sorted(i) == sorted(j) and len(i) > 1 else f"{how}, reshaped"
 
 
-def _distance(a: _Form, b: _Form) -> float:
-    """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
-    if a.key != b.key or len(a.blocks) != len(b.blocks):
-        return np.inf
-    worst = max(_apart(x, y) for x, y in zip(a.blocks, b.blocks, strict=True))
-    entries = a.entries
-    limit = 0.3 if entries >= 24 else 0.1 if entries >= 8 else 1e-3
-    return worst if worst < limit else np.inf
+class _Stacked:
+    """Parameters of one shape side by side: where each stands in the search tree, and how far two of them are apart."""
 
+    def __init__(self, forms: Sequence[_Form]) -> None:
+        self.blocks = [np.stack(blocks) for blocks in zip(*(form.blocks for form in forms), strict=True)]
 
-def _apart(x: Floats, y: Floats) -> float:
-    spread = float(np.linalg.norm(x - x.mean())) or float(np.linalg.norm(x)) or 1e-300
-    return float(np.linalg.norm(y - x)) / spread
+    @property
+    def corners(self) -> Floats:
+        """The first entries of each block, centred and scaled; short blocks are padded."""
+        return np.hstack([_padded(_standard(block), _CORNER) for block in self.blocks])
+
+    def apart(self, other: _Stacked, i: Ints, j: Ints) -> Floats:
+        """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
+        worst = np.zeros(len(i))
+        for ours, theirs in zip(self.blocks, other.blocks, strict=True):
+            spread, norm = np.linalg.norm(ours - ours.mean(1, keepdims=True), axis=1), np.linalg.norm(ours, axis=1)
+            spread = np.where(spread > 0, spread, np.where(norm > 0, norm, 1e-300))
+            np.maximum(worst, np.linalg.norm(theirs[j] - ours[i], axis=1) / spread[i], out=worst)
+        entries = sum(block.shape[1] for block in self.blocks)
+        limit = 0.3 if entries >= 24 else 0.1 if entries >= 8 else 1e-3
+        return np.where(worst < limit, worst, np.inf)
 
 
 def _rearranged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """The same values in another order altogether (rows permuted for a rotary embedding, axes merged): all quantiles agree."""
-
-    def corner(form: _Form) -> Floats:
-        return _padded(_standard(_profile(form)[1:]), 12)
-
-    def distance(x: _Form, y: _Form) -> float:
-        error = float(np.abs(_profile(x) - _profile(y)).max())
-        return error if x.size == y.size and x.size >= 16 and error < 1e-6 else np.inf
-
-    for one, other, _ in _nearest(a, b, left_a, left_b, corner, distance, 1e-4, by_shape=False):
+    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, 1e-4, by_shape=False):
         yield one, other, "the same values in another order"
 
 
-def _profile(form: _Form) -> Floats:
-    stats = form.param.stats
-    scale = stats.l2 / max(stats.count, 1) ** 0.5 or 1.0
-    return np.concatenate([[stats.l2 / scale, stats.absmean / scale, np.cbrt(stats.cube) / scale], form.param.sketch.quantiles / scale])
+class _Profiles:
+    """Parameters of one size by what no order of their values changes: as `_Stacked`."""
+
+    def __init__(self, forms: Sequence[_Form]) -> None:
+        self.size = forms[0].size
+        stats = [form.param.stats for form in forms]
+        scale = np.array([one.l2 / max(one.count, 1) ** 0.5 or 1.0 for one in stats])
+        moments = np.array([[one.l2, one.absmean] for one in stats]) / scale[:, None]
+        cubes = np.cbrt([one.cube for one in stats]) / scale
+        quantiles = np.stack([form.sketch.quantiles for form in forms]) / scale[:, None]
+        self.values = np.column_stack([moments, cubes, quantiles])
+
+    @property
+    def corners(self) -> Floats:
+        return _padded(_standard(self.values[:, 1:]), 12)
+
+    def apart(self, other: _Profiles, i: Ints, j: Ints) -> Floats:
+        """The largest difference; infinite where it is more than rounding, or the values are too few to mean anything."""
+        errors = np.abs(self.values[i] - other.values[j]).max(1)
+        return np.where((errors < 1e-6) & (self.size >= 16), errors, np.inf)
 
 
 def _nearest(
@@ -255,12 +275,11 @@ def _nearest(
     b: Sequence[_Form],
     left_a: Classes,
     left_b: Classes,
-    corner: Any,
-    distance: Any,
+    kind: type[_Stacked] | type[_Profiles],
     radius: float,
     by_shape: bool = True,
 ) -> Iterator[tuple[tuple[bytes, Key], tuple[bytes, Key], float]]:
-    """Classes of the two sides that are each other's nearest by ``distance``, found in a tree over their corners."""
+    """Classes of the two sides that are each other's nearest, found in a tree over their corners."""
     from scipy.spatial import cKDTree
 
     def grouped(forms: Sequence[_Form], left: Classes) -> dict[Any, list[tuple[bytes, Key]]]:
@@ -268,21 +287,24 @@ def _nearest(
         for key, members in left.items():
             form = forms[members[0]]
             if form.blocks:
-                groups[form.key if by_shape else form.size].append(key)
+                groups[(form.key, len(form.blocks)) if by_shape else form.size].append(key)
         return groups
 
     groups_a, groups_b = grouped(a, left_a), grouped(b, left_b)
     for group in groups_a.keys() & groups_b.keys():
         keys_a, keys_b = groups_a[group], groups_b[group]
-        forms_a, forms_b = [a[left_a[key][0]] for key in keys_a], [b[left_b[key][0]] for key in keys_b]
-        tree_a, tree_b = cKDTree(np.stack([corner(f) for f in forms_a])), cKDTree(np.stack([corner(f) for f in forms_b]))
-        near = tree_a.query_ball_tree(tree_b, radius, p=np.inf)
-        errors = {(i, j): distance(forms_a[i], forms_b[j]) for i, others in enumerate(near) for j in others[:_CROWD]}
-        for i, j in _mutual(errors):
-            yield keys_a[i], keys_b[j], errors[i, j]
+        ours, theirs = kind([a[left_a[key][0]] for key in keys_a]), kind([b[left_b[key][0]] for key in keys_b])
+        near = cKDTree(ours.corners).query_ball_tree(cKDTree(theirs.corners), radius, p=np.inf)
+        i = np.repeat(np.arange(len(near)), [min(len(others), _CROWD) for others in near])
+        j = np.array([other for others in near for other in others[:_CROWD]], np.int64)
+        errors = ours.apart(theirs, i, j)  # type: ignore[arg-type]
+        pairs = zip(i.tolist(), j.tolist(), strict=True)
+        for (one, other), error in _mutual(dict(zip(pairs, errors.tolist(), strict=True))):
+            yield keys_a[one], keys_b[other], error
 
 
-def _mutual(errors: dict[tuple[int, int], float]) -> Iterator[tuple[int, int]]:
+def _mutual(errors: dict[tuple[int, int], float]) -> Iterator[tuple[tuple[int, int], float]]:
+    """The pairs that are each other's best, with their errors; infinite ones are none."""
     best_a: dict[int, tuple[float, int]] = {}
     best_b: dict[int, tuple[float, int]] = {}
     for (i, j), error in errors.items():
@@ -290,10 +312,67 @@ def _mutual(errors: dict[tuple[int, int], float]) -> Iterator[tuple[int, int]]:
             best_a[i] = error, j
         if error < best_b.get(j, (np.inf, -1))[0]:
             best_b[j] = error, i
-    yield from ((i, j) for i, (_, j) in best_a.items() if best_b[j][1] == i)
+    yield from (((i, j), error) for i, (error, j) in best_a.items() if best_b[j][1] == i)
 
 
 # -- weight norm merged on one side ----------------------------------------------------------------------
+
+
+def _merged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    """Each row of one has the norm that the other's gain says (a weight norm merged), which tells the smallest matrices too."""
+    for forms, others, left, left_others in ((a, b, left_a, left_b), (b, a, left_b, left_a)):
+        norms: dict[Key, list[tuple[float, tuple[bytes, Key]]]] = defaultdict(list)
+        for key, members in left_others.items():
+            form = others[members[0]]
+            if len(form.key) > 1 and not form.is_constant:
+                norms[form.key].append((form.param.stats.l2, key))
+        found = []
+        for direction, gain in _weight_norms(forms, left):
+            wanted = gain.param.stats.l2
+            fits = [key for norm, key in norms.get(direction[1], ()) if abs(norm - wanted) <= _SAME_NORM * wanted]
+            fits = [key for key in fits if _is_merged(forms[left[direction][0]].param, gain.param, others[left_others[key][0]].param)]
+            if len(fits) == 1:
+                found.append((direction, fits[0]))
+        times = Counter(key for _, key in found)
+        for one, other in found:
+            if times[other] == 1:
+                yield (one, other, "the weight norm merged") if forms is a else (other, one, "the weight norm merged")
+
+
+def _weight_norms(forms: Sequence[_Form], left: Classes) -> Iterator[tuple[tuple[bytes, Key], _Form]]:
+    """The directions among what is left, each with its gain: one number a row, of the same module."""
+    owned: dict[str, list[tuple[tuple[bytes, Key], _Form]]] = defaultdict(list)
+    for key, members in left.items():
+        if len(members) == 1:
+            owned[forms[members[0]].param.name.rpartition(".")[0]].append((key, forms[members[0]]))
+    for ones in owned.values():
+        for key, direction in ones:
+            axes = len(direction.param.shape)
+            gains = [
+                one for _, one in ones if axes > 1 and len(one.param.shape) == axes and 1 < one.size < direction.size and len(one.key) == 1
+            ]
+            gains = [one for one in gains if one.size in direction.param.shape]
+            if len(gains) == 1 and len(direction.key) > 1 and not direction.is_constant:
+                yield key, gains[0]
+
+
+def _is_merged(direction: Param, gain: Param, merged: Param) -> bool:
+    """Whether each row of a parameter is the direction's times its gain, over one norm each: together these are the direction's norm."""
+    rows = gain.stats.count
+    scale = next(vector for size, vector in zip(gain.shape, gain.sketch.axes, strict=True) if size == rows)
+    ours, theirs = (
+        [
+            vector
+            for size, vector in zip(one.shape, one.sketch.axes, strict=True)
+            if size == rows and vector.size == scale.size and vector.all()
+        ]
+        for one in (direction, merged)
+    )
+    return any(
+        bool(np.all(scale * one / other > 0)) and abs(np.linalg.norm(scale * one / other) / (direction.stats.l2 or 1.0) - 1) < _SAME_NORMS
+        for one in ours
+        for other in theirs
+    )
 
 
 def _signs(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
@@ -315,7 +394,7 @@ def _signed(form: _Form) -> Iterator[Floats]:
     """The axis vectors whose signs are many and mixed enough to mean something."""
     if len(form.key) < 2 or form.is_constant:
         return
-    for vector in form.param.sketch.axes:
+    for vector in form.sketch.axes:
         if vector.size >= 28 and 0.2 < np.mean(vector > 0) < 0.8:
             yield vector
 
@@ -361,7 +440,7 @@ def _strips(forms: Sequence[_Form], taken: set[int]) -> dict[Key, list[_Strip]]:
     for number, form in enumerate(forms):
         if number in taken or form.is_constant:
             continue
-        for axis, (size, vector) in enumerate(zip(form.param.shape, form.param.sketch.axes, strict=True)):
+        for axis, (size, vector) in enumerate(zip(form.param.shape, form.sketch.axes, strict=True)):
             if size > 1 and vector.size:
                 rest = list(form.key)
                 rest.remove(size)
@@ -371,20 +450,47 @@ def _strips(forms: Sequence[_Form], taken: set[int]) -> dict[Key, list[_Strip]]:
 
 def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterator[tuple[_Strip, _Strip, Part]]:
     """The (part, whole, where) of each strip that stands inside a longer one."""
-    owner = np.repeat(np.arange(len(wholes)), [strip.vector.size for strip in wholes])
-    offsets = np.cumsum([0, *(strip.vector.size for strip in wholes)])
+    parts = [part for part in parts if part.vector.size > 1]
+    sizes = np.array([strip.vector.size for strip in wholes])
+    owner, offsets = np.repeat(np.arange(len(wholes)), sizes), np.cumsum([0, *sizes])
     values = np.concatenate([strip.vector for strip in wholes])
+    following = np.append(values[1:], np.nan)
+    following[offsets[1:] - 1] = np.nan
     order = np.argsort(values)
-    ordered = values[order]
-    for part in parts:
-        slack = 1e-3 * float(part.vector.std() or 1.0)
-        low, high = np.searchsorted(ordered, (part.vector[0] - slack, part.vector[0] + slack))
-        for place in order[low:high]:
+    for start in range(0, len(parts), _AT_ONCE):
+        some = parts[start : start + _AT_ONCE]
+        slack = 1e-3 * _spreads([part.vector for part in some])
+        which, places = _begun(some, slack, values[order], order, following)
+        longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
+        done = -1
+        for number, place in zip(which[longer].tolist(), places[longer].tolist(), strict=True):
+            if number == done:
+                continue
             whole = wholes[owner[place]]
-            where = _where(part.vector, whole, int(place - offsets[owner[place]]), slack) if whole.vector.size > part.vector.size else None
+            where = _where(some[number].vector, whole, place - int(offsets[owner[place]]), float(slack[number]))
             if where is not None:
-                yield part, whole, where
-                break
+                yield some[number], whole, where
+                done = number
+
+
+def _spreads(vectors: Sequence[Floats]) -> Floats:
+    """The standard deviation of each vector; 1 where it is 0."""
+    sizes = np.array([vector.size for vector in vectors])
+    values, starts = np.concatenate(vectors), np.cumsum(sizes) - sizes
+    apart = values - np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
+    spreads: Floats = np.sqrt(np.add.reduceat(apart * apart, starts) / sizes)
+    return np.where(spreads > 0, spreads, 1.0)
+
+
+def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:
+    """Where two values behind one another are the first two of a part: the number of the part, and the place, for each."""
+    first, second = (np.array([part.vector[place] for part in parts]) for place in (0, 1))
+    low, high = np.searchsorted(ordered, first - slack), np.searchsorted(ordered, first + slack)
+    counts = high - low
+    which = np.repeat(np.arange(len(parts)), counts)
+    places = order[np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - low, counts)]
+    fits = np.abs(following[places] - second[which]) <= slack[which]
+    return which[fits], places[fits]
 
 
 def _where(part: Floats, whole: _Strip, start: int, slack: float) -> Part | None:
@@ -415,14 +521,15 @@ def _worth(side: Side, forms: Sequence[_Form]) -> list[float]:
     return [float(sum(not forms[param].is_constant for param in params)) for params in side.owned]
 
 
-def _standard(vector: Floats) -> Floats:
-    spread = float(vector.std())
-    scaled: Floats = (vector - vector.mean()) / (spread or 1.0)
+def _standard(rows: Floats) -> Floats:
+    """Each row centred and scaled to spread 1."""
+    spread = rows.std(1, keepdims=True)
+    scaled: Floats = (rows - rows.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     return scaled
 
 
-def _padded(vector: Floats, length: int) -> Floats:
-    return np.concatenate([vector[:length], np.zeros(max(0, length - vector.size))])
+def _padded(rows: Floats, length: int) -> Floats:
+    return np.pad(rows[:, :length], ((0, 0), (0, max(0, length - rows.shape[1]))))
 
 
 def _last(name: str) -> str:

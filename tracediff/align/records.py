@@ -8,6 +8,7 @@ excuse an error.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ from itertools import permutations, product
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.align import axes, order
+from tracediff.align import axes, channels, order
 from tracediff.align.alignment import RecordPair
 from tracediff.align.axes import Join, Layout, Part, Shape
 from tracediff.align.calls import CallPairs, Together
+from tracediff.align.channels import Channels
+from tracediff.align.ends import without_moved
 from tracediff.align.names import tokens
 from tracediff.align.structure import INPUT, OUTPUT, Side
-from tracediff.align.values import features
+from tracediff.align.values import MASKED, features
 from tracediff.dtype import Array
 from tracediff.site import End
 from tracediff.trace import schema
@@ -31,9 +34,14 @@ from tracediff.trace import schema
 _LARGEST = 1 << 26  # elements of a tensor that is read to decide a layout
 _AGREES = 1e-2  # distance of two tensors' statistics, or relative error of their values, at which they agree
 _CLOSE, _ALIKE = 0.05, 0.3  # distances of statistics below which two ends are close, and alike
+_CLEARLY = 1.0  # by how much calls of the same role must tell more of their ends than a site's own
 _MOST_CONSUMERS = 4
 _MOST_DEALT = 4  # calls that do one call's work whose order is looked at
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 RAISED = "a call raised"
+
+UNSURE = 0.4
+"""The most confidence in a pair of calls that only their order, and what stands around them, tells from others."""
 
 UNREAD = "the values were not looked at"
 """What the evidence of a pair says whose layout only values could tell, where they were not stored."""
@@ -74,31 +82,77 @@ class RecordPairs:
         self.sides = sides
         self.sites = sites
         tables = features(sides[0].index), features(sides[1].index)
-        self.calls = CallPairs(sides, tables)
+        self._partner = {one.reference: one.port for one in reversed(sites)}
+        self.calls = CallPairs(sides, tables, self._partner)
         self._points = tables[0].tolist(), tables[1].tolist()
         self._varies = tuple((side.index["std"] > 0).tolist() for side in sides)
         self._count = tuple(side.index["count"].tolist() for side in sides)
         self._exact = tuple([dtypes.BY_CODE[code].is_exact for code in side.index["dtype"].tolist()] for side in sides)
         self._kind = tuple(side.end_kind.tolist() for side in sides)
         self._raised = tuple(((side.index["flags"] & schema.RAISED) != 0).tolist() for side in sides)
-        self._partner = {one.reference: one.port for one in reversed(sites)}
         self._plans: dict[tuple[object, ...], list[_Planned]] = {}
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
         self._end = tuple(side.index["end"].tolist() for side in sides)
         self._shape = tuple(side.index["shape"].tolist() for side in sides)
         self._parsed: tuple[dict[int, End], dict[int, End]] = ({}, {})
+        self._orders_of_ends: dict[tuple[int, int, int, int], tuple[int, ...] | None] = {}
+        self._told_ends: dict[tuple[object, ...], tuple[float, list[tuple[int, int, float]]]] = {}
 
     def run(self) -> list[RecordPair]:
         """All pairs of records, in the reference's execution order."""
         found: list[RecordPair] = []
         depth = _depths(self.sides[0])
-        for one in sorted(self.sites, key=lambda one: (depth[one.reference], one.reference)):
-            for together in self.calls.pair(one.reference, one.port):
+        sites = sorted(self.sites, key=lambda one: (depth[one.reference], one.reference))
+        calls = [list(self.calls.pair(one.reference, one.port)) for one in sites]
+        for one, every in zip(sites, calls, strict=True):
+            self._tell_ends(one, every)
+        for one, every in zip(sites, calls, strict=True):
+            for together in every:
                 records = self._records(one, together)
                 found.extend(pair for pair in records if not one.outputs_only or self._kind[0][pair.reference[0]] == OUTPUT)
+        found = without_moved(self.sides, found, self._apart)
         found.extend(self._astray(found))
         found.sort(key=lambda pair: (pair.reference[0], pair.port[0]))
         return found
+
+    def _tell_ends(self, sites: PairedSites, calls: Iterable[Together]) -> None:
+        """Lets the call in which values tell most say which end is which, for all calls with the same ends of sites of the same role.
+
+        Keys and values of a cache are told apart early in a run, and by nothing once the two runs have parted.
+        """
+        seen: set[tuple[object, ...]] = set()
+        for together in calls:
+            if len(together.reference) > 1 or len(together.port) > 1:
+                continue
+            rows = [side.calls.rows_of(one[0]).tolist() for side, one in zip(self.sides, (together.reference, together.port), strict=True)]
+            keys = self._ends_keys(sites, *rows)
+            shapes = (keys[0], *(tuple(self._shape[side][row] for row in rows[side]) for side in (0, 1)))
+            if shapes in seen or any(self._raised[side][row] for side in (0, 1) for row in rows[side]):
+                continue
+            seen.add(shapes)
+            pairs = self._ends(*rows)
+            total = sum(score for *_, score in pairs)
+            for ends in keys:
+                if total > self._told_ends.get(ends, (0.0, []))[0]:
+                    self._told_ends[ends] = total, pairs
+
+    def _ends_keys(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> tuple[tuple[object, ...], ...]:
+        """What calls of two sites have in common that have the same ends; and what those of all sites of the same role have."""
+        roles = (_NUMBER.sub("*", side.names[site]) for side, site in zip(self.sides, (sites.reference, sites.port), strict=True))
+        ends = tuple(self._end[0][row] for row in ours), tuple(self._end[1][row] for row in theirs)
+        return (sites.place, *ends), (*roles, *ends)
+
+    def _told(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int, float]]:
+        """The pairs of ends as the site's own calls tell them, or this call; or as those of its role do."""
+        own, role = (self._told_ends.get(key, (0.0, [])) for key in self._ends_keys(sites, ours, theirs))
+        is_straighter = bool(role[1]) and self._exchanged(ours, theirs, role[1]) < self._exchanged(ours, theirs, own[1])
+        return (role if is_straighter or role[0] > own[0] + _CLEARLY else own)[1] or self._ends(ours, theirs)
+
+    def _exchanged(self, ours: Sequence[int], theirs: Sequence[int], pairs: Iterable[tuple[int, int, float]]) -> int:
+        """How many ends are paired with another one although both sides have one of that name or place."""
+        keys = [{self._key(side, row) for row in rows} for side, rows in enumerate((ours, theirs))]
+        named = [(self._key(0, ours[i]), self._key(1, theirs[j])) for i, j, _ in pairs]
+        return sum(a != b and a in keys[1] and b in keys[0] for a, b in named)
 
     def _records(self, sites: PairedSites, together: Together) -> list[RecordPair]:
         if len(together.reference) > 1 or len(together.port) > 1:
@@ -112,8 +166,9 @@ class RecordPairs:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._plan(sites, rows[0], rows[1])
+        most = 1.0 if together.is_sure else UNSURE
         return [
-            RecordPair((rows[0][one.reference],), (rows[1][one.port],), one.layout, one.evidence, one.confidence, sites.place)
+            RecordPair((rows[0][one.reference],), (rows[1][one.port],), one.layout, one.evidence, min(most, one.confidence), sites.place)
             for one in plan
         ]
 
@@ -126,12 +181,12 @@ class RecordPairs:
         if (raised[0] < 0) != (raised[1] < 0):
             return self._plan_raised(sites, ours, theirs, raised)
         planned = []
-        for row, column, score in self._ends(ours, theirs):
+        for row, column, score in self._told(sites, ours, theirs):
             layout, evidence = self._layout(sites, ours[row], theirs[column])
             is_piece = layout is not None and (layout.part is not None or layout.part_reference is not None)
             if is_piece and self._exact[0][ours[row]] != self._exact[1][theirs[column]]:
                 continue  # a wave and a count: a number cut out of the one is not the other
-            if layout is None and not self._belong(ours[row], theirs[column]):
+            if layout is None and (not self._belong(ours[row], theirs[column]) or self._is_picked(ours[row], theirs[column])):
                 continue
             confidence = min(sites.confidence, 0.99 if score > 1.0 else 0.8 if score > 0.4 else 0.6)
             planned.append(_Planned(row, column, layout, evidence, round(confidence if layout is not None else confidence / 2, 3)))
@@ -151,8 +206,8 @@ class RecordPairs:
     def _astray(self, found: Sequence[RecordPair]) -> list[RecordPair]:
         """What the port raised in calls without partner, each beside what the nearest paired caller returns in the reference.
 
-        Outside of all paired calls it stands beside the first record of the reference that the port did not come to. What also left
-        a call that is paired, and was told there, is not told again.
+        Outside of all paired calls it stands beside the first record of the reference that the port did not come to in its stage. What
+        also left a call that is paired, and was told there, is not told again.
         """
         used = {row for pair in found for row in pair.port}
         taken = {row for pair in found for row in pair.reference}
@@ -181,13 +236,35 @@ class RecordPairs:
             if free is not None:
                 return free
             call = int(calls.parent[call])
-        start = max(taken, default=-1) + 1
+        return self._next_in_stage(row, taken)
+
+    def _next_in_stage(self, row: int, taken: set[int]) -> int | None:
+        """The first record of the reference that the port did not come to, in a row's own stage first; None where it came to all."""
+        last = max(taken, default=-1)
+        stage = self.sides[1].text("stage", row)
+        same = [place for place in range(len(self._kind[0])) if self.sides[0].text("stage", place) == stage]
+        start = max((place for place in same if place in taken), default=same[0] - 1 if same else last) + 1
+        start = next((place for place in range(start, len(self._kind[0])) if place not in taken), len(self._kind[0]))
         return start if start < len(self._kind[0]) else None
 
     def _place_of(self, row: int) -> int:
         """The place in the alignment of the site of a row of the reference; of the first pair where it has none."""
         site = int(self.sides[0].calls.site[self.sides[0].calls.of_row[row]])
         return next((one.place for one in self.sites if one.reference == site), self.sites[0].place)
+
+    def _is_picked(self, a: int, b: int) -> bool:
+        """Whether one side has a single position of each sequence where the other has all, and their callers return the same shape.
+
+        So a head that is applied before or after the last tokens are picked: what their callers return is compared.
+        """
+        shapes = sorted((self._shape_of(0, a), self._shape_of(1, b)), key=len)
+        if len(shapes[0]) < 2 or shapes[0] != (shapes[1][0], *shapes[1][2:]) or self._exact[0][a] or self._exact[1][b]:
+            return False
+        above = [[int(side.calls.parent[side.calls.of_row[row]])] for side, row in zip(self.sides, (a, b), strict=True)]
+        if min(above[0][0], above[1][0]) < 0:
+            return False
+        given = [[self._shape_of(number, row) for row in side.ends_of(above[number][0])[1]] for number, side in enumerate(self.sides)]
+        return bool(given[0]) and given[0] == given[1]
 
     def _belong(self, a: int, b: int) -> bool:
         """Whether two ends must be one even where no layout reconciles their shapes: they have one name, or are the main outputs."""
@@ -210,13 +287,78 @@ class RecordPairs:
             elif rows and columns:
                 scores = np.array([[self._end_score(ours[i], theirs[j], False) for j in columns] for i in rows])
                 scores[np.diag_indices(min(scores.shape))] += 0.25  # the same place among the ends of its kind
-                matched = [(rows[i], columns[j], float(scores[i, j])) for i, j in order.matched(scores)]
+                chosen = order.matched(scores)
+                if kind == INPUT:
+                    chosen = self._in_their_places([ours[i] for i in rows], [theirs[j] for j in columns], chosen)
+                    chosen = self._without_merged([ours[i] for i in rows], [theirs[j] for j in columns], chosen)
+                matched = [(rows[i], columns[j], float(scores[i, j])) for i, j in chosen]
                 is_told = kind == INPUT or len(rows) == len(columns)
                 found.extend(
                     (i, j, score)
                     for i, j, score in matched
                     if is_told or self._is_supported(ours[i], theirs[j]) or (i == j and not self._named_apart(ours[i], theirs[j]))
                 )
+        return found
+
+    def _without_merged(self, ours: Sequence[int], theirs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs of inputs without those of a bias on its own and one that masks too, where the mask is handed over beside the first.
+
+        So where one side adds a mask to position biases before its layers and the other inside attention: neither is wrong.
+        """
+        rows = ours, theirs
+        masks = [{place for place, row in enumerate(rows[side]) if self._may_mask(side, row)} for side in (0, 1)]
+        used = [{pair[side] for pair in pairs if pair[1 - side] in masks[1 - side]} for side in (0, 1)]
+        kept = []
+        for pair in pairs:
+            is_mask = [pair[side] in masks[side] for side in (0, 1)]
+            bare = 0 if is_mask[1] else 1
+            is_added = not any(self._exact[side][rows[side][pair[side]]] for side in (0, 1))
+            if not (is_added and is_mask[0] != is_mask[1] and masks[bare] - used[bare]):
+                kept.append(pair)
+        return kept
+
+    def _may_mask(self, side: int, row: int) -> bool:
+        """Whether a tensor says true or false, or holds what masks by being added."""
+        return self._is_truth(side, row) or bool(not self._exact[side][row] and self.sides[side].index["min"][row] <= MASKED)
+
+    def _in_their_places(self, ours: Sequence[int], theirs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs of inputs, but two arguments whose values are exchanged stay in their places where the callee uses them by place.
+
+        So where a caller mixes them up; and where the call raised, which it would not had it been meant so. A port whose callee takes them
+        in another order uses them by value.
+        """
+        found = dict(pairs)
+        for i, j in pairs:
+            if i < j and found.get(j) == i and self._key(0, ours[i]).keys == self._key(1, theirs[i]).keys == (i,):
+                straight = any(self._are_used_alike(ours[one], theirs[one]) for one in (i, j))
+                crossed = any(self._are_used_alike(ours[one], theirs[other]) for one, other in ((i, j), (j, i)))
+                if not crossed and (straight or self._has_raised(1, theirs[i])):
+                    found |= {i: i, j: j}
+        return list(found.items())
+
+    def _has_raised(self, side: int, row: int) -> bool:
+        calls = self.sides[side].calls
+        return any(self._raised[side][one] for one in calls.rows_of(int(calls.of_row[row])).tolist())
+
+    def _are_used_alike(self, a: int, b: int) -> bool:
+        """Whether the calls of two inputs hand them to calls of paired sites."""
+        takers = self._users(0, a), self._users(1, b)
+        return any(self._partner.get(site) in takers[1] for site in takers[0])
+
+    def _users(self, side: int, row: int) -> set[int]:
+        """The sites that the call of an input hands that very tensor."""
+        here = self.sides[side]
+        own = int(here.calls.of_row[row])
+        same = [one for one in self._rows_of_tensor[side][here.tensor[row]] if here.end_kind[one] == INPUT and one != row]
+        calls = [int(here.calls.of_row[one]) for one in same]
+        return {int(here.calls.site[call]) for call in calls if int(here.calls.parent[call]) == own}
+
+    @cached_property
+    def _rows_of_tensor(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
+        for side, known in zip(self.sides, found, strict=True):
+            for row, tensor in enumerate(side.tensor):
+                known[tensor].append(row)
         return found
 
     def _end_score(self, a: int, b: int, alone: bool) -> float:
@@ -230,9 +372,29 @@ class RecordPairs:
         score += _named_alike(ours, theirs)
         score += 3.0 if ours == theirs and self._is_function(a, b) else 0.0  # functions' ends are named alike, whatever values come there
         score += 0.5 if axes.layouts(self._shape_of(0, a), self._shape_of(1, b)) else -0.5
+        if self._are_two_masks(a, b):
+            return score + (2.0 if self._mask_alike(a, b) else 0.1)
         apart = self._apart(a, b)
         score += 2.0 if apart < 1e-3 else 1.2 if apart < _CLOSE else 0.4 if apart < _ALIKE else 0.0
         return score + (0.0 if self._exact[0][a] == self._exact[1][b] else -0.5)
+
+    def _are_two_masks(self, a: int, b: int) -> bool:
+        """Whether one of two tensors says true or false and the other is a mask that is added."""
+        truths = self._is_truth(0, a), self._is_truth(1, b)
+        side, row = (1, b) if truths[0] else (0, a)
+        index = self.sides[side].index
+        return truths[0] != truths[1] and not self._exact[side][row] and bool(index["max"][row] <= 0 and index["min"][row] <= MASKED)
+
+    def _mask_alike(self, a: int, b: int) -> bool:
+        """Whether two masks of two conventions let the same through, whatever true means in one of them."""
+        read = self._read(a, b)
+        layout = next(iter(axes.layouts(self._shape_of(0, a), self._shape_of(1, b))), None)
+        if read is None or layout is None:
+            return False
+        ours, theirs = (
+            one if one.dtype == bool else one > MASKED for one in (axes.apply_reference(read[0], layout), axes.apply(read[1], layout))
+        )
+        return np.array_equal(ours, theirs) or np.array_equal(ours, ~theirs)
 
     def _is_function(self, a: int, b: int) -> bool:
         return self._functional[0][a] and self._functional[1][b]
@@ -290,6 +452,9 @@ class RecordPairs:
             return self._part_layout(sites, shape_a, shape_b)
         if sites.permutation is not None and _fits(sites.permutation, shape_a, shape_b):
             return Layout(shape_a, permutation=sites.permutation), "given"
+        grouped = self._grouped_heads(a, b) if shape_a != shape_b else None
+        if grouped is not None:
+            return grouped, "heads of one group share it"
         kept = self._kept(a, b) if shape_a != shape_b else None
         if kept is not None:
             return kept
@@ -300,7 +465,32 @@ class RecordPairs:
             return self._partial(a, b, candidates)
         if len(candidates) == 1:
             return candidates[0], "shapes"
-        return self._by_values(a, b, candidates)
+        told = self._told_elsewhere(sites, a, b)
+        if told is not None:
+            return Layout(shape_a, permutation=told), "as in its other calls, whose shapes leave no choice"
+        return self._by_channels(a, b, candidates) or self._by_values(a, b, candidates)
+
+    def _by_channels(self, a: int, b: int, candidates: Sequence[Layout]) -> tuple[Layout, str] | None:
+        """The layout that lays channels on channels, where layers of both frameworks tell on which axis those are; None where they do not.
+
+        What the two layers themselves take in and give out is read so whatever the values are; what others only hand on to layers is so
+        where the values do not clearly say otherwise.
+        """
+        own = channels.keeping(candidates, *(side.of_layer(row) for side, row in zip(self._channels, (a, b), strict=True)))
+        told = channels.keeping(candidates, *(side.of(row) for side, row in zip(self._channels, (a, b), strict=True)))
+        is_own = len(own) < len(candidates)
+        left = own if is_own else told
+        if len(left) == len(candidates):
+            return None
+        read = self._read(a, b) if len(left) > 1 or not is_own else None
+        if not is_own and (read is None or axes.choose(*read, candidates[:1])[1] < _AGREES):
+            return None
+        chosen = axes.choose(*read, left)[0] if read is not None and len(left) > 1 else left[0]
+        return chosen, "channels on channels"
+
+    @cached_property
+    def _channels(self) -> tuple[Channels, Channels]:
+        return Channels(self.sides[0]), Channels(self.sides[1])
 
     def _part_layout(self, sites: PairedSites, shape_a: Shape, shape_b: Shape) -> tuple[Layout | None, str]:
         """The layout of one part of a fused site's output."""
@@ -360,7 +550,8 @@ class RecordPairs:
         Only where the rest really agrees, the callers, which see both, give out equal shapes, and nobody takes what is to be cut whole.
         """
         shapes = self._shape_of(0, a), self._shape_of(1, b)
-        candidates = axes.cuts(*shapes) if self._kind[0][a] == OUTPUT and self._callers_fit(a, b) else ()
+        is_output = self._kind[0][a] == OUTPUT
+        candidates = axes.cuts(*shapes) if is_output and (self._callers_fit(a, b) or self._takers_fit(a, b)) else ()
         read = self._read(a, b) if candidates else None
         if read is None:
             return None
@@ -375,6 +566,23 @@ class RecordPairs:
     def _taken(self) -> tuple[set[tuple[int, ...]], ...]:
         """The digests of what the calls of each side were handed."""
         return tuple({tuple(digest) for digest in side.index["digest"][side.end_kind == INPUT].tolist()} for side in self.sides)
+
+    def _takers_fit(self, a: int, b: int) -> bool:
+        """Whether a call is handed the shorter of two outputs as it is, and its partner a tensor of a shape that fits that one's."""
+        shorter, row = (0, a) if self._count[0][a] < self._count[1][b] else (1, b)
+        ours, theirs = self.sides[shorter], self.sides[1 - shorter]
+        partner = self._partner if shorter == 0 else self._reference_of
+        for taken in (one for one, tensor in enumerate(ours.tensor) if tensor == ours.tensor[row] and ours.end_kind[one] == INPUT):
+            site = partner.get(int(ours.calls.site[ours.calls.of_row[taken]]))
+            call = int(theirs.first_call[site]) if site is not None else -1
+            shapes = [self._shape_of(1 - shorter, one) for one in theirs.ends_of(call)[0][:1]] if call >= 0 else []
+            if any(one.window is None and not one.repeat for shape in shapes for one in axes.layouts(self._shape_of(shorter, row), shape)):
+                return True
+        return False
+
+    @cached_property
+    def _reference_of(self) -> dict[int, int]:
+        return {b: a for a, b in self._partner.items()}
 
     def _callers_fit(self, a: int, b: int) -> bool:
         """Whether the callers of two records' calls give out tensors of shapes that can be read as each other's."""
@@ -417,9 +625,62 @@ class RecordPairs:
         chosen, error = axes.choose(*read, candidates)
         if chosen is plain:
             return plain, "values" if error < _AGREES else "shapes; the values differ"
-        if plain.is_same and not self._consumers_agree(a):
+        if plain.is_same and not self._consumers_agree(a) and not self._lies_as_its_input(a, b, chosen):
             return plain, f"shapes; {chosen} would fit the values, but not what consumes them"
         return chosen, f"values agree to {error:.0e}"
+
+    def _grouped_heads(self, a: int, b: int) -> Layout | None:
+        """The layout of keys or values that one side repeats for the heads of a group before attention and the other leaves to it."""
+        keys = self._key(0, a).keys, self._key(1, b).keys
+        is_handed = self._kind[0][a] == INPUT and keys in ((("k",), ("k",)), (("v",), ("v",))) and self._is_function(a, b)
+        shapes = self._shape_of(0, a), self._shape_of(1, b)
+        if not is_handed or any(len(shape) < 3 for shape in shapes) or shapes[0][-2:] != shapes[1][-2:]:
+            return None
+        return axes.shared(*shapes)
+
+    def _told_elsewhere(self, sites: PairedSites, a: int, b: int) -> tuple[int, ...] | None:
+        """The order of axes that the shapes alone tell in all other calls of two sites, for a call in which two lengths are equal.
+
+        So where a run comes in pieces, one of which happens to be as long as there are heads.
+        """
+        key = sites.reference, sites.port, self._end[0][a], self._end[1][b]
+        if key not in self._orders_of_ends:
+            self._orders_of_ends[key] = self._order_of_ends(*key)
+        found = self._orders_of_ends[key]
+        fits = found is not None and _fits(found, self._shape_of(0, a), self._shape_of(1, b))
+        return found if fits and self._shape_of(0, a) == self._shape_of(1, b) else None
+
+    def _order_of_ends(self, reference: int, port: int, end_a: int, end_b: int) -> tuple[int, ...] | None:
+        """The one order of axes in which the shapes of two sites' ends can be read, call by call, wherever they leave no choice."""
+        rows: list[dict[int, int]] = []
+        for side, (site, end) in enumerate(((reference, end_a), (port, end_b))):
+            calls = self.sides[side].calls
+            numbers = np.flatnonzero(calls.site == site).tolist() if len(calls.site) else []
+            ordinals = {int(calls.ordinal[call]): call for call in numbers}
+            rows.append({})
+            for ordinal, call in ordinals.items():
+                place = next((row for row in calls.rows_of(call).tolist() if self._end[side][row] == end), None)
+                if place is not None:
+                    rows[side][ordinal] = place
+        if len(rows[0]) != len(rows[1]) or len(rows[0]) < 2:
+            return None
+        shapes = {(self._shape_of(0, row), self._shape_of(1, rows[1][ordinal])) for ordinal, row in rows[0].items() if ordinal in rows[1]}
+        only = [one[0] for pair in shapes if len(one := axes.layouts(*pair)) == 1]
+        orders = {one.permutation for one in only if one.permutation is not None and one.split is None and one.window is None}
+        is_plain = any(one.is_same and max(one.shape, default=1) > 1 and one.split is None for one in only)
+        return orders.pop() if len(orders) == 1 and not is_plain else None
+
+    def _lies_as_its_input(self, a: int, b: int, layout: Layout) -> bool:
+        """Whether a call was handed its input with the axes in the same other order as what it returned: it merely works in that order."""
+        if self._kind[0][a] != OUTPUT or layout.permutation is None:
+            return False
+        shapes = self._shape_of(0, a), self._shape_of(1, b)
+        given = [
+            [row for row in side.ends_of(int(side.calls.of_row[own]))[0] if self._shape_of(number, row) == shapes[number]]
+            for number, (side, own) in enumerate(zip(self.sides, (a, b), strict=True))
+        ]
+        candidates = axes.layouts(*shapes)
+        return any(self._by_values(one, other, candidates)[0].permutation == layout.permutation for one in given[0] for other in given[1])
 
     def _read(self, a: int, b: int) -> tuple[Array, Array] | None:
         """The values of two records, where both were stored and are not too large to look at."""

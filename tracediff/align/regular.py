@@ -34,7 +34,8 @@ def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, i
     """The partner that its siblings say a site has, wherever it has another or none: by the numbers of the sites.
 
     ``ours`` and ``theirs`` are the names of the two sides, ``partner`` the pairs found. A row pairs in one way if its numbers differ
-    by a constant from those of one row of the other side, in at least twice as many siblings as do otherwise, on both sides.
+    by a constant from those of one row of the other side, in at least twice as many siblings as do otherwise; what has no counterpart in
+    that row (a stem before the blocks, a head behind them) says nothing.
     """
     rows: tuple[dict[Row, dict[int, int]], dict[Row, dict[int, int]]] = (defaultdict(dict), defaultdict(dict))
     for names, found in zip((ours, theirs), rows, strict=True):
@@ -48,7 +49,9 @@ def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, i
             continue
         target, shift, agreeing = way
         others = rows[1][target]
-        if _AGAINST_ONE * (max(len(siblings), len(others)) - agreeing) > agreeing:
+        taken = set(others.values())
+        concerned = sum(number + shift in others or partner.get(site) in taken for number, site in siblings.items())
+        if _AGAINST_ONE * (concerned - agreeing) > agreeing:
             continue
         for number, site in siblings.items():
             meant = others.get(number + shift)
@@ -66,3 +69,36 @@ def _way(siblings: Mapping[int, int], theirs: Sequence[str], partner: Mapping[in
                 votes[row, other - number] += 1
     best = max(votes.items(), key=lambda vote: vote[1], default=None)
     return (*best[0], best[1]) if best is not None and best[1] >= _LEAST else None
+
+
+Side = tuple[Sequence[str], Sequence[str]]
+"""The names of a side's sites, and the names of their classes."""
+
+
+def as_in_their_class(ours: Side, theirs: Side, partner: Mapping[int, int]) -> dict[int, int]:
+    """The partner that a module has in nearly all paired modules of the classes of what holds it, wherever it has another or none.
+
+    So one attention of many is not deceived whose keys and values are exchanged: what comes in, or what is owned, is then that of another
+    projection. ``partner`` are the pairs found.
+    """
+    numbers = [{name: number for number, name in enumerate(names)} for names, _ in (ours, theirs)]
+    votes: dict[tuple[str, str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    placed: list[tuple[int, tuple[str, str, str], str]] = []
+    for site, name in enumerate(ours[0]):
+        holder, _, own = name.rpartition(".")
+        above = partner.get(numbers[0].get(holder, -1))
+        if not holder or above is None or not ours[1][numbers[0][holder]] or not theirs[1][above]:
+            continue
+        key = ours[1][numbers[0][holder]], theirs[1][above], own
+        placed.append((site, key, theirs[0][above]))
+        around, _, other = theirs[0][partner[site]].rpartition(".") if site in partner else ("", "", "")
+        if around == theirs[0][above]:
+            votes[key][other] += 1
+    wanted: dict[int, int] = {}
+    for site, key, around in placed:
+        other, agreeing = max(votes[key].items(), key=lambda vote: vote[1], default=("", 0))
+        meant = numbers[1].get(f"{around}.{other}")
+        is_told = agreeing >= _LEAST and agreeing >= _AGAINST_ONE * (sum(votes[key].values()) - agreeing)
+        if is_told and meant is not None and partner.get(site) != meant:
+            wanted[site] = meant
+    return wanted

@@ -84,19 +84,26 @@ class Scores:
         return any((one, b) in self.parameters for one in ours.holders(a)) or any((a, one) in self.parameters for one in theirs.holders(b))
 
     def _stand_elsewhere(self, a: int, b: int) -> bool:
-        """Whether one of two leaves takes in just what another leaf does: equal weights were then loaded into the wrong place."""
-        return (self._places[0].get(a, b), self._places[1].get(b, a)) != (b, a)
+        """Whether one of two leaves takes in just what others do, as many on either side: equal weights are then in the wrong place."""
+        return self._places[0].get(a, {b}).isdisjoint({b}) or self._places[1].get(b, {a}).isdisjoint({a})
 
     @cached_property
-    def _places(self) -> tuple[dict[int, int], dict[int, int]]:
-        """For each leaf that is told by what it takes in, its partner."""
-        leaves = [(a, b) for a, b in self.placed if self.features[0].leaf[a]]
-        return dict(leaves), {b: a for a, b in leaves}
+    def _places(self) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+        """For each leaf that is told by what it takes in, alone or with its likes (queries, keys and values), what may be its partner."""
+        places: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+        for a, others in self._alike[0].items():
+            group = {one for other in others for one in self._alike[1][other]}
+            if self.features[0].leaf[a] and len(group) == len(others) and all(self._alike[0][one] == others for one in group):
+                places[0].update({one: set(others) for one in group})
+                places[1].update(dict.fromkeys(others, group))
+        return places
 
-    def _placed(self) -> set[tuple[int, int]]:
-        """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place.
+    @cached_property
+    def _alike(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """For each site of either side those of its kind on the other that take in the same.
 
-        Of callers also what they call must be mostly alike: the first part of a model takes in what the whole model does.
+        Of callers also what they call must be mostly alike: the first part of a model takes in what the whole model does. And not where
+        the partner of one of two sites, by what it owns, is never called: what comes next then takes in what that one should have.
         """
         ours, theirs = self.features
         alike: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
@@ -108,10 +115,25 @@ class Scores:
                 and ours.leaf[a] == theirs.leaf[b]
                 and (ours.leaf[a] or self.bags.of(int(ours.bag[a]), int(theirs.bag[b])) > _SAME_PLACE)
                 and not self._is_piece(a, b)
+                and ((a, b) in self.parameters or not (a in self._left_out[0] or b in self._left_out[1]))
             ):
                 alike[0][a].append(b)
                 alike[1][b].append(a)
-        return {(a, others[0]) for a, others in alike[0].items() if len(others) == 1 and len(alike[1][others[0]]) == 1}
+        return alike
+
+    @cached_property
+    def _left_out(self) -> tuple[set[int], set[int]]:
+        """The called sites of either side all of whose parameters a site of the other owns that is never called."""
+        ours, theirs = self.sides
+        whole = [pair for pair, found in self.parameters.items() if found.part is None and found.share > 0.99]
+        return (
+            {a for a, b in whole if theirs.first_call[b] < 0 <= ours.first_call[a]},
+            {b for a, b in whole if ours.first_call[a] < 0 <= theirs.first_call[b]},
+        )
+
+    def _placed(self) -> set[tuple[int, int]]:
+        """Pairs of sites that take in the same, as no other site of their kind does: whatever they own, this is their place."""
+        return {(a, others[0]) for a, others in self._alike[0].items() if len(others) == 1 and len(self._alike[1][others[0]]) == 1}
 
     def _tell_projections_apart(self) -> None:
         """Finds queries and keys by what is done with them; only where little is anchored, since tensors are read for it."""
@@ -169,6 +191,10 @@ class Scores:
             both, 2.0 * alike - 1.0, np.where(mixed, np.where(alike > SAME_BAG, 0.6, np.where(more, -_MORE_INSIDE, -0.2)), 0.0)
         )
         place = {int(site): spot for spot, site in enumerate(b.tolist())}
+        rows = {int(site): spot for spot, site in enumerate(a.tolist())}
+        for one, other in self._wholes:
+            if one in rows and other in place and mixed[rows[one], place[other]] and more[rows[one], place[other]]:
+                scores[rows[one], place[other]] += _MORE_INSIDE
         for i in np.flatnonzero(~plain_a).tolist():
             for other, shared in self.overlaps_of.get(int(a[i]), ()):
                 spot = place.get(other)
@@ -205,11 +231,19 @@ class Scores:
             fit -= 0.5
         if role and other_role and role != other_role:
             fit -= _IDLE if self._changes_nothing[0][a] != self._changes_nothing[1][b] else 0.5
+        if (a, b) in self._wholes:
+            return fit
         if leaf != other_leaf:
             fit -= _MORE_INSIDE if (inside < other_inside if leaf else inside > other_inside) else 0.4
         elif not leaf and max(inside, other_inside) > _MUCH_MORE * max(1, min(inside, other_inside)):
             fit -= _MORE_INSIDE
         return fit
+
+    @cached_property
+    def _wholes(self) -> set[tuple[int, int]]:
+        """Pairs of which one site owns all that the other only holds: a recurrent layer of two directions, written as two layers."""
+        ours, theirs = (side.owned for side in self.sides)
+        return {(a, b) for a, b in self.parameters if bool(ours[a]) != bool(theirs[b])}
 
     @cached_property
     def _changes_nothing(self) -> tuple[NDArray[np.bool_], ...]:
@@ -255,16 +289,32 @@ _WORTH = {
 }
 
 
+_EQUAL, _DIFFERENT = (np.array([worth[place] for worth in _WORTH.values()]) for place in (0, 1))
+_ROLE = list(_WORTH).index("role")
+_SMALL = 20_000  # cells of a table for which all codes are compared at once
+
+
+def _told_by(one: Ints, other: Ints, equal: Floats, different: Floats) -> Floats:
+    """What codes say of every two sites: ``one`` of (codes, rows), ``other`` of (codes, columns); 0 is no code."""
+    same = one[:, :, None] == other[:, None, :]
+    present = (one != 0)[:, :, None] & (other != 0)[:, None, :]
+    told: Floats = np.einsum("krc,k->rc", present, different) + np.einsum("krc,k->rc", same & present, equal - different)
+    return told
+
+
 def _by_codes(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
     """What roles, types, shapes, stages, neighbours, parameters' shapes and functions say of every two sites."""
-    scores = np.zeros((len(a), len(b)))
-    same_role = np.zeros(scores.shape, bool)
-    for name, (equal, different) in _WORTH.items():
-        one, other = getattr(ours, name)[a][:, None], getattr(theirs, name)[b][None, :]
-        same, present = one == other, (one != 0) & (other != 0)
-        scores += present * (different + same * (equal - different))
-        if name == "role":
-            same_role = present & same
+    codes = np.stack([getattr(ours, name)[a] for name in _WORTH]), np.stack([getattr(theirs, name)[b] for name in _WORTH])
+    if len(a) * len(b) <= _SMALL:
+        scores = _told_by(codes[0], codes[1], _EQUAL, _DIFFERENT)
+    else:  # one kind of code after the other, so that no more is held than the scores
+        scores = np.zeros((len(a), len(b)))
+        for place in range(len(_WORTH)):
+            kind = slice(place, place + 1)
+            scores += _told_by(codes[0][kind], codes[1][kind], _EQUAL[kind], _DIFFERENT[kind])
+    same_role = (codes[0][_ROLE][:, None] == codes[1][_ROLE][None, :]) & (codes[0][_ROLE] != 0)[:, None]
+    known = (codes[0][_ROLE] != 0)[:, None] & (codes[1][_ROLE] != 0)[None, :]
+    scores -= _WORTH["role"][1] * (known & ~same_role & _one_matrix(ours, theirs, a, b))
     one, other = ours.key[a][:, None], theirs.key[b][None, :]
     leaves = ours.leaf[a][:, None] & theirs.leaf[b][None, :]
     owns, neither = (one != 0) & (other != 0), (one == 0) & (other == 0)
@@ -273,6 +323,12 @@ def _by_codes(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
     if one.any() or other.any():
         scores += np.where((one != 0) | (other != 0), np.where(one == other, 0.5, np.where(same_role, -0.2, -6.0)), 0.0)
     return scores
+
+
+def _one_matrix(ours: Features, theirs: Features, a: Ints, b: Ints) -> NDArray[np.bool_]:
+    """Of every two sites whether both multiply by a matrix of the same lengths: a convolution of one step is a linear layer."""
+    found: NDArray[np.bool_] = ours.matrix[a][:, None] & theirs.matrix[b][None, :] & (ours.key[a][:, None] == theirs.key[b][None, :])
+    return found
 
 
 def _both_known(ours: Features, theirs: Features, a: Ints, b: Ints) -> NDArray[np.bool_]:

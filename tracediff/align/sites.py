@@ -16,7 +16,7 @@ import numpy as np
 from tracediff.align import order
 from tracediff.align.axes import Part
 from tracediff.align.levels import Levels
-from tracediff.align.regular import expected
+from tracediff.align.regular import as_in_their_class, expected
 from tracediff.align.scores import MARGIN, Scores
 from tracediff.align.structure import Side
 
@@ -71,6 +71,10 @@ class Matcher:
         self._apply_anchors()
         self._left_over()
         self._as_siblings()
+        self._as_their_class()
+        self._taken_apart()
+        self._chains()
+        self._inside_wrappers()
         self._containers()
         alone = [match for match in self.partner[0].values() if match.part is None]
         return sorted([*alone, *self.fused], key=lambda match: (match.reference, match.port))
@@ -194,18 +198,20 @@ class Matcher:
         """Sites whose parameters are blocks of a larger one's on the other side."""
         for (a, b), found in self.scores.parameters.items():
             is_free = self._is_free(0, a) and self._is_free(1, b)
-            if found.part is not None and found.share > 0.5 and is_free and self._is_a_projection(found.whole, a, b):
+            if found.part is not None and found.share > 0.5 and is_free and self._is_a_projection(found.whole, found.part.axis, a, b):
                 self._fuse(Match(a, b, 3.0, found.text, part=found.part, whole=found.whole))
 
-    def _is_a_projection(self, whole: str, a: int, b: int) -> bool:
-        """Whether the fused one of two sites owns no second matrix: what it gives out is then what its parts give out.
+    def _is_a_projection(self, whole: str, axis: int, a: int, b: int) -> bool:
+        """Whether the fused one of two sites gives out what its parts give out: as wide as its one matrix is along the ``axis`` fused.
 
-        Experts that own two projections give out neither.
+        Experts that own two projections do not, nor does an attention module that owns its fused projections itself.
         """
-        side, site = (1, b) if whole == "port" else (0, a)
-        params = self.sides[side].params
-        matrices = [params[one].shape for one in self.sides[side].owned[site] if sum(size > 1 for size in params[one].shape) > 1]
-        return len(matrices) < 2
+        number, site = (1, b) if whole == "port" else (0, a)
+        side = self.sides[number]
+        matrices = [side.params[one].shape for one in side.owned[site] if sum(size > 1 for size in side.params[one].shape) > 1]
+        call = int(side.first_call[site])
+        widths = {size for row in side.ends_of(call)[1] for size in side.shapes[row]} if call >= 0 else set()
+        return len(matrices) < 2 and (call < 0 or not matrices or matrices[0][axis] in widths)
 
     def _fill_gaps(self) -> None:
         """Gives the part of a fused whole that was found nowhere to the one sibling of its size that is left: it was not loaded."""
@@ -321,7 +327,7 @@ class Matcher:
     def _apply_anchors(self) -> None:
         """Pairs anchored sites that the callers kept apart, and undoes pairs that an anchor contradicts."""
         for a, b in self.scores.anchors.items():
-            if a in self.ignored[0] or b in self.ignored[1]:
+            if a in self.ignored[0] or b in self.ignored[1] or self._is_only_fed_alike(a, b):
                 continue
             ours, theirs = self.partner[0].get(a), self.partner[1].get(b)
             if ours is not None and ours is theirs:
@@ -338,6 +344,16 @@ class Matcher:
                 self._unpair(0, match.reference)
             self._pair(Match(a, b, self.scores.sure(a, b), "anchor"))
 
+    def _is_only_fed_alike(self, a: int, b: int) -> bool:
+        """Whether only what comes in speaks for two sites whose paired callers are not each other's: a part left out feeds the next."""
+        seen = self.scores.values.get((a, b))
+        if (a, b) in self.scores.parameters or seen is None or seen.outputs > 0:
+            return False
+        above = [
+            next((site for site in self.sides[side].callers(own) if site in self.partner[side]), None) for side, own in enumerate((a, b))
+        ]
+        return None not in above and self.partner[0][above[0]].port != above[1]  # type: ignore[index]
+
     def _left_over(self) -> None:
         """Once more what is unpaired inside paired callers, now that anchors have spoken."""
         for match in list(self.partner[0].values()):
@@ -352,8 +368,12 @@ class Matcher:
         """Pairs what its numbered siblings say belongs together, whatever else it resembles now: a fault deceives one of a row."""
         alone = {match.reference: match.port for match in self.partner[0].values() if match.part is None}
         parts = {match.reference for match in self.fused}, {match.port for match in self.fused}
-        for a, b in expected(self.sides[0].names, self.sides[1].names, alone).items():
+        ours, theirs = self.sides
+        wanted = as_in_their_class((ours.names, ours.type), (theirs.names, theirs.type), alone)
+        for a, b in (wanted | expected(ours.names, theirs.names, alone)).items():
             if not self._is_free(0, a) or not self._is_free(1, b) or a in parts[0] or b in parts[1] or not self._are_alike(a, b):
+                continue
+            if not self._is_consistent(a, b):  # what lies in them pairs otherwise: one of the row has a part less
                 continue
             self._unpair(0, a)
             self._unpair(1, b)
@@ -364,6 +384,110 @@ class Matcher:
         ours, theirs = self.features
         names = ("called", "leaf", "function", "key")
         return all(getattr(ours, name)[a] == getattr(theirs, name)[b] for name in names)
+
+    def _taken_apart(self) -> None:
+        """Pairs callers without partner by what is paired below them: levels taken apart that both sides have after all.
+
+        So where one side's trace holds further runs, which call directly what this level calls too.
+        """
+        below: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+        above: dict[int, list[int]] = defaultdict(list)
+        for side in (0, 1):
+            for site in self._unpaired(side, range(self.sides[side].called)):
+                inside = (
+                    [] if self.features[side].leaf[site] else [one for one in self.sides[side].below(site) if one in self.partner[side]]
+                )
+                if inside:
+                    below[side][site] = {self.partner[0][one].port for one in inside} if side == 0 else set(inside)
+                    for one in below[1].get(site, ()) if side else ():
+                        above[one].append(site)
+        shared = {
+            (a, b): len(inside & below[1][b]) for a, inside in below[0].items() for b in {site for one in inside for site in above[one]}
+        }
+        alike = {(a, b): 2 * count / (len(below[0][a]) + len(below[1][b])) for (a, b), count in shared.items()}
+        scores = {pair: self.scores.of(*pair) for pair, share in alike.items() if share > _HELD_ALIKE and self._could_move(*pair)}
+        for a, b in sorted(scores, key=lambda pair: (-alike[pair], -scores[pair])):
+            if scores[a, b] > _WORTH_PAIRING and a not in self.partner[0] and b not in self.partner[1]:
+                self._pair(Match(a, b, scores[a, b], "what lies below is paired"))
+                self._inside(a, b)
+
+    def _inside_wrappers(self) -> None:
+        """Moves a pair from a caller that merely hands on to the one inside it that does the work, whose code both sides share."""
+        for match in list(self.partner[0].values()):
+            if match.by == "given" or match.part is not None or not match.reference or not match.port:
+                continue
+            inner = [self._handed_to(side, site) for side, site in enumerate((match.reference, match.port))]
+            if (inner[0] is None) != (inner[1] is None):
+                self._unpair(0, match.reference)
+                pair = (match.reference, inner[1]) if inner[0] is None else (inner[0], match.port)
+                self._pair(Match(*pair, match.score, match.by, match.rivals))  # type: ignore[arg-type]
+
+    def _handed_to(self, side: int, site: int) -> int | None:
+        """The innermost caller without partner that is given all that a module is, and returns all it returns; None where there is none."""
+        here, found = self.sides[side], None
+        while here.kind[site] == "module" and len(here.children[site]) == 1 and not here.owned[site]:
+            inner = here.children[site][0]
+            calls = int(here.first_call[site]), int(here.first_call[inner])
+            same = [[here.index["digest"][row].tolist() for ends in here.ends_of(call) for row in ends] for call in calls]
+            if inner in self.partner[side] or self.features[side].leaf[inner] or here.kind[inner] != "module" or same[0] != same[1]:
+                break
+            site = found = inner
+        return found
+
+    def _as_their_class(self) -> None:
+        """Pairs a module that calls nothing but one other with what that other is paired with, where the rest of its class does so.
+
+        A block whose residual is missing gives out what the one module inside it does, and takes in what that does.
+        """
+        kinds = [side.type for side in self.sides]
+        votes = Counter((kinds[0][match.reference], kinds[1][match.port]) for match in self.partner[0].values())
+        for match in list(self.partner[0].values()):
+            pair = match.reference, match.port
+            for side, own in enumerate(pair):
+                above = int(self.sides[side].parent[own])
+                if (
+                    above < 0
+                    or above in self.partner[side]
+                    or self.levels.called(side, above) != [own]
+                    or match.by == "given"
+                    or match.part
+                ):
+                    continue
+                lifted = (above, pair[1]) if side == 0 else (pair[0], above)
+                kind = kinds[0][lifted[0]], kinds[1][lifted[1]]
+                is_leaf = any(self.features[one].leaf[site] for one, site in enumerate(lifted))
+                if all(kind) and not is_leaf and votes[kind] >= max(2, 2 * votes[kinds[0][pair[0]], kinds[1][pair[1]]]):
+                    self._unpair(side, own)
+                    self._pair(Match(*lifted, match.score, "as the others of its class are"))
+
+    def _chains(self) -> None:
+        """Pairs a block that is a chain of several blocks on the other side with the last of them, which returns what it returns.
+
+        So where one side writes out in one block what is a list of blocks on the other; what the first of them is given the last is not.
+        """
+        for match in list(self.partner[0].values()):
+            a, b = match.reference, match.port
+            if match.by == "given" or match.part is not None or self._is_consistent(a, b):
+                continue
+            for side, whole in ((0, a), (1, b)):
+                links = self._links(side, whole)
+                if len(links) > 1 and self.partner[side].get(whole) is match:
+                    last = max(links, key=lambda site: int(self.sides[1 - side].first_call[site]))
+                    self._unpair(side, whole)
+                    pair = (whole, last) if side == 0 else (last, whole)
+                    self._pair(Match(*pair, match.score, f"the last of {len(links)} that it does the work of"))
+
+    def _links(self, side: int, whole: int) -> list[int]:
+        """The outermost callers of the other side whose insides are paired with that of one site only, and which together make it up."""
+        other, known = self.sides[1 - side], self.partner[1 - side]
+        matches = (self.partner[side].get(site) for site in self.sides[side].below(whole))
+        inside = {match.port if side == 0 else match.reference for match in matches if match is not None}
+        callers = {caller for site in inside for caller in other.callers(site)} - inside
+        held = {caller for caller in callers if all(site in inside for site in other.below(caller) if site in known)}
+        outer = [site for site in held if not any(caller in held for caller in other.callers(site))]
+        covered = {site for caller in outer for site in other.below(caller)}
+        is_free = all(known.get(site) in (None, self.partner[side].get(whole)) for site in outer)
+        return outer if is_free and inside and len(inside & covered) >= _CONSISTENT * len(inside) else []
 
     def _containers(self) -> None:
         """Modules that were never called but hold paired ones (lists of layers): paired by what they hold."""

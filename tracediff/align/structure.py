@@ -175,6 +175,29 @@ class Side:
         parsed = [_shape(self.trace.strings[int(code)]) for code in codes]
         return [parsed[place] for place in inverse.tolist()]
 
+    @cached_property
+    def tensor(self) -> list[int]:
+        """Of each row a number that all records of the same tensor share: those of equal bits, and those that it was handed on to.
+
+        In a forced run what goes on is the reference's tensor; what was recorded where it came from differs by the error made there.
+        """
+        above = list(range(len(self.index)))
+        first: dict[tuple[bytes, tuple[int, ...]], int] = {}
+
+        def top(row: int) -> int:
+            while above[row] != row:
+                above[row] = above[above[row]]
+                row = above[row]
+            return row
+
+        producers, digests = self.index["producer"].tolist(), self.index["digest"]
+        for row, producer in enumerate(producers):
+            same = first.setdefault((digests[row].tobytes(), self.shapes[row]), row)
+            above[top(row)] = top(same)
+            if 0 <= producer < len(above) and self.shapes[producer] == self.shapes[row]:
+                above[top(row)] = top(producer)
+        return [top(row) for row in range(len(above))]
+
     def ends_of(self, call: int) -> tuple[list[int], list[int]]:
         """A call's input rows and its other rows (outputs, taps, draws)."""
         (ins, first_in), (outs, first_out) = self._ends

@@ -23,7 +23,7 @@ CLOSE = 1e-3  # distance of two contents' scaled statistics below which they may
 CLOSE_IN_HALF = 3e-2  # where either is of half precision or less
 _RATIO = 0.2  # the second nearest must be at least five times as far
 _CROWD = 24  # a content that more sites see says nothing about any two of them
-_MASKED = -1e4  # values at or below this are a mask's, and drown what else a tensor holds
+MASKED = -1e4  # values at or below this are a mask's, and drown what else a tensor holds
 _FEWEST = 4  # elements below which a content is no evidence
 
 
@@ -47,7 +47,7 @@ class Contents:
         self.is_input = side.end_kind[self.rows] == INPUT
         statistics = side.index[self.rows]
         varies = (statistics["std"] > 1e-6 * np.abs(statistics["mean"])) & (statistics["std"] > 0)
-        masked = (statistics["min"] <= _MASKED) | (statistics["inf"] > 0)
+        masked = (statistics["min"] <= MASKED) | (statistics["inf"] > 0)
         self.telling = (statistics["count"] >= _FEWEST) & varies & ~masked
         scaled = features(statistics)
         keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, 8)])
