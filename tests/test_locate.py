@@ -272,6 +272,39 @@ class TestBisection:
         assert certificate.unread_before + located.read < len(located.comparisons)
         assert located.bytes_read > 0
 
+    def test_what_rests_on_statistics_and_samples_is_told_apart_from_what_was_read(self, pair: Pair) -> None:
+        traces = pair(faults={"blocks.3.attn.k": bumped})
+        located = found(traces)
+        told, whole = located.certificate, found(traces, scan=True)
+        assert 0 < told.sampled <= sum(comparison.how == "" for comparison in located.comparisons)
+        assert told.unseen_before < told.unread_before
+        assert 0 <= told.missed < 1
+        assert (whole.certificate.sampled, whole.certificate.missed) == (0, 0.0)
+        assert located.read <= whole.read / 10
+        assert located.bytes_read < whole.bytes_read / 5
+
+    def test_values_that_changed_places_are_found_although_the_statistics_are_the_same(self, pair: Pair) -> None:
+        def turned(value: Array) -> Array:
+            return np.ascontiguousarray(value[:, ::-1])
+
+        for site in LEAVES:
+            traces = pair(faults={site: turned})
+            assert place(found(traces), traces) == (site, "output", site)
+
+    def test_a_single_wrong_value_is_found_although_samples_miss_it(self, pair: Pair) -> None:
+        def spoilt(value: Array) -> Array:
+            other = value.copy()
+            other.reshape(-1)[other.size // 2] += 3
+            return other
+
+        for site in LEAVES:
+            traces = pair(faults={site: spoilt})
+            assert place(found(traces), traces) == (site, "output", site)
+
+    def test_with_a_given_tolerance_nothing_is_taken_to_agree_by_a_sample(self, pair: Pair) -> None:
+        located = found(pair(faults={"blocks.3.attn.k": bumped}), rtol=1e-3, atol=1e-4)
+        assert located.certificate.sampled == 0
+
     def test_same_is_never_said_from_a_probe(self, pair: Pair) -> None:
         located = found(pair(), probes=1)
         assert all(comparison.how for comparison in located.comparisons)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from tracediff import dtype as dtypes
 from tracediff.align import Alignment
 from tracediff.compare import MASKED
 from tracediff.locate.flow import Frame
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame, Finding
-from tracediff.site import End, is_below, module_of
+from tracediff.site import End, around, is_below, module_of
 from tracediff.trace import Record
 
 
@@ -43,19 +44,126 @@ def _blamed(judge: Judge, i: int) -> tuple[Blame, tuple[str, str]]:
     own, kind = (left.module, right.module), judge.flow.kind(i)
     if judge.has_raised(i) and judge.alignment.port_of.get(left.module) != right.module:
         own = _partners(judge.alignment, left.site) or own
-    if kind in ("output", "draw"):
+    withheld = _withheld(judge, i)
+    if kind in ("output", "draw") and withheld is None:
         return ("module" if kind == "output" else "random"), own
-    keeper = _keeper(judge, i) or _giver(judge, i)
+    keeper = (_keeper(judge, i) or _giver(judge, i)) if withheld is None else None
     if keeper is not None:
         return "module", keeper
-    frame = judge.flow.frame(i).up
+    frame, caller = (withheld or judge.flow.frame(i)).up, None
     while frame is not None and frame is not judge.flow.top:
-        caller = _partners(judge.alignment, frame.site)
-        if caller is not None:
-            return "caller", caller
+        here = _partners(judge.alignment, frame.site)
+        caller = here or caller
+        if here is not None and (withheld or (not _only_hands_on(judge, i, frame) and _may_have_made(judge, i, here))):
+            break
         frame = frame.up
+    if caller is not None:
+        return "caller", caller if withheld else (caller[0], _maker(judge, i, caller[1]))
     same_stage = any(judge.records(j)[0].stage == left.stage for j in judge.flow.predecessors(i))
     return ("caller", ("", "")) if same_stage else ("input", own)
+
+
+def _may_have_made(judge: Judge, i: int, caller: tuple[str, str] | None) -> bool:
+    """Whether an input was made inside the port's call of a module, and that did not merely hand on what it was given and nobody compared.
+
+    So where a block normalises what its attention is given in the port, and the attention does that itself in the reference.
+    """
+    port, right = judge.port, judge.records(i)[1]
+    call, made = around(right.call), []
+    if judge.flow.kind(i) not in INPUTS or caller is None:
+        return True
+    while call:
+        rows = judge.rows_of_port_call.get(call, [])
+        given = [row for row in rows if row < right.row and port.records[row].digest == right.digest and row not in judge.pairs_of_port_row]
+        if rows and not any(End.parse(port.records[row].end).kind == "input" for row in given):
+            made.append(port.records[rows[0]].module)
+        call = around(call)
+    return not made or caller[1] in made or not caller[1]
+
+
+def _maker(judge: Judge, i: int, caller: str) -> str:
+    """The port's module whose code made an input, where that is none of the reference's own levels; else the caller that is known.
+
+    So where a port wraps a layer to pad what it is given, or writes a part of the reference's one module as a module of its own: the one
+    that returned the input, else the innermost one around the call, if it did not merely hand on what it was given.
+    """
+    port, right = judge.port, judge.records(i)[1]
+    row = int(port.index["producer"][right.row])
+    while row >= 0 and row not in judge.pairs_of_port_row and End.parse(port.records[row].end).kind == "output":
+        made = port.records[row]
+        given = [one for one in judge.rows_of_port_call[made.call] if one < row and port.records[one].digest == made.digest]
+        if not given:
+            return made.module if judge.alignment.reference_of.get(made.site) is None else caller
+        row = int(port.index["producer"][given[0]])
+    call, around_ = around(right.call), []
+    while call:
+        rows = judge.rows_of_port_call.get(call, [])
+        if rows and not any(one < right.row and port.records[one].digest == right.digest for one in rows):
+            around_.append(port.records[rows[0]].module)
+        call = around(call)
+    inner = around_[: around_.index(caller)] if caller in around_ else around_
+    return inner[0] if inner and (caller in around_ or inner[0] not in judge.alignment.reference_of) else caller
+
+
+def _only_hands_on(judge: Judge, i: int, frame: Frame) -> bool:
+    """Whether both sides' calls merely hand on a tensor, and the port's had no choice among what it should have been handed.
+
+    So where a layer picks one of two masks that it is handed, and in the port the model hands each layer its own; and where a call is
+    handed apart in the port what is one tensor in the reference.
+    """
+    left, right = judge.records(i)
+    ours = [row for row in frame.inputs if judge.reference.records[row].digest == left.digest]
+    partner = judge.alignment.port_of.get(frame.site)
+    if not ours or partner is None:
+        return False
+    call = right.call
+    while (call := around(call)) and judge.port_handed.get(call, ("", ()))[0] != partner:
+        pass
+    theirs = [row for row in judge.port_handed.get(call, ("", ()))[1] if judge.port.records[row].digest == right.digest]
+    had_it = any(not judge.judged(j).diverged for row in ours for j in judge.flow.pairs_of_row.get(row, ()))
+    is_right = any(not judge.judged(j).diverged for row in theirs for j in judge.pairs_of_port_row.get(row, ()))
+    return bool(theirs) and not (had_it and is_right)
+
+
+def _withheld(judge: Judge, i: int) -> Frame | None:
+    """The outermost call that the reference hands something down to, for what diverged inside without it, and the port does not.
+
+    That is a mask, for attention that diverged without one, or for the code of any call a tensor that it was handed. Only calls count
+    whose likes the port does hand such a thing: a port that makes its masks further inside hands none to any.
+    """
+    frame = judge.flow.frame(i)
+    is_function = module_of(frame.site) != frame.site
+    if judge.flow.kind(i) == "output" and is_function:
+        rows = [
+            row
+            for row in frame.inputs
+            if row not in judge.flow.pairs_of_row and End.parse(judge.reference.records[row].end).keys == ("mask",)
+        ]
+    elif judge.flow.kind(i) == "input" and frame.up not in (None, judge.flow.top) and not is_function:
+        frame = frame.up
+        rows = [row for row in frame.inputs if row not in judge.flow.pairs_of_row and judge.flow.kind_of_row[row] == "input"]
+        rows = [row for row in rows if not dtypes.named(judge.reference.records[row].dtype).is_exact and _likes_are_handed(judge, [row])]
+    else:
+        return None
+    found, digests = (None if is_function else frame), {judge.reference.records[row].digest for row in rows}
+    while rows and (frame := frame.up or judge.flow.top) is not judge.flow.top:
+        rows = [row for row in frame.inputs if judge.reference.records[row].digest in digests]
+        if not rows or any(row in judge.flow.pairs_of_row for row in rows) or (is_function and not _likes_are_handed(judge, rows)):
+            break
+        found = frame
+    return found if digests else None
+
+
+def _likes_are_handed(judge: Judge, rows: Sequence[int]) -> bool:
+    """Whether the port hands such an end as these to another call: of the same site, or of another one of the same role or class."""
+    wanted = {(like, one.end) for row in rows for one in [judge.reference.records[row]] for like in _likes(judge, one.site)}
+    return any((like, end) in wanted for site, end in judge.handed_ends for like in _likes(judge, site))
+
+
+def _likes(judge: Judge, site: str) -> tuple[str, ...]:
+    """What a site shares with its likes: its path without numbers, and its class."""
+    kind = judge.types.get(site)
+    return (_NUMBER.sub("*", site), *([f"class {kind}"] if kind else []))
 
 
 def _giver(judge: Judge, i: int) -> tuple[str, str] | None:
@@ -64,6 +172,10 @@ def _giver(judge: Judge, i: int) -> tuple[str, str] | None:
     if min(rows) < 0 or rows[0] in judge.flow.pairs_of_row:
         return None
     ours, theirs = (trace.records[row] for trace, row in zip((judge.reference, judge.port), rows, strict=True))
+    if (
+        theirs.producer in judge.pairs_of_port_row
+    ):  # it only handed on what was compared inside it: its caller should have gone on from there
+        return None
     is_output = all(End.parse(record.end).kind == "output" for record in (ours, theirs))
     return (ours.module, theirs.module) if is_output and judge.alignment.port_of.get(ours.site) == theirs.site else None
 
@@ -74,7 +186,7 @@ def _keeper(judge: Judge, i: int) -> tuple[str, str] | None:
     So it is where the same tensor is handed further down in the same container, and the module was called before.
     """
     left, frame = judge.records(i)[0], judge.flow.frame(i)
-    if not left.ordinal or left.end.count("[") < 2:
+    if not left.ordinal or left.end.count("[") < 2 or _may_mask(left):
         return None
     found = frame.site
     while (inner := next((child for child in frame.children if _is_handed(judge, child, left.digest)), None)) is not None:
@@ -97,6 +209,9 @@ def _partners(alignment: Alignment, site: str) -> tuple[str, str] | None:
 def _inherited(judge: Judge, i: int) -> float | None:
     """The worst relative L2 of what arrives; in a forced run 0 where it was all replaced, else None."""
     arriving = judge.flow.predecessors(i)
+    if judge.mode == "free" and judge.again is None:
+        told = [error for error in map(judge.known_error, arriving) if error is not None]
+        return max(told, default=0.0) if len(told) == len(arriving) else None
     errors = [metrics.rel_l2 if (metrics := judge.judged(j).metrics) is not None else None for j in arriving]
     if judge.mode == "forced":
         return 0.0 if all(error == 0 or judge.is_replaced(j) for error, j in zip(errors, arriving, strict=True)) else None
@@ -130,7 +245,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 def merged(judge: Judge, findings: list[Finding]) -> list[Finding]:
     """The findings, those that all siblings of one role share made one, which blames their common caller where it may come from there."""
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
-    for finding in _without_carried(judge, _without_kept(judge, _distinct(judge, findings))):
+    for finding in _without_tied(judge, _without_carried(judge, _without_kept(judge, _distinct(judge, findings)))):
         record = judge.records(finding.place)[0]
         groups[_NUMBER.sub("*", record.site), record.end, finding.blame].append(finding)
     kept: list[Finding] = []
@@ -174,6 +289,34 @@ def _without_kept(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
         if not (is_state and any(is_below(one.culprit[0], finding.culprit[0]) for one in kept)):
             kept.append(finding)
     return kept
+
+
+def _without_tied(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings without those of code that uses an earlier culprit's wrong table again, as a head tied to the embedding does."""
+    kept: list[Finding] = []
+    for finding in findings:
+        if not any(_uses_table_of(judge, one, finding) for one in kept):
+            kept.append(finding)
+    return kept
+
+
+def _uses_table_of(judge: Judge, earlier: Finding, later: Finding) -> bool:
+    """Whether a later output is as wide as an earlier culprit's table has rows, the table is wrong, and the later one owns no other.
+
+    A table is what is asked by ids.
+    """
+    if any(one.blame != "module" or judge.flow.kind(one.place) != "output" for one in (earlier, later)):
+        return False
+    asked = [judge.reference.records[row] for row in judge.flow.frame(earlier.place).inputs]
+    if not asked or not all(dtypes.named(one.dtype).is_exact for one in asked):
+        return False
+    width = judge.records(later.place)[1].shape[-1:]
+    theirs = {param.digest for param in judge.reference.params.values() if param.path == earlier.culprit[0]}
+    params = [param for param in judge.port.params.values() if len(param.shape) == 2]
+    tables = [one for one in params if one.path == earlier.culprit[1] and one.shape[:1] == width and one.digest not in theirs]
+    shapes = {tuple(sorted(one.shape)) for one in tables}
+    own = [one for one in params if one.path == later.culprit[1] and tuple(sorted(one.shape)) in shapes]
+    return bool(tables) and earlier.culprit[1] != later.culprit[1] and all(one.digest == tables[0].digest for one in own)
 
 
 def _without_carried(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
@@ -220,7 +363,7 @@ def sharing(judge: Judge, first: int) -> list[int]:
     judge.gather(next(iter(judge.batches(sorted(wanted))), []))
     found = []
     for calls in places.values():
-        place = next((i for i in calls if judge.is_dirty(i) and not any(map(judge.is_dirty, judge.flow.predecessors(i)))), None)
+        place = next((i for i in calls if judge.diverges(i) and not any(map(judge.diverges, judge.flow.predecessors(i)))), None)
         if place is None:
             return []
         found.append(place)
@@ -233,7 +376,7 @@ def _is_told_by_all(judge: Judge, group: Sequence[Finding], pattern: str) -> boo
     if judge.flow.kind(group[0].place) != "attr":
         return False
     named = [(i, judge.records(i)[0]) for i in range(len(judge)) if judge.flow.kind(i) == "attr"]
-    wrong = {record.site for i, record in named if record.end == left.end and judge.judged(i).diverged}
+    wrong = {record.site for i, record in named if record.end == left.end and judge.judged(i).diverged and judge.effect(i) != "no effect"}
     return {site for site in wrong if _NUMBER.sub("*", site) == pattern} == _siblings(judge, pattern, left.end)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
 from tracediff.align.axes import side_by_side
 from tracediff.capture.randomness import standard
-from tracediff.compare import MASKED, Bounds, Judgement, Metrics, allowed, at_least, compare
+from tracediff.compare import MASKED, ROUNDOFF_FACTOR, Bounds, Judgement, Metrics, allowed, at_least, compare
 from tracediff.dtype import Array, DType
+from tracediff.locate import screen
 from tracediff.locate.flow import Flow
 from tracediff.locate.result import INPUTS, Again, Comparison, Effect, How, Mode
 from tracediff.site import Site, module_of
@@ -27,6 +29,11 @@ _SCALED = 1e-6  # outputs whose cosine is closer to 1 differ by a mere factor
 _NEAR = 64  # rows before a record in which what it was made of is looked for
 _LARGEST = 1 << 26  # bytes of a tensor whose error is looked at value by value
 _SURE = 1.001  # by how much a bound from statistics must exceed the limit
+CLEARLY = 4.0
+"""Times what is allowed: a pair of which statistics let expect so much is read before any other."""
+_WELL_BELOW = 0.5  # of what is allowed: an error that statistics, or a sample, let expect below it is taken to be allowed
+_EXACTLY = 2.0**53  # numbers below it stand in statistics as they are
+_ENOUGH = 16  # values of a sample that tell an error spread over a tensor to within a half
 
 
 class Judge:
@@ -43,6 +50,7 @@ class Judge:
         given: tuple[float | None, float | None],
         floors: Mapping[int, float],
         compared: Mapping[tuple[int, int], Metrics],
+        seed: int = 0,
     ) -> None:
         self.pairs, self.alignment, self.reference, self.port, self.mode = pairs, alignment, reference, port, mode
         self.rtol, self.atol = given
@@ -57,6 +65,10 @@ class Judge:
         self._passed: dict[int, float] = {}
         self._metrics: dict[tuple[Any, ...], Metrics] = {}
         self._runs = tuple(dtypes.BY_NAME.get(str(trace.meta.get("dtype"))) for trace in (reference, port))
+        self._keys: dict[int, tuple[Any, ...]] = {}
+        self._expected: dict[int, float | None] = {}
+        self._sampled: dict[tuple[Any, ...], tuple[float, int]] = {}
+        self._chance = random.Random(seed)
         self.again: Again | None = None
         self._held: frozenset[int] = frozenset()
 
@@ -74,6 +86,10 @@ class Judge:
     def is_dirty(self, i: int) -> bool:
         """Whether the pair is a divergence, introduced or inherited; reads what it must."""
         return bool(self.judged(i).diverged) and not self.effect(i)
+
+    def diverges(self, i: int) -> bool:
+        """As `is_dirty`, but a pair that seems the same by its statistics and a sample is not read."""
+        return not self.seems_same(i) and self.is_dirty(i)
 
     def is_dirty_for_free(self, i: int) -> bool | None:
         """Whether the pair diverged, where that can be told without reading; None otherwise."""
@@ -122,6 +138,8 @@ class Judge:
             return self._with(i, "read", compare(*drawn, layout=pair.layout))
         if pair.layout.is_same and left.digest == right.digest and left.dtype == right.dtype and len(pair.reference) == len(pair.port) == 1:
             return self._with(i, "digest", compare(left, right, layout=pair.layout, rtol=self.rtol, atol=self.atol))
+        if (told := self._of_one_value(i)) is not None:
+            return self._with(i, "statistics", told)
         bounds = self._bounds(i)
         proved = Metrics(
             left.stats.count,
@@ -134,6 +152,15 @@ class Judge:
         if surely.diverged or not self._is_stored(i):
             return Comparison(pair, "statistics", None, surely, bounds.rel_l2, self._floor(i), True if surely.diverged else None)
         return None
+
+    def _of_one_value(self, i: int) -> Metrics | None:
+        """The metrics of tensors of one finite number, whose statistics are that number; None for all others."""
+        pair, (left, right) = self.pairs[i], self.records(i)
+        if len(pair.reference) != 1 or len(pair.port) != 1 or not all(map(_is_one_number, (left, right))):
+            return None
+        values = (np.full(one.shape, one.stats.min) for one in (left, right))
+        kinds = dtypes.named(left.dtype), dtypes.named(right.dtype)
+        return compare(*values, dtypes=kinds, layout=pair.layout, rtol=self.rtol, atol=self.atol)
 
     def _surely_beyond(self, left: Record, bounds: Bounds) -> int:
         """1 where the statistics prove that some value is beyond tolerance."""
@@ -206,8 +233,8 @@ class Judge:
     def _read(self, i: int) -> Comparison:
         self._hold(i)
         pair = self.pairs[i]
-        lefts, rights = [self.reference.records[row] for row in pair.reference], [self.port.records[row] for row in pair.port]
-        key = (pair.layout, *((one.digest, one.dtype) for one in (*lefts, *rights)))
+        lefts, rights = self._all_records(i)
+        key = self._contents(i)
         if key not in self._metrics:
             self._metrics[key] = compare(lefts, rights, layout=pair.layout, rtol=self.rtol, atol=self.atol)
             self.read += 1
@@ -218,11 +245,92 @@ class Judge:
         judgement = self._allowed(i, metrics)
         return Comparison(self.pairs[i], how, metrics, judgement, metrics.rel_l2, self._floor(i), judgement.diverged)
 
-    def suspicion(self, i: int) -> float:
-        """How much of what is allowed the statistics alone already prove."""
-        proved = self._bounds(i).rel_l2
-        limit = allowed(Metrics(1), *self._dtypes(i), floor=self._floor(i)).limit if proved else 0.0
-        return proved / limit if limit else 0.0
+    def _contents(self, i: int) -> tuple[Any, ...]:
+        """What a pair holds: pairs that hold the same are read once."""
+        if i not in self._keys:
+            lefts, rights = self._all_records(i)
+            self._keys[i] = (self.pairs[i].layout, *((one.digest, one.dtype) for one in (*lefts, *rights)))
+        return self._keys[i]
+
+    def _all_records(self, i: int) -> tuple[list[Record], list[Record]]:
+        rows = self._rows(i)
+        if len(rows[0]) == len(rows[1]) == 1:
+            left, right = self.records(i)
+            return [left], [right]
+        return [self.reference.records[row] for row in rows[0]], [self.port.records[row] for row in rows[1]]
+
+    # -- what is to be expected of a pair that was not read
+
+    def tells(self, i: int) -> bool:
+        """Whether a sample can say something of a pair: stored tensors of plain numbers, judged as a whole, not value by value."""
+        layout = self.pairs[i].layout
+        if layout is None or self.again is not None or self.rtol is not None:
+            return False
+        return self._is_stored(i) and screen.can_sample(*self._all_records(i), layout)
+
+    def suspicion(self, i: int) -> float | None:
+        """How much of what is allowed the statistics let expect; None where they do not tell."""
+        if i not in self._expected:
+            pair = self.pairs[i]
+            is_told = pair.layout is not None and self.rtol is None
+            error = screen.expected(*self._all_records(i), pair.layout) if is_told and pair.layout is not None else None
+            self._expected[i] = None if error is None else self._share(i, error)
+        return self._expected[i]
+
+    def seems_same(self, i: int, *, sample: bool = True) -> bool:
+        """Whether a pair is known to agree, or its statistics and a sample of its values let expect it.
+
+        Without ``sample`` no value is looked at where the statistics are clear by themselves.
+        """
+        found = self._known.get(i) or self.free(i)
+        if found is None and self._contents(i) in self._metrics:
+            found = self.judged(i)
+        if found is not None and found.diverged is not None:
+            return not found.diverged
+        expected = self.suspicion(i)
+        if expected is not None and expected < _WELL_BELOW and not sample:
+            return True
+        seen = self.sample(i)
+        if seen is None:
+            return False
+        error, count = seen
+        most = CLEARLY if count >= _ENOUGH else _WELL_BELOW  # what errors have in common along an axis makes statistics expect too much
+        limit = _WELL_BELOW if expected is not None else _WELL_BELOW / 2
+        return (expected or 0.0) < most and self._share(i, error) < limit
+
+    def seems_different(self, i: int) -> bool:
+        """Whether the statistics of a pair let expect far more than is allowed, and no sample tells otherwise."""
+        if (self.suspicion(i) or 0.0) <= CLEARLY:
+            return False
+        seen = self.sample(i)
+        return seen is None or seen[1] < _ENOUGH or self._share(i, seen[0]) >= _WELL_BELOW
+
+    def sample(self, i: int) -> tuple[float, int] | None:
+        """The relative L2 of a few values of a pair, and of how many; None where a sample tells nothing."""
+        if not self.tells(i):
+            return None
+        key, layout = self._contents(i), self.pairs[i].layout
+        if key not in self._sampled and layout is not None:
+            found = self._sampled[key] = screen.sampled(*self._all_records(i), layout, self._chance)
+            count = found[1]
+            self.bytes_read += count * sum(dtypes.named(one.dtype).itemsize for one in self.records(i))
+        return self._sampled[key]
+
+    def is_sampled(self, i: int) -> bool:
+        """Whether a sample of a pair was looked at that nobody read."""
+        return i not in self._known and bool(self._sampled) and self._contents(i) in self._sampled
+
+    def known_error(self, i: int) -> float | None:
+        """The relative L2 of a pair, without reading more: as read, else as a sample showed it; None where nobody looked."""
+        metrics = self.comparison(i).metrics
+        if metrics is not None or not self.is_sampled(i):
+            return None if metrics is None else metrics.rel_l2
+        return self._sampled[self._contents(i)][0]
+
+    def _share(self, i: int, error: float) -> float:
+        """An error in parts of what is allowed."""
+        limit = allowed(Metrics(1), *self._dtypes(i), floor=self._floor(i)).limit
+        return error / limit if limit else math.inf if error else 0.0
 
     def error(self, i: int) -> Array | None:
         """The port's values minus the reference's, flat and in float64; None where they were not stored, are too many, or no numbers."""
@@ -285,9 +393,14 @@ class Judge:
 
     @cached_property
     def flipped(self) -> tuple[int, ...]:
-        """The pairs of ids that differ where noise changes the reference's too: no divergences, but the runs may part there."""
-        sensitive = [i for i in range(len(self)) if self._floor(i) and dtypes.named(self.records(i)[0].dtype).is_exact]
-        return tuple(i for i in sensitive if _is_flipped(self.judged(i)))
+        """The pairs of ids, or of other choices, that differ where noise changes the reference's too.
+
+        They are no divergences, but the runs may part there.
+        """
+        marks = None if self.reference.floor is None else self.reference.floor["sensitive"].tolist()
+        exact = [i for i in range(len(self)) if self._floor(i) and dtypes.named(self.records(i)[0].dtype).is_exact]
+        chosen = [] if marks is None else [i for i in range(len(self)) if marks[self.pairs[i].reference[0]]]
+        return tuple(i for i in sorted({*exact, *chosen}) if _is_flipped(self.judged(i), dtypes.coarser(*self._dtypes(i)).roundoff))
 
     def excuse(self, dirty: Iterable[int]) -> None:
         """Says of pairs that diverged that noise-sensitive ids sent the two runs different ways, where nothing else did."""
@@ -335,13 +448,21 @@ class Judge:
         Consumers are those that were recorded on either side. Where none was, an output that differs by a mere factor is moved if all
         that its caller did afterwards agrees.
         """
-        consumers = self._recorded_consumers(i)
-        if not consumers and self._is_scaled(i):
-            consumers = self.flow.consumers(i)
-        return bool(consumers) and all(self._agrees(j) for j in consumers)
+        recorded = self._recorded_consumers(i)
+        consumers = recorded or self.flow.consumers(i)
+        agree = bool(consumers) and all(self._agrees(j) for j in self._doubtful_first(consumers))
+        return agree and (bool(recorded) or self._is_scaled(i))
+
+    def _doubtful_first(self, places: Iterable[int]) -> list[int]:
+        """The pairs in the order in which one that diverged is met soonest: by what statistics prove, then by what they let expect."""
+        return sorted(places, key=lambda i: (not self.is_dirty_for_free(i), -(self.suspicion(i) or 0.0)))
 
     def _agrees(self, i: int) -> bool:
-        return not self.judged(i).diverged or (self.flow.kind(i) == "output" and self.effect(i) == "moved")
+        return self._is_same(i) or (self.flow.kind(i) == "output" and self.effect(i) == "moved")
+
+    def _is_same(self, i: int) -> bool:
+        """Whether a pair agrees, or seems to by its statistics and a sample."""
+        return self.seems_same(i) or not self.judged(i).diverged
 
     def _is_scaled(self, i: int) -> bool:
         metrics = self.measure(i).metrics
@@ -350,7 +471,7 @@ class Judge:
     def _recorded_consumers(self, i: int) -> list[int]:
         pair = self.pairs[i]
         found = {j for row in pair.reference for taker in self._takers[0][row] for j in self.flow.pairs_of_row.get(taker, ())}
-        found |= {j for row in pair.port for taker in self._takers[1][row] for j in self._pairs_of_port_row[taker]}
+        found |= {j for row in pair.port for taker in self._takers[1][row] for j in self.pairs_of_port_row[taker]}
         return sorted(j for j in found if j > i)
 
     @cached_property
@@ -364,7 +485,32 @@ class Judge:
         return both
 
     @cached_property
-    def _pairs_of_port_row(self) -> dict[int, list[int]]:
+    def handed_ends(self) -> set[tuple[str, str]]:
+        """The reference's sites, each with the inputs that the port's are handed too."""
+        records = (self.records(i)[0] for i in range(len(self)) if self.flow.kind(i) == "input")
+        return {(record.site, record.end) for record in records}
+
+    @cached_property
+    def port_handed(self) -> dict[str, tuple[str, list[int]]]:
+        """For each call of the port its site, and the rows of the tensors that it was handed."""
+        texts, index = self.port.strings, self.port.index
+        found: dict[str, tuple[str, list[int]]] = {}
+        for row, (site, call, end) in enumerate(zip(*(index[name].tolist() for name in ("site", "call", "end")), strict=True)):
+            if texts[end].startswith("input"):
+                found.setdefault(texts[call], (texts[site], []))[1].append(row)
+        return found
+
+    @cached_property
+    def rows_of_port_call(self) -> dict[str, list[int]]:
+        """The rows of each call of the port."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for row, call in enumerate(self.port.index["call"].tolist()):
+            found[self.port.strings[call]].append(row)
+        return found
+
+    @cached_property
+    def pairs_of_port_row(self) -> dict[int, list[int]]:
+        """The pairs of each row of the port."""
         found: dict[int, list[int]] = defaultdict(list)
         for i, pair in enumerate(self.pairs):
             for row in pair.port:
@@ -377,17 +523,28 @@ class Judge:
         Not so for a normalisation, which hides an error in its input that others may see.
         """
         frame = self.flow.frame(i)
-        if "norm" in self._types.get(module_of(frame.site), "").lower():
+        if "norm" in self.types.get(module_of(frame.site), "").lower():
             return False
         outputs = self.flow.outputs_within(frame)
         own = [j for row in frame.outputs for j in self.flow.pairs_of_row.get(row, ())]
-        return bool(own) and all(not self.judged(j).diverged for j in (*own, *outputs))
+        return bool(own) and all(self._is_same(j) for j in self._doubtful_first((*own, *outputs)))
 
     def _has_two_conventions(self, i: int) -> bool:
-        """Whether a mask says true or false on one side and is added on the other: what it does is told where it is used."""
+        """Whether a mask says true or false on one side and is added on the other, and both let the same through, as far as that is known.
+
+        What true means is known only of attention's own mask: that something may be seen.
+        """
         is_true = [record.dtype == "bool" for record in self.records(i)]
         added = [record for record, is_bool in zip(self.records(i), is_true, strict=True) if not is_bool]
-        return len(added) == 1 and not dtypes.named(added[0].dtype).is_exact and added[0].stats.min <= MASKED and added[0].stats.max <= 0
+        if len(added) != 1 or dtypes.named(added[0].dtype).is_exact or not _is_added_mask(added[0]):
+            return False
+        if self.pairs[i].layout is None or not self._is_stored(i):
+            return True
+        sides = zip((self.reference, self.port), self._rows(i), strict=True)
+        values = side_by_side(self.pairs[i].layout, *([trace.records[row] for row in rows] for trace, rows in sides))  # type: ignore[arg-type]
+        ours, theirs = (one if one.dtype == bool else one > MASKED for one in values)
+        is_turned = Site.parse(self.records(i)[0].site).kind != "function" and np.array_equal(ours, ~theirs)
+        return bool(np.array_equal(ours, theirs) or is_turned)
 
     def _is_untold(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.
@@ -396,9 +553,9 @@ class Judge:
         call or inside it) beside whatever differs in its values.
         """
         others = [j for row in self.flow.frame(i).inputs for j in self.flow.pairs_of_row.get(row, ()) if j != i]
-        differ = [j for j in others if self.judged(j).diverged and self.judged(j).how != "shape"]
+        differ = (j for j in self._doubtful_first(others) if not self._is_same(j) and self.judged(j).how != "shape")
         if self.judged(i).how == "shape":
-            return bool(differ) and not self.has_raised(i) and self._gives_right_shapes(i)
+            return not self.has_raised(i) and self._gives_right_shapes(i) and any(True for _ in differ)
         if not dtypes.named(self.records(i)[0].dtype).is_exact and self.flow.kind(i) != "attr":
             return False
         return any(self.flow.kind(j) == "input" and not dtypes.named(self.records(j)[0].dtype).is_exact for j in differ)
@@ -409,15 +566,29 @@ class Judge:
         return bool(outputs) and all(self.pairs[j].layout is not None for j in outputs)
 
     @cached_property
-    def _types(self) -> dict[str, str]:
+    def types(self) -> dict[str, str]:
         return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}
 
 
-def _is_flipped(comparison: Comparison) -> bool:
+def _is_added_mask(record: Record) -> bool:
+    """Whether numbers may be a mask that is added: nothing but what masks and, where it lets all through, zeros."""
+    return record.stats.max <= 0 and (record.stats.min <= MASKED or record.stats.min == record.stats.max == 0)
+
+
+def _is_flipped(comparison: Comparison, roundoff: float) -> bool:
+    """Whether ids, or other choices, differ within what noise changes; real ones by more than rounding makes of them."""
     judgement, metrics = comparison.judgement, comparison.metrics
-    return (
-        judgement is not None and judgement.by == "sensitive" and metrics is not None and metrics.mismatched > 0 and not judgement.diverged
-    )
+    if judgement is None or metrics is None or judgement.diverged:
+        return False
+    if judgement.by == "sensitive":
+        return metrics.mismatched > 0
+    return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > ROUNDOFF_FACTOR * roundoff
+
+
+def _is_one_number(record: Record) -> bool:
+    stats = record.stats
+    is_real = record.dtype != "text" and not dtypes.named(record.dtype).is_complex
+    return is_real and stats.count == 1 and not stats.nan and not stats.inf and abs(stats.min) < _EXACTLY
 
 
 def _rms(record: Record) -> float:

@@ -58,11 +58,11 @@ class Comparison:
 class Finding:
     """An introduced divergence: ``place`` indexes `Located.comparisons`.
 
-    ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used
-    without a call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
-    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees. ``suspects``: unpaired sites and missing calls there, as
-    (side, text). ``calls`` counts the calls of the site with the same finding, ``shared_by`` the same-role siblings, whose sites fit
-    ``pattern``.
+    ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
+    call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
+    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees.
+    ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
+    ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
     """
 
     place: int
@@ -82,9 +82,13 @@ class Certificate:
     """What the answer rests on.
 
     ``predecessors``: how many pairs the first divergence can come from, all found to agree. ``probes``: how many pairs before it were
-    looked at besides, none of which diverged; ``unread_before``: how many before it nobody looked at. ``by_digest``,
-    ``by_statistics``: pairs decided without reading. ``sensitive``: ids that differ where noise changes the reference's too.
-    ``seed``: of the probes. ``rtol``, ``atol``: the tolerance that was given, if any.
+    looked at besides, none of which diverged; ``unread_before``: how many before it nobody read whole, ``unseen_before``: of how many
+    of these nobody looked at a sample either. ``sampled``: how many pairs are taken to agree because of their statistics and a sample of
+    their values, which is no proof: a few values that changed places among many show in neither. ``missed``: had one in a hundred of
+    the pairs before the answer diverged without a trace in its statistics, the chance that no probe would have met one.
+
+    ``by_digest``, ``by_statistics``: pairs decided without reading. ``sensitive``: ids that differ where noise changes the reference's
+    too. ``seed``: of the probes. ``rtol``, ``atol``: the tolerance that was given, if any.
     """
 
     method: Method
@@ -93,6 +97,9 @@ class Certificate:
     predecessors: int = 0
     probes: int = 0
     unread_before: int = 0
+    unseen_before: int = 0
+    sampled: int = 0
+    missed: float = 0.0
     by_digest: int = 0
     by_statistics: int = 0
     moved: tuple[int, ...] = ()
@@ -105,7 +112,7 @@ class Certificate:
 class Located:
     """Every pair with what is known of it, in the reference's execution order, and the introduced divergences, first one first.
 
-    ``read`` counts pairs whose values were read, ``bytes_read`` their bytes on both sides.
+    ``read`` counts pairs whose values were read whole, ``bytes_read`` all bytes read on both sides, those of samples too.
     """
 
     mode: Mode

@@ -276,6 +276,12 @@ class _Recorded:
         for start in range(0, self.nbytes, size * kind.itemsize):
             yield self._bytes(start, min(size * kind.itemsize, self.nbytes - start)).view(kind.view)
 
+    def at(self, places: Array) -> Array:
+        """The values at some flat places (integers, in C order), each read by itself: a flat array as long as ``places``."""
+        kind = BY_CODE[self._cell("dtype")]
+        parts = [self._bytes(place * kind.itemsize, kind.itemsize) for place in places.tolist()]
+        return np.concatenate([np.empty(0, np.uint8), *parts]).view(kind.view)
+
     def text(self) -> str:
         """The text of a record of dtype ``text``."""
         if self.dtype != "text":
