@@ -267,6 +267,29 @@ def test_an_exception_between_the_calls_of_a_free_run_stands_beside_what_the_ref
     assert "RuntimeError: cannot be reshaped" in evidence(report)
 
 
+def test_so_does_a_call_that_raises_with_another_shape_though_it_could_be_bridged(side: SimpleNamespace, forced: Any) -> None:
+    def forward(self: Any, x: Any, rows: int) -> Any:
+        y = self.first(x)
+        if y.shape[0] != rows:
+            raise ValueError("made for another length")
+        return self.second(y)
+
+    def model(rows: int) -> Any:
+        made = fill(side, net(side, lambda self, x: forward(self, x, rows), first=linear(side), second=linear(side)))
+        if rows < len(X):
+            made.first = owning(side, made.first, lambda layer, x: (x @ layer.weight.T + layer.bias)[:rows])
+            scaled(side, made.second)
+        return fill_outer(made)
+
+    def fill_outer(inner: Any) -> Any:
+        return net(side, lambda self, x: self.inner(x), inner=inner)
+
+    report = forced(model(len(X)), model(len(X) - 1))
+    assert culprits(report)[:1] == [("inner.first", "inner.first")]
+    assert any(row.where.reference == "inner.second" and row.where.end == "output" for row in report.rows)
+    assert "raised" not in [cause.kind for divergence in report.divergences for cause in divergence.causes]
+
+
 def test_a_forced_run_that_nothing_can_bridge_keeps_its_trace_and_the_finding(side: SimpleNamespace, forced: Any) -> None:
     parts = {name: fill(side, linear(side)) for name in ("encoder", "decoder")}
 

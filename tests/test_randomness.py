@@ -251,3 +251,48 @@ def test_draws_of_a_stage_that_the_port_did_not_run_are_not_missed(tmp_path: Pat
     with recorded(tmp_path, reference) as trace:
         seen = draw("mlx", lambda: td.tap("x", mx.zeros(2)), Playback(trace))
     assert not seen.not_seen
+
+
+@pytest.mark.parametrize("scoped", [True, False], ids=["with scopes", "without"])
+@pytest.mark.parametrize("further", ["port", "reference"])
+def test_a_draw_that_only_one_side_makes_shifts_none_of_the_others(tmp_path: Path, further: str, scoped: bool) -> None:
+    mx = pytest.importorskip("mlx.core")
+
+    def run(makes_further: bool) -> Any:
+        def steps() -> None:
+            for step in range(3):
+                with td.scope("step", step) if scoped else td.scope("all", 0):
+                    if makes_further:
+                        mx.random.normal((5,))
+                    mx.random.normal((2, 3))
+
+        return steps
+
+    with td.record(None, tmp_path / "ref.h5", impl="mlx"):
+        run(further == "reference")()
+    with open_trace(tmp_path / "ref.h5") as trace:
+        drawn = [record.read() for record in trace.records if record.end == "draw" and record.shape == (2, 3)]
+        seen = draw("mlx", run(further == "port"), Playback(trace))
+    got = [values for values in seen.values if values.shape == (2, 3)]
+    assert all(np.array_equal(one, other) for one, other in zip(drawn, got, strict=True))
+    assert any("without partner" in line for line in seen.not_seen)
+
+
+def test_a_further_draw_of_the_same_size_shifts_none_in_the_next_step(tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core")
+
+    def run(times: int) -> Any:
+        def steps() -> None:
+            for step in range(3):
+                with td.scope("step", step):
+                    for _ in range(times):
+                        mx.random.normal((4,))
+
+        return steps
+
+    with td.record(None, tmp_path / "ref.h5", impl="mlx"):
+        run(1)()
+    with open_trace(tmp_path / "ref.h5") as trace:
+        drawn = [record.read() for record in trace.records if record.end == "draw"]
+        seen = draw("mlx", run(2), Playback(trace))
+    assert all(np.array_equal(one, other) for one, other in zip(drawn, seen.values[::2], strict=True))

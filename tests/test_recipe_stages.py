@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import tracediff as td
 from tracediff.capture.context import Context
 from tracediff.capture.recipe import load_recipe, run_recipe
 from tracediff.errors import RecipeError
@@ -183,3 +185,69 @@ def test_sources_of_another_form_are_refused(tmp_path: Path, sources: str) -> No
     path.write_text(PIPELINE.format(**TORCH) + f"SOURCES = {sources}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="SOURCES is no dict"):
         load_recipe(path, "torch")
+
+
+RAISING = '''"""Three stages, the {impl} side."""
+import numpy as np
+import tracediff as td
+IMPL = "{impl}"
+REQUIRES = ["{impl}"]
+STAGES = {{"one": "The first", "two": "The second", "three": "The third"}}
+
+def load(context):
+    import {nn} as nn
+    model = nn.Linear(4, 4)
+    weight = np.eye(4, dtype="float32") * 2
+    {fill}
+    return {{"model": model}}
+
+def run(models, context):
+    import {package} as xp
+    given = {{}}
+    for stage in STAGES:
+        if {chosen}:
+            with td.stage(stage):
+                x = context.array(stage, "x", lambda g: g.standard_normal((3, 4)).astype("float32"))
+                y = models["model"](td.tap("x", xp.{array}(x)))
+                if stage == "two" and IMPL == "mlx":
+                    {fails}
+                given[stage] = td.tap("y", y)
+    return given
+'''
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Captures both sides of a recipe whose port raises in its second stage; ``fails``: how, ``chosen``: how it chooses its stages."""
+    pytest.importorskip("mlx.core")
+    pytest.importorskip("torch")
+
+    def captured(*, fails: str = "raise ValueError('no such thing')", chosen: str = "context.wants(stage)", feed: bool = False) -> Path:
+        folder = tmp_path / "hooks"
+        folder.mkdir()
+        for side in (TORCH, MLX):
+            (folder / f"fails_{side['impl']}.py").write_text(RAISING.format(**side, fails=fails, chosen=chosen))
+        monkeypatch.chdir(tmp_path)
+        given: dict[str, Any] = {"how": "tracediff.capturing:captured", "repeat": False}
+        run_recipe("torch", "fails", output="ref.h5", floor=False, **given)
+        with pytest.raises(ValueError, match="no such thing"):
+            run_recipe("mlx", "fails", output="port.h5", random="ref.h5", **given, **({"feed": "ref.h5"} if feed else {"floor": False}))
+        return tmp_path / "port.h5"
+
+    return captured
+
+
+@pytest.mark.parametrize("feed", [False, True], ids=["free", "forced"])
+def test_the_stages_behind_one_that_raises_are_run_and_judged_all_the_same(failing: Any, feed: bool) -> None:
+    port = failing(feed=feed)
+    with open_trace(port) as trace:
+        assert list(dict.fromkeys(record.stage for record in trace.records)) == ["one", "two", "three"]
+    report = td.bisect("ref.h5", port)
+    assert {stage.stage: stage.verdict for stage in report.stages} == {"one": "same", "two": "different", "three": "same"}
+    assert [(one.site.stage, one.causes[0].kind) for one in report.divergences] == [("two", "raised")]
+    assert "no such thing" in report.divergences[0].causes[0].evidence
+
+
+def test_a_recipe_that_does_not_choose_its_stages_ends_where_it_raises(failing: Any) -> None:
+    with open_trace(failing(chosen="True")) as trace:
+        assert list(dict.fromkeys(record.stage for record in trace.records)) == ["one", "two"]

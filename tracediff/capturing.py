@@ -17,7 +17,7 @@ from tracediff.capture.observer import Observer, Run
 from tracediff.capture.recording import record_run
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.serving import feeding
-from tracediff.trace import Trace, open_trace
+from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _forced(
             meta = {**(given["meta"] or {}), "mode_run": "forced", "feed": str(reference.path)}
             options = {**given, "observers": (*given["observers"], forcing), "meta": meta}
             try:
-                if not _gets_along(models, run, to, forcing, options):
+                if not _gets_along(models, run, to, forcing, discovery, options):
                     say("once more: the port raises where it is handed a tensor of another shape than its own")
                     forcing.keep_shapes()
                     adapter.set_rng_state(before)
@@ -205,8 +205,11 @@ def _forced(
     return to
 
 
-def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, options: Mapping[str, Any]) -> bool:
-    """Records the forced run; False where the port raises and was handed tensors of other shapes than its own."""
+def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, discovery: Trace, options: Mapping[str, Any]) -> bool:
+    """Records the forced run; False where the port was handed tensors of other shapes than its own and raises as it did not by itself.
+
+    That may end the run, or a call in it for which the reference's outputs were handed on: all that it would have called went unseen then.
+    """
     try:
         record_run(models, run, to, repeat=False, **options)
     except TracediffError:
@@ -215,7 +218,8 @@ def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, options: Mapp
         if forcing.reshaped:
             return False
         raise
-    return True
+    by_itself = {record.call for record in discovery.records if record.flags & schema.RAISED}
+    return not forcing.reshaped or by_itself.issuperset(forcing.failures)
 
 
 def _discovered(

@@ -6,7 +6,7 @@ dtype. So each site is fed what the reference's was fed: the error seen there is
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -16,7 +16,9 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
-from tracediff.align.axes import apply_reference, restore
+from tracediff.align.axes import apply_reference, relative_error, restore
+from tracediff.align.functions import in_another_order
+from tracediff.align.records import UNSURE
 from tracediff.capture.observer import Boundary, Observer, Run
 from tracediff.compare import at_least, compare
 from tracediff.dtype import Array
@@ -26,6 +28,7 @@ CACHE_BYTES = 64 * 1024 * 1024
 """Reference tensors of up to so many bytes are kept, since an input is nearly always an earlier output."""
 
 _MOST_AXES = 5
+_NOTHING_LIKE = 0.5  # relative error of all that a function takes in from which on it may be another call than the reference's
 
 Where = tuple[str, int, str]
 """Site, ordinal and end: what names a boundary's tensor in two runs of one program."""
@@ -87,6 +90,7 @@ class Forcing(Observer):
         for pair in alignment.records:
             for place, row in enumerate(pair.port if pair.port[0] not in moved else ()):
                 self._pairs.setdefault(_where(discovery.records[row]), []).append((pair, place))
+        self._numbers = _numbered_calls(discovery)
         self._calls = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
         self._same_call = _call_pairs(reference, discovery, alignment)
@@ -96,10 +100,14 @@ class Forcing(Observer):
         self._misshapen = _misshapen(reference, alignment)
         self.reshaped = 0
         self._bridged: set[int] = set()
+        self._alone: set[int] = set()
+        self._known: dict[int, int] = {}
+        self._counts: Counter[Spot] = Counter()
 
     def start(self, run: Run) -> None:
         self._run = run
-        self._bridged.clear()
+        for known in (self._bridged, self._alone, self._known, self._counts):
+            known.clear()
 
     def keep_shapes(self) -> None:
         """From now on nothing is handed over in another shape than the port's own, which the port may not get along with."""
@@ -108,21 +116,53 @@ class Forcing(Observer):
         self.failures.clear()
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        number = self._number(boundary)
         if boundary.moment == "raise":
-            return self._instead(boundary)
+            return self._instead(boundary, number)
         if boundary.moment == "draw":  # a draw is played back, in the scale that its call asks for
             return None
-        if boundary.moment == "leave" and boundary.frame_id in self._bridged:  # what it returned is the reference's already
+        if boundary.moment == "leave" and boundary.frame_id in (self._bridged | self._alone):  # the reference's already, or none of it
             return None
         replaced = {}
         for end, tensor in boundary.leaves:
-            pairs = self._pairs.get((boundary.site, boundary.ordinal, end), ())
+            pairs = self._pairs.get((boundary.site, number, end), ())
             if pairs and not end.startswith("attr["):  # an attribute is told, not handed over
                 values = self._text(pairs) if isinstance(tensor, str) else self._handed_all(pairs, self._run.adapter.view(tensor))
                 if values is not None:
                     replaced[end] = values
+        if boundary.moment == "enter" and "!" in boundary.site and self._is_another(boundary, number, replaced):
+            self._alone.add(boundary.frame_id)
+            return None
         self.forced += len(replaced)
         return replaced
+
+    def _number(self, boundary: Boundary) -> int:
+        """The number that a call had in the discovery run, -1 where that did not come to it.
+
+        A run that is fed may take other branches than by itself, so that numbers alone would shift: a call is known by the call that
+        makes it, a function's or a tap's also by the line that does.
+        """
+        if boundary.frame_id not in self._known:
+            spot = _spot(boundary.site, boundary.call, boundary.file, boundary.line)
+            count = self._counts[spot]
+            self._counts[spot] += 1
+            self._known[boundary.frame_id] = self._numbers.get((spot, count), -1)
+        return self._known[boundary.frame_id]
+
+    def _is_another(self, boundary: Boundary, number: int, handed: Mapping[str, Any]) -> bool:
+        """Whether a function takes in nothing like what the reference's did, and is surely, or may well be, another call.
+
+        A sampler that sorts after its softmax, not before, would keep other tokens with what belongs to the other order; and where
+        only their order pairs two calls, values that have nothing in common say that they are not one.
+        """
+        own = dict(boundary.leaves)
+        arrays = [(end, values) for end, values in handed.items() if isinstance(values, np.ndarray) and not dtypes.of(values).is_exact]
+        told = [(values, self._run.adapter.view(own[end])) for end, values in arrays]
+        told = [(values, other) for values, other in told if values.shape == other.shape]
+        if not told or any(relative_error(values, other) < _NOTHING_LIKE for values, other in told):
+            return False
+        unsure = (pair.confidence <= UNSURE for end, _ in arrays for pair, _ in self._pairs[boundary.site, number, end])
+        return any(in_another_order(values, other) for values, other in told) or any(unsure)
 
     def _handed_all(self, pairs: Sequence[tuple[RecordPair, int]], own: Array) -> Any:
         """What one of the port's tensors is exchanged for; of a fused one each pair gives its part."""
@@ -183,9 +223,9 @@ class Forcing(Observer):
         values = values.transpose(likely_axes(values.shape, own.shape)).astype(own.dtype, copy=False)
         return self._run.adapter.from_numpy(values, None) if values.size == own.size else values
 
-    def _instead(self, boundary: Boundary) -> dict[str, Any] | None:
+    def _instead(self, boundary: Boundary, number: int) -> dict[str, Any] | None:
         """What the reference's call returned, for a paired call that raised: the same call, else the one of the same number."""
-        ours = self._same_call.get((boundary.site, boundary.ordinal)) or (self._partner.get(boundary.site), boundary.ordinal)
+        ours = self._same_call.get((boundary.site, number)) or (self._partner.get(boundary.site), boundary.ordinal)
         handed = self._values.every(self._calls.get(ours, {})) if ours[0] is not None else None  # type: ignore[arg-type]
         if handed is None:
             return None
@@ -205,6 +245,28 @@ class Forcing(Observer):
             values = values.astype(kind.view)
         permutation = self._layouts.get((site, end)) or self._layouts.get((site, str(values.ndim)))
         return values if permutation is None or len(permutation) != values.ndim else values.transpose(np.argsort(permutation))
+
+
+Spot = tuple[str, str, str, int]
+"""A site, the call (of a module) or the caller (of a function), and for a function the file and line that calls it."""
+
+
+def _spot(site: str, call: str, file: str, line: int) -> Spot:
+    is_plain = "!" not in site and "#" not in site
+    return (site, call, "", 0) if is_plain else (site, call.rpartition("/")[0], file, line)
+
+
+def _numbered_calls(trace: Trace) -> dict[tuple[Spot, int], int]:
+    """The number of each call at its site, by where it stands and how many calls stood there before."""
+    texts, found = trace.strings, {}
+    counts: Counter[Spot] = Counter()
+    _, first = np.unique(trace.index[["site", "ordinal"]], return_index=True)
+    columns = (trace.index[name][np.sort(first)].tolist() for name in ("site", "call", "file", "line", "ordinal"))
+    for site, call, file, line, ordinal in zip(*columns, strict=True):
+        spot = _spot(texts[site], texts[call], texts[file], line)
+        found[spot, counts[spot]] = ordinal
+        counts[spot] += 1
+    return found
 
 
 def likely_axes(reference: tuple[int, ...], port: tuple[int, ...]) -> tuple[int, ...]:

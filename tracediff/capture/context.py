@@ -24,6 +24,7 @@ class Context:
     ``weights``: ``seeded``, ``seeded:small``, ``seeded:full``, a folder or a hub id. ``stages``: the wanted ones, all where empty.
     ``reference``: a trace whose inputs and draws are played back; without it they come from the seed.
     ``from_reference``: whether what an earlier stage computes is taken from there too, so that a stage starts by itself (``--from``).
+    ``asked``: whether the recipe asked which stages are wanted.
     ``sources``: by stage and input, where a whole run is given it (`SITE/END`), for a trace in which the stage did not run by itself.
     ``weights_file``: where this side may leave its weights for the other (`keep_weights`).
     """
@@ -36,6 +37,7 @@ class Context:
     weights_file: Path | None = None
     from_reference: bool = False
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    asked: bool = field(default=False, init=False)
     tape: Tape = field(init=False)
     draws: Draws = field(init=False)
 
@@ -45,6 +47,7 @@ class Context:
 
     def wants(self, stage: str) -> bool:
         """Whether a stage is wanted; ``t3`` wants ``t3.cond`` and all others below it."""
+        self.asked = True
         return not self.stages or any(stage == wanted or stage.startswith(wanted + ".") for wanted in self.stages)
 
     def array(self, stage: str, name: str, make: Callable[[np.random.Generator], Array]) -> Array:
@@ -63,7 +66,8 @@ class Context:
         if not found:
             raise RecipeError(
                 f"{os.fspath(self.reference.path)!r} has no input {name!r} of stage {stage!r}: that stage was not captured. "
-                "Capture the reference with it, or leave out the stage here with --stage."
+                "Capture the reference with it (where --include selected sites, with --include '#*' too, which keeps the inputs), or leave "
+                "out the stage here with --stage."
             )
         values: Array = _values(found[0])
         return values

@@ -19,6 +19,7 @@ from tracediff.site import escape
 DEEPEST = 16
 LONGEST_NOTE = 64
 """Numbers in a row that are noted as they are; longer rows are recorded as arrays."""
+_LONGEST_END = 128  # characters: containers nested deeper are not looked into for what is no tensor
 
 _NARROW = frozenset(row.view for row in BY_CODE.values() if row.view.kind == "V")
 Leaves = list[tuple[str, Any]]
@@ -58,6 +59,17 @@ class Nest:
         leaves: Leaves = []
         self._walk(value, end, leaves, None, 0)
         return leaves
+
+    def absent(self, value: Any, end: str) -> dict[str, str]:
+        """Where a container holds None ("") or an object that is not entered (the name of its type), by end: what `values` leaves out."""
+        found: dict[str, str] = {}
+        for key, part in items(value) if self._kind(value) in (Kind.ROW, Kind.CONTAINER) else ():
+            inner, kind = longer(end, key), self._kind(part)
+            if part is None or kind is Kind.OPAQUE:
+                found[inner] = "" if part is None else type(part).__name__
+            elif kind in (Kind.ROW, Kind.CONTAINER) and len(inner) < _LONGEST_END:
+                found |= self.absent(part, inner)
+        return found
 
     def _walk(self, value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None, depth: int) -> None:
         kind = self._kinds.get(type(value)) or self._kind(value)

@@ -26,6 +26,13 @@ Tensor = Any
 Moment = Literal["enter", "leave", "value", "draw", "raise"]
 
 
+@dataclass(frozen=True, slots=True)
+class AsIs:
+    """A value to go on with as it is, though it is a NumPy array: neither its dtype nor its shape becomes that of what it replaces."""
+
+    value: Any
+
+
 @dataclass(slots=True)
 class Boundary:
     """One moment of a run at one site, with the live tensors that are there.
@@ -37,7 +44,8 @@ class Boundary:
     - ``leaves``: (end, tensor) in the order of the arguments. Tensors are the run's own objects: whoever keeps values copies them;
     - ``file``, ``line``: the model code that made the call;
     - ``frame_id``: one number for the enter, leave and raise of one call; ``parent_id``: that of the enclosing call, 0 at the root;
-    - ``note``: ``scalars`` {end: value} among the inputs, a draw's ``function``, ``shape``, ``dtype`` and arguments;
+    - ``note``: ``scalars`` {end: value} among the inputs; of a returned container ``absent``, where it holds None or an object that is
+      not entered (`tracediff.capture.nest.Nest.absent`); a draw's ``function``, ``shape``, ``dtype`` and arguments;
     - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. One that was not returned is
       added as ``output.input[0]``: the input as the call left it;
     - ``replaced``: what observers asked earlier handed back, by end.
@@ -66,7 +74,8 @@ class Run:
     """What is known of an observed run: its adapter, its modules in tree order, and (growing) its stages and what was not seen.
 
     ``stages`` maps each stage to the one around it. ``not_seen`` is complete when `Observer.finish` is called; an observer may
-    add to both lists. ``error`` is then what ended the run, None where it came to its end.
+    add to both lists. ``error`` is then what ended the run, None where it came to its end; ``raised`` what ended a stage, each with
+    that stage, where the run went on with the next.
     """
 
     adapter: Adapter
@@ -75,6 +84,7 @@ class Run:
     not_seen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     error: Exception | None = None
+    raised: list[tuple[Exception, str]] = field(default_factory=list)
 
     def miss(self, what: str) -> None:
         """Adds something that was not seen, once."""
@@ -92,9 +102,10 @@ class Observer:
         """Called at every boundary; returns the values to go on with, by end, or None.
 
         Values are tensors of the framework, used as they are, or NumPy arrays, converted to the dtype and device of what they
-        replace. At ``enter`` they replace inputs, at ``leave`` outputs, at ``value`` what the tap returns. At ``draw`` the one end
-        is ``draw`` and its leaf is what the framework drew: the values returned are reshaped and cast to it. At ``raise`` they are
-        the outputs (``output``, ``output[0]``...) that the failed call is made to return; without them the exception goes on.
+        replace unless they come as `AsIs`. At ``enter`` they replace inputs, at ``leave`` outputs, at ``value`` what the tap returns.
+        At ``draw`` the one end is ``draw`` and its leaf is what the framework drew: the values returned are reshaped and cast to it.
+        At ``raise`` they are the outputs (``output``, ``output[0]``...) that the failed call is made to return; without them the
+        exception goes on.
         """
         return None
 

@@ -151,34 +151,56 @@ class Playback(Draws):
     """Hands the draws that a reference trace recorded to those of the port, in its layout and with its scale.
 
     A draw of the port that the reference did not make, one of another size, and one of the reference that the port never asked for
-    are *draws without partner*: they are added to what was not seen.
+    are *draws without partner*: they are added to what was not seen. They shift none of the others: of the reference's draws that are
+    left, in the same scope (step, token) where both sides have that, the first of the port's size is taken.
     """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
+        self._scope = ""
+        self._served: set[tuple[str, str, int]] = set()
         self.recorded: dict[tuple[str, str], list[Record]] = {}
         for record in recorded_draws(trace):
             self.recorded.setdefault((record.stage, Site.parse(record.site).name), []).append(record)
 
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        self._scope = boundary.scope
+        return super().see(boundary)
+
     def _values(self, stage: str, name: str, ordinal: int, shape: Shape, arguments: Mapping[str, Any]) -> Array | None:
         known = self.recorded.get((stage, name), [])
-        if ordinal >= len(known):
-            self._lone(f"{name} {list(shape)} in stage {stage!r} is number {ordinal + 1}, and the reference made {len(known)}")
+        place = self._fitting(known, ordinal, shape)
+        if place is None:
+            self.taken[stage, name] = ordinal
+            self._lone(self._why_alone(stage, name, known, ordinal, shape))
             return None
-        record = known[ordinal]
+        self.taken[stage, name] = place + 1
+        self._served.add((stage, name, place))
+        record = known[place]
         values = laid_out(record.read(), shape)
-        if values is None:
-            self._lone(f"{name} in stage {stage!r} is of shape {list(shape)}, and the reference's of {list(record.shape)}")
-            return None
+        assert values is not None
         ours = _affine(name, arguments)
-        return values if ours is None or _affine(name, record.note) is None else ours.stretch(standard(name, values, record.note))
+        known_as = _affine(name, record.note)
+        return values if ours is None or known_as is None else ours.stretch(standard(name, values, record.note))
+
+    def _fitting(self, known: Sequence[Record], start: int, shape: Shape) -> int | None:
+        """The place of the first draw from ``start`` on that has as many numbers; in the present scope, where the reference has that."""
+        inside = any(record.scope == self._scope for record in known)
+        left = (place for place in range(start, len(known)) if not inside or known[place].scope == self._scope)
+        return next((place for place in left if prod(known[place].shape) == prod(shape)), None)
+
+    def _why_alone(self, stage: str, name: str, known: Sequence[Record], ordinal: int, shape: Shape) -> str:
+        if ordinal >= len(known):
+            return f"{name} {list(shape)} in stage {stage!r} is number {ordinal + 1}, and the reference made {len(known)}"
+        at = f" at {self._scope}" if self._scope else ""
+        return f"{name} in stage {stage!r}{at} is of shape {list(shape)}, and the reference's of {list(known[ordinal].shape)}"
 
     def _lone(self, why: str) -> None:
         self._miss(f"draw without partner: {why}; the port's own was kept")
 
     def finish(self, run: Run) -> None:
         for (stage, name), known in self.recorded.items():
-            left = len(known) - self.taken[stage, name]
+            left = len(known) - sum(one[:2] == (stage, name) for one in self._served)
             if left > 0 and (not stage or stage in run.stages):
                 run.miss(f"draw without partner: {left} of the reference's {name} in stage {stage!r} were not asked for")
 

@@ -33,6 +33,7 @@ from tracediff.capture import adapter, observe
 from tracediff.capture.context import Context, weights_beside
 from tracediff.capture.elsewhere import run_elsewhere
 from tracediff.capture.observer import Observer
+from tracediff.capture.onward import run_onward
 from tracediff.capture.starter import write_recipes
 from tracediff.errors import RecipeError, TracediffError
 
@@ -428,7 +429,7 @@ def _record(
             change(models)
         _function(how)(
             dict(models),
-            lambda: loaded.run(models, context),
+            lambda: run_onward(loaded, models, context, progress),
             to,
             observers=[context.draws],
             methods=_of_roots(loaded.methods, models),

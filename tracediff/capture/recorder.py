@@ -162,7 +162,8 @@ class Recorder(Observer):
         self._made: dict[bytes, int] = {}
         self._live: dict[int, _Seen] = {}
         self._open: dict[int, _Open] = {}
-        self._error: BaseException | None = None
+        self._errors: list[BaseException | None] = []
+        self._stops = 0
         self._bridged: set[int] = set()
         self._served: set[str] = set()
         self._stage = ""
@@ -208,8 +209,9 @@ class Recorder(Observer):
         self._live.clear()
         for what in self._selection.unmatched():
             run.miss(what)
-        if run.error is not None and run.error is not self._error:
-            self._stopped(run.error)
+        for error, stage in [*run.raised, (run.error, self._stage)]:
+            if error is not None and all(error is not known for known in self._errors):
+                self._stopped(error, stage)
         self.writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
     def _stages(self, stage: str) -> Iterator[str]:
@@ -312,9 +314,9 @@ class Recorder(Observer):
     def _raised(self, boundary: Boundary, note: dict[str, Any]) -> None:
         """What a call raised, in the place of its output: of the innermost call that an exception left, and of one that went on."""
         is_bridged = bool(boundary.replaced)
-        if boundary.error is self._error and not is_bridged:
+        if self._errors and boundary.error is self._errors[-1] and not is_bridged:
             return
-        self._error = boundary.error
+        self._errors.append(boundary.error)
         row = self.records
         flags = schema.RAISED | (schema.REPLACED if is_bridged else 0)
         self.writer.add_text(text=str(note.get("error", "")), flags=flags, **self._moment(boundary, "output", note))
@@ -325,16 +327,19 @@ class Recorder(Observer):
                 if self._run.adapter.is_tensor(handed):
                     self._remember(handed, self._code(handed), row, schema.PRODUCER_IDENTITY, is_made=True)
 
-    def _stopped(self, error: Exception) -> None:
-        """What ended the run outside of all calls."""
+    def _stopped(self, error: Exception, stage: str) -> None:
+        """What ended the run, or a stage of it, outside of all calls."""
         note = raised_note(error)
+        self._errors.append(error)
+        number = self._stops
+        self._stops += 1
         self.writer.add_text(
             text=note["error"],
             site=STOPPED,
-            call=f"{STOPPED}[0]",
-            ordinal=0,
+            call=f"{STOPPED}[{number}]",
+            ordinal=number,
             end="value",
-            stage=self._stage,
+            stage=stage,
             flags=schema.RAISED,
             note=json.dumps(note, separators=(",", ":")),
         )

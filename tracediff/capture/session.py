@@ -16,7 +16,7 @@ from tracediff.capture.adapter import Adapter, Function, Random
 from tracediff.capture.frames import Frame
 from tracediff.capture.install import Installation
 from tracediff.capture.nest import Leaves, Nest, built, number
-from tracediff.capture.observer import Boundary, Moment, Observer, Run, raised_note
+from tracediff.capture.observer import AsIs, Boundary, Moment, Observer, Run, raised_note
 from tracediff.capture.randomness import ODDS, probabilities
 from tracediff.capture.tree import discover
 from tracediff.capture.unseen import hidden_regions, made_later, uncalled
@@ -200,6 +200,8 @@ class Session:
             lost = [(f"output.{end}", tensor) for end, tensor in changed.values() if id(tensor) not in returned]
             left.leaves += lost
             left.mutated = (*kept, *(end for end, _ in lost))
+        if not self.adapter.is_tensor(result) and (absent := self._nest.absent(result, "output")):
+            left.note["absent"] = absent
         if not self._see(left):
             return result
         for end, tensor in left.leaves:
@@ -357,7 +359,8 @@ class Session:
                     f"where there is only: {', '.join(old) or 'nothing'}."
                 )
             is_array = type(value).__module__.partition(".")[0] == "numpy" and self.adapter.is_tensor(value)
-            boundary.replaced[end] = self.adapter.from_numpy(value, old.get(end)) if is_array else value
+            as_is = value.value if isinstance(value, AsIs) else value
+            boundary.replaced[end] = self.adapter.from_numpy(value, old.get(end)) if is_array else as_is
 
     def _is_blind(self, site: str) -> bool:
         """Whether nothing can or need be seen: the run is over or failed, or the framework hides what it does."""
