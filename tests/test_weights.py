@@ -294,6 +294,27 @@ def test_a_convolution_as_wide_as_its_kernel_that_was_not_transposed_is_seen() -
     assert "as it is" in evidence(report, "convs.2.weight")
 
 
+@pytest.mark.parametrize("thin", [(32, 1, 3, 3), (3, 8, 1, 3), (5, 1, 1, 5), (32, 1, 5, 3)], ids=str)
+@pytest.mark.parametrize("others", [{}, {"c": (8, 4, 3, 3), "d": (6, 8, 5, 5), "e": (9, 7, 3, 3)}], ids=["1d only", "2d too"])
+def test_axes_of_length_one_leave_nothing_to_transpose(thin: tuple[int, ...], others: dict[str, tuple[int, ...]]) -> None:
+    """The OIHW kernel of one input channel and its OHWI form have the same bytes, whatever longer kernels go through."""
+    long = {f"conv{n}.weight": values(f"1d{n}", 6 + n, 4, 3) for n in range(4)}
+    wide = {f"{name}.weight": values(name, *shape) for name, shape in others.items()}
+    first = {"first.weight": values("first", *thin)}
+    target = {name: value.transpose(0, 2, 1) for name, value in long.items()}
+    target |= {name: value.transpose(0, 2, 3, 1) for name, value in (wide | first).items()}
+    report = weights(long | wide | first, target)
+    assert not report.findings
+    assert report.verdict == "same"
+
+
+def test_a_kernel_with_one_row_that_was_not_transposed_is_seen_among_its_kind() -> None:
+    reference = {f"{n}.weight": values(f"{n}", 8 + n, 4, 1, 3) for n in range(4)} | {"odd.weight": values("odd", 8, 3, 1, 3)}
+    target = {name: value.transpose(0, 2, 3, 1) for name, value in reference.items()}
+    target["odd.weight"] = np.ascontiguousarray(reference["odd.weight"]).reshape(8, 1, 3, 3)
+    assert kinds(weights(reference, target)) == {"odd.weight": "weights.layout"}
+
+
 def test_dropped_biases_are_one_line_with_their_count() -> None:
     reference = transformer()
     faulty = {name: value for name, value in port(reference).items() if not name.endswith("out_proj.bias")}

@@ -61,8 +61,8 @@ def _along(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[S
                     told = f"along {name} the port has the {parts} parts in the order {tuple(i + 1 for i in order)}"
                     yield Suspect("order.concat", 0.9, True, told)
                     return
-    yield from _shifted(scene, reference, port, axis)
-    yield from _matched(scene, reference, port, axis)
+    found = list(_shifted(scene, reference, port, axis))
+    yield from found or _matched(scene, reference, port, axis)
 
 
 def _shifted(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Suspect]:
@@ -107,6 +107,10 @@ def _matched(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable
         return
     moved = np.moveaxis(ours[places].reshape(length, *np.delete(reference.shape, axis)), 0, axis)
     if scene.reproduces(moved):
+        if np.array_equal(places, np.roll(np.arange(length), -int(places[0]))):
+            told = f"along axis {axis} the port has the first {int(places[0])} of the reference's {length} slices behind the others"
+            yield Suspect("order.concat", 0.9, True, told)
+            return
         kind = "order.channels" if axis == reference.ndim - 1 or axis == 1 else "order.roles"
         yield Suspect(kind, 0.9, True, f"along axis {axis} the port has the same {length} slices in the order {_brief(places)}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from tracediff.dtype import Array
 from tracediff.explain.scene import Scene, Suspect
 
 _MOST = 2**24  # scores
+_PROJECTIONS = 6  # of what is in hand, the latest, among which queries, keys and values are looked for
+_HEADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,10 @@ class _Call:
 
 def detect(scene: Scene) -> Iterable[Suspect]:
     """The one change to the call that turns the reference's output into the port's."""
-    if scene.blame != "module" or not scene.site.endswith("!attention") or not scene.is_numeric:
+    if not scene.is_numeric:
+        return
+    if scene.blame != "module" or not scene.site.endswith("!attention"):
+        yield from _written_out(scene)
         return
     reference, _ = scene.tensors()
     for call in _calls(scene):
@@ -43,6 +49,51 @@ def detect(scene: Scene) -> Iterable[Suspect]:
                 yield Suspect(kind, 0.95, True, f"attention computed again {told} gives the port's output")
                 return
         return
+
+
+def _written_out(scene: Scene) -> Iterable[Suspect]:
+    """As `detect` for attention that a module's own code computes from its projections: (B, T, C), or (B, C, T) with the channels first."""
+    reference, _ = scene.tensors()
+    if reference.ndim != 3:
+        return
+    for order in ((0, 1, 2), (0, 2, 1)):
+        batch, length, width = np.transpose(reference, order).shape
+        found = [part for one in scene.in_hand[-_PROJECTIONS:] for part in _projections(one.values, order, batch, width)]
+        for q, k, v in permutations(found[-4:], 3):
+            if q.shape[1] != length or k.shape != v.shape or batch * length * k.shape[1] > _MOST:
+                continue
+            for heads in (number for number in range(1, min(width, _HEADS) + 1) if width % number == 0):
+                call = _Call(_split(q, heads), _split(k, heads), _split(v, heads), None, (width // heads) ** -0.5)
+                for whole in (call, replace(call, mask=_causal(length, k.shape[1]))):
+                    told = list(_edited(scene, whole, (batch, length, width), order))
+                    yield from told
+                    if told:
+                        return
+
+
+def _edited(scene: Scene, call: _Call, shape: tuple[int, ...], order: tuple[int, ...]) -> Iterator[Suspect]:
+    made = _computed(call, shape)
+    if made is None or not scene.is_reference(np.transpose(made, order)):
+        return
+    for kind, told, edit in _edits(call):
+        values = _computed(edit, shape)
+        if values is not None and scene.reproduces(np.transpose(values, order)):
+            yield Suspect(kind, 0.95, True, f"attention computed again {told} gives the port's values")
+            return
+
+
+def _projections(values: Array, order: tuple[int, ...], batch: int, width: int) -> Iterator[Array]:
+    """A tensor in hand as (B, S, C), or the two or three of them that a fused projection gave."""
+    if values.ndim != 3 or values.dtype.kind != "f":
+        return
+    seen = np.transpose(values, order)
+    if seen.shape[0] == batch and seen.shape[2] % width == 0 and seen.shape[2] // width <= 3:
+        yield from np.split(seen, seen.shape[2] // width, 2)
+
+
+def _split(x: Array, heads: int) -> Array:
+    """(B, T, C) as (B, H, T, D)."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def _calls(scene: Scene) -> Iterator[_Call]:

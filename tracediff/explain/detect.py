@@ -14,6 +14,7 @@ from tracediff.explain import (
     calls,
     combination,
     extent,
+    forms,
     normalisation,
     pointwise,
     rotation,
@@ -29,6 +30,8 @@ DETECTORS: tuple[Detector, ...] = tuple(
     module.detect
     for module in (attention, rotation, timesteps, normalisation, pointwise, combination, arrangement, calls, attributes, rounding, extent)
 )
+SURE = 0.88
+"""What a confirmed cause must be worth for no formulas to be tried any more."""
 BLAMES = ("module", "caller")
 MOST = 24
 """So many findings are explained; where there are more, the later ones are seldom causes of their own."""
@@ -44,8 +47,10 @@ def suspects(located: Located, alignment: Alignment, reference: Trace, port: Tra
 def scene_suspects(scene: Scene) -> Iterable[Suspect]:
     """What all detectors say of one divergence."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
-        for detector in DETECTORS:
-            yield from detector(scene)
+        found = [suspect for detector in DETECTORS for suspect in detector(scene)]
+        yield from found
+        if not any(suspect.confirmed and suspect.confidence >= SURE for suspect in found):
+            yield from forms.detect(scene)
 
 
 def ranked(found: Iterable[Suspect]) -> list[Suspect]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +63,8 @@ class Evidence:
         comparison = self._located.comparisons[finding.place]
         left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
+        if left.end.startswith("output"):  # made from what the call was handed, also where a caller handed it too little
+            finding = replace(finding, blame="module")
         frames = tuple(self._frame(side, record, finding) for side, record in enumerate((left, right)))
         return Scene(
             site=left.site,

@@ -213,7 +213,7 @@ class Layouts:
         self._origins: dict[str, Origin] = {}
         left = [pairing.reference[name] for name in pairing.missing]
         self._unmerged = {made.parts[-1].name: reading(made, Layout(made.shape)) for made in merges(left) if made.merge.how != "sum"}
-        self._votes: dict[tuple[str, int, str], list[_Vote]] = defaultdict(list)
+        self._votes: dict[_Family, list[_Vote]] = defaultdict(list)
         for name, held in pairing.held.items():
             if held.origin.is_copy and not held.reshaped:
                 self._add(name, held)
@@ -283,11 +283,18 @@ def _majority(votes: Sequence[_Vote], share: float) -> tuple[str, int] | None:
     return counts[0] if counts and counts[0][1] > share * len(votes) else None
 
 
-def _families(name: str, shape: tuple[int, ...]) -> list[tuple[str, int, str]]:
+_Family = tuple[str, int, int, str]
+
+
+def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
+    """The families of a tensor, the nearest first: of as many axes and as many longer than 1.
+
+    A kernel over two dimensions with one input channel has as many long axes as one over a single dimension, which goes another way.
+    """
     text = template(name)[0]
     parts = text.split(".")
-    rank = sum(size != 1 for size in shape)
-    return [("alike", rank, text), ("ending", rank, ".".join(parts[-2:])), ("rank", rank, parts[-1])]
+    rank = sum(size != 1 for size in shape), len(shape)
+    return [("alike", *rank, text), ("ending", *rank, ".".join(parts[-2:])), ("rank", *rank, parts[-1])]
 
 
 def move(shape: tuple[int, ...], layout: Layout) -> str:

@@ -48,6 +48,7 @@ FUNCTIONS: dict[str, Function] = {
     "absolute value": np.abs,
     "square": np.square,
     "exp": lambda x: np.exp(np.minimum(x, 60)),
+    "exp of half": lambda x: np.exp(np.minimum(0.5 * x, 60)),
     "log": lambda x: np.log(np.maximum(x, 1e-30)),
     "square root": lambda x: np.sqrt(np.maximum(x, 0)),
     "sine": np.sin,
@@ -144,13 +145,18 @@ def _clamped(scene: Scene) -> Iterable[Suspect]:
     pairs = [(ours, port - rest) for _, ours, rest in scene.summands()]
     for who, clipped, free in [one for ours, theirs in pairs for one in (("port", theirs, ours), ("reference", ours, theirs))]:
         low, high = float(clipped.min()), float(clipped.max())
+        if high - low <= 1e-5 * max(abs(low), abs(high)):
+            continue
         cut = (free < low - 1e-5 * abs(low)) | (free > high + 1e-5 * abs(high))
         at_limit = np.isclose(clipped, low, rtol=1e-4, atol=0) | np.isclose(clipped, high, rtol=1e-4, atol=0)
         if not cut.any() or np.linalg.norm(np.clip(free, low, high) - clipped) > 0.02 * made or not at_limit[cut].all():
             continue
+        if int(cut.sum()) >= 2 and low == 0 and high >= float(free.max()):
+            other = "reference" if who == "port" else "port"
+            yield Suspect("activation", 0.9, True, f"the {who}'s values are a ReLU of the {other}'s")
+            return
         if int(cut.sum()) >= 2:
-            told = (
-                f"the {who}'s values are the other side's clipped to {low:.6g} to {high:.6g}, which cuts {int(cut.sum()):,} of {cut.size:,}"
-            )
-            yield Suspect("clamp", 0.9, True, told)
+            limits = [f"at least {low:.6g}"] * bool((free < low).any()) + [f"at most {high:.6g}"] * bool((free > high).any())
+            told = f"the {who}'s values are the other side's clipped to {' and '.join(limits)}"
+            yield Suspect("clamp", 0.9, True, f"{told}, which cuts {int(cut.sum()):,} of {cut.size:,}")
             return
