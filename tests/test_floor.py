@@ -110,6 +110,53 @@ class TestMeasuring:
             assert np.isfinite(trace.floor["bfloat16"][rows(trace, "2")]).all()
             assert any("not measured at 1 (RuntimeError: weights in float32 only)" in text for text in trace.meta["not_seen"])
 
+    def test_code_outside_of_every_call_keeps_its_dtype_and_what_it_calls_is_measured_in_the_other(self, tmp_path: Path) -> None:
+        model, constant = nn.Sequential(linear(), linear()).eval(), torch.ones(8, 8)
+
+        def run() -> torch.Tensor:
+            first = td.tap("first", model[0](torch.from_numpy(X)).tanh())
+            return model[1](td.tap("second", first @ constant))
+
+        with torch.no_grad(), td.capture(model, run, to=tmp_path / "ref.h5", floor_dtypes=("float64",)) as trace:
+            assert trace.floor is not None
+            assert trace.floor["float64"][rows(trace, "1")[0]] > 0
+            assert trace.floor["float64"][rows(trace, "#first", "value")[0]] > 0, "what was measured before the failure counts"
+            assert next(text for text in trace.meta["not_seen"] if "expected" in text).startswith(
+                "floor in float64: the code of the root itself ran in its own dtype, since in this one: RuntimeError"
+            )
+
+    def test_a_module_of_which_another_method_runs_keeps_its_own_parameters(self, tmp_path: Path) -> None:
+        class Ears(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = linear()
+                self.register_buffer("filters", torch.ones(8, 8))
+
+            def listen(self, wave: np.ndarray) -> torch.Tensor:
+                return self.inner(torch.from_numpy(wave).float() @ self.filters)
+
+        model = nn.Sequential(Ears(), linear()).eval()
+        with torch.no_grad(), td.capture(model, lambda: model[1](model[0].listen(X)), to=tmp_path / "ref.h5") as trace:
+            assert trace.floor is not None
+            for site in ("0.inner", "1"):
+                assert trace.floor["float64"][rows(trace, site)[0]] > 0, site
+            assert any("the code of 0 itself ran in its own dtype" in text for text in trace.meta["not_seen"])
+
+    @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+    def test_a_tap_of_numpys_arrays_hands_on_an_array_in_every_dtype(self, tmp_path: Path, dtype: str) -> None:
+        seen: list[str] = []
+
+        def run() -> torch.Tensor:
+            wave = td.tap("wave", X)
+            assert isinstance(wave, np.ndarray)
+            seen.append(str(wave.dtype))
+            return model(torch.from_numpy(np.exp(wave).astype(np.float32)))
+
+        model = linear()
+        with torch.no_grad(), td.capture(model, run, to=tmp_path / "ref.h5", floor_dtypes=(dtype,)) as trace:
+            assert not [text for text in trace.meta["not_seen"] if text.startswith("floor")]
+        assert ("float64" in seen) == (dtype == "float64")
+
     def test_a_model_is_bit_for_bit_what_it_was_though_its_run_in_another_dtype_fails(self, tmp_path: Path) -> None:
         model = nn.Sequential(OnlyFloat32(), nn.BatchNorm1d(8), nn.utils.parametrizations.weight_norm(linear())).eval()
         before = {name: (id(value), value.clone(), value.dtype) for name, value in model.state_dict(keep_vars=True).items()}
@@ -159,6 +206,47 @@ class TestNoiseSensitiveIds:
                 assert trace.floor is not None
                 assert trace.floor["noise"][row] == share
                 assert bool(trace.floor["sensitive"][row]) is (share > 0)
+
+    @pytest.mark.parametrize("choice", ["hot", "kept"])
+    def test_so_it_does_of_real_choices(self, tmp_path: Path, choice: str) -> None:
+        model = linear()
+        scores = model(torch.from_numpy(X)).detach()
+        first, second = scores.sort(-1).values[0, -2:].flip(0)
+
+        def run() -> torch.Tensor:
+            values = model(torch.from_numpy(X)) + pushed
+            hot = (values == values.amax(-1, keepdim=True)).float()
+            return td.tap("hot", hot) if choice == "hot" else td.tap("kept", torch.where(values > cut, values, 0.0))
+
+        for near in (True, False):
+            pushed = torch.zeros_like(scores)
+            pushed[0, scores[0].argsort()[-2]] = (first - second) * (1 - 1e-7 if near else -1)
+            cut = (first - 1e-7) if near else first - 0.5 * (first - second).abs()
+            with torch.no_grad(), td.capture(model, run, to=tmp_path / f"{near}.h5") as trace:
+                assert trace.floor is not None
+                row = rows(trace, f"#{choice}", "value")[0]
+                assert bool(trace.floor["sensitive"][row]) is near
+                assert bool(trace.floor["noise"][row] * 2**-24 > 0.1) is near
+
+    def test_a_rectifier_is_no_choice(self, tmp_path: Path) -> None:
+        model = nn.Sequential(linear(), nn.ReLU(), linear()).eval()
+        with reference(model, tmp_path, x=np.random.default_rng(1).standard_normal((4000, 8)).astype(np.float32)) as trace:
+            assert trace.floor is not None
+            assert not trace.floor["sensitive"].any()
+            assert trace.floor["noise"][rows(trace, "1")[0]] < 8
+
+    def test_a_value_that_is_seen_once_more_has_the_floor_of_where_it_was_made(self, tmp_path: Path) -> None:
+        model = linear()
+
+        def run() -> torch.Tensor:
+            return td.tap("again", td.tap("made", model(torch.from_numpy(X)).exp().cumsum(-1)))
+
+        with torch.no_grad(), td.capture(model, run, to=tmp_path / "ref.h5") as trace:
+            assert trace.floor is not None
+            made, again = (trace.floor[rows(trace, f"#{name}", "value")[0]] for name in ("made", "again"))
+            assert made["noise"] > 0
+            assert again["noise"] >= made["noise"]
+            assert again["float64"] == made["float64"] > 0
 
     def test_in_a_free_run_they_are_no_divergence_and_what_follows_gets_no_verdict(self, tmp_path: Path) -> None:
         report = self.capture(tmp_path, 1e-7, self.flipped())

@@ -252,6 +252,29 @@ class TestStages:
         assert (outcome.first.port, outcome.culprit.port) == ("dec.a", "dec.a")
         assert outcome.introduced == 1
 
+    def test_what_has_no_error_to_measure_is_shown_as_other_and_not_as_no_error(self, pair: Pair) -> None:
+        told = td.status(pair.reference(), pair.forced(faults={"dec.b": lambda values: values[:, :-1]}))
+        outcome = told.stages[1].forced
+        assert outcome is not None
+        assert (outcome.state, outcome.worst) == ("different", None)
+        assert re.search(r"dec +different +other", plain(str(told)))
+        assert "| other (-) |" in markdown(told)
+
+    def test_a_finding_that_two_stages_share_is_the_fault_of_both(self, pair: Pair) -> None:
+        def twice(run: Run, x: Array) -> None:
+            weight = next(iter(weights(1)))
+            for stage in STAGES:
+                run.stage = stage
+                with run("net", x=x) as leave:
+                    leave(run.layer("net.a", x, weight))
+
+        told = td.status(pair.reference(work=twice), pair.forced(work=twice, faults={"net.a": bumped}))
+        for stage in told.stages:
+            assert stage.forced is not None
+            assert (stage.forced.state, stage.forced.introduced) == ("different", 1)
+            assert stage.forced.culprit is not None
+            assert stage.forced.culprit.port == "net.a"
+
     def test_what_a_stage_is_handed_is_inherited_and_not_its_fault(self, pair: Pair) -> None:
         reference = pair.reference(flows=True)
         told = td.status(reference, pair.free(flows=True, faults={"enc.b": bumped}))
@@ -260,7 +283,7 @@ class TestStages:
         assert enc is not None
         assert dec is not None
         assert (enc.introduced, dec.introduced) == (1, 0)
-        assert "inherited: what arrives is off already" in str(told)
+        assert "may be inherited: something before it is off already" in str(told)
 
     def test_the_likely_cause_is_that_of_the_first_divergence(self, pair: Pair) -> None:
         reference, port = td.open_trace(pair.reference()), td.open_trace(pair.forced(faults={"dec.a": bumped}))

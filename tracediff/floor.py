@@ -7,15 +7,19 @@ runs). One more run in another dtype gives the error of that dtype's own arithme
 forced run. For free runs two more are made in which what arrives is handed on with noise, so that it does accumulate.
 
 Where values are exact (ids, masks) the same columns hold the share of them that changes under eight units of noise, or in the other
-dtype: such ids are *noise-sensitive*, and a port may choose otherwise there without being wrong.
+dtype: such ids are *noise-sensitive*, and a port may choose otherwise there without being wrong. Real tensors may be choices as well: whole
+numbers (one-hot vectors, codes, masks in a float dtype), and what a filter keeps or drops, zeros standing for the latter. Eight units of
+noise count there too, their error being relative L2.
 
-Code that does not run in the other dtype (an assertion, a cast inside) is left in the reference's own, and everything that it calls is
-measured in the other one all the same.
+Code that does not run in the other dtype (an assertion, a cast inside, a constant) is left in the reference's own, and everything that it
+calls is measured in the other one all the same. So is code outside of every observed call: that of the run itself, and of a module of
+which another method runs than the observed one.
 """
 
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +28,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.align import RecordPair
 from tracediff.capture import adapter_of, observe
-from tracediff.capture.observer import Boundary, Observer, Run
+from tracediff.capture.observer import AsIs, Boundary, Observer, Run
 from tracediff.capture.provenance import digest_of
 from tracediff.capture.tree import discover, path_of
 from tracediff.compare import compare
@@ -32,14 +36,18 @@ from tracediff.dtype import Array, DType
 from tracediff.errors import CaptureError
 from tracediff.force import Values, outputs_by_call, rows_by_place
 from tracediff.site import join, module_of
-from tracediff.trace import Trace, schema
+from tracediff.trace import Record, Trace, schema
 
 NOISE, FREE, SENSITIVE = "noise", "free", "sensitive"
 COLUMNS = ("float64", "float16", "bfloat16")
 HALF = ("float16", "bfloat16")
 DRAWS, FREE_DRAWS = 3, 2
 SENSITIVE_FACTOR = 8.0
-"""Ids that the reference itself changes under so many units of noise are noise-sensitive."""
+"""Ids and other choices that the reference itself changes under so many units of noise are noise-sensitive."""
+BEYOND_NOISE = 16.0
+"""What comes or goes under noise and is so many times larger than it was chosen, not computed."""
+ROUNDING = 1e-6
+"""Statistics of one tensor, normalised once more perhaps, are as close as this."""
 ILL = 8.0
 """Records whose own arithmetic errs by more units than this pass that error on in a free run."""
 ROUNDS = 8
@@ -63,11 +71,13 @@ class Redrawing(Observer):
 class _Handing(Observer):
     """Measures what arrives at each boundary against what is stored, and hands on a variation of what is stored.
 
-    ``errors`` are relative L2, of exact values the share that differs; ``raised`` says where a call failed and its outputs were handed on.
+    ``errors`` are relative L2, of exact values the share that differs; ``chosen`` marks real choices;
+    ``raised`` says where a call failed and its outputs were handed on.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.errors = np.full(len(trace.records), np.nan)
+        self.chosen = np.zeros(len(trace.records), bool)
         self.raised: dict[str, str] = {}
         self._rows = rows_by_place(trace)
         self._calls = outputs_by_call(trace)
@@ -93,15 +103,15 @@ class _Handing(Observer):
             if boundary.moment != "draw":
                 self._measure(row, stored, self._run.adapter.view(tensor))
             if not end.startswith("attr["):
-                replaced[end] = stored if boundary.moment == "draw" else self.varied(self.base(stored, tensor), row, boundary)
+                replaced[end] = stored if boundary.moment == "draw" else self.varied(self.base(stored, tensor), row, boundary, tensor)
         return replaced
 
     def base(self, stored: Array, tensor: Any) -> Array:
         """What is varied: the stored value, so that nothing accumulates."""
         return stored
 
-    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
-        """What is handed on in the place of a stored value."""
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
+        """What is handed on in the place of a stored value; ``own`` is what arrived, None where nothing did."""
         raise NotImplementedError
 
     def taker(self, boundary: Boundary) -> str:
@@ -115,9 +125,10 @@ class _Handing(Observer):
         stored = self._values.every(outputs)
         if stored is None:
             return None
-        return {end: self.varied(values, outputs[end], boundary) for end, values in stored.items()}
+        return {end: self.varied(values, outputs[end], boundary, None) for end, values in stored.items()}
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
+        self.chosen[row] |= is_whole(stored)
         if stored.shape != arrived.shape:
             self.errors[row] = math.inf
             return
@@ -133,7 +144,7 @@ class _Noise(_Handing):
         super().__init__(trace)
         self._draw, self._factor, self._unit = draw, factor, unit
 
-    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
         kind = dtypes.of(stored)
         if kind.is_exact or is_whole(stored):
             return stored
@@ -143,6 +154,24 @@ class _Noise(_Handing):
         with np.errstate(invalid="ignore", over="ignore"):
             wide *= 1 + size * generator.standard_normal(stored.shape) + size * generator.standard_normal()
             return wide.astype(kind.view)
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        """The stored value; under several units of noise what arrives, where that was chosen otherwise, so that what comes of it shows."""
+        is_other = not isinstance(tensor, str) and self._moved(stored, self._run.adapter.view(tensor)) > 0
+        return self._run.adapter.view(tensor) if is_other else stored
+
+    def _measure(self, row: int, stored: Array, arrived: Array) -> None:
+        """Under several units of noise the error of what was kept or dropped otherwise counts, not that of the noise itself."""
+        moved = self._moved(stored, arrived)
+        if not moved:
+            super()._measure(row, stored, arrived)
+            return
+        self.chosen[row], self.errors[row] = True, np.fmax(self.errors[row], moved)
+
+    def _moved(self, stored: Array, arrived: Array) -> float:
+        if self._factor == 1 or dtypes.of(stored).is_exact or is_whole(stored):
+            return 0.0
+        return kept_or_dropped(stored, arrived, self._factor * max(dtypes.of(stored).roundoff, self._unit))
 
     def _size(self, kind: DType, row: int) -> float:
         return self._factor * max(kind.roundoff, self._unit)
@@ -174,14 +203,59 @@ class _Cast(_Handing):
         super().__init__(trace)
         self._kind, self._kept = kind, frozenset(kept)
 
-    def varied(self, stored: Array, row: int, boundary: Boundary) -> Any:
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
         kind = dtypes.of(stored)
         if kind.is_exact or kind.is_complex:
             return stored
-        if self.taker(boundary) in self._kept:
-            return self._run.adapter.from_numpy(stored, None)
+        is_host = isinstance(own, np.ndarray)
+        if self.taker(boundary) in self._kept or (is_host and self._kind.view.kind != "f"):  # NumPy itself has no bfloat16
+            return stored if is_host else self._run.adapter.from_numpy(stored, None)
         with np.errstate(over="ignore"):
-            return self._run.adapter.from_numpy(stored.astype(self._kind.view), None)
+            cast = stored.astype(self._kind.view)
+        return AsIs(cast) if is_host else self._run.adapter.from_numpy(cast, None)
+
+
+def is_made_at(site: str, end: str) -> bool:
+    """Whether a record is of what a function returned, or a tap was given.
+
+    >>> is_made_at("a!softmax", "output"), is_made_at("a#probs", "value"), is_made_at("a!softmax", "input[0]"), is_made_at("a", "output")
+    (True, True, False, False)
+    """
+    return end.startswith("value") or ("!" in site and end.startswith("output"))
+
+
+def is_alike(first: Record, second: Record) -> bool:
+    """Whether two records hold one tensor, to within rounding: as far as their statistics tell."""
+    sides = first.stats, second.stats
+    ours, theirs = (np.array([one.l2, one.min, one.max, one.std]) for one in sides)
+    is_close = np.allclose(ours, theirs, rtol=ROUNDING, atol=0.0)
+    return (first.shape, first.dtype, sides[0].zero) == (second.shape, second.dtype, sides[1].zero) and bool(is_close)
+
+
+def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:
+    """The relative L2 of what one of two tensors holds and the other has zeros or infinities for, as after a filter; 0 without any.
+
+    Of a ramp that is cut at zero (a rectifier) what comes or goes is as small as the relative ``noise`` that moved it: that is no choice.
+
+    >>> kept_or_dropped(np.float32([3, 4, 0]), np.float32([3.0001, 0, 0]), 1e-4)
+    0.8
+    >>> kept_or_dropped(np.float32([3, 1e-4, 0]), np.float32([3.0001, 0, 0]), 1e-4)
+    0.0
+    >>> kept_or_dropped(np.float32([3, 2, -np.inf]), np.float32([3.0001, -np.inf, -np.inf]), 1e-4)
+    inf
+    """
+    if stored.shape != arrived.shape or not stored.size:
+        return 0.0
+    if (np.isinf(stored) != np.isinf(arrived)).any():
+        return math.inf
+    differs = (stored == 0) != (arrived == 0)
+    if not differs.any():
+        return 0.0
+    wide = stored.astype(np.complex128 if stored.dtype.kind == "c" else np.float64)
+    norm = float(np.linalg.norm(np.where(np.isfinite(wide), wide, 0)))
+    sizes = np.abs(arrived[differs] - wide[differs])
+    sizes = sizes[sizes > BEYOND_NOISE * noise * norm / math.sqrt(stored.size)]
+    return float(np.linalg.norm(sizes)) / norm if norm else 0.0
 
 
 def is_whole(values: Array) -> bool:
@@ -215,7 +289,7 @@ def measure(
     ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.capture.observe`; ``known``
     is a floor measured before, whose columns are kept. ``noise`` (local) and ``free`` (accumulated) are in units of the roundoff of the
     record's dtype, the columns of dtypes are relative L2; of exact values all are the share that changed; NaN where not measured.
-    ``sensitive`` marks ids that noise changes. Raises CaptureError for a dtype without column.
+    ``sensitive`` marks ids and other choices that noise changes. Raises CaptureError for a dtype without column.
     """
     for name in dtypes_to_try:
         if name not in COLUMNS:
@@ -231,8 +305,9 @@ def measure(
     if known is None:
         measuring.accumulated()
     table = measuring.table
+    measuring.share()
     for name in (NOISE, *HALF):
-        table[SENSITIVE] |= measuring.is_exact & (np.nan_to_num(table[name]) > 0)
+        table[SENSITIVE] |= measuring.is_chosen & (np.nan_to_num(table[name]) > 0)
     return table, measuring.missed
 
 
@@ -253,6 +328,7 @@ class _Measuring:
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
         kinds = [dtypes.named(record.dtype) for record in trace.records]
         self.is_exact = np.array([kind.is_exact for kind in kinds], bool)
+        self.is_chosen = self.is_exact.copy()
         self._roundoff = np.array([kind.roundoff for kind in kinds])
 
     def noise(self) -> None:
@@ -260,7 +336,7 @@ class _Measuring:
         for draw in range(DRAWS):
             self._say(f"measuring the noise floor, run {draw + 1} of {DRAWS}")
             self._note(NOISE, self._in_units(self._noisy(_Noise(self._trace, draw)).errors))
-        self._note(NOISE, self._shares(self._noisy(_Noise(self._trace, DRAWS, SENSITIVE_FACTOR)).errors))
+        self._note(NOISE, self._in_units(self._chosen(self._noisy(_Noise(self._trace, DRAWS, SENSITIVE_FACTOR)))))
 
     def accumulated(self) -> None:
         """The column of accumulated noise; after that of float64, which tells what each record's own arithmetic adds."""
@@ -272,9 +348,27 @@ class _Measuring:
         """The error of a run in that dtype; of ids also what noise of eight of its units changes."""
         self._say(f"measuring the noise floor in {name}")
         self._note(name, self._cast(name))
-        if name in HALF and self.is_exact.any():
+        if name in HALF and self.is_chosen.any():
             noise = _Noise(self._trace, DRAWS, SENSITIVE_FACTOR, dtypes.named(name).roundoff)
-            self._note(name, self._shares(self._noisy(noise).errors))
+            self._note(name, self._chosen(self._noisy(noise)))
+
+    def share(self) -> None:
+        """Gives what a call takes from a function, or sees at a tap, and sees once more the floor of where it was made.
+
+        A port may come to the second by another way than by the first, and errs there by all of what leads up to both.
+        """
+        index, records = self._trace.index, self._trace.records
+        latest: dict[int, int] = {}
+        for row, parent in enumerate(index["parent"].tolist()):
+            record = records[row]
+            if self.is_exact[row] or not is_made_at(record.site, record.end):
+                continue
+            before = latest.get(parent)
+            if before is not None and record.end.startswith("value") and is_alike(records[before], record):
+                for column in (NOISE, FREE, *COLUMNS):
+                    self.table[column][row] = np.fmax(self.table[column][row], self.table[column][before])
+                self.is_chosen[row] |= self.is_chosen[before]
+            latest[parent] = row
 
     def _note(self, column: str, errors: Array) -> None:
         self.table[column] = np.fmax(self.table[column], errors)
@@ -284,8 +378,9 @@ class _Measuring:
         units: Array = np.divide(errors, self._roundoff, where=~self.is_exact, out=errors.copy())
         return units
 
-    def _shares(self, errors: Array) -> Array:
-        return np.where(self.is_exact, errors, np.nan)
+    def _chosen(self, noise: _Noise) -> Array:
+        """The errors of ids and of other choices."""
+        return np.where(self.is_chosen, noise.errors, np.nan)
 
     def _noisy(self, noise: _Noise) -> _Noise:
         """A run with noise; where it fails although what failed was bridged, what it measured until there counts."""
@@ -293,11 +388,16 @@ class _Measuring:
             self._again(noise)
         except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
             self._miss(f"noise floor: not measured after {_last(noise.raised)}, which fails under noise ({type(error).__name__}: {error})")
+        self.is_chosen |= noise.chosen
         return noise
 
     def _cast(self, name: str) -> Array:
-        """The errors of a run in a dtype: made again and again, what fails in it being left in the reference's own."""
+        """The errors of a run in a dtype: made again and again, what fails in it being left in the reference's own.
+
+        What a run measured until something failed in it counts besides what the last one measured.
+        """
         kept: dict[str, str] = {}
+        errors = np.full(len(self.table), np.nan)
         for _ in range(ROUNDS):
             cast = _Cast(self._trace, dtypes.named(name), kept)
             failed: Exception | None = None
@@ -307,9 +407,13 @@ class _Measuring:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
                 failed = error
+            self.is_chosen |= cast.chosen
             new = {site: why for site, why in cast.raised.items() if site not in kept}
+            if failed is not None and not new:
+                new = self._outside(failed, kept)
             if not new:
                 break
+            errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
         for site, why in kept.items():
             if site in cast.raised:
@@ -318,7 +422,19 @@ class _Measuring:
                 self._miss(f"floor in {name}: the code of {site or 'the root'} itself ran in its own dtype, since in this one: {why}")
         if failed is not None:
             self._miss(f"floor in {name}: not measured after {_last(cast.raised)} ({type(failed).__name__}: {failed})")
-        return cast.errors
+        worst: Array = np.fmax(errors, cast.errors)
+        return worst
+
+    def _outside(self, failed: Exception, kept: Mapping[str, str]) -> dict[str, str]:
+        """Whose code failed outside of every observed call, and why: the innermost module that the traceback comes by, or the run's own.
+
+        Nothing where both are in ``kept`` already.
+        """
+        paths = {id(node.module): node.path for node in discover(self._models, self._adapter)}
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(failed.__traceback__)]
+        inside = [paths[id(module)] for module in frames if id(module) in paths]
+        why = f"{type(failed).__name__}: {failed}"
+        return next(({path: why} for path in (*inside[-1:], "") if path not in kept), {})
 
     def _in_dtype(self, cast: _Cast, name: str, kept: Iterable[str]) -> None:
         """One run with the models in a dtype, which are afterwards bit for bit what they were."""

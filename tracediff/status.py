@@ -36,7 +36,8 @@ class Outcome:
 
     ``state`` "not run": the port made no such stage; "not recorded": the reference recorded nothing in it; "not compared": nothing in it
     was paired, or values were not stored; "unfinished": what was compared agrees, but not its end. ``why`` says more where neither same
-    nor different. ``worst`` is the largest relative L2, ``floor`` the noise floor there. ``compared`` of ``total`` records of the
+    nor different. ``worst`` is the largest relative L2, ``floor`` the noise floor there; None where what differs has no error to measure
+    (another text, another shape). ``compared`` of ``total`` records of the
     reference. ``first`` is its first divergence; ``introduced`` how many errors were made in it (0 in a different stage: it was handed
     them). ``causes``: of the first one, best first.
     """
@@ -309,6 +310,8 @@ def _outcome(stage: str, inside: Sequence[str], rows: _Rows) -> Outcome:
         "floor": seen.floor if seen else None,
     }
     if seen is not None and seen.verdict == "different":
+        if not any(row.diverged and row.rel_l2 is not None and row.where.stage in inside for row in rows.report.rows):
+            numbers |= {"worst": None, "floor": None}
         return Outcome("different", **numbers, **_first(seen, inside, rows.report))  # type: ignore[arg-type]
     own = [inner for inner in inside if rows.total[inner] or len(inside) == 1 or inner != stage]
     lacking = [(inner, *rows.lack(inner)) for inner in own]
@@ -321,15 +324,25 @@ def _outcome(stage: str, inside: Sequence[str], rows: _Rows) -> Outcome:
 
 
 def _first(seen: Stage, inside: Sequence[str], report: Report) -> dict[str, Any]:
-    """The first divergence of a stage, whose code made it, and why."""
+    """The first divergence of a stage, whose code made it, and why.
+
+    What a forced run shows in several stages alike is told by the report once, in the first of them; the others have it from there.
+    """
     introduced = [divergence for divergence in report.divergences if divergence.site.stage in inside]
-    divergence = next((one for one in introduced if one.site == seen.first), None)
+    where = seen.first
+    divergence = next((one for one in introduced if one.site == where), None)
+    if divergence is None and where is not None and report.mode == "forced":
+        divergence = next((one for one in report.divergences if _place(one.site) == _place(where)), None)
     return {
-        "first": seen.first,
+        "first": where,
         "culprit": divergence.culprit if divergence else None,
-        "introduced": len(introduced),
+        "introduced": max(len(introduced), int(divergence is not None)),
         "causes": divergence.causes if divergence else (),
     }
+
+
+def _place(where: Where) -> tuple[str, str, str]:
+    return where.reference, where.port, where.end
 
 
 # ------------------------------------------------------------------------------------------------------------------ the whole

@@ -127,7 +127,8 @@ def _state(outcome: Outcome) -> Text:
 
 
 def _numbers(outcome: Outcome) -> tuple[str, str, str]:
-    return number(outcome.worst), number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
+    worst = "other" if outcome.state == "different" and outcome.worst is None else number(outcome.worst)
+    return worst, number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
 
 
 def _causes(told: Status) -> Iterable[tuple[str, Mode, Outcome]]:
@@ -153,7 +154,8 @@ def _first(outcome: Outcome) -> str:
     if outcome.first is None:
         return ""
     place = _place(outcome.first)
-    if outcome.culprit is None or outcome.culprit.port == outcome.first.port:
+    is_tap_of_the_run = outcome.first.port.startswith("#")
+    if outcome.culprit is None or outcome.culprit.port == outcome.first.port or (is_tap_of_the_run and not outcome.culprit.port):
         return place
     return f"{module(outcome.culprit.port)} (seen at {place})"
 
@@ -165,7 +167,7 @@ def _place(where: Where) -> str:
 
 def _cause(outcome: Outcome) -> str:
     if not outcome.introduced:
-        return "inherited: what arrives is off already"
+        return "may be inherited: something before it is off already"
     if not outcome.causes:
         return "unknown"
     cause = outcome.causes[0]

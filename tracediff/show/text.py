@@ -333,7 +333,9 @@ def _coverage(told: Report) -> list[Text]:
     if coverage.compared < coverage.paired and told.method in ("bisect", "live"):
         rest = counted(coverage.paired - coverage.compared, "record")
         text += f" ({coverage.read:,} by reading their values). The other {rest} with a partner were not needed to name the first"
-        text += " divergence; --scan compares all." if told.method == "bisect" else " divergence."
+        sampled = told.certificate.get("sampled") or 0
+        text += " divergence" + (f" (of {sampled:,} a sample of the values was looked at)" if sampled else "")
+        text += "; --scan compares all." if told.method == "bisect" else "."
     elif coverage.compared < coverage.paired:
         absent = "served from a trace" if any(row.how == "served" for row in told.rows) else "not stored"
         text += f". {counted(coverage.paired - coverage.compared, 'record')} could not be compared: their values were {absent}."
