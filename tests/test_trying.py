@@ -165,6 +165,112 @@ def test_a_module_of_another_framework_is_tried_in_its_own_layout_and_by_the_flo
     assert td.try_site(tmp_path / "ref.h5", "0", port).verdict == "different"
 
 
+# ------------------------------------------------------------------------------------------------------ unusual calls
+
+
+class Memory:
+    """A cache as no container is: an object of its own kind."""
+
+    held: Any = None
+
+
+def unusual(side: SimpleNamespace, other: bool = False) -> Any:
+    """A model whose parts are called by name only, with a mask at some calls, with lists, dicts, None and objects, and return them.
+
+    With ``other`` the parameters of the part that takes lists are named otherwise.
+    """
+
+    def mixed(self: Any, xs: Any, nothing: Any, *more: Any, **given: Any) -> Any:
+        y = self.inner(xs[0]) + xs[-1] + sum(more) + given["flags"]["gain"] * given["flags"]["times"]
+        return y, [y * 2, (None, y * 3)], None
+
+    def renamed(self: Any, tensors: Any, absent: Any, *more: Any, **given: Any) -> Any:
+        return mixed(self, tensors, absent, *more, **given)
+
+    def named(self: Any, *, query: Any, mask: Any = None, scale: float = 1.0) -> Any:
+        y = self.inner(query) * scale
+        return {"out": y if mask is None else y * mask, "weights": None}
+
+    def remembering(self: Any, x: Any, memory: Any) -> Any:
+        memory.held = x if memory.held is None else memory.held + x
+        return self.inner(memory.held), memory
+
+    def forward(self: Any, x: Any) -> Any:
+        memory = Memory()
+        a = self.named(query=x, scale=0.5)["out"]
+        b = self.named(query=a, mask=x)["out"]
+        c, memory = self.remembering(b, memory)
+        d, memory = self.remembering(c, memory)
+        e, _, _ = self.mixed([x, d], None, a, b, flags={"gain": x, "times": 3})
+        return self.mixed([e], None, flags={"gain": x, "times": 2})[1][1][1]
+
+    calls = {"named": named, "remembering": remembering, "mixed": renamed if other else mixed}
+    return fill(side, net(side, forward, **{name: net(side, call, inner=linear(side)) for name, call in calls.items()}))
+
+
+@pytest.fixture
+def odd(side: SimpleNamespace, tmp_path: Path) -> Path:
+    td.capture(unusual(side), X, to=tmp_path / "odd.h5", floor=False, repeat=False).close()
+    return tmp_path / "odd.h5"
+
+
+def test_calls_that_are_handed_other_arguments_than_the_first_are_each_bound_by_themselves(side: SimpleNamespace, odd: Path) -> None:
+    report = td.try_site(odd, "named", unusual(side).named)
+    assert (report.verdict, report.coverage.compared) == ("same", report.coverage.reference_records)
+    assert td.try_site(odd, "named", unusual(side).named, arguments={"mask": "mask"}).verdict == "same"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["own names", "other names"])
+def test_lists_dicts_and_none_are_handed_over_by_place_and_the_rest_by_name(side: SimpleNamespace, odd: Path, other: bool) -> None:
+    assert td.try_site(odd, "mixed", unusual(side, other).mixed).verdict == "same"
+
+
+def test_an_argument_of_which_a_trace_holds_nothing_is_told_as_such(odd: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Remembering(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, memory: Any) -> Any:
+            return x
+
+    with pytest.raises(CaptureError, match="nothing is left for 'memory'"):
+        td.try_site(odd, "remembering", Remembering())
+
+
+def test_a_function_of_a_trace_can_be_tried(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Rotated(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return turned(x, by=x.cos()) + turned(x * 2, by=x.sin())
+
+    with torch.no_grad():
+        td.capture(Rotated(), X, to=tmp_path / "ref.h5", floor=False, repeat=False, functions=[f"{__name__}.turned"]).close()
+    with td.open_trace(tmp_path / "ref.h5") as trace:
+        site = next(site for site in trace.sites if "turned" in site)
+    report = td.try_site(tmp_path / "ref.h5", site, lambda x, by: x * by + torch.flip(x, [-1]), impl="torch")
+    assert (report.verdict, report.coverage.compared) == ("same", 6)
+    assert td.try_site(tmp_path / "ref.h5", site, lambda x, by: x * by, impl="torch").verdict == "different"
+
+
+def turned(x: Any, *, by: Any) -> Any:
+    import torch
+
+    return x * by + torch.flip(x, [-1])
+
+
+def test_a_stub_returns_none_where_the_reference_did_and_the_cache_that_it_was_handed(side: SimpleNamespace, odd: Path) -> None:
+    port = unusual(side)
+    whole_of = side.numpy(port(side.array(X)))
+    for name in ("named", "remembering", "mixed"):
+        setattr(port, name, td.stub(name, trace=odd, impl=side.name))
+    assert np.allclose(side.numpy(port(side.array(X))), whole_of, atol=1e-6)
+    handed = Memory()
+    assert td.stub("remembering", trace=odd, impl=side.name)(side.array(X), handed)[1] is handed
+    first, (_, (missing, _)), last = td.stub("mixed", trace=odd, impl=side.name)([side.array(X)], None)
+    assert (missing, last) == (None, None)
+    assert dict(td.stub("named", trace=odd, impl=side.name)(query=first))["weights"] is None
+
+
 # ------------------------------------------------------------------------------------------------------ on the command line
 
 PORT = {

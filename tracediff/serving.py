@@ -46,7 +46,8 @@ def stub(site: str, trace: TraceLike | None = None, *, axes: Sequence[int] | Non
 
     It stands where a port has no code yet: as an attribute of a PyTorch or an MLX module, or called by itself. ``trace`` is by default
     the one that feeds the present run (``td.capture(..., feed="ref.h5")``). Values come in the dtype of the first floating-point
-    argument, in the reference's containers; ``axes`` reorders the axes of every tensor that has as many, ``(0, 2, 1)`` for (B, C, T) ->
+    argument, in the reference's containers, None where it had None; an object of which a trace holds nothing (a cache that is handed in
+    and returned) is the argument of its type. ``axes`` reorders the axes of every tensor that has as many, ``(0, 2, 1)`` for (B, C, T) ->
     (B, T, C). Calls are counted anew in each observed run, and within its stage where the reference called the site there.
 
     ``impl`` names the framework where it cannot be told: both are loaded, and no module of either is being made. Called, a stub raises
@@ -81,6 +82,11 @@ def _framework(site: str) -> Adapter:
     raise CaptureError(f"{names} are loaded, so the stub of {site!r} does not know what to be; say it: td.stub({site!r}, impl='mlx').")
 
 
+def _given_back(kind: str, arguments: Sequence[Any]) -> Any:
+    """What stands for an object of which a trace holds nothing: the argument whose type has that name, else None."""
+    return next((value for value in arguments if kind and type(value).__name__ == kind), None)
+
+
 class _Served:
     """What a stub does when it is called."""
 
@@ -101,7 +107,9 @@ class _Served:
             raise TraceFileError(f"{str(trace.path)!r} cannot serve {self._site!r}: {where}. Capture it with --save full.")
         like = self._like(args, kwargs)
         own = {end: record for end, record in outputs.items() if not end.startswith("output.input[")}
-        return built({end: record.text() if record.dtype == "text" else self._tensor(record.read(), like) for end, record in own.items()})
+        parts = {end: record.text() if record.dtype == "text" else self._tensor(record.read(), like) for end, record in own.items()}
+        absent = {end: kind for record in own.values() for end, kind in (record.note.get("absent") or {}).items()}
+        return built(parts | {end: _given_back(kind, (*args, *kwargs.values())) for end, kind in absent.items()})
 
     def _opened(self) -> Trace:
         trace = self._trace if self._trace is not None else _fed.get()

@@ -39,13 +39,18 @@ _FITS = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One recorded call: its arguments in order, each with its name in the reference where it is known, and its stage."""
+    """One recorded call: its arguments in order, each with its name in the reference where it is known, and its stage.
+
+    ``named``: the places of those that were handed over by name. ``unseen``: the names of arguments of which nothing was recorded.
+    """
 
     text: str
     stage: str
     names: tuple[str, ...]
     values: tuple[Any, ...]
     outputs: tuple[Record, ...]
+    named: frozenset[int] = frozenset()
+    unseen: tuple[str, ...] = ()
 
 
 def tried(
@@ -72,20 +77,20 @@ def tried(
     bound to the module's parameters, or ``module`` cannot be called.
     """
     kind = Site.parse(site)
-    if site in reference.sites and kind.kind not in ("module", "method"):
-        raise SiteError(f"{site!r} is a {kind.kind}, not a module or a method: there is nothing to try. Name the module around it.")
+    if site in reference.sites and kind.kind not in ("module", "method", "function"):
+        raise SiteError(f"{site!r} is a {kind.kind}, not a module, method or function: there is nothing to try. Name the module around it.")
     chosen = _chosen(reference, site, calls)
     adapter, module = _callable(module, site, impl)
     part = part_of(reference, site, chosen, kind.path)
     recorded = [_recorded(reference, site, text) for text in chosen]
-    bind = _binding(recorded[0], module, adapter, arguments or {}, site)
+    bound = _bindings(recorded, module, adapter, arguments or {}, site)
     with adapter.no_grad():
-        axes = _axes(recorded[0], module, adapter, bind)
+        axes = _axes(recorded[0], module, adapter, bound[0])
         if axes:
             say(f"the module takes its inputs with their axes in the order {', '.join(map(str, axes.values()))}")
 
         def run() -> None:
-            for one in recorded:
+            for one, bind in zip(recorded, bound, strict=True):
                 with stage(one.stage):
                     _called(one, module, adapter, bind, axes)
 
@@ -160,7 +165,9 @@ def _recorded(reference: Trace, site: str, call: str) -> _Call:
             names.append(key)
             values.append(_argument(keyed[key], key))
     outputs = tuple(record for record in records if record.end.startswith("output") and not record.end.startswith("output.input["))
-    return _Call(call, records[0].stage, tuple(names), tuple(values), outputs)
+    named = frozenset(range(len(numbers), len(names)))
+    unseen = tuple(name for name in known if name not in names)
+    return _Call(call, records[0].stage, tuple(names), tuple(values), outputs, named, unseen)
 
 
 def _argument(parts: Mapping[str, Any], key: int | str) -> Any:
@@ -192,14 +199,29 @@ def _signature(module: Any, adapter: Adapter) -> inspect.Signature | None:
         return None
 
 
+_OPAQUE = (
+    " (the reference was handed {0!r} too, but an object of its own kind, of which a trace holds nothing: try a callable that makes it, "
+    "such as a module around this one)"
+)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _binding(call: _Call, module: Any, adapter: Adapter, stated: Mapping[str, str], site: str) -> _Binding:
-    """Where each of the reference's arguments goes: where stated, by its name, then by order among those that are left."""
+def _bindings(calls: Sequence[_Call], module: Any, adapter: Adapter, stated: Mapping[str, str], site: str) -> list[_Binding]:
+    """A binding for each call: a module may be handed other arguments from call to call (a mask, a cache, only at some)."""
     signature = _signature(module, adapter)
     if signature is None:
-        return _Binding(tuple(range(len(call.values))))
+        return [_Binding(tuple(range(len(call.values)))) for call in calls]
+    known = {label for call in calls for label in _labels(call)}
+    nowhere = [name for name in stated if name not in known]
+    given = [{name: theirs for name, theirs in stated.items() if name in nowhere or name in _labels(call)} for call in calls]
+    return [_binding(call, signature, own, site) for call, own in zip(calls, given, strict=True)]
+
+
+def _binding(call: _Call, signature: inspect.Signature, stated: Mapping[str, str], site: str) -> _Binding:
+    """Where each of the reference's arguments goes: where stated, by its name, then by order among those that are left.
+
+    What is None or False is left out where the module does not ask for it, unless it takes any number of arguments.
+    """
     parameters = signature.parameters
     free = [one for one in parameters.values() if one.kind in (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)]
     rest = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters.values())
@@ -229,16 +251,24 @@ def _binding(call: _Call, module: Any, adapter: Adapter, stated: Mapping[str, st
             continue
         if left:
             places[place] = left.pop(0).name
+        elif any_name and place in call.named:
+            places[place] = call.names[place]
         elif rest:
             places[place] = place
         elif any_name and call.names[place]:
             places[place] = call.names[place]
         elif not _is_plain(value):
             raise fail(f"nothing takes the reference's {_labels(call)[place]!r}")
+    for place in range(len(places)) if rest else ():  # what is handed over by position alone keeps its place
+        places[place] = place if places[place] is None and place not in call.named else places[place]
     bound = {place for place in places if isinstance(place, str)}
     missing = [one.name for one in free if one.default is one.empty and one.name not in bound]
+    idle = [place for place, where in enumerate(places) if where is None and _is_idle(call.values[place])]
+    for place in idle[: len(missing)]:
+        places[place] = missing.pop(0)
     if missing:
-        raise fail(f"nothing is left for {', '.join(map(repr, missing))}")
+        unseen = [name for name in missing if name in call.unseen]
+        raise fail(f"nothing is left for {', '.join(map(repr, missing))}" + (_OPAQUE.format(unseen[0]) if unseen else ""))
     return _Binding(tuple(places))
 
 
@@ -361,7 +391,8 @@ def load_object(text: str) -> Any:
     try:
         return value()
     except TypeError as error:
-        raise CaptureError(f"{text!r} cannot be called without arguments ({error}); name a function that makes the module.") from error
+        what = f"{text!r} cannot be called without arguments ({error})"
+        raise CaptureError(f"{what}; name a function that returns what is to be tried.") from error
 
 
 def load_weights(module: Any, file: str | os.PathLike[str]) -> None:
