@@ -35,8 +35,6 @@ FAULTS: dict[str, Any] = HOOKS.FAULTS
 CAPTURED = "tracediff.capturing:captured"
 OUTCOMES = ("exact", "near", "wrong", "missed")
 CAUSES = ("first", "any", "wrong", "none")
-WATERMARK = "no_watermark"
-"""The one mend that loads a model; only the whole needs it."""
 
 
 @dataclass
@@ -89,8 +87,8 @@ class Bench:
             with ExitStack() as stack:
 
                 def change(models: Any) -> None:
-                    if mends_of(stage):
-                        stack.enter_context(HOOKS.mended(models, *mends_of(stage)))
+                    if mends := HOOKS.chatterbox_mends.mends_of(stage):
+                        stack.enter_context(HOOKS.mended(models, *mends))
                     stack.enter_context(HOOKS.planted(models, *names))
 
                 given = {"change": change, "random": reference, "feed": str(reference), "how": CAPTURED}
@@ -118,16 +116,6 @@ class Bench:
             for plain in json.loads(self.json.read_text())["cases"]:
                 case = Case(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
                 self.cases[" + ".join((case.stage, *case.faults))] = case
-
-
-def mends_of(stage: str) -> list[str]:
-    """The mends that a stage needs to be clean: those that show in it or in a stage inside it; all of them for the whole."""
-    mends = HOOKS.chatterbox_mends.MENDS
-    if stage == "end_to_end":
-        return list(mends)
-    return [
-        name for name, mend in mends.items() if name != WATERMARK and any(f"{place}.".startswith(f"{stage}.") for place, _ in mend.sites)
-    ]
 
 
 # -- judging

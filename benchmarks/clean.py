@@ -10,8 +10,8 @@ alarm is an introduced divergence in a scan of all pairs. Whatever may change ro
 (``--seeds``), the input's length, the number of threads, the BLAS (``--preload`` runs everything once more with that library), the
 order in which sums are taken (``--reductions``: linear layers and convolutions add their terms in another order, or in two halves).
 
-`cells`: alarms / runs (largest error of the runs, in parts of what is allowed there). The vocoder of the shipped Chatterbox port is not
-clean: its leaky ReLU has another slope, its phase is summed up otherwise; the alarms that it raises are differences of the code.
+`cells`: alarms / runs (largest error of the runs, in parts of what is allowed there). Where the shipped Chatterbox port is not clean, its
+known differences (`hooks/chatterbox_mends.py`) are mended first. ``--folder`` keeps its references, and uses again those that are there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("forced", "free")
 REDUCTIONS = ("plain", "permuted", "split")
-STAGES = ("t3.cond", "t3.transformer", "s3gen.embedding", "s3gen.encoder", "flow.block", "flow.time", "flow.ode")
-"""Stages of Chatterbox in which the shipped port differs from its reference by nothing but rounding, as far as is known."""
+IN_FLOAT32 = ("voice.resample", "voice.mel", "voice.tokenizer", "voice.trim", "voice.encoder", "text", "vocoder", "vocoder.decode")
+"""Stages of Chatterbox that have no other dtype: what is computed there is float32 on both sides whatever the models are put into."""
 
 
 @dataclass
@@ -95,33 +95,66 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
                         except Exception as error:  # noqa: BLE001 - a port that does not run in a dtype is told in the table
                             yield Cell(name, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
                         else:
-                            yield judged(name, dtype, mode, setting, folder)
+                            yield judged(name, dtype, mode, setting, folder / "ref.h5", folder / "port.h5")
 
 
 def chatterbox_cells(seed: int, options: argparse.Namespace, folder: Path) -> Iterator[Cell]:
-    """The shipped pair, every stage apart."""
-    from tracediff import api
+    """The shipped pair without its known differences, every stage apart."""
+    from chatterbox_faults import HOOKS
 
-    half = tuple(dtype for dtype in options.dtypes if dtype != "float32")
-    for stage in options.pairs or STAGES:
-        shared = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True}
-        api.capture_recipe(impl="torch", output=folder / "ref.h5", floor_dtypes=("float64", *half), **shared).close()
+    for stage in options.pairs or HOOKS.chatterbox_shared.STAGES:
+        reference = chatterbox_reference(stage, seed, options)
         for dtype in options.dtypes:
+            if dtype != "float32" and stage in IN_FLOAT32:
+                continue
             for order in options.reductions:
                 for mode in options.modes:
-                    fed = {"feed" if mode == "forced" else "random": folder / "ref.h5", "no_repeat": True}
-                    with reordered(order):
-                        api.capture_recipe(
-                            impl="mlx", output=folder / "port.h5", dtype=None if dtype == "float32" else dtype, **fed, **shared
-                        ).close()
-                    yield judged(stage, dtype, mode, f"seed {seed}, {order}", folder)
+                    setting = f"seed {seed}, {order}"
+                    try:
+                        with reordered(order):
+                            chatterbox_port(stage, seed, dtype, reference, folder / "port.h5", is_fed=mode == "forced")
+                    except Exception as error:  # noqa: BLE001 - a stage that does not run in a dtype is told in the table
+                        yield Cell(stage, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
+                    else:
+                        yield judged(stage, dtype, mode, setting, reference, folder / "port.h5")
 
 
-def judged(name: str, dtype: str, mode: str, setting: str, folder: Path) -> Cell:
-    """The two traces of the folder compared, all pairs read."""
+def chatterbox_reference(stage: str, seed: int, options: argparse.Namespace) -> Path:
+    """The reference's trace of a stage with the noise floor of every dtype that is asked for, captured unless it is there already."""
+    from tracediff import api
+
+    path: Path = options.folder / f"clean_{stage}_{seed}.h5"
+    if not path.is_file():
+        made = path.with_name(f"unfinished_{os.getpid()}_{path.name}")
+        half = () if stage in IN_FLOAT32 else tuple(dtype for dtype in options.dtypes if dtype != "float32")
+        given = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True, "floor_dtypes": ("float64", *half)}
+        api.capture_recipe(impl="torch", output=made, **given).close()
+        made.replace(path)
+    return path
+
+
+def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path, *, is_fed: bool) -> None:
+    """The port of a stage, mended, fed by the reference or free."""
+    from chatterbox_faults import CAPTURED, HOOKS
+
+    from tracediff.capture.recipe import run_recipe
+
+    with ExitStack() as stack:
+
+        def change(models: Any) -> None:
+            if mends := HOOKS.chatterbox_mends.mends_of(stage):
+                stack.enter_context(HOOKS.mended(models, *mends))
+
+        fed = {"feed": str(reference)} if is_fed else {}
+        given = {"random": reference, "seed": seed, "change": change, "force": True, "repeat": False, "how": CAPTURED}
+        run_recipe("mlx", "chatterbox", output=to, stages=[stage], dtype=None if dtype == "float32" else dtype, **fed, **given)
+
+
+def judged(name: str, dtype: str, mode: str, setting: str, reference: Path, port: Path) -> Cell:
+    """Two traces compared, all pairs read."""
     import tracediff as td
 
-    report = td.diff(folder / "ref.h5", folder / "port.h5")
+    report = td.diff(reference, port)
     shares = [(row.rel_l2 / row.limit, row.where) for row in report.rows if row.rel_l2 is not None and row.limit and not row.effect]
     share, where = max(shares, key=lambda pair: pair[0], default=(0.0, None))
     alarms = [
@@ -225,6 +258,8 @@ def measure(options: argparse.Namespace) -> list[Cell]:
     found: list[Cell] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        options.folder = options.folder or folder
+        options.folder.mkdir(parents=True, exist_ok=True)
         for seed in options.seeds:
             if options.chatterbox:
                 found += progress(chatterbox_cells(seed, options, folder))
@@ -281,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", nargs="*", help="names of pairs, or of stages with --chatterbox; all by default")
     parser.add_argument("--real", action="store_true", help="pairs from packages: mlx-lm and mlx-whisper against transformers")
-    parser.add_argument("--chatterbox", action="store_true", help="the stages of the shipped Chatterbox pair that should be clean")
+    parser.add_argument("--chatterbox", action="store_true", help="the stages of the shipped Chatterbox pair, its known differences mended")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and inputs")
     parser.add_argument("--lengths", type=int, nargs="+", help="of the inputs [each pair's own]")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
@@ -289,6 +324,7 @@ def main() -> None:
     parser.add_argument("--reductions", nargs="+", choices=REDUCTIONS, default=["plain"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of PyTorch and BLAS")
     parser.add_argument("--preload", default="", help="once more with this library preloaded, such as libopenblas.so.0")
+    parser.add_argument("--folder", type=Path, help="where Chatterbox's references are kept, and used again")
     parser.add_argument("--json", action="store_true", help="print every comparison as JSON; one number of threads, nothing preloaded")
     options = parser.parse_args()
     if options.json:
@@ -297,6 +333,7 @@ def main() -> None:
     given = [*options.pairs, *(flag for flag in ("--real", "--chatterbox") if getattr(options, flag[2:]))]
     for name in ("seeds", "lengths", "dtypes", "modes", "reductions"):
         given += [f"--{name}", *map(str, getattr(options, name))] if getattr(options, name) else []
+    given += ["--folder", os.fspath(options.folder)] if options.folder else []
     preloads = ["", options.preload] if options.preload else [""]
     cells = [cell for threads in options.threads for preload in preloads for cell in elsewhere(given, threads, preload)]
     print("\n".join(table(cells, options)))

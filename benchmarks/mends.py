@@ -114,19 +114,23 @@ def reference(stage: str, folder: Path) -> Path:
 
 
 def errors(reference: Path, port: Path, stages: list[str]) -> Errors:
-    """The relative L2 and what is allowed, by stage and the reference's site: of each site the record that is furthest beyond."""
+    """The relative L2 and what is allowed of what is furthest beyond that, by stage and the reference's site, with and without an end."""
     found: Errors = {}
     for row in td.diff(reference, port, stages=stages).rows:
-        place = row.where.stage, row.where.reference
         limit = row.limit or 0.0
         error = row.at_least if row.rel_l2 is None else row.rel_l2
-        if place not in found or error - limit > found[place][0] - found[place][1]:
-            found[place] = error, limit
+        for site in (row.where.reference, f"{row.where.reference}/{row.where.end}"):
+            place = row.where.stage, site
+            if place not in found or error - limit > found[place][0] - found[place][1]:
+                found[place] = error, limit
     return found
 
 
 def measured(names: list[str], stages: list[str], folder: Path) -> None:
-    """Measures these stages of the port as it ships, and then the mends that show in them, and keeps what was seen."""
+    """Measures these stages of the port as it ships, and then the mends that show in them, and keeps what was seen.
+
+    Each is made by itself; where a site is still beyond what is allowed, since others show there too, all of the stage's are made at once.
+    """
     for stage in stages:
         given = reference(stage, folder)
         forced = captured("mlx", folder / "mends_forced.h5", [stage], feed=given)
@@ -135,12 +139,23 @@ def measured(names: list[str], stages: list[str], folder: Path) -> None:
         rows = [row for row in status["stages"] if row["stage"] == stage]
         keep(folder, "stages", stage, rows[0] if rows else None)
         shipped = errors(given, forced, [stage])
+        together: Errors = {}
         for name in names:
-            sites = [site for place, site in MENDS.MENDS[name].sites if place == stage]
-            if sites:
-                after = errors(given, captured("mlx", folder / "mends_mended.h5", [stage], name, feed=given), [stage])
-                both = [site for site in sites if (stage, site) in shipped and (stage, site) in after]
-                keep(folder, f"mend {name}", stage, [[site, *shipped[stage, site], after[stage, site][0]] for site in both])
+            sites = [site for place, site in MENDS.MENDS[name].sites if place == stage and (stage, site) in shipped]
+            if not sites:
+                continue
+            after = errors(given, captured("mlx", folder / "mends_mended.h5", [stage], name, feed=given), [stage])
+            if not together and any(error > limit for error, limit in (after.get((stage, site), LOST) for site in sites)):
+                together = errors(given, captured("mlx", folder / "mends_mended.h5", [stage], *MENDS.mends_of(stage), feed=given), [stage])
+            seen = [
+                [site, *shipped[stage, site], *(errors.get((stage, site), LOST)[0] for errors in (after, together) if errors)]
+                for site in sites
+            ]
+            keep(folder, f"mend {name}", stage, seen)
+
+
+LOST = (float("inf"), 0.0)
+"""The error and the limit of a site that a run no longer comes by."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -192,7 +207,8 @@ def mend_lines(kept: dict[str, Any]) -> Iterator[str]:
         seen = kept.get(f"mend {name}", {})
         for stage, rows in seen.items():
             yield from (
-                f"{facts} {stage}, `{site}` | {number(before)} | {number(limit)} | {number(left)} |" for site, before, limit, left in rows
+                f"{facts} {stage}, `{site}` | {number(before)} | {number(limit)} | {after(limit, *left)} |"
+                for site, before, limit, *left in rows
             )
         for stage in dict.fromkeys(stage for stage, _ in mend.sites if stage not in seen):
             yield f"{facts} {stage}: not measured here | | | |"
@@ -200,6 +216,11 @@ def mend_lines(kept: dict[str, Any]) -> Iterator[str]:
             yield f"{facts} no stage comes by | | | |"
     yield ""
     yield from (f"- `{name}` ({mend.kind}). {mend.text}" for name, mend in MENDS.MENDS.items())
+
+
+def after(limit: float, alone: float, together: float | None = None) -> str:
+    """What is left with one mend, and where that is too much, with all that show in the stage."""
+    return number(alone) if alone <= limit or together is None else f"{number(alone)}; with the others {number(together)}"
 
 
 def number(value: float | None) -> str:

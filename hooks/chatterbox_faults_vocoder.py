@@ -227,6 +227,6 @@ edit(
     kind="scale",
     port="",
     reference="",
-    place=Place(f"{PORT}.chatterbox", "Model.generate", "conds.t3.emotion_adv = mx.ones((1, 1, 1)) * exaggeration"),
-    new="pass\n        conds.t3.emotion_adv = mx.ones((1, 1, 1)) * exaggeration / 2",
+    place=Place(f"{PORT}.chatterbox", "Model.generate", "if exaggeration != float(conds.t3.emotion_adv[0, 0, 0]):"),
+    new="exaggeration = exaggeration / 2\n    if exaggeration != float(conds.t3.emotion_adv[0, 0, 0]):",
 )

@@ -64,7 +64,8 @@ class Place:
 class Mend:
     """One difference: where it is on both sides, its stages and sites, what it is, and the change that takes it away.
 
-    ``sites``: stage and reference's site of what the change brings back to its floor. ``culprits``: module paths, reference first.
+    ``sites``: stage and reference's site, or site and end (``t3:inference/output``), of what the change brings back to its floor, by
+    itself or with the others that show in the same stage. ``culprits``: module paths, reference first.
     """
 
     text: str
@@ -94,6 +95,13 @@ def mended(models: Models, *names: str) -> Iterator[None]:
         for name in names or MENDS:
             stack.enter_context(MENDS[name].change(models))
         yield
+
+
+def mends_of(stage: str) -> list[str]:
+    """The mends that a stage needs to be clean: those that show in it or in a stage inside it; all of them for the whole."""
+    if stage == shared.WHOLE:
+        return list(MENDS)
+    return [name for name, mend in MENDS.items() if any(f"{place}.".startswith(f"{stage}.") for place, _ in mend.sites)]
 
 
 # --- how a change is made ---
@@ -479,7 +487,7 @@ START = Place(f"{PORT}.t3.t3", "T3.inference", "return mx.array([generated_ids])
     reference=Place("chatterbox.models.t3.t3", "T3.inference", "predicted_tokens = torch.cat(predicted, dim=1)"),
     port=START,
     culprits=("t3", "t3"),
-    sites=(("t3.generate", "t3:inference"), ("t3.sample", "t3:inference"), ("end_to_end", "t3:inference")),
+    sites=(("t3.generate", "t3:inference/output"), ("t3.sample", "t3:inference/output"), ("end_to_end", "t3:inference/output")),
 )
 def start_token_kept(models: Models) -> Iterator[None]:
     with edited(START, "return mx.array([generated_ids[1:]])"):
@@ -536,7 +544,7 @@ EXAGGERATION = Place(f"{PORT}.chatterbox", "Model.generate", "exaggeration: floa
     reference=Place("chatterbox.tts", "ChatterboxTTS.generate", "exaggeration=0.5"),
     port=EXAGGERATION,
     culprits=("", ""),
-    sites=(("end_to_end", "t3:inference"), ("end_to_end", "t3.cond_enc.emotion_adv_fc")),
+    sites=(("end_to_end", "t3:inference/input[t3_cond].emotion_adv"),),
 )
 def default_exaggeration(models: Models) -> Iterator[None]:
     generate = _named(EXAGGERATION)

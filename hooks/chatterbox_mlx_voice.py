@@ -116,6 +116,36 @@ def _run_voice(models: Mapping[str, Any], context: Any) -> Any:
 
 def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str, Any]:
     """The conditionals that `Model.prepare_conditionals` makes of a voice, each tapped by its name."""
+    made = speaker(models, context).prepare_conditionals(path, voice.RATE_S3GEN, exaggeration=0.5)
+    named = {
+        "speaker_emb": made.t3.speaker_emb,
+        "cond_prompt_speech_tokens": made.t3.cond_prompt_speech_tokens,
+        **{name: made.gen[name] for name in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")},
+    }
+    return {name: td.tap(name, value) for name, value in named.items()}
+
+
+def speaker(models: Mapping[str, Any], context: Any) -> Any:
+    """A `Model` of the given parts; its limits are those of the sizes. The waves of which it prepares conditionals are tapped."""
+    from mlx_audio.tts.models.chatterbox import chatterbox
+
+    class Model(chatterbox.Model):  # type: ignore[misc]
+        def prepare_conditionals(self, *args: Any, **kwargs: Any) -> Any:
+            with _waves():
+                return super().prepare_conditionals(*args, **kwargs)
+
+    front = voice.front_of(context)
+    t3 = types.SimpleNamespace(hp=types.SimpleNamespace(speech_cond_prompt_len=front.prompt_tokens))
+    with shared.attribute(chatterbox, "S3TokenizerV2", lambda *_: models["s3_tokenizer"]):
+        made = Model(t3, models["s3gen"], models["ve"])
+    made.ENC_COND_LEN = round(front.encoder_limit * voice.RATE_S3)
+    made.DEC_COND_LEN = round(front.decoder_limit * voice.RATE_S3GEN)
+    return made
+
+
+@contextlib.contextmanager
+def _waves() -> Iterator[None]:
+    """For a while the waves are tapped: ``wav_24k`` as loaded, ``wav_16k`` resampled from it, ``prompt_16k`` from what is left of it."""
     from mlx_audio.tts.models.chatterbox import chatterbox
 
     load, resample = chatterbox.load_audio, chatterbox.resample_audio
@@ -129,26 +159,7 @@ def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str
         return td.tap("wav_16k" if any(wave is whole for whole in loaded) else "prompt_16k", resample(wave, *rates))
 
     with shared.attribute(chatterbox, "load_audio", loading), shared.attribute(chatterbox, "resample_audio", resampling):
-        made = speaker(models, context).prepare_conditionals(path, voice.RATE_S3GEN, exaggeration=0.5)
-    named = {
-        "speaker_emb": made.t3.speaker_emb,
-        "cond_prompt_speech_tokens": made.t3.cond_prompt_speech_tokens,
-        **{name: made.gen[name] for name in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")},
-    }
-    return {name: td.tap(name, value) for name, value in named.items()}
-
-
-def speaker(models: Mapping[str, Any], context: Any) -> Any:
-    """A `Model` of the given parts; its limits are those of the sizes."""
-    from mlx_audio.tts.models.chatterbox import chatterbox
-
-    front = voice.front_of(context)
-    t3 = types.SimpleNamespace(hp=types.SimpleNamespace(speech_cond_prompt_len=front.prompt_tokens))
-    with shared.attribute(chatterbox, "S3TokenizerV2", lambda *_: models["s3_tokenizer"]):
-        made = chatterbox.Model(t3, models["s3gen"], models["ve"])
-    made.ENC_COND_LEN = round(front.encoder_limit * voice.RATE_S3)
-    made.DEC_COND_LEN = round(front.decoder_limit * voice.RATE_S3GEN)
-    return made
+        yield
 
 
 def _run_text(models: Mapping[str, Any], context: Any) -> Any:

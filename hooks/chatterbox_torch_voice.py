@@ -122,11 +122,8 @@ def _run_voice(models: Mapping[str, Any], context: Any) -> Any:
 
 def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str, Any]:
     """The conditionals that `ChatterboxTTS.prepare_conditionals` makes of a voice, each tapped by its name."""
-    import librosa
-
     tts = speaker(models, context)
-    with _tapped(librosa, "load", "wav_24k", as_seen=_first), _tapped(librosa, "resample", "wav_16k"):
-        tts.prepare_conditionals(path, exaggeration=0.5)
+    tts.prepare_conditionals(path, exaggeration=0.5)
     t3, gen = tts.conds.t3, tts.conds.gen
     made = {
         "speaker_emb": t3.speaker_emb,
@@ -137,7 +134,10 @@ def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str
 
 
 def speaker(models: Mapping[str, Any], context: Any) -> Any:
-    """A `ChatterboxTTS` of the given models, without watermark and tokenizer; its limits are those of the sizes."""
+    """A `ChatterboxTTS` of the given models, without watermark and tokenizer; its limits are those of the sizes.
+
+    The waves of which it prepares conditionals are tapped, since all that is made of them is made by code that is no module's.
+    """
     tts = imported("chatterbox.tts")
     front = voice.front_of(context)
     made = object.__new__(tts.ChatterboxTTS)
@@ -145,7 +145,25 @@ def speaker(models: Mapping[str, Any], context: Any) -> Any:
     made.t3 = types.SimpleNamespace(hp=types.SimpleNamespace(speech_cond_prompt_len=front.prompt_tokens))
     made.ENC_COND_LEN = round(front.encoder_limit * voice.RATE_S3)
     made.DEC_COND_LEN = round(front.decoder_limit * voice.RATE_S3GEN)
+    made.prepare_conditionals = _with_waves(made.prepare_conditionals)
     return made
+
+
+def _with_waves(prepare: Callable[..., None]) -> Callable[..., None]:
+    """`prepare_conditionals` with the waves tapped: ``wav_24k`` as loaded, ``wav_16k`` resampled from it."""
+    import librosa
+
+    load = librosa.load
+
+    def loading(*args: Any, **kwargs: Any) -> Any:
+        wave, rate = load(*args, **kwargs)
+        return td.tap("wav_24k", wave), rate
+
+    def prepared(*args: Any, **kwargs: Any) -> None:
+        with shared.attribute(librosa, "load", loading), _tapped(librosa, "resample", "wav_16k"):
+            prepare(*args, **kwargs)
+
+    return prepared
 
 
 def _run_text(models: Mapping[str, Any], context: Any) -> Any:
@@ -201,10 +219,6 @@ def _heard(owner: Any, name: str, heard: list[Any]) -> Iterator[None]:
 
     with shared.attribute(owner, name, listening):
         yield
-
-
-def _first(value: Any) -> Any:
-    return value[0]
 
 
 def _with_nyquist(banks: Any) -> Any:
