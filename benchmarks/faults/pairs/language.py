@@ -1,4 +1,4 @@
-"""More language models of `mlx-lm` against `transformers`, held out: chosen by name alone, after tracediff was mended on others.
+"""More language models of `mlx-lm` against `transformers`, most of them held out: chosen by name, after tracediff was mended on others.
 
 The port of GLM in mlx-lm 0.32.2 turns all channels of a head (`models/glm.py:58`), its reference half of them by default: here it is
 configured to turn all, so that the pair is clean.
@@ -6,11 +6,15 @@ configured to turn all, so that the pair is clean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import real_pairs
 from pairs import Pair
 
 _HEADS = {**real_pairs.GROUPED, "head_dim": 16}
-SIZES = {
+_THETA = {"rope_parameters": {"rope_type": "default", **real_pairs.ROPE}}
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+SIZES: dict[str, dict[str, Any]] = {
     "granite": real_pairs.GROUPED,
     "helium": _HEADS,
     "nemotron": real_pairs.GROUPED,
@@ -19,12 +23,22 @@ SIZES = {
     "smollm3": real_pairs.GROUPED,
     "glm": {**_HEADS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
     "hunyuan_v1_dense": _HEADS,
+    "glm4": {**_HEADS, "partial_rotary_factor": 0.5},
+    "gemma3_text": {**_HEADS, "sliding_window": 6, "query_pre_attn_scalar": 16, "layer_types": _SLIDING},
+    "cohere2": {**_HEADS, **_THETA, "num_hidden_layers": 4, "sliding_window": 6},
+    "apertus": {**real_pairs.GROUPED, **_THETA},
 }
+MORE: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"sliding_window_pattern": 2, "rope_theta": 1000000.0},
+    "cohere2": {"sliding_window_pattern": 4},
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+}
+"""What the port is told besides the reference's configuration."""
 
 
 def make(kind: str, seed: int = 0) -> Pair:
     """The pair of a model type. Raises ImportError where one of the packages does not know it."""
-    real_pairs.MODELS.setdefault(kind, (SIZES[kind], real_pairs.ROPE, {}))
+    real_pairs.MODELS.setdefault(kind, (SIZES[kind], {**real_pairs.ROPE, **MORE.get(kind, {})}, {}))
     try:
         return real_pairs.build(kind, seed)
     except ValueError as error:

@@ -31,6 +31,29 @@ def olmoe(seed: int = 0) -> Pair:
     )
 
 
+def mixtral(seed: int = 0) -> Pair:
+    """Another mixture of experts, whose blocks and experts bear other names in `mlx-lm`."""
+    from mlx_lm.models import mixtral as ported
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {**real_pairs.GROUPED, "intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = MixtralConfig(**sizes, rope_parameters={"rope_type": "default", **real_pairs.ROPE})
+    reference = perturb(MixtralForCausalLM(config), seed)
+    port = ported.Model(ported.ModelArgs.from_dict({**config.to_dict(), **real_pairs.ROPE, "model_type": "mixtral"}))
+    named = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2", "mlp": "block_sparse_moe"}
+    weights = {
+        ".".join(named.get(part, part) for part in name.split(".")): mx.array(value)
+        for name, value in unfused(reference.state_dict()).items()
+    }
+    port.load_weights(list(port.sanitize(weights).items()), strict=True)
+    port.eval()
+    ids = np.random.default_rng(seed).integers(1, 100, (1, 10))
+    truth = {"model.layers.*.mlp": "model.layers.*.block_sparse_moe", "model.layers.*.mlp.gate": "model.layers.*.block_sparse_moe.gate"}
+    return real_pairs.SameNames(
+        "mixtral", reference, port, lambda: reference(torch.tensor(ids), use_cache=False), lambda: mx.eval(port(mx.array(ids))), truth
+    )
+
+
 def unfused(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """A state dict whose fused experts are told apart, as checkpoints have them."""
     found: dict[str, np.ndarray] = {}
@@ -121,4 +144,4 @@ def mlx_leaves(made: Any) -> Any:
     return [value for _, value in mlx_flat(made)] if isinstance(made, dict | list | tuple) else made
 
 
-PAIRS = {"bert": bert, "dinov2": dinov2, "olmoe": olmoe}
+PAIRS = {"bert": bert, "dinov2": dinov2, "olmoe": olmoe, "mixtral": mixtral}
