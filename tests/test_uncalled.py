@@ -49,7 +49,9 @@ def pair() -> tuple[Any, Any, Any]:
     named = {"query_proj": (q, biases[0]), "key_proj": (k, biases[1]), "value_proj": (v, biases[2])}
     named["out_proj"] = ours["attn.out_proj.weight"], ours["attn.out_proj.bias"]
     theirs = [
-        (f"attention.{name}.{kind}", mx.array(value)) for name, pair in named.items() for kind, value in zip(("weight", "bias"), pair)
+        (f"attention.{name}.{kind}", mx.array(value))
+        for name, pair in named.items()
+        for kind, value in zip(("weight", "bias"), pair, strict=True)
     ]
     port.load_weights([*theirs, ("classifier.weight", mx.array(ours["head.weight"])), ("classifier.bias", mx.array(ours["head.bias"]))])
     return reference, port, np.random.default_rng(0).standard_normal((2, 6, 16)).astype(np.float32)

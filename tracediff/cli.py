@@ -276,7 +276,7 @@ def bisect(as_json: bool, live: bool, **options: Any) -> int:
     \b
     Example:
       tracediff bisect ref.h5 mlx.h5
-      tracediff bisect --live --recipe chatterbox --stage t3.tfmr
+      tracediff bisect --live --recipe chatterbox --stage t3.transformer
     """
     from tracediff import api
 
