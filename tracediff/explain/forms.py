@@ -19,6 +19,7 @@ from tracediff.explain.scene import InHand, Scene, Suspect
 from tracediff.explain.views import ONE, View, views
 
 _MOST_CHECKED = 40
+_TOLD = 20.0  # so many times what a formula may leave must two tensors differ for two formulas to tell why
 _FEWEST = 8  # values that a formula is told from
 _SAMPLE = 96  # half of the values that formulas are tried on
 _MOST_PLAIN = 12  # views that may be added
@@ -74,7 +75,7 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     if reference.size < _FEWEST:
         return
     search = _Search(scene, reference, port)
-    ours = search.best(search.y, search.tolerance)
+    ours = search.best(search.y, search.tolerance) if search.is_told else None
     if ours is None:
         return
     theirs = search.nearest(ours)
@@ -92,8 +93,9 @@ class _Search:
         self.views = list(views(scene.in_hand, reference.shape))[:_MOST_VIEWS]
         self.values = {id(view): view.values[spot].astype(np.float64) for view in self.views}
         self.y, self.p = reference[spot], port[spot]
-        self.tolerance = max(1e-4, 10 * scene.limit)
         made = float(np.linalg.norm(self.p - self.y)) / max(float(np.linalg.norm(self.p)), 1e-300)
+        self.tolerance = max(min(1e-4, made / _TOLD), 10 * scene.limit)
+        self.is_told = made > _TOLD * self.tolerance * (1 - 1e-9)
         self.loose = max(self.tolerance, min(0.02 * made, 0.01))
         self._atoms = [_Factor(name, view) for view in self.views[:_MOST_FACTORS] for name in _FIRST]
         self._seconds = [_Factor(name, view) for view in self.views[:_MOST_FACTORS] for name in _SECOND]
