@@ -17,7 +17,7 @@ import tracediff as td  # noqa: E402
 from tracediff.align import align  # noqa: E402
 from tracediff.align.axes import apply, apply_reference, relative_error  # noqa: E402
 from tracediff.align.calls import regroup  # noqa: E402
-from tracediff.align.records import joined_layout, piece_layouts  # noqa: E402
+from tracediff.align.several import joined_layout, piece_layouts  # noqa: E402
 from tracediff.locate import locate  # noqa: E402
 
 WIDTH, HEADS, LENGTH, WORDS = 16, 2, 11, 20

@@ -59,7 +59,7 @@ def test_a_sample_compares_the_same_places_as_reading_does(tmp_path: Path, name:
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(whole, rel=0.12)
 
 
-@pytest.mark.parametrize("name", set(LAYOUTS) - {"repeated", "window"})
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in ("repeated", "window")])
 def test_a_sample_of_equal_values_shows_no_error(tmp_path: Path, name: str) -> None:
     layout, ours, theirs = LAYOUTS[name]
     assert sampled(*_agreeing(tmp_path, layout, ours, theirs), layout, random.Random(0))[0] == 0.0

@@ -20,7 +20,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment, align
-from tracediff.align.records import UNREAD
+from tracediff.align.layouts import UNREAD
 from tracediff.capture import adapter_of, observe
 from tracediff.capture.adapter import Adapter
 from tracediff.capture.observer import Boundary, Observer, Run

@@ -28,6 +28,7 @@ EndKind = Literal["input", "output", "param", "draw", "value", "attr"]
 
 _SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
 _SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
 _MARKS = {":": "method", "#": "tap", "!": "function"}
 
 
@@ -52,6 +53,15 @@ def join(*segments: str) -> str:
     'flow.decoder'
     """
     return ".".join(segment for segment in segments if segment)
+
+
+def role(name: str) -> str:
+    """A site, or what begins with one, with a star for each number in its path: siblings of one role have it in common.
+
+    >>> role("layers.3.attn1"), role("blocks.0!attention")
+    ('layers.*.attn1', 'blocks.*!attention')
+    """
+    return _NUMBER.sub("*", name)
 
 
 def is_below(path: str, ancestor: str) -> bool:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tracediff.align import mapping as maps
 from tracediff.align import names
 from tracediff.align.alignment import Alignment, SitePair
-from tracediff.align.records import PairedSites, RecordPairs
+from tracediff.align.records import RecordPairs
+from tracediff.align.rows import PairedSites
 from tracediff.align.sites import Match, Matcher
 from tracediff.align.structure import WEIGHT_NORM, Side
 from tracediff.errors import AlignmentError

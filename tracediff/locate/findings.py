@@ -12,19 +12,16 @@ from typing import Any
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.align import Alignment
-from tracediff.compare import MASKED
-from tracediff.locate.flow import Frame
+from tracediff.locate.blame import blamed, may_mask, partners
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame, Finding
-from tracediff.site import End, around, is_below, module_of
-from tracediff.trace import Record
+from tracediff.site import is_below, module_of, role
 
 
 def finding(judge: Judge, i: int) -> Finding:
     """What there is to say of an introduced divergence."""
     comparison = judge.measure(i)
-    blame, culprit = _blamed(judge, i)
+    blame, culprit = blamed(judge, i)
     metrics = comparison.metrics
     last = next((j for j in range(i - 1, -1, -1) if (known := judge.comparison(j)).diverged is False and known.how), None)
     return Finding(
@@ -36,174 +33,6 @@ def finding(judge: Judge, i: int) -> Finding:
         last_same=last,
         suspects=_suspects(judge, culprit),
     )
-
-
-def _blamed(judge: Judge, i: int) -> tuple[Blame, tuple[str, str]]:
-    """Who introduced it: the module whose output it is, or the caller whose code made it; the nearest that is paired."""
-    left, right = judge.records(i)
-    own, kind = (left.module, right.module), judge.flow.kind(i)
-    if judge.has_raised(i) and judge.alignment.port_of.get(left.module) != right.module:
-        own = _partners(judge.alignment, left.site) or own
-    withheld = _withheld(judge, i)
-    if kind in ("output", "draw") and withheld is None:
-        return ("module" if kind == "output" else "random"), own
-    keeper = (_keeper(judge, i) or _giver(judge, i)) if withheld is None else None
-    if keeper is not None:
-        return "module", keeper
-    frame, caller = (withheld or judge.flow.frame(i)).up, None
-    while frame is not None and frame is not judge.flow.top:
-        here = _partners(judge.alignment, frame.site)
-        caller = here or caller
-        if here is not None and (withheld or (not _only_hands_on(judge, i, frame) and _may_have_made(judge, i, here))):
-            break
-        frame = frame.up
-    if caller is not None:
-        return "caller", caller if withheld else (caller[0], _maker(judge, i, caller[1]))
-    same_stage = any(judge.records(j)[0].stage == left.stage for j in judge.flow.predecessors(i))
-    return ("caller", ("", "")) if same_stage else ("input", own)
-
-
-def _may_have_made(judge: Judge, i: int, caller: tuple[str, str] | None) -> bool:
-    """Whether an input was made inside the port's call of a module, and that did not merely hand on what it was given and nobody compared.
-
-    So where a block normalises what its attention is given in the port, and the attention does that itself in the reference.
-    """
-    port, right = judge.port, judge.records(i)[1]
-    call, made = around(right.call), []
-    if judge.flow.kind(i) not in INPUTS or caller is None:
-        return True
-    while call:
-        rows = judge.rows_of_port_call.get(call, [])
-        given = [row for row in rows if row < right.row and port.records[row].digest == right.digest and row not in judge.pairs_of_port_row]
-        if rows and not any(End.parse(port.records[row].end).kind == "input" for row in given):
-            made.append(port.records[rows[0]].module)
-        call = around(call)
-    return not made or caller[1] in made or not caller[1]
-
-
-def _maker(judge: Judge, i: int, caller: str) -> str:
-    """The port's module whose code made an input, where that is none of the reference's own levels; else the caller that is known.
-
-    So where a port wraps a layer to pad what it is given, or writes a part of the reference's one module as a module of its own: the one
-    that returned the input, else the innermost one around the call, if it did not merely hand on what it was given.
-    """
-    port, right = judge.port, judge.records(i)[1]
-    row = int(port.index["producer"][right.row])
-    while row >= 0 and row not in judge.pairs_of_port_row and End.parse(port.records[row].end).kind == "output":
-        made = port.records[row]
-        given = [one for one in judge.rows_of_port_call[made.call] if one < row and port.records[one].digest == made.digest]
-        if not given:
-            return made.module if judge.alignment.reference_of.get(made.site) is None else caller
-        row = int(port.index["producer"][given[0]])
-    call, around_ = around(right.call), []
-    while call:
-        rows = judge.rows_of_port_call.get(call, [])
-        if rows and not any(one < right.row and port.records[one].digest == right.digest for one in rows):
-            around_.append(port.records[rows[0]].module)
-        call = around(call)
-    inner = around_[: around_.index(caller)] if caller in around_ else around_
-    return inner[0] if inner and (caller in around_ or inner[0] not in judge.alignment.reference_of) else caller
-
-
-def _only_hands_on(judge: Judge, i: int, frame: Frame) -> bool:
-    """Whether both sides' calls merely hand on a tensor, and the port's had no choice among what it should have been handed.
-
-    So where a layer picks one of two masks that it is handed, and in the port the model hands each layer its own; and where a call is
-    handed apart in the port what is one tensor in the reference.
-    """
-    left, right = judge.records(i)
-    ours = [row for row in frame.inputs if judge.reference.records[row].digest == left.digest]
-    partner = judge.alignment.port_of.get(frame.site)
-    if not ours or partner is None:
-        return False
-    call = right.call
-    while (call := around(call)) and judge.port_handed.get(call, ("", ()))[0] != partner:
-        pass
-    theirs = [row for row in judge.port_handed.get(call, ("", ()))[1] if judge.port.records[row].digest == right.digest]
-    had_it = any(not judge.judged(j).diverged for row in ours for j in judge.flow.pairs_of_row.get(row, ()))
-    is_right = any(not judge.judged(j).diverged for row in theirs for j in judge.pairs_of_port_row.get(row, ()))
-    return bool(theirs) and not (had_it and is_right)
-
-
-def _withheld(judge: Judge, i: int) -> Frame | None:
-    """The outermost call that the reference hands something down to, for what diverged inside without it, and the port does not.
-
-    That is a mask, for attention that diverged without one, or for the code of any call a tensor that it was handed. Only calls count
-    whose likes the port does hand such a thing: a port that makes its masks further inside hands none to any.
-    """
-    frame = judge.flow.frame(i)
-    is_function = module_of(frame.site) != frame.site
-    if judge.flow.kind(i) == "output" and is_function:
-        rows = [
-            row
-            for row in frame.inputs
-            if row not in judge.flow.pairs_of_row and End.parse(judge.reference.records[row].end).keys == ("mask",)
-        ]
-    elif judge.flow.kind(i) == "input" and frame.up not in (None, judge.flow.top) and not is_function:
-        frame = frame.up
-        rows = [row for row in frame.inputs if row not in judge.flow.pairs_of_row and judge.flow.kind_of_row[row] == "input"]
-        rows = [row for row in rows if not dtypes.named(judge.reference.records[row].dtype).is_exact and _likes_are_handed(judge, [row])]
-    else:
-        return None
-    found, digests = (None if is_function else frame), {judge.reference.records[row].digest for row in rows}
-    while rows and (frame := frame.up or judge.flow.top) is not judge.flow.top:
-        rows = [row for row in frame.inputs if judge.reference.records[row].digest in digests]
-        if not rows or any(row in judge.flow.pairs_of_row for row in rows) or (is_function and not _likes_are_handed(judge, rows)):
-            break
-        found = frame
-    return found if digests else None
-
-
-def _likes_are_handed(judge: Judge, rows: Sequence[int]) -> bool:
-    """Whether the port hands such an end as these to another call: of the same site, or of another one of the same role or class."""
-    wanted = {(like, one.end) for row in rows for one in [judge.reference.records[row]] for like in _likes(judge, one.site)}
-    return any((like, end) in wanted for site, end in judge.handed_ends for like in _likes(judge, site))
-
-
-def _likes(judge: Judge, site: str) -> tuple[str, ...]:
-    """What a site shares with its likes: its path without numbers, and its class."""
-    kind = judge.types.get(site)
-    return (_NUMBER.sub("*", site), *([f"class {kind}"] if kind else []))
-
-
-def _giver(judge: Judge, i: int) -> tuple[str, str] | None:
-    """The paired modules that returned an input as it is, where their outputs were not compared: then it is they who made it."""
-    rows = [record.producer for record in judge.records(i)]
-    if min(rows) < 0 or rows[0] in judge.flow.pairs_of_row:
-        return None
-    ours, theirs = (trace.records[row] for trace, row in zip((judge.reference, judge.port), rows, strict=True))
-    if (
-        theirs.producer in judge.pairs_of_port_row
-    ):  # it only handed on what was compared inside it: its caller should have gone on from there
-        return None
-    is_output = all(End.parse(record.end).kind == "output" for record in (ours, theirs))
-    return (ours.module, theirs.module) if is_output and judge.alignment.port_of.get(ours.site) == theirs.site else None
-
-
-def _keeper(judge: Judge, i: int) -> tuple[str, str] | None:
-    """The innermost module that keeps its state in a container that it is handed (a cache): an earlier call left there what is wrong.
-
-    So it is where the same tensor is handed further down in the same container, and the module was called before.
-    """
-    left, frame = judge.records(i)[0], judge.flow.frame(i)
-    if not left.ordinal or left.end.count("[") < 2 or _may_mask(left):
-        return None
-    found = frame.site
-    while (inner := next((child for child in frame.children if _is_handed(judge, child, left.digest)), None)) is not None:
-        frame, found = inner, inner.site
-    return _partners(judge.alignment, found)
-
-
-def _is_handed(judge: Judge, frame: Frame, digest: Any) -> bool:
-    """Whether a module's call is handed the tensor of a digest inside a container."""
-    records = (judge.reference.records[row] for row in frame.inputs)
-    return module_of(frame.site) == frame.site and any(one.digest == digest and one.end.count("[") > 1 for one in records)
-
-
-def _partners(alignment: Alignment, site: str) -> tuple[str, str] | None:
-    """The module paths of a site and its partner, where it, or its module, has one."""
-    partner = alignment.port_of.get(site, alignment.port_of.get(module_of(site)))
-    return None if partner is None else (module_of(site), module_of(partner))
 
 
 def _inherited(judge: Judge, i: int) -> float | None:
@@ -239,7 +68,6 @@ def _suspects(judge: Judge, culprit: tuple[str, str], most: int = 6) -> tuple[tu
 _FEWEST = 16
 _ALIKE = 0.25  # the cosine from which on, chance apart, two errors of one call's code are taken for one
 _COUPLE = 2  # so few siblings may go wrong together by chance
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#!])")
 
 
 def merged(judge: Judge, findings: list[Finding]) -> list[Finding]:
@@ -247,7 +75,7 @@ def merged(judge: Judge, findings: list[Finding]) -> list[Finding]:
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
     for finding in _without_tied(judge, _without_carried(judge, _without_kept(judge, _distinct(judge, findings)))):
         record = judge.records(finding.place)[0]
-        groups[_NUMBER.sub("*", record.site), record.end, finding.blame].append(finding)
+        groups[role(record.site), record.end, finding.blame].append(finding)
     kept: list[Finding] = []
     for (pattern, end, _), group in groups.items():
         sites = {judge.records(finding.place)[0].site for finding in group}
@@ -353,11 +181,11 @@ def _is_carried(judge: Judge, earlier: int, later: int) -> bool:
 def sharing(judge: Judge, first: int) -> list[int]:
     """After a bisection: where all siblings of one role introduced what the first one did; nothing where one of them did not."""
     record = judge.records(first)[0]
-    pattern = _NUMBER.sub("*", record.site)
+    pattern = role(record.site)
     places: dict[str, list[int]] = defaultdict(list)
     for i in range(len(judge)):
         other = judge.records(i)[0]
-        if other.site != record.site and other.end == record.end and _NUMBER.sub("*", other.site) == pattern:
+        if other.site != record.site and other.end == record.end and role(other.site) == pattern:
             places[other.site].append(i)
     wanted = {j for calls in places.values() for i in calls for j in (i, *judge.flow.predecessors(i))} if judge.again is not None else set()
     judge.gather(next(iter(judge.batches(sorted(wanted))), []))
@@ -377,13 +205,13 @@ def _is_told_by_all(judge: Judge, group: Sequence[Finding], pattern: str) -> boo
         return False
     named = [(i, judge.records(i)[0]) for i in range(len(judge)) if judge.flow.kind(i) == "attr"]
     wrong = {record.site for i, record in named if record.end == left.end and judge.judged(i).diverged and judge.effect(i) != "no effect"}
-    return {site for site in wrong if _NUMBER.sub("*", site) == pattern} == _siblings(judge, pattern, left.end)
+    return {site for site in wrong if role(site) == pattern} == _siblings(judge, pattern, left.end)
 
 
 def _siblings(judge: Judge, pattern: str, end: str) -> set[str]:
     """The sites of one role at which this end is compared."""
     records = (judge.records(i)[0] for i in range(len(judge)))
-    return {record.site for record in records if record.end == end and _NUMBER.sub("*", record.site) == pattern}
+    return {record.site for record in records if record.end == end and role(record.site) == pattern}
 
 
 def _lifted(judge: Judge, group: list[Finding], pattern: str, siblings: set[str]) -> Finding:
@@ -395,7 +223,7 @@ def _lifted(judge: Judge, group: list[Finding], pattern: str, siblings: set[str]
     common = _common_prefix([path.split(".") for path in (*(finding.culprit[0] for finding in group), *map(module_of, siblings))])
     frame = judge.flow.frame(first.place).up
     while frame is not None and frame is not judge.flow.top:
-        caller = _partners(judge.alignment, frame.site)
+        caller = partners(judge.alignment, frame.site)
         if caller is not None and is_below(common, caller[0]):
             return replace(shared, culprit=caller)
         frame = frame.up
@@ -420,14 +248,9 @@ def _is_handed_a_mask(judge: Judge, i: int) -> bool:
     for trace, row in ((judge.reference, pair.reference[0]), (judge.port, pair.port[0])):
         site, ordinal = trace.index["site"], trace.index["ordinal"]
         call = np.flatnonzero((site == site[row]) & (ordinal == ordinal[row])).tolist()
-        if any(_may_mask(trace.records[other]) for other in call if trace.records[other].end.startswith(INPUTS)):
+        if any(may_mask(trace.records[other]) for other in call if trace.records[other].end.startswith(INPUTS)):
             return True
     return False
-
-
-def _may_mask(record: Record) -> bool:
-    """Whether something that a call was handed may be a mask, by its name or its values."""
-    return "mask" in record.end or "causal" in record.end or record.dtype == "bool" or record.stats.min <= MASKED
 
 
 def _common_prefix(paths: list[list[str]]) -> str:

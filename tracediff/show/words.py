@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from tracediff.site import role
+
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
 MOST_NAMES = 4
@@ -77,9 +79,6 @@ def module(path: str) -> str:
     return path or "the root"
 
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
-
-
 def grouped(names: Iterable[str]) -> list[str]:
     """Names that differ only in their numbers as one, with their count, in order.
 
@@ -87,9 +86,9 @@ def grouped(names: Iterable[str]) -> list[str]:
     ['2 x layers.*.drop', 'norm']
     """
     kept = list(names)
-    patterns = Counter(_NUMBER.sub("*", name) for name in kept)
-    first = {_NUMBER.sub("*", name): name for name in reversed(kept)}
-    return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(_NUMBER.sub("*", name) for name in kept)]
+    patterns = Counter(role(name) for name in kept)
+    first = {role(name): name for name in reversed(kept)}
+    return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(role(name) for name in kept)]
 
 
 def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
