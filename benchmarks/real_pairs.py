@@ -3,9 +3,8 @@
 The port is loaded with the reference's weights through its own `sanitize`. Most modules bear the same name on both sides; those whose
 parameters are equal under that name are the truth, besides what is written down here. `pip install mlx-lm transformers`.
 
-Three ports of mlx-lm 0.32.2 have another GELU than the reference's own configuration (relative L2 2e-4 behind the activation): gemma and
-starcoder2 the exact one for the tanh form (`models/gemma.py:98`, `models/starcoder2.py:82`), gpt_neox the tanh form for the exact one
-(`models/gpt_neox.py:100`). Here the reference is configured as the port computes, so that the pairs are clean; `shipped=True` leaves it.
+Four ports of mlx-lm compute otherwise than the reference does by its own configuration (`DIFFERENT`, docs/other-ports.md). Here the
+reference is configured as the port computes, so that the pairs are clean; ``shipped=True`` leaves its configuration as it is.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], Rules]] = {
     "stablelm": (GROUPED, {**ROPE, "use_qkv_bias": False, "partial_rotary_factor": 0.25}, {}),
     "phi": (SMALL, {**ROPE, "partial_rotary_factor": 0.5}, {}),
     "cohere": ({**GROUPED, "rope_parameters": {"rope_type": "default", **ROPE}}, ROPE, {}),
+    "glm": ({**GROUPED, "head_dim": 16, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0, **ROPE}}, ROPE, {}),
     "gpt2": (
         {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 100, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0},
         {"n_ctx": 64},
@@ -73,16 +73,20 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], Rules]] = {
 }
 
 
+DIFFERENT = {"gemma": "hidden_act", "starcoder2": "hidden_act", "gpt_neox": "hidden_act", "glm": "rope_parameters"}
+"""The ports that do not do what one setting of the reference says, and which setting that is."""
+
+
 def build(kind: str, seed: int = 0, *, length: int = 12, shipped: bool = False) -> Pair:
     """The pair of a model type. Raises whatever the packages raise where they cannot build it.
 
-    ``shipped``: the reference has its own activation, also where the port's is another.
+    ``shipped``: the reference computes as it is configured by default, also where the port computes otherwise.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes, more, rules = MODELS[kind]
     if shipped:
-        sizes = {name: value for name, value in sizes.items() if name != "hidden_act"}
+        sizes = {name: value for name, value in sizes.items() if name != DIFFERENT.get(kind)}
     config = AutoConfig.for_model(kind, **sizes)
     attention = {"attn_implementation": "eager" if kind == "gemma2" else "sdpa"} if kind != "mamba" else {}
     reference = perturb(AutoModelForCausalLM.from_config(config, **attention), seed)

@@ -1,8 +1,4 @@
-"""More language models of `mlx-lm` against `transformers`, most of them held out: chosen by name, after tracediff was mended on others.
-
-The port of GLM in mlx-lm 0.32.2 turns all channels of a head (`models/glm.py:58`), its reference half of them by default: here it is
-configured to turn all, so that the pair is clean.
-"""
+"""More language models of `mlx-lm` against `transformers`, most of them held out: chosen by name, after tracediff was mended on others."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "ernie4_5": _HEADS,
     "seed_oss": _HEADS,
     "smollm3": real_pairs.GROUPED,
-    "glm": {**_HEADS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
     "hunyuan_v1_dense": _HEADS,
     "glm4": {**_HEADS, "partial_rotary_factor": 0.5},
     "gemma3_text": {**_HEADS, "sliding_window": 6, "query_pre_attn_scalar": 16, "layer_types": _SLIDING},
