@@ -5,9 +5,7 @@ Ends are not paired by position alone: names where both have them, shapes and va
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -147,17 +145,9 @@ class Arguments:
         """The sites that the call of an input hands that very tensor."""
         here = self.rows.sides[side]
         own = int(here.calls.of_row[row])
-        same = [one for one in self._rows_of_tensor[side][here.tensor[row]] if here.end_kind[one] == INPUT and one != row]
+        same = [one for one in self.rows.rows_of_tensor[side][here.tensor[row]] if here.end_kind[one] == INPUT and one != row]
         calls = [int(here.calls.of_row[one]) for one in same]
         return {int(here.calls.site[call]) for call in calls if int(here.calls.parent[call]) == own}
-
-    @cached_property
-    def _rows_of_tensor(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
-        for side, known in zip(self.rows.sides, found, strict=True):
-            for row, tensor in enumerate(side.tensor):
-                known[tensor].append(row)
-        return found
 
     def _end_score(self, a: int, b: int, alone: bool) -> float:
         ours, theirs = self.rows.key(0, a), self.rows.key(1, b)

@@ -8,13 +8,13 @@ stands inside both is compared, and what comes before and after.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
-from tracediff import dtype as dtypes
 from tracediff.align.alignment import RecordPair
-from tracediff.align.structure import INPUT, OUTPUT, Side
+from tracediff.align.rows import Rows
+from tracediff.align.structure import INPUT, OUTPUT
 from tracediff.trace import schema
 
 _DIFFER = 1e-2  # distance of two tensors' statistics from which on they may be of different places
@@ -22,15 +22,15 @@ _DIFFER = 1e-2  # distance of two tensors' statistics from which on they may be 
 Vote = Literal["moved", "kept"]
 
 
-def without_moved(sides: tuple[Side, Side], pairs: Sequence[RecordPair], apart: Callable[[int, int], float]) -> list[RecordPair]:
+def without_moved(rows: Rows, pairs: Sequence[RecordPair]) -> list[RecordPair]:
     """The pairs of records without those of ends that lie in different places.
 
-    ``apart`` tells how far two rows' statistics are from each other. Such an end comes from, or goes to, a module outside of the one call
-    whose partner was called inside the other; or it is what a module inside the one call returns, whose partner's output the other goes
-    on to change with code of its own, while the caller of the one goes on with something else than that very tensor. In the second case
-    most pairs of modules of the same two classes decide for all; one that agrees and ends otherwise (in a sum) speaks for a fault.
+    Such an end comes from, or goes to, a module outside of the one call whose partner was called inside the other; or it is what a module
+    inside the one call returns, whose partner's output the other goes on to change with code of its own, while the caller of the one goes
+    on with something else than that very tensor. In the second case most pairs of modules of the same two classes decide for all; one
+    that agrees and ends otherwise (in a sum) speaks for a fault.
     """
-    ends = _Ends(sides, pairs, apart)
+    ends = _Ends(rows, pairs)
     votes: dict[tuple[str, str, int], list[Vote]] = defaultdict(list)
     open_: dict[int, tuple[str, str, int]] = {}
     moved: set[int] = set()
@@ -60,8 +60,8 @@ def _rows(pair: RecordPair) -> tuple[int, int]:
 class _Ends:
     """What the calls of paired records are given and return, in terms of the calls inside and around them."""
 
-    def __init__(self, sides: tuple[Side, Side], pairs: Sequence[RecordPair], apart: Callable[[int, int], float]) -> None:
-        self.sides, self.apart = sides, apart
+    def __init__(self, rows: Rows, pairs: Sequence[RecordPair]) -> None:
+        self.rows, self.sides = rows, rows.sides
         self.partner: tuple[dict[int, int], dict[int, int]] = ({}, {})
         for pair in pairs:
             if len(pair.reference) == len(pair.port) == 1:
@@ -76,14 +76,14 @@ class _Ends:
     def may_be_moved(self, pair: RecordPair) -> bool:
         """Whether the two differ, and one of their calls makes further calls."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.apart(*rows) < _DIFFER:
+        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) < _DIFFER:
             return False
         return any(int(side.calls.of_row[row]) in inside for side, row, inside in zip(self.sides, rows, self._children, strict=True))
 
     def is_other(self, pair: RecordPair, side: int) -> bool:
         """Whether a pair agrees, and what the call of one side returns (is given, if it is an input) is not what a call inside does."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.apart(*rows) >= _DIFFER:
+        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) >= _DIFFER:
             return False
         has_calls = int(self.sides[side].calls.of_row[rows[side]]) in self._children[side]
         return has_calls and not any(True for _ in self._met_inside(side, rows[side]))
@@ -142,7 +142,7 @@ class _Ends:
         which was not fed, has told which ends are in other places, and those are not fed.
         """
         rows = _rows(pair)
-        if int(self.sides[1].index["flags"][rows[1]]) & schema.REPLACED:
+        if self.sides[1].index["flags"][rows[1]] & schema.REPLACED:
             return "kept"
         is_direct = [self._is_direct(side, rows[side]) for side in (0, 1)]
         if is_direct[1 - longer]:
@@ -158,13 +158,12 @@ class _Ends:
 
     def _callers_agree(self, rows: tuple[int, int]) -> bool:
         """Whether what the callers of two rows' calls return agrees as far as rounding lets it."""
-        kinds = [dtypes.BY_CODE[int(side.index["dtype"][row])] for side, row in zip(self.sides, rows, strict=True)]
-        limit = dtypes.coarser(*kinds).rtol
+        limit = self.rows.rounding(*rows)
         outputs = []
         for side, row in zip(self.sides, rows, strict=True):
             caller = int(side.calls.parent[side.calls.of_row[row]])
             outputs.append(side.ends_of(caller)[1] if caller >= 0 else [])
-        return any(self.apart(a, b) < limit for a in outputs[0] for b in outputs[1])
+        return any(self.rows.apart(a, b) < limit for a in outputs[0] for b in outputs[1])
 
     @cached_property
     def _children(self) -> tuple[set[int], set[int]]:

@@ -21,7 +21,9 @@ from tracediff.align.rows import PairedSites, Rows
 from tracediff.align.structure import INPUT, OUTPUT
 
 _AGREES = 1e-2  # distance of two tensors' statistics, or relative error of their values, at which they agree
+_TOO_FAR = 0.2  # distance of statistics from which on values are not looked at
 _MOST_CONSUMERS = 4
+_MOST_STEPS = 4  # from a tensor back to what it comes from
 
 UNREAD = "the values were not looked at"
 """What the evidence of a pair says whose layout only values could tell, where they were not stored."""
@@ -206,17 +208,55 @@ class Layouts:
         plain = candidates[0]
         if self.rows.are_equal(a, b) and plain.is_same:
             return plain, "equal"
-        if self.rows.apart(a, b) > 0.2:
-            return plain, "shapes; the values differ"
-        read = self.rows.read(a, b)
-        if read is None:
+        read = self.rows.read(a, b) if self.rows.apart(a, b) <= _TOO_FAR else None
+        if read is None and self.rows.apart(a, b) <= _TOO_FAR:
             return plain, f"shapes; {UNREAD}"
-        chosen, error = axes.choose(*read, candidates)
+        chosen, error = axes.choose(*read, candidates) if read is not None else (plain, math.inf)
+        if chosen is plain and error >= _AGREES:
+            return self._as_around(a, b, candidates, ()) or (plain, "shapes; the values differ")
         if chosen is plain:
-            return plain, "values" if error < _AGREES else "shapes; the values differ"
+            return plain, "values"
         if plain.is_same and not self._consumers_agree(a) and not self._lies_as_its_input(a, b, chosen):
-            return plain, f"shapes; {chosen} would fit the values, but not what consumes them"
+            told = self._as_around(a, b, candidates, ()) if error >= _AGREES else None
+            return told or (plain, f"shapes; {chosen} would fit the values, but not what consumes them")
         return chosen, f"values agree to {error:.0e}"
+
+    def _as_around(self, a: int, b: int, candidates: Sequence[Layout], seen: tuple[tuple[int, int], ...]) -> tuple[Layout, str] | None:
+        """The layout of two tensors whose values differ, where it is told by what they come from; None where that does not tell either.
+
+        What a call returns lies as what it was handed in the same shape; what it was handed, as what returned that very tensor.
+        """
+        if len(seen) > _MOST_STEPS or (a, b) in seen:
+            return None
+        for one, other in self._sources(a, b):
+            told = self._by_channels(one, other, candidates)
+            if told is None and self.rows.apart(one, other) <= _TOO_FAR and (read := self.rows.read(one, other)) is not None:
+                chosen, error = axes.choose(*read, candidates)
+                told = (chosen, "") if error < _AGREES else None
+            told = told or self._as_around(one, other, candidates, (*seen, (a, b)))
+            if told is not None:
+                return told[0], "shapes; the values differ; as what it comes from"
+        return None
+
+    def _sources(self, a: int, b: int) -> list[tuple[int, int]]:
+        """Pairs of rows that lie as two rows do, as far as is known.
+
+        Of an output the inputs of its call; of an input the paired outputs of that tensor, or else the first layers' inputs in the call.
+        """
+        shapes = self.rows.shape(0, a), self.rows.shape(1, b)
+        found: list[list[int]] = []
+        for number, (side, row) in enumerate(zip(self.rows.sides, (a, b), strict=True)):
+            if self.rows.kind[number][row] == OUTPUT:
+                rows = side.ends_of(int(side.calls.of_row[row]))[0]
+            else:
+                rows = [one for one in self.rows.rows_of_tensor[number][side.tensor[row]] if side.end_kind[one] == OUTPUT and one < row]
+                rows = rows or [one for call in self._layers_inside[number][int(side.calls.of_row[row])] for one in side.ends_of(call)[0]]
+            found.append([one for one in rows if self.rows.shape(number, one) == shapes[number]][:_MOST_CONSUMERS])
+        return [(one, other) for one in found[0] for other in found[1] if self._are_of_partners(one, other)]
+
+    def _are_of_partners(self, a: int, b: int) -> bool:
+        ours, theirs = (int(side.calls.site[side.calls.of_row[row]]) for side, row in zip(self.rows.sides, (a, b), strict=True))
+        return self.rows.partner.get(ours) == theirs
 
     def _grouped_heads(self, a: int, b: int) -> Layout | None:
         """The layout of keys or values that one side repeats for the heads of a group before attention and the other leaves to it."""
@@ -277,6 +317,23 @@ class Layouts:
         return any(self._outputs_agree(int(self.rows.sides[0].calls.of_row[consumer])) for consumer in consumers)
 
     def _outputs_agree(self, call: int) -> bool:
+        """Whether a call of the reference gives out what its partner does, or a layer in it does: something else is wrong there."""
+        return self._gives_the_same(call) or any(map(self._gives_the_same, self._layers_inside[0][call]))
+
+    @cached_property
+    def _layers_inside(self) -> tuple[dict[int, list[int]], ...]:
+        """By calls of either side, the first calls in them, at any depth, of modules that own parameters."""
+        both: tuple[dict[int, list[int]], ...] = (defaultdict(list), defaultdict(list))
+        for side, found in zip(self.rows.sides, both, strict=True):
+            parents = side.calls.parent.tolist()
+            for call, site in enumerate(side.calls.site.tolist()):
+                around = parents[call] if side.owned[site] else -1
+                while around >= 0 and len(found[around]) < _MOST_CONSUMERS:
+                    found[around].append(call)
+                    around = parents[around]
+        return both
+
+    def _gives_the_same(self, call: int) -> bool:
         calls = self.rows.sides[0].calls
         partner = self.rows.partner.get(int(calls.site[call]))
         if partner is None:
@@ -285,7 +342,7 @@ class Layouts:
         if not same.size:
             return False
         ours, theirs = self.rows.sides[0].ends_of(call)[1], self.rows.sides[1].ends_of(int(same[0]))[1]
-        return any(self.rows.apart(a, b) < _AGREES for a in ours for b in theirs)
+        return any(self.rows.apart(a, b) < max(_AGREES, self.rows.rounding(a, b)) for a in ours for b in theirs)
 
     @cached_property
     def _consumers(self) -> dict[int, list[int]]:

@@ -55,7 +55,7 @@ class RecordPairs:
             for together in every:
                 records = self._records(one, together)
                 found.extend(pair for pair in records if not one.outputs_only or self.rows.kind[0][pair.reference[0]] == OUTPUT)
-        found = without_moved(self.rows.sides, found, self.rows.apart)
+        found = without_moved(self.rows, found)
         found.extend(self._astray(found))
         found.sort(key=lambda pair: (pair.reference[0], pair.port[0]))
         return found

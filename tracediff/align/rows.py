@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,9 +94,23 @@ class Rows:
             found.append(np.array(["!" in side.trace.strings[int(code)] for code in codes], bool)[inverse].tolist())
         return tuple(found)
 
+    @cached_property
+    def rows_of_tensor(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """All rows of each tensor, of either side."""
+        found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
+        for side, known in zip(self.sides, found, strict=True):
+            for row, tensor in enumerate(side.tensor):
+                known[tensor].append(row)
+        return found
+
     def is_truth(self, side: int, row: int) -> bool:
         """Whether a tensor says true or false."""
         return dtypes.BY_CODE[int(self.sides[side].index["dtype"][row])].name == "bool"
+
+    def rounding(self, a: int, b: int) -> float:
+        """The relative error that the coarser dtype of two records may explain where no noise floor is known."""
+        kinds = (dtypes.BY_CODE[int(side.index["dtype"][row])] for side, row in zip(self.sides, (a, b), strict=True))
+        return dtypes.coarser(*kinds).rtol
 
     def are_equal(self, a: int, b: int) -> bool:
         """Whether two records hold the same bits."""

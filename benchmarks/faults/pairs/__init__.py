@@ -15,7 +15,7 @@ import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
 
 OWN = (
     *("sampler", "flow", "vocoder", "vision", "codec", "perceiver", "mixer", "graph", "duration"),
-    *("chat", "translator", "detector", "classifier", "clip"),
+    *("chat", "translator", "detector", "classifier", "clip", "conformer", "effnet", "wavenet", "rvq", "vae"),
 )
 HELD_OUT = ("mixer", "graph", "duration", "clip")
 PACKAGED = ("bert", "dinov2", "olmoe", "mixtral")
