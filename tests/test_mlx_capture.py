@@ -340,6 +340,7 @@ def test_private_arrays_are_buffers_and_quantised_layers_are_seen(tmp_path: Path
     trace = open_trace(tmp_path / "x.h5")
     kinds = {name: parameter.kind for name, parameter in trace.params.items()}
     assert kinds["_freqs"] == "buffer"
-    assert {"weights.0", "weights.1.deep", "proj.weight", "proj.scales"} <= set(kinds)
-    assert trace.params["proj.weight"].dtype == "uint32"
+    assert {"weights.0", "weights.1.deep", "proj.weight", "proj.bias"} <= set(kinds)
+    assert {"proj.scales", "proj.biases"}.isdisjoint(kinds), "they are in the weight that they stand for"
+    assert (trace.params["proj.weight"].dtype, trace.params["proj.weight"].shape) == ("float32", (8, 64))
     assert {"bits": 4, "group_size": 64}.items() <= trace.meta["modules"][1]["attrs"].items()
