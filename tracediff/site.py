@@ -55,10 +55,10 @@ def join(*segments: str) -> str:
     return ".".join(segment for segment in segments if segment)
 
 
-def role(name: str) -> str:
+def pattern_of(name: str) -> str:
     """A site, or what begins with one, with a star for each number in its path: siblings of one role have it in common.
 
-    >>> role("layers.3.attn1"), role("blocks.0!attention")
+    >>> pattern_of("layers.3.attn1"), pattern_of("blocks.0!attention")
     ('layers.*.attn1', 'blocks.*!attention')
     """
     return _NUMBER.sub("*", name)

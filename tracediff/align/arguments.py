@@ -15,7 +15,7 @@ from tracediff.align.names import tokens
 from tracediff.align.rows import PairedSites, Rows
 from tracediff.align.structure import INPUT
 from tracediff.align.values import MASKED
-from tracediff.site import End, role
+from tracediff.site import End, pattern_of
 
 _CLOSE, _ALIKE = 0.05, 0.3  # distances of statistics below which two ends are close, and alike
 _CLEARLY = 1.0  # by how much calls of the same role must tell more of their ends than a site's own
@@ -59,7 +59,7 @@ class Arguments:
 
     def _ends_keys(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> tuple[tuple[object, ...], ...]:
         """What calls of two sites have in common that have the same ends; and what those of all sites of the same role have."""
-        roles = (role(side.names[site]) for side, site in zip(self.rows.sides, (sites.reference, sites.port), strict=True))
+        roles = (pattern_of(side.names[site]) for side, site in zip(self.rows.sides, (sites.reference, sites.port), strict=True))
         ends = tuple(self.rows.end[0][row] for row in ours), tuple(self.rows.end[1][row] for row in theirs)
         return (sites.place, *ends), (*roles, *ends)
 

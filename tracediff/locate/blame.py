@@ -11,7 +11,7 @@ from tracediff.compare import MASKED
 from tracediff.locate.flow import Frame
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame
-from tracediff.site import End, around, module_of, role
+from tracediff.site import End, around, module_of, pattern_of
 from tracediff.trace import Record
 
 
@@ -140,7 +140,7 @@ def _likes_are_handed(judge: Judge, rows: Sequence[int]) -> bool:
 def _likes(judge: Judge, site: str) -> tuple[str, ...]:
     """What a site shares with its likes: its path without numbers, and its class."""
     kind = judge.types.get(site)
-    return (role(site), *([f"class {kind}"] if kind else []))
+    return (pattern_of(site), *([f"class {kind}"] if kind else []))
 
 
 def _giver(judge: Judge, i: int) -> tuple[str, str] | None:

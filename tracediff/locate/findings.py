@@ -15,7 +15,7 @@ from tracediff import dtype as dtypes
 from tracediff.locate.blame import blamed, may_mask, partners
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame, Finding
-from tracediff.site import is_below, module_of, role
+from tracediff.site import is_below, module_of, pattern_of
 
 
 def finding(judge: Judge, i: int) -> Finding:
@@ -75,7 +75,7 @@ def merged(judge: Judge, findings: list[Finding]) -> list[Finding]:
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
     for finding in _without_tied(judge, _without_carried(judge, _without_kept(judge, _distinct(judge, findings)))):
         record = judge.records(finding.place)[0]
-        groups[role(record.site), record.end, finding.blame].append(finding)
+        groups[pattern_of(record.site), record.end, finding.blame].append(finding)
     kept: list[Finding] = []
     for (pattern, end, _), group in groups.items():
         sites = {judge.records(finding.place)[0].site for finding in group}
@@ -181,11 +181,11 @@ def _is_carried(judge: Judge, earlier: int, later: int) -> bool:
 def sharing(judge: Judge, first: int) -> list[int]:
     """After a bisection: where all siblings of one role introduced what the first one did; nothing where one of them did not."""
     record = judge.records(first)[0]
-    pattern = role(record.site)
+    pattern = pattern_of(record.site)
     places: dict[str, list[int]] = defaultdict(list)
     for i in range(len(judge)):
         other = judge.records(i)[0]
-        if other.site != record.site and other.end == record.end and role(other.site) == pattern:
+        if other.site != record.site and other.end == record.end and pattern_of(other.site) == pattern:
             places[other.site].append(i)
     wanted = {j for calls in places.values() for i in calls for j in (i, *judge.flow.predecessors(i))} if judge.again is not None else set()
     judge.gather(next(iter(judge.batches(sorted(wanted))), []))
@@ -205,13 +205,13 @@ def _is_told_by_all(judge: Judge, group: Sequence[Finding], pattern: str) -> boo
         return False
     named = [(i, judge.records(i)[0]) for i in range(len(judge)) if judge.flow.kind(i) == "attr"]
     wrong = {record.site for i, record in named if record.end == left.end and judge.judged(i).diverged and judge.effect(i) != "no effect"}
-    return {site for site in wrong if role(site) == pattern} == _siblings(judge, pattern, left.end)
+    return {site for site in wrong if pattern_of(site) == pattern} == _siblings(judge, pattern, left.end)
 
 
 def _siblings(judge: Judge, pattern: str, end: str) -> set[str]:
     """The sites of one role at which this end is compared."""
     records = (judge.records(i)[0] for i in range(len(judge)))
-    return {record.site for record in records if record.end == end and role(record.site) == pattern}
+    return {record.site for record in records if record.end == end and pattern_of(record.site) == pattern}
 
 
 def _lifted(judge: Judge, group: list[Finding], pattern: str, siblings: set[str]) -> Finding:

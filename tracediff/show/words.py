@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from tracediff.site import role
+from tracediff.site import pattern_of
 
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
@@ -86,9 +86,9 @@ def grouped(names: Iterable[str]) -> list[str]:
     ['2 x layers.*.drop', 'norm']
     """
     kept = list(names)
-    patterns = Counter(role(name) for name in kept)
-    first = {role(name): name for name in reversed(kept)}
-    return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(role(name) for name in kept)]
+    patterns = Counter(pattern_of(name) for name in kept)
+    first = {pattern_of(name): name for name in reversed(kept)}
+    return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(pattern_of(name) for name in kept)]
 
 
 def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
