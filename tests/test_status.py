@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def staged(run: Run, x: Array, *, only: tuple[str, ...] = ("enc", "dec"), flows:
 def nested(run: Run, x: Array, **options: Any) -> None:
     """The two stages inside a third, "all", which records nothing of its own."""
     staged(run, x, **options)
+
+
+def two_outputs(run: Run, x: Array, *, name: str, factor: float, both: bool = True) -> None:
+    """A stage that gives out what its layer does and, unless not ``both``, so many times that under a name."""
+    run.stage = "enc"
+    given = run.layer("enc.a", x, weights(4)[0])
+    with run("enc", x=x) as leave:
+        leave(given)
+        if both:
+            run.give(f"output.{name}", given if factor == 1 else factor * given)
 
 
 class Pair:
@@ -164,33 +175,17 @@ class TestStages:
         assert told.stages[0].free.why == "of what it gave at its end enc output was not compared"
 
     def test_a_stage_of_whose_outputs_one_was_not_compared_is_unfinished(self, pair: Pair) -> None:
-        def two(run: Run, x: Array, *, both: bool = True) -> None:
-            run.stage = "enc"
-            given = run.layer("enc.a", x, weights(4)[0])
-            with run("enc", x=x) as leave:
-                leave(given)
-                if both:
-                    run.give("output.scores", given * 2)
-
-        stages = {"enc": ""}
+        two, stages = partial(two_outputs, name="scores", factor=2.0), {"enc": ""}
         reference = pair.reference(work=two, stages=stages)
         same = td.status(reference, pair.forced(work=two, stages=stages), pair.free(work=two, stages=stages))
         assert same.verdict == "same"
-        fewer = td.status(reference, pair("fewer", work=lambda run, x: two(run, x, both=False), faults=QUIET, stages=stages))
+        fewer = td.status(reference, pair("fewer", work=partial(two, both=False), faults=QUIET, stages=stages))
         assert outcomes(fewer, "free") == {"enc": "unfinished"}
         assert "free, enc: of what it gave at its end enc output.scores was not compared" in fewer.why
 
     def test_an_output_seen_elsewhere_with_the_same_values_counts_as_compared(self, pair: Pair) -> None:
-        def two(run: Run, x: Array, *, both: bool = True) -> None:
-            run.stage = "enc"
-            given = run.layer("enc.a", x, weights(4)[0])
-            with run("enc", x=x) as leave:
-                leave(given)
-                if both:
-                    run.give("output.hidden", given)
-
-        stages = {"enc": ""}
-        told = td.status(pair.reference(work=two, stages=stages), pair.free(work=lambda run, x: two(run, x, both=False), stages=stages))
+        two, stages = partial(two_outputs, name="hidden", factor=1.0), {"enc": ""}
+        told = td.status(pair.reference(work=two, stages=stages), pair.free(work=partial(two, both=False), stages=stages))
         assert outcomes(told, "free") == {"enc": "same"}
 
     def test_what_was_stored_without_values_is_not_the_same(self, pair: Pair) -> None:

@@ -23,14 +23,13 @@ import numpy as np
 
 from tracediff import dtype as dtypes_table
 from tracediff.align import axes
-from tracediff.dtype import Array, DType
+from tracediff.dtype import MASKED, Array, DType
 from tracediff.errors import TracediffError
 
 if TYPE_CHECKING:
     from tracediff.trace import Record
 
 BLOCK = 65536
-MASKED = -1e4
 FLOOR_FACTOR = 5.0
 ROUNDOFF_FACTOR = 8.0
 NOISE_LIMIT = 1e-3

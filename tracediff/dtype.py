@@ -17,6 +17,9 @@ from tracediff.errors import TracediffError
 
 Array = NDArray[Any]
 
+MASKED = -1e4
+"""Values at or below this are a mask's, whatever number a side takes for it; they drown what else a tensor holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class DType:

@@ -22,6 +22,7 @@ from tracediff.align.records import UNSURE
 from tracediff.capture.observer import Boundary, Observer, Run
 from tracediff.compare import at_least, compare
 from tracediff.dtype import Array
+from tracediff.site import is_returned
 from tracediff.trace import Record, Trace, schema
 
 CACHE_BYTES = 64 * 1024 * 1024
@@ -376,6 +377,6 @@ def outputs_by_call(trace: Trace) -> dict[tuple[str, int], dict[str, int]]:
     """The rows of what each call returned, by its site and ordinal and then by end."""
     found: dict[tuple[str, int], dict[str, int]] = {}
     for (site, ordinal, end), row in rows_by_place(trace).items():
-        if end.startswith("output") and not end.startswith("output.input["):
+        if is_returned(end):
             found.setdefault((site, ordinal), {})[end] = row
     return found

@@ -19,6 +19,7 @@ from tracediff.align import Alignment, RecordPair
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
+from tracediff.site import is_returned
 from tracediff.trace import Record, Trace, schema
 
 if TYPE_CHECKING:
@@ -576,20 +577,21 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
 
     Stages all of whose outputs were compared, or in which no call gave anything, are left out.
     """
-    last: dict[str, tuple[str, list[int]]] = {}
-    for row, number in enumerate(reference.index["stage"].tolist()):
-        record = reference.records[row]
-        if record.end.startswith(("output", "value")) and not record.end.startswith("output.input["):
-            stage, call = reference.strings[number], f"{record.site} {record.call}"
-            if stage not in last or last[stage][0] != call:
-                last[stage] = call, []
+    texts, index = reference.strings, reference.index
+    gives = {code for code in np.unique(index["end"]).tolist() if is_returned(texts[code]) or texts[code].startswith("value")}
+    last: dict[int, tuple[tuple[int, int], list[int]]] = {}
+    columns = (index[name].tolist() for name in ("stage", "end", "site", "call"))
+    for row, (stage, end, site, call) in enumerate(zip(*columns, strict=True)):
+        if end in gives:
+            if stage not in last or last[stage][0] != (site, call):
+                last[stage] = (site, call), []
             last[stage][1].append(row)
     digests = {reference.records[row].digest for row in compared}
     unseen = {
         stage: [row for row in rows if row not in compared and reference.records[row].digest not in digests]
         for stage, (_, rows) in last.items()
     }
-    return {stage: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in unseen.items() if rows}
+    return {texts[stage]: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in unseen.items() if rows}
 
 
 def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:

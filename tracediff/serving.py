@@ -23,6 +23,7 @@ from tracediff.capture.nest import Nest, built
 from tracediff.capture.recorder import SERVES
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TraceFileError
+from tracediff.site import is_returned
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.part import calls_of
 
@@ -106,7 +107,7 @@ class _Served:
             where = f"{what} not stored at {call!r}"
             raise TraceFileError(f"{str(trace.path)!r} cannot serve {self._site!r}: {where}. Capture it with --save full.")
         like = self._like(args, kwargs)
-        own = {end: record for end, record in outputs.items() if not end.startswith("output.input[")}
+        own = {end: record for end, record in outputs.items() if is_returned(end)}
         parts = {end: record.text() if record.dtype == "text" else self._tensor(record.read(), like) for end, record in own.items()}
         absent = {end: kind for record in own.values() for end, kind in (record.note.get("absent") or {}).items()}
         return built(parts | {end: _given_back(kind, (*args, *kwargs.values())) for end, kind in absent.items()})

@@ -64,6 +64,15 @@ def pattern_of(name: str) -> str:
     return _NUMBER.sub("*", name)
 
 
+def is_returned(end: str) -> bool:
+    """Whether an end is of what a call returned; an input that it changed in place (``output.input[0]``) is not.
+
+    >>> is_returned("output[0].key"), is_returned("output.input[0]"), is_returned("input[0]")
+    (True, False, False)
+    """
+    return end.startswith("output") and not end.startswith("output.input[")
+
+
 def is_below(path: str, ancestor: str) -> bool:
     """Whether a module path is ``ancestor`` itself or lies below it (everything lies below the root)."""
     return not ancestor or path == ancestor or path.startswith(ancestor + ".")

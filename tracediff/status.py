@@ -37,9 +37,8 @@ class Outcome:
     ``state`` "not run": the port made no such stage; "not recorded": the reference recorded nothing in it; "not compared": nothing in it
     was paired, or values were not stored; "unfinished": what was compared agrees, but not its end. ``why`` says more where neither same
     nor different. ``worst`` is the largest relative L2, ``floor`` the noise floor there; None where what differs has no error to measure
-    (another text, another shape). ``compared`` of ``total`` records of the
-    reference. ``first`` is its first divergence; ``introduced`` how many errors were made in it (0 in a different stage: it was handed
-    them). ``causes``: of the first one, best first.
+    (another text, another shape). ``compared`` of ``total`` records of the reference. ``first`` is its first divergence; ``introduced``
+    how many errors were made in it (0 in a different stage: it was handed them). ``causes``: of the first one, best first.
     """
 
     state: State

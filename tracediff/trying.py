@@ -28,7 +28,7 @@ from tracediff.capture.tree import modules_below
 from tracediff.capturing import captured
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, SiteError, TraceFileError
-from tracediff.site import End, Site
+from tracediff.site import End, Site, is_returned
 from tracediff.trace import Record, Trace
 from tracediff.trace.part import Part, calls_of, part_of
 
@@ -164,7 +164,7 @@ def _recorded(reference: Trace, site: str, call: str) -> _Call:
         if isinstance(key, str):
             names.append(key)
             values.append(_argument(keyed[key], key))
-    outputs = tuple(record for record in records if record.end.startswith("output") and not record.end.startswith("output.input["))
+    outputs = tuple(record for record in records if is_returned(record.end))
     named = frozenset(range(len(numbers), len(names)))
     unseen = tuple(name for name in known if name not in names)
     return _Call(call, records[0].stage, tuple(names), tuple(values), outputs, named, unseen)

@@ -14,7 +14,7 @@ from tracediff.align.calls import Together
 from tracediff.align.names import tokens
 from tracediff.align.rows import PairedSites, Rows
 from tracediff.align.structure import INPUT
-from tracediff.align.values import MASKED
+from tracediff.dtype import MASKED
 from tracediff.site import End, pattern_of
 
 _CLOSE, _ALIKE = 0.05, 0.3  # distances of statistics below which two ends are close, and alike
@@ -145,8 +145,7 @@ class Arguments:
         """The sites that the call of an input hands that very tensor."""
         here = self.rows.sides[side]
         own = int(here.calls.of_row[row])
-        same = [one for one in self.rows.rows_of_tensor[side][here.tensor[row]] if here.end_kind[one] == INPUT and one != row]
-        calls = [int(here.calls.of_row[one]) for one in same]
+        calls = [int(here.calls.of_row[one]) for one in self.rows.same(side, row) if here.end_kind[one] == INPUT]
         return {int(here.calls.site[call]) for call in calls if int(here.calls.parent[call]) == own}
 
     def _end_score(self, a: int, b: int, alone: bool) -> float:

@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from tracediff.align.structure import INPUT, Side
-from tracediff.dtype import Array
+from tracediff.dtype import MASKED, Array
 
 QUERY, KEY = 1, 2
 
@@ -20,7 +20,6 @@ _LARGEST = 1 << 20  # elements of a tensor that is read
 _MOST = 512  # softmaxes that are looked at
 _STEPS = 12  # queries and keys that are compared
 _CERTAIN = 0.98  # the correlation from which on two projections are taken to have made the scores
-_MASKED = -1e4
 _CANDIDATES = 6
 
 
@@ -65,7 +64,7 @@ def _likenesses(scores: Array, query: Array, key: Array) -> Iterator[float]:
 
 
 def _correlation(seen: Array, made: Array) -> float:
-    open_ = np.isfinite(seen) & (seen > _MASKED)
+    open_ = np.isfinite(seen) & (seen > MASKED)
     if open_.sum() < 8 or not seen[open_].std() or not made[open_].std():
         return 0.0
     return float(np.corrcoef(seen[open_], made[open_])[0, 1])

@@ -98,8 +98,7 @@ class CallPairs:
         if any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls):
             return self._reconciled(ours, theirs)
         shapes = self._shapes(ours, theirs)
-        is_regular = len(ours) == len(theirs) and [sorted(shape) for shape in shapes[0]] == [sorted(shape) for shape in shapes[1]]
-        return [] if is_regular else self._in_pieces(ours, theirs, shapes)
+        return [] if _is_regular(shapes) else self._in_pieces(ours, theirs, shapes)
 
     def _noted(self, found: list[Together]) -> list[Together]:
         """The calls in the reference's order, remembered as what the calls inside them are looked for in."""
@@ -135,17 +134,12 @@ class CallPairs:
 
     def _reconciled(self, ours: Sequence[int], theirs: Sequence[int]) -> list[Together]:
         shapes = self._shapes(ours, theirs)
-        if any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls):
-            whole = len(ours) == len(theirs)
-            return [Together((a,), (b,)) for a, b in (zip(ours, theirs, strict=True) if whole else self._picked(ours, theirs, shapes))]
-        if len(ours) == len(theirs) and [sorted(shape) for shape in shapes[0]] == [sorted(shape) for shape in shapes[1]]:
-            return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-        found = self._in_pieces(ours, theirs, shapes)
+        has_raised = any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls)
+        found = [] if has_raised or _is_regular(shapes) else self._in_pieces(ours, theirs, shapes)
         if found:
             return found
-        if len(ours) == len(theirs):
-            return [Together((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-        return [Together((a,), (b,)) for a, b in self._picked(ours, theirs, shapes)]
+        pairs = zip(ours, theirs, strict=True) if len(ours) == len(theirs) else self._picked(ours, theirs, shapes)
+        return [Together((a,), (b,)) for a, b in pairs]
 
     def _in_pieces(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[Together]:
         """The calls of which one side's do the other's work in pieces; none where they do not."""
@@ -195,6 +189,12 @@ class CallPairs:
         """The shape of what a call is given first, without axes of length 1."""
         inputs = self.sides[side].ends_of(call)[0]
         return tuple(size for size in self.sides[side].shapes[inputs[0] if inputs else self._main[side][call]] if size != 1)
+
+
+def _is_regular(shapes: Sequence[Sequence[Shape]]) -> bool:
+    """Whether both sides make as many calls, of tensors of the same lengths one after the other."""
+    ours, theirs = ([sorted(shape) for shape in side] for side in shapes)
+    return ours == theirs
 
 
 def _regrouped(ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[Together]:

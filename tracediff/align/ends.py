@@ -8,7 +8,7 @@ stands inside both is compared, and what comes before and after.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -98,7 +98,7 @@ class _Ends:
         return any(
             partner is not None and self._is_inside(1 - side, partner, rows[1 - side])
             for side in (0, 1)
-            for other in self._same(side, rows[side])
+            for other in self.rows.same(side, rows[side])
             if int(self.sides[side].end_kind[other]) == beyond and not self._is_inside(side, other, rows[side])
             for partner in [self.partner[side].get(other)]
         )
@@ -121,11 +121,7 @@ class _Ends:
     def _met_inside(self, side: int, row: int) -> Iterator[int]:
         """What calls inside a row's call return (are given, if the row is an input) that is that very tensor."""
         kinds = self.sides[side].end_kind
-        return (other for other in self._same(side, row) if kinds[other] == kinds[row] and self._is_inside(side, other, row))
-
-    def _same(self, side: int, row: int) -> Iterable[int]:
-        """All other records of a row's tensor."""
-        return (other for other in self._records[side][self.sides[side].tensor[row]] if other != row)
+        return (other for other in self.rows.same(side, row) if kinds[other] == kinds[row] and self._is_inside(side, other, row))
 
     def _is_inside(self, side: int, inner: int, row: int) -> bool:
         """Whether a row is of a call inside the call of another."""
@@ -153,7 +149,7 @@ class _Ends:
         """Whether an output is handed on to a call as it is, or an input is what a paired call returned."""
         kinds = self.sides[side].end_kind
         wanted = INPUT if kinds[row] == OUTPUT else OUTPUT
-        others = (other for other in self._same(side, row) if kinds[other] == wanted and not self._is_inside(side, other, row))
+        others = (other for other in self.rows.same(side, row) if kinds[other] == wanted and not self._is_inside(side, other, row))
         return any(wanted == INPUT or other in self.partner[side] for other in others)
 
     def _callers_agree(self, rows: tuple[int, int]) -> bool:
@@ -170,12 +166,3 @@ class _Ends:
         """The calls of either side that make calls."""
         ours, theirs = (set(side.calls.parent.tolist()) for side in self.sides)
         return ours, theirs
-
-    @cached_property
-    def _records(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        """The rows of each tensor, of either side."""
-        found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
-        for side, known in zip(self.sides, found, strict=True):
-            for row, tensor in enumerate(side.tensor):
-                known[tensor].append(row)
-        return found

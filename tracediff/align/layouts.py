@@ -163,7 +163,7 @@ class Layouts:
         shorter, row = (0, a) if self.rows.count[0][a] < self.rows.count[1][b] else (1, b)
         ours, theirs = self.rows.sides[shorter], self.rows.sides[1 - shorter]
         partner = self.rows.partner if shorter == 0 else self._reference_of
-        for taken in (one for one, tensor in enumerate(ours.tensor) if tensor == ours.tensor[row] and ours.end_kind[one] == INPUT):
+        for taken in (one for one in self.rows.same(shorter, row) if ours.end_kind[one] == INPUT):
             site = partner.get(int(ours.calls.site[ours.calls.of_row[taken]]))
             call = int(theirs.first_call[site]) if site is not None else -1
             shapes = [self.rows.shape(1 - shorter, one) for one in theirs.ends_of(call)[0][:1]] if call >= 0 else []
@@ -208,8 +208,9 @@ class Layouts:
         plain = candidates[0]
         if self.rows.are_equal(a, b) and plain.is_same:
             return plain, "equal"
-        read = self.rows.read(a, b) if self.rows.apart(a, b) <= _TOO_FAR else None
-        if read is None and self.rows.apart(a, b) <= _TOO_FAR:
+        is_near = self.rows.apart(a, b) <= _TOO_FAR
+        read = self.rows.read(a, b) if is_near else None
+        if is_near and read is None:
             return plain, f"shapes; {UNREAD}"
         chosen, error = axes.choose(*read, candidates) if read is not None else (plain, math.inf)
         if chosen is plain and error >= _AGREES:
@@ -249,7 +250,7 @@ class Layouts:
             if self.rows.kind[number][row] == OUTPUT:
                 rows = side.ends_of(int(side.calls.of_row[row]))[0]
             else:
-                rows = [one for one in self.rows.rows_of_tensor[number][side.tensor[row]] if side.end_kind[one] == OUTPUT and one < row]
+                rows = [one for one in self.rows.same(number, row) if side.end_kind[one] == OUTPUT and one < row]
                 rows = rows or [one for call in self._layers_inside[number][int(side.calls.of_row[row])] for one in side.ends_of(call)[0]]
             found.append([one for one in rows if self.rows.shape(number, one) == shapes[number]][:_MOST_CONSUMERS])
         return [(one, other) for one in found[0] for other in found[1] if self._are_of_partners(one, other)]

@@ -94,8 +94,12 @@ class Rows:
             found.append(np.array(["!" in side.trace.strings[int(code)] for code in codes], bool)[inverse].tolist())
         return tuple(found)
 
+    def same(self, side: int, row: int) -> list[int]:
+        """All other records of a row's tensor, in order."""
+        return [other for other in self._rows_of_tensor[side][self.sides[side].tensor[row]] if other != row]
+
     @cached_property
-    def rows_of_tensor(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    def _rows_of_tensor(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
         """All rows of each tensor, of either side."""
         found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
         for side, known in zip(self.sides, found, strict=True):

@@ -313,8 +313,7 @@ def _by_codes(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
             kind = slice(place, place + 1)
             scores += _told_by(codes[0][kind], codes[1][kind], _EQUAL[kind], _DIFFERENT[kind])
     same_role = (codes[0][_ROLE][:, None] == codes[1][_ROLE][None, :]) & (codes[0][_ROLE] != 0)[:, None]
-    known = (codes[0][_ROLE] != 0)[:, None] & (codes[1][_ROLE] != 0)[None, :]
-    scores -= _WORTH["role"][1] * (known & ~same_role & _one_matrix(ours, theirs, a, b))
+    scores -= _WORTH["role"][1] * (_both_known(ours, theirs, a, b) & ~same_role & _one_matrix(ours, theirs, a, b))
     one, other = ours.key[a][:, None], theirs.key[b][None, :]
     leaves = ours.leaf[a][:, None] & theirs.leaf[b][None, :]
     owns, neither = (one != 0) & (other != 0), (one == 0) & (other == 0)

@@ -390,17 +390,11 @@ class Matcher:
 
         So where one side's trace holds further runs, which call directly what this level calls too.
         """
-        below: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+        below = self._paired_below(0), self._paired_below(1)
         above: dict[int, list[int]] = defaultdict(list)
-        for side in (0, 1):
-            for site in self._unpaired(side, range(self.sides[side].called)):
-                inside = (
-                    [] if self.features[side].leaf[site] else [one for one in self.sides[side].below(site) if one in self.partner[side]]
-                )
-                if inside:
-                    below[side][site] = {self.partner[0][one].port for one in inside} if side == 0 else set(inside)
-                    for one in below[1].get(site, ()) if side else ():
-                        above[one].append(site)
+        for site, inside in below[1].items():
+            for one in inside:
+                above[one].append(site)
         shared = {
             (a, b): len(inside & below[1][b]) for a, inside in below[0].items() for b in {site for one in inside for site in above[one]}
         }
@@ -410,6 +404,16 @@ class Matcher:
             if scores[a, b] > _WORTH_PAIRING and a not in self.partner[0] and b not in self.partner[1]:
                 self._pair(Match(a, b, scores[a, b], "what lies below is paired"))
                 self._inside(a, b)
+
+    def _paired_below(self, side: int) -> dict[int, set[int]]:
+        """Of each caller without partner the pairs below it, by their sites in the port; none is left out."""
+        found: dict[int, set[int]] = {}
+        for site in self._unpaired(side, range(self.sides[side].called)):
+            below = () if self.features[side].leaf[site] else self.sides[side].below(site)
+            inside = {match.port for one in below if (match := self.partner[side].get(one)) is not None}
+            if inside:
+                found[site] = inside
+        return found
 
     def _inside_wrappers(self) -> None:
         """Moves a pair from a caller that merely hands on to the one inside it that does the work, whose code both sides share."""

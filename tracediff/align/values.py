@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tracediff import dtype as dtypes
 from tracediff.align.structure import INPUT, OUTPUT, Side
+from tracediff.dtype import MASKED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +24,6 @@ CLOSE = 1e-3  # distance of two contents' scaled statistics below which they may
 CLOSE_IN_HALF = 3e-2  # where either is of half precision or less
 _RATIO = 0.2  # the second nearest must be at least five times as far
 _CROWD = 24  # a content that more sites see says nothing about any two of them
-MASKED = -1e4  # values at or below this are a mask's, and drown what else a tensor holds
 _FEWEST = 4  # elements below which a content is no evidence
 
 

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tracediff.dtype import Array
+from tracediff.dtype import MASKED, Array
 from tracediff.explain.scene import Scene, Suspect
 
 _BORDER = 0.25
-_MASKED = -1e4
-"""What is at most that in scores is hidden by a mask, whatever number a side takes for it."""
 
 
 def detect(scene: Scene) -> Iterable[Suspect]:
@@ -88,7 +86,7 @@ def _hidden(scene: Scene) -> Iterable[Suspect]:
     ours, theirs = scene.reference, scene.port
     if ours is None or theirs is None or ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape:
         return
-    hidden = ours <= _MASKED, theirs <= _MASKED
+    hidden = ours <= MASKED, theirs <= MASKED
     seen = ~(hidden[0] | hidden[1])
     reference, port = ours[seen], theirs[seen]
     if not (hidden[0].any() or hidden[1].any()) or not (np.isfinite(reference).all() and np.isfinite(port).all()):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tracediff import dtype as dtypes
 from tracediff.align import Alignment
-from tracediff.compare import MASKED
+from tracediff.dtype import MASKED
 from tracediff.locate.flow import Frame
 from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Blame
@@ -40,21 +40,19 @@ def blamed(judge: Judge, i: int) -> tuple[Blame, tuple[str, str]]:
     return ("caller", ("", "")) if same_stage else ("input", own)
 
 
-def _may_have_made(judge: Judge, i: int, caller: tuple[str, str] | None) -> bool:
+def _may_have_made(judge: Judge, i: int, caller: tuple[str, str]) -> bool:
     """Whether an input was made inside the port's call of a module, and that did not merely hand on what it was given and nobody compared.
 
     So where a block normalises what its attention is given in the port, and the attention does that itself in the reference.
     """
     port, right = judge.port, judge.records(i)[1]
-    call, made = around(right.call), []
-    if judge.flow.kind(i) not in INPUTS or caller is None:
+    if judge.flow.kind(i) not in INPUTS:
         return True
-    while call:
-        rows = judge.rows_of_port_call.get(call, [])
+    made = []
+    for rows in _calls_around(judge, right.call):
         given = [row for row in rows if row < right.row and port.records[row].digest == right.digest and row not in judge.pairs_of_port_row]
-        if rows and not any(End.parse(port.records[row].end).kind == "input" for row in given):
+        if not any(End.parse(port.records[row].end).kind == "input" for row in given):
             made.append(port.records[rows[0]].module)
-        call = around(call)
     return not made or caller[1] in made or not caller[1]
 
 
@@ -72,14 +70,21 @@ def _maker(judge: Judge, i: int, caller: str) -> str:
         if not given:
             return made.module if judge.alignment.reference_of.get(made.site) is None else caller
         row = int(port.index["producer"][given[0]])
-    call, around_ = around(right.call), []
-    while call:
-        rows = judge.rows_of_port_call.get(call, [])
-        if rows and not any(one < right.row and port.records[one].digest == right.digest for one in rows):
-            around_.append(port.records[rows[0]].module)
-        call = around(call)
-    inner = around_[: around_.index(caller)] if caller in around_ else around_
-    return inner[0] if inner and (caller in around_ or inner[0] not in judge.alignment.reference_of) else caller
+    makers = [
+        port.records[rows[0]].module
+        for rows in _calls_around(judge, right.call)
+        if not any(one < right.row and port.records[one].digest == right.digest for one in rows)
+    ]
+    inner = makers[: makers.index(caller)] if caller in makers else makers
+    return inner[0] if inner and (caller in makers or inner[0] not in judge.alignment.reference_of) else caller
+
+
+def _calls_around(judge: Judge, call: str) -> Iterator[list[int]]:
+    """The rows of each call of the port around one, innermost first; calls of which nothing was recorded are passed over."""
+    while call := around(call):
+        rows = judge.rows_of_port_call.get(call)
+        if rows:
+            yield rows
 
 
 def _only_hands_on(judge: Judge, i: int, frame: Frame) -> bool:
@@ -149,9 +154,7 @@ def _giver(judge: Judge, i: int) -> tuple[str, str] | None:
     if min(rows) < 0 or rows[0] in judge.flow.pairs_of_row:
         return None
     ours, theirs = (trace.records[row] for trace, row in zip((judge.reference, judge.port), rows, strict=True))
-    if (
-        theirs.producer in judge.pairs_of_port_row
-    ):  # it only handed on what was compared inside it: its caller should have gone on from there
+    if theirs.producer in judge.pairs_of_port_row:  # only handed on what was compared inside: the caller should have gone on from there
         return None
     is_output = all(End.parse(record.end).kind == "output" for record in (ours, theirs))
     return (ours.module, theirs.module) if is_output and judge.alignment.port_of.get(ours.site) == theirs.site else None

@@ -16,8 +16,8 @@ from tracediff import dtype as dtypes
 from tracediff.align import Alignment, RecordPair
 from tracediff.align.axes import side_by_side
 from tracediff.capture.randomness import standard
-from tracediff.compare import MASKED, ROUNDOFF_FACTOR, Bounds, Judgement, Metrics, allowed, at_least, compare
-from tracediff.dtype import Array, DType
+from tracediff.compare import ROUNDOFF_FACTOR, Bounds, Judgement, Metrics, allowed, at_least, compare
+from tracediff.dtype import MASKED, Array, DType
 from tracediff.locate import screen
 from tracediff.locate.flow import Flow
 from tracediff.locate.result import INPUTS, Again, Comparison, Effect, How, Mode

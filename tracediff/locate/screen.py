@@ -17,8 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from tracediff.align.axes import Layout, Part, apply, apply_reference
-from tracediff.compare import MASKED
-from tracediff.dtype import Array, named
+from tracediff.dtype import MASKED, Array, named
 from tracediff.trace import Record
 from tracediff.trace.fingerprint import Stats
 
