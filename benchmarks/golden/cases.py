@@ -1,0 +1,210 @@
+"""The runs whose answers are frozen: for each pair the port as it is, and with a few planted faults, forced and free.
+
+A *source* yields for one pair its name, its reference and its ports; `recorded` makes their traces, or finds them in a folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tracediff as td
+
+MODES = ("forced", "free")
+FAULTS = 8
+"""So many single faults are planted into each pair of models, spread over the ways in which it can go wrong."""
+CHATTERBOX_FAULTS = 2
+"""So many into each stage of Chatterbox."""
+
+
+class NotBuilt(Exception):
+    """What a pair is left out for."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One state of a pair's port: how to record it to a file, fed by the reference's trace or on its draws."""
+
+    fault: str
+    record: Callable[[Path, Path, str], Any]
+    modes: tuple[str, ...] = MODES
+
+
+@dataclass(frozen=True)
+class Source:
+    """One pair: how to record its reference to a file, and the states of its port."""
+
+    record: Callable[[Path], Any]
+    ports: list[Port] = field(default_factory=list)
+
+
+def recorded(name: str, source: Source, folder: Path) -> Iterator[tuple[str, Path, Path | str, bool]]:
+    """For each run (its name, the reference's trace, the port's or why there is none, whether the port is as it is and free).
+
+    Traces that the folder holds already are not made again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = _made(folder / "reference.h5", source.record)
+    for number, port in enumerate(source.ports):
+        for mode in port.modes:
+            made: Path | str
+            try:
+                made = _made(folder / f"{number}_{mode}.h5", lambda to, port=port, mode=mode: port.record(reference, to, mode))
+            except Exception as error:  # noqa: BLE001 - a port that raises is frozen as such
+                made = f"{type(error).__name__}: {error}".replace(str(folder), "FOLDER").splitlines()[0]
+            yield f"{name}: {port.fault or 'clean'}: {mode}", reference, made, not port.fault and mode == port.modes[-1]
+
+
+def _made(path: Path, record: Callable[[Path], Any]) -> Path:
+    if not path.is_file():
+        unfinished = path.with_name(f"unfinished_{path.name}")
+        made = record(unfinished)
+        if isinstance(made, td.Trace):
+            made.close()
+        unfinished.rename(path)
+    return path
+
+
+# -- pairs of models -----------------------------------------------------------------------------------------------------------------------
+
+
+def models(name: str) -> Source:
+    """A pair of the fault benchmark, with a few of its faults. Raises ImportError where its packages are not installed."""
+    import heldout
+    import torch
+
+    from benchmarks.faults.catalogue import all_faults, chosen
+    from benchmarks.faults.pairs import known
+    from benchmarks.faults.plant import planted
+
+    make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
+    pair = make(0)
+    with torch.no_grad():
+        faults = chosen(all_faults(pair), 0, 1)
+    spread = faults[:: max(1, -(-len(faults) // FAULTS))]
+
+    def reference(to: Path) -> Any:
+        with torch.no_grad():
+            return td.capture(pair.reference, pair.run_reference, to=to, force=True)
+
+    def port(*wrong: Any) -> Callable[[Path, Path, str], Any]:
+        return lambda ours, to, mode: _port(pair.port, pair.run_port, ours, to, mode, planted(pair.port, *wrong))
+
+    return Source(reference, [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one)) for one in spread)])
+
+
+def _port(
+    model: Any, run: Any, reference: Path, to: Path, mode: str, state: AbstractContextManager[Any] = nullcontext(), **more: Any
+) -> Any:
+    with state:
+        return td.capture(model, run, to=to, force=True, repeat=False, **{"feed" if mode == "forced" else "random": reference}, **more)
+
+
+def model_names() -> list[str]:
+    """The pairs of models: those of the fault benchmark and those of the tests."""
+    import heldout
+
+    from benchmarks.faults.pairs import known
+
+    return [*known(), *(f"heldout-{name}" for name in heldout.PAIRS)]
+
+
+# -- a folder of cases ---------------------------------------------------------------------------------------------------------------------
+
+
+def report(folder: Path, name: str) -> Source:
+    """A rebuilt bug report: a module with ``build(fault)``, or ``files(folder, fault)`` for a port that arrives as arrays."""
+    sys.path[:0] = [one for one in (str(folder),) if one not in sys.path]
+    case = importlib.import_module(name)
+    clean = case.build(fault=False) if hasattr(case, "build") else None
+    options = {**({"functions": case.FUNCTIONS} if hasattr(case, "FUNCTIONS") else {}), **getattr(case, "CAPTURE", {})}
+    if clean is None:
+        return _of_files(case, options)
+    theirs = {"functions": case.MLX_FUNCTIONS} if hasattr(case, "MLX_FUNCTIONS") else {}
+
+    def faulty(reference: Path, to: Path, mode: str) -> Any:
+        _, _, model, run = case.build(fault=True)
+        return _port(model, run, reference, to, mode, **theirs)
+
+    return Source(
+        lambda to: td.capture(clean[0], clean[1], to=to, force=True, **options),
+        [Port("", lambda reference, to, mode: _port(clean[2], clean[3], reference, to, mode, **theirs)), Port("its fault", faulty)],
+    )
+
+
+def _of_files(case: Any, options: dict[str, Any]) -> Source:
+    naming = ("own names", "named") if "named" in inspect.signature(case.files).parameters else ("own names",)
+
+    def written(to: Path, fault: bool, how: str) -> Any:
+        return case.files(str(to.with_suffix(f".{how.replace(' ', '_')}.dump")), fault, **({"named": True} if how == "named" else {}))
+
+    def reference(to: Path) -> Any:
+        made = written(to, False, "own names")
+        if not (isinstance(made, tuple) and len(made) == 3):
+            raise NotBuilt("it writes weight files and no trace")
+        model, run, _ = made
+        return td.capture(model, run, to=to, force=True, **options)
+
+    def port(fault: bool) -> Callable[[Path, Path, str], Any]:
+        return lambda _, to, how: td.convert(written(to, fault, how)[2], to, impl=getattr(case, "IMPL", "cpp"), force=True)
+
+    return Source(reference, [Port("", port(False), naming), Port("its fault", port(True), naming)])
+
+
+def report_names(folder: Path) -> list[str]:
+    """The cases of a folder that make traces."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("[a-z]*.py"))}
+    return [name for name, text in texts.items() if "SOURCE" in text and name != "run"]
+
+
+# -- Chatterbox ----------------------------------------------------------------------------------------------------------------------------
+
+
+def chatterbox(stage: str) -> Source:
+    """A stage of the shipped Chatterbox pair as it is, and with faults planted into it."""
+    from tracediff.capture.recipe import find_recipe, load_file, run_recipe
+
+    hooks = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
+    how = "tracediff.capturing:captured"
+    names = [name for name, fault in hooks.FAULTS.items() if fault.stage == stage]
+    names = names[:: max(1, -(-len(names) // CHATTERBOX_FAULTS))]
+
+    def port(*wrong: str) -> Callable[[Path, Path, str], Any]:
+        def record(reference: Path, to: Path, mode: str) -> Any:
+            with ExitStack() as stack:
+                change = (lambda models: stack.enter_context(hooks.planted(models, *wrong))) if wrong else None
+                feed = {"feed": str(reference)} if mode == "forced" else {}
+                return run_recipe(
+                    "mlx",
+                    "chatterbox",
+                    output=to,
+                    stages=[stage],
+                    force=True,
+                    repeat=False,
+                    random=reference,
+                    how=how,
+                    change=change,
+                    **feed,
+                )
+
+        return record
+
+    return Source(
+        lambda to: run_recipe("torch", "chatterbox", output=to, stages=[stage], how=how, force=True),
+        [Port("", port()), *(Port(name, port(name), ("forced",)) for name in names)],
+    )
+
+
+def chatterbox_stages() -> list[str]:
+    """The stages of the real pair. Raises ImportError where its packages are not installed."""
+    import chatterbox  # noqa: F401 - the real package, not the recipe
+
+    from tracediff.capture.recipe import find_recipe, load_file
+
+    return list(load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_shared.py")).STAGES)
