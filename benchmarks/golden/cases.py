@@ -23,7 +23,7 @@ CHATTERBOX_FAULTS = 2
 """So many into each stage of Chatterbox."""
 
 
-class NotBuilt(Exception):
+class NotBuiltError(Exception):
     """What a pair is left out for."""
 
 
@@ -147,7 +147,7 @@ def _of_files(case: Any, options: dict[str, Any]) -> Source:
     def reference(to: Path) -> Any:
         made = written(to, False, "own names")
         if not (isinstance(made, tuple) and len(made) == 3):
-            raise NotBuilt("it writes weight files and no trace")
+            raise NotBuiltError("it writes weight files and no trace")
         model, run, _ = made
         return td.capture(model, run, to=to, force=True, **options)
 

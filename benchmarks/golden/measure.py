@@ -39,6 +39,6 @@ def of_pair(group: str, name: str, cases_folder: Path | None, folder: Path) -> t
             run: {"error": port} if isinstance(port, str) else answer(reference, port, lists_pairs=is_clean_and_free)
             for run, reference, port, is_clean_and_free in cases.recorded(f"{group}/{name}", make(name), folder / group / name)
         }
-    except (ImportError, cases.NotBuilt) as error:
+    except (ImportError, cases.NotBuiltError) as error:
         return {}, 0.0, str(error)
     return found, time.monotonic() - started, ""
