@@ -23,7 +23,7 @@ SITES_A_LAYER = 12
 _ONCE = """
 import sys, time
 import numpy as np, scipy.optimize, scipy.spatial
-from tracediff.align import align
+from tracediff import align
 from tracediff.trace import open_trace
 with open_trace(sys.argv[1]) as a, open_trace(sys.argv[2]) as b:
     started = time.process_time()

@@ -27,11 +27,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.faults.modules import FAULTS, swaps  # noqa: E402
 from benchmarks.faults.plant import Fault, module_at, planted, running  # noqa: E402
 from benchmarks.faults.rewrites import rewrites_of  # noqa: E402
-from tracediff.align import align  # noqa: E402
-from tracediff.capture import record  # noqa: E402
+from tracediff.alignment import align  # noqa: E402
 from tracediff.errors import TracediffError  # noqa: E402
-from tracediff.live import of_model, searched  # noqa: E402
 from tracediff.locate import Located, locate  # noqa: E402
+from tracediff.observe import record  # noqa: E402
+from tracediff.runs.live import of_model, searched  # noqa: E402
 from tracediff.trace import Trace, open_trace  # noqa: E402
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tracediff.capture.recording import record_run
+from tracediff.observe.recording import record_run
 from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
 

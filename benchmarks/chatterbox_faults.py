@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tracediff as td
 from benchmarks.faults.score import caller, cause_of
-from tracediff.capture.recipe import find_recipe, load_file, run_recipe
+from tracediff.observe.recipe import find_recipe, load_file, run_recipe
 from tracediff.site import is_below
 
 HOOKS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
 FAULTS: dict[str, Any] = HOOKS.FAULTS
-CAPTURED = "tracediff.capturing:captured"
+CAPTURED = "tracediff.runs.captured:captured"
 OUTCOMES = ("exact", "near", "wrong", "missed")
 CAUSES = ("first", "any", "wrong", "none")
 

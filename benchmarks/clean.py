@@ -137,7 +137,7 @@ def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path
     """The port of a stage, mended, fed by the reference or free."""
     from chatterbox_faults import CAPTURED, HOOKS
 
-    from tracediff.capture.recipe import run_recipe
+    from tracediff.observe.recipe import run_recipe
 
     with ExitStack() as stack:
 

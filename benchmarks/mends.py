@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tracediff as td
-from tracediff.capture.recipe import find_recipe, load_file, load_recipe, run_recipe
+from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
 
 MENDS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_mends.py"))
 MENDS_STAGES = list(load_recipe("chatterbox", "mlx").stages)
@@ -101,7 +101,7 @@ def captured(impl: str, to: Path, stages: list[str], *mends: str, feed: Path | N
         def change(models: Any) -> None:
             stack.enter_context(MENDS.mended(models, *mends))
 
-        given |= {"force": True, "change": change if mends else None, "how": "tracediff.capturing:captured"}
+        given |= {"force": True, "change": change if mends else None, "how": "tracediff.runs.captured:captured"}
         return run_recipe(impl, "chatterbox", output=to, stages=stages, **given)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tracediff as td
-from tracediff.capture.recipe import find_recipe, load_file, load_recipe, run_recipe
+from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
 
 NAME = "chatterbox-mlx"
 MENDS = load_file(find_recipe(NAME, "mlx").with_name(f"{NAME}_mends.py"))
@@ -42,7 +42,7 @@ def captured(to: Path, stages: list[str], *mends: str, feed: Path, is_forced: bo
             force=True,
             repeat=False,
             change=change if mends else None,
-            how="tracediff.capturing:captured",
+            how="tracediff.runs.captured:captured",
             **given,
         )
 

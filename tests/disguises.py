@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.align import align
-from tracediff.align.names import role
-from tracediff.align.structure import Side
-from tracediff.capture import Boundary, Observer, record
+from tracediff.alignment import align
+from tracediff.alignment.names import role
+from tracediff.alignment.structure import Side
+from tracediff.observe import Boundary, Observer, record
 from tracediff.site import Site, module_of
 from tracediff.trace import Param, Trace, open_trace
 

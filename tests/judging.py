@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.align import Alignment, Layout, RecordPair, SitePair
+from tracediff.alignment import Alignment, Layout, RecordPair, SitePair
 from tracediff.dtype import Array
 from tracediff.site import frame_text, module_of
 from tracediff.trace import Trace, TraceWriter, open_trace

@@ -19,8 +19,8 @@ def test_record_keeps_what_a_block_of_code_taps(tmp_path: Path) -> None:
 
 
 def test_a_function_keeps_its_name_though_a_folder_has_it_too() -> None:
-    import tracediff.align.axes
-    import tracediff.capture.recorder  # noqa: F401
+    import tracediff.alignment.axes
+    import tracediff.observe.recorder  # noqa: F401
 
     assert callable(td.capture)
     assert callable(td.align)

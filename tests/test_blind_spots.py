@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.capture.blind import blind_spots
+from tracediff.observe.blind_spots import blind_spots
 from tracediff.show import tables, text
 
 torch = pytest.importorskip("torch")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracediff.capture.context import Context
-from tracediff.capture.observer import Boundary, Observer
-from tracediff.capture.provenance import digest_of
-from tracediff.capture.recipe import Recipe, find_recipe, load_faults, load_file, load_recipe, observe_recipe
+from tracediff.observe.context import Context
+from tracediff.observe.observer import Boundary, Observer
+from tracediff.observe.provenance import digest_of
+from tracediff.observe.recipe import Recipe, find_recipe, load_faults, load_file, load_recipe, observe_recipe
 from tracediff.site import is_below, module_of
 
 pytestmark = pytest.mark.real

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.capture.context import Context
-from tracediff.capture.observer import Boundary, Observer
-from tracediff.capture.recipe import Recipe, find_recipe, load_file, load_recipe, observe_recipe, run_recipe
+from tracediff.observe.context import Context
+from tracediff.observe.observer import Boundary, Observer
+from tracediff.observe.recipe import Recipe, find_recipe, load_file, load_recipe, observe_recipe, run_recipe
 
 pytestmark = pytest.mark.real
 pytest.importorskip("mlx_audio")
@@ -22,7 +22,7 @@ pytest.importorskip("s3tokenizer")
 
 STAGES = ("t3.generate", "t3.sample")
 TOKENS, START, STOP = 8, 6561, 6562
-CAPTURED = "tracediff.capturing:captured"
+CAPTURED = "tracediff.runs.captured:captured"
 MENDING = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_mends.py"))
 SAMPLING = ("temperature_last", "top_p_of_logits")
 

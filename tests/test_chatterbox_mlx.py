@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import tracediff as td
-from tracediff.capture.context import Context
-from tracediff.capture.recipe import find_recipe, load_file, load_recipe, run_recipe
 from tracediff.errors import RecipeError
+from tracediff.observe.context import Context
+from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
 from tracediff.report import Report
 
 NAME = "chatterbox-mlx"
@@ -95,7 +95,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not is_installed("chatterbox-tts"):
         pytest.skip("chatterbox-tts is not installed here")
     to = tmp_path_factory.mktemp("second") / "ref.h5"
-    return run_recipe("torch", "chatterbox", output=to, stages=[*CLEAN, *FAULTY], repeat=False, how="tracediff.capturing:captured")
+    return run_recipe("torch", "chatterbox", output=to, stages=[*CLEAN, *FAULTY], repeat=False, how="tracediff.runs.captured:captured")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def forced(reference: Path) -> Report:
         random=reference,
         python=PYTHON,
         repeat=False,
-        how="tracediff.capturing:captured",
+        how="tracediff.runs.captured:captured",
         feed=str(reference),
     )
     return td.bisect(reference, port)

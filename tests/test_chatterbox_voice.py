@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracediff.capture.context import Context
-from tracediff.capture.observer import Boundary, Observer
-from tracediff.capture.recipe import find_recipe, load_file, load_recipe, observe_recipe
+from tracediff.observe.context import Context
+from tracediff.observe.observer import Boundary, Observer
+from tracediff.observe.recipe import find_recipe, load_file, load_recipe, observe_recipe
 
 pytestmark = pytest.mark.real
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tracediff import dtype as dtypes
-from tracediff.align.axes import Join, Layout
+from tracediff.alignment.axes import Join, Layout
 from tracediff.compare import BLOCK, Metrics, allowed, compare
 from tracediff.errors import TracediffError
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_capture_sites import Boundaries, seen
+from test_observe_sites import Boundaries, seen
 
 import tracediff as td
-from tracediff.capture import observe
-from tracediff.capture.recipe import run_recipe
+from tracediff.observe import observe
+from tracediff.observe.recipe import run_recipe
 
 DSP = """
 import functools
@@ -337,11 +337,11 @@ def test_a_recipe_is_run_with_the_functions_that_are_asked_for(toy: Any, tmp_pat
 
 
 def test_a_submodule_can_be_imported_though_the_package_has_a_function_of_that_name() -> None:
-    import tracediff.align.axes as axes
-    import tracediff.capture.recorder as recorder
+    import tracediff.alignment.axes as axes
+    import tracediff.observe.recorder as recorder
 
-    assert recorder.Recorder.__module__ == "tracediff.capture.recorder"
-    assert axes.Layout.__module__ == "tracediff.align.axes"
+    assert recorder.Recorder.__module__ == "tracediff.observe.recorder"
+    assert axes.Layout.__module__ == "tracediff.alignment.axes"
     assert callable(td.capture)
     assert callable(td.align)
 
@@ -360,8 +360,8 @@ PACKAGES = {"torch": "chatterbox.**", "mlx": "mlx_audio.tts.models.chatterbox.**
 def test_the_real_code_gives_the_same_bits_and_shows_its_functions(impl: str) -> None:
     pytest.importorskip("chatterbox")
     pytest.importorskip("mlx_audio")
-    from tracediff.capture.context import Context
-    from tracediff.capture.recipe import load_recipe
+    from tracediff.observe.context import Context
+    from tracediff.observe.recipe import load_recipe
 
     recipe, context = load_recipe("chatterbox", impl), Context(stages=("t3.cond", "s3gen.encoder"))
     models = recipe.load(context)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.align import align
-from tracediff.align.axes import kept
-from tracediff.capture.observer import Boundary, Observer
-from tracediff.floor import is_whole
+from tracediff.alignment import align
+from tracediff.alignment.axes import kept
+from tracediff.observe.observer import Boundary, Observer
+from tracediff.runs.floor import is_whole
 
 mx = pytest.importorskip("mlx.core")
 
 from mlx import nn  # noqa: E402
 
-from tracediff.capture import observe  # noqa: E402
-from tracediff.capture.mlx import draws, is_compiling  # noqa: E402
+from tracediff.observe import observe  # noqa: E402
+from tracediff.observe.adapters.mlx import draws, is_compiling  # noqa: E402
 
 WIDTH, WORDS, PROMPT = 8, 12, 5
 

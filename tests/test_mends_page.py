@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracediff.capture.recipe import load_file
+from tracediff.observe.recipe import load_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "chatterbox.md"

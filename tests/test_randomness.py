@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracediff as td
-from tracediff.capture import observe
-from tracediff.capture.observer import Boundary, Observer, Run
-from tracediff.capture.randomness import Draws, Playback, SeededDraws, Tape, laid_out, seeded_weight
+from tracediff.observe import observe
+from tracediff.observe.observer import Boundary, Observer, Run
+from tracediff.observe.randomness import Draws, Playback, SeededDraws, Tape, laid_out, seeded_weight
 from tracediff.trace import Trace, open_trace
 
 
@@ -181,7 +181,7 @@ def test_another_size_is_no_layout() -> None:
 
 def recorded(tmp_path: Path, run: Any) -> Trace:
     """A trace of a reference's draws, each its framework's own."""
-    from tracediff.capture.recording import record_run
+    from tracediff.observe.recording import record_run
 
     return open_trace(record_run(None, run, tmp_path / "ref.h5", impl="torch", repeat=False))
 

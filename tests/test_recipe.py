@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracediff.capture.context import Context, weights_beside
-from tracediff.capture.elsewhere import run_elsewhere
-from tracediff.capture.recipe import (
+from tracediff.errors import MissingDependencyError, RecipeError, TraceExistsError
+from tracediff.observe.context import Context, weights_beside
+from tracediff.observe.other_python import run_elsewhere
+from tracediff.observe.recipe import (
     find_recipe,
     known_recipes,
     load_faults,
@@ -22,7 +23,6 @@ from tracediff.capture.recipe import (
     run_recipe,
     write_recipes,
 )
-from tracediff.errors import MissingDependencyError, RecipeError, TraceExistsError
 from tracediff.trace import open_trace
 
 GOOD = '''"""A toy, the port."""

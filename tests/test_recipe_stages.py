@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.capture.context import Context
-from tracediff.capture.recipe import load_recipe, run_recipe
 from tracediff.errors import RecipeError
+from tracediff.observe.context import Context
+from tracediff.observe.recipe import load_recipe, run_recipe
 from tracediff.trace import Trace, TraceWriter, open_trace
 
 PIPELINE = '''"""A pipeline of two stages, the {impl} side."""
@@ -228,7 +228,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for side in (TORCH, MLX):
             (folder / f"fails_{side['impl']}.py").write_text(RAISING.format(**side, fails=fails, chosen=chosen))
         monkeypatch.chdir(tmp_path)
-        given: dict[str, Any] = {"how": "tracediff.capturing:captured", "repeat": False}
+        given: dict[str, Any] = {"how": "tracediff.runs.captured:captured", "repeat": False}
         run_recipe("torch", "fails", output="ref.h5", floor=False, **given)
         with pytest.raises(ValueError, match="no such thing"):
             run_recipe("mlx", "fails", output="port.h5", random="ref.h5", **given, **({"feed": "ref.h5"} if feed else {"floor": False}))

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_capture_sites import Boundaries, seen
+from test_observe_sites import Boundaries, seen
 
 import tracediff as td
-from tracediff.capture import observe
-from tracediff.capture.randomness import ODDS, Playback, SeededDraws, Tape
+from tracediff.observe import observe
+from tracediff.observe.randomness import ODDS, Playback, SeededDraws, Tape
 
 torch = pytest.importorskip("torch")
 mx = pytest.importorskip("mlx.core")

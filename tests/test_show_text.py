@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tracediff.align import Layout, RecordPair
+from tracediff.alignment import Layout, RecordPair
 from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Report, Row, Stage, Weights, Where
 from tracediff.show import text
 

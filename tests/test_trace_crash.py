@@ -23,9 +23,9 @@ import pytest
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
 from tracediff.trace import TraceWriter, open_trace, reader, recover, schema
 from tracediff.trace.amend import amend, amend_meta
+from tracediff.trace.background_writer import Lane
 from tracediff.trace.container import Output
 from tracediff.trace.journal import MAGIC, ROW, frames, journal_of
-from tracediff.trace.lane import Lane
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,17 +13,29 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracediff.api import align, bisect, bisect_live, calibrate, capture, convert, diff, record, recover, status, try_site, weights
-    from tracediff.capture import scope, stage, tap
+    from tracediff.api import (
+        align,
+        bisect,
+        bisect_live,
+        calibrate,
+        capture,
+        convert,
+        diff,
+        record,
+        recover,
+        status,
+        try_site,
+        weights,
+    )
     from tracediff.errors import TracediffError
+    from tracediff.observe import scope, stage, tap
     from tracediff.report import Report
-    from tracediff.serving import stub
-    from tracediff.status import Status
+    from tracediff.runs.stubs import stub
+    from tracediff.stage_table import Status
     from tracediff.trace import Record, Trace, open_trace
 
 __version__ = "0.1.0"
@@ -41,15 +53,15 @@ _HOME = {
     "recover": "tracediff.api",
     "record": "tracediff.api",
     "try_site": "tracediff.api",
-    "stub": "tracediff.serving",
-    "tap": "tracediff.capture",
-    "scope": "tracediff.capture",
-    "stage": "tracediff.capture",
+    "stub": "tracediff.runs.stubs",
+    "tap": "tracediff.observe",
+    "scope": "tracediff.observe",
+    "stage": "tracediff.observe",
     "open_trace": "tracediff.trace",
     "Trace": "tracediff.trace",
     "Record": "tracediff.trace",
     "Report": "tracediff.report",
-    "Status": "tracediff.status",
+    "Status": "tracediff.stage_table",
     "TracediffError": "tracediff.errors",
 }
 
@@ -79,29 +91,22 @@ __all__ = [
 ]
 
 
-class _Package(ModuleType):
-    """This package, whose functions `capture` and `align` go before its folders of the same name.
-
-    Python binds a submodule to its package's attribute on import; without this, ``td.capture`` would be a function
-    until something imports ``tracediff.capture.observer``, and a module from then on. The functions bear the folders' full names, by which
-    Python finds the modules in them: so ``import tracediff.capture.observer as observer`` works too.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module 'tracediff' has no attribute {name!r}")
-        value = getattr(import_module(_HOME[name]), name)
-        if isinstance(value, FunctionType) and find_spec(f"{self.__name__}.{name}") is not None:
-            value.__name__ = f"{self.__name__}.{name}"
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*self.__dict__, *__all__})
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tracediff' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _moved(old: str, new: str) -> ModuleType:
+    """A module under its name of version 0.1, for ``from tracediff.capture import tap`` in recipes: its names are those of the new one."""
+    module = ModuleType(old, f"`{new}`, as version 0.1 called it.")
+    module.__dict__["__getattr__"] = lambda name: getattr(import_module(new), name)
+    return module
+
+
+sys.modules.setdefault("tracediff.capture", _moved("tracediff.capture", "tracediff.observe"))

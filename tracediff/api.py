@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tracediff.trace import Trace, open_trace
 
 if TYPE_CHECKING:
-    from tracediff.align import Alignment
-    from tracediff.capture.observer import Observer
-    from tracediff.explain.weights import WeightsReport
+    from tracediff.alignment import Alignment
     from tracediff.locate import Located
+    from tracediff.observe.observer import Observer
+    from tracediff.parameters.diagnosis import WeightsReport
     from tracediff.report import Cause, Report, Weights
-    from tracediff.status import Status
+    from tracediff.stage_table import Status
     from tracediff.trace.listing import Listing
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -100,7 +100,7 @@ def capture(
     >>> import tracediff as td
     >>> td.capture(model, {"tokens": tokens}, to="ref.h5")                       # doctest: +SKIP
     """
-    from tracediff.capturing import captured
+    from tracediff.runs.captured import captured
 
     path = captured(
         model,
@@ -142,7 +142,7 @@ def record(
     ...         with td.scope("step", step):
     ...             x = td.tap("x", model(x))
     """
-    from tracediff.capture import record as record_block
+    from tracediff.observe import record as record_block
 
     with record_block(model, to, observers=_draws(random, seed), force=force, **options):
         yield
@@ -174,7 +174,7 @@ def capture_recipe(
     progress: Say = _silent,
 ) -> Trace:
     """Runs one side of a pair as its recipe says, here or in another environment's ``python``, and returns its trace."""
-    from tracediff.capture import recipe as recipes
+    from tracediff.observe import recipe as recipes
 
     path = recipes.run_recipe(
         impl,
@@ -196,7 +196,7 @@ def capture_recipe(
         python=python,
         force=force,
         progress=progress,
-        how="tracediff.capturing:captured",
+        how="tracediff.runs.captured:captured",
         feed=None if feed is None else os.fspath(feed),
         floor=False if no_floor else None,
         floor_dtypes=tuple(dict.fromkeys(("float64", *floor_dtypes))),
@@ -225,7 +225,7 @@ def calibrate(
 
     >>> td.calibrate(model, {"tokens": tokens}, "ref.h5", dtypes=["bfloat16"])       # doctest: +SKIP
     """
-    from tracediff.capturing import calibrated
+    from tracediff.runs.captured import calibrated
 
     given = {"methods": None if methods is None else list(methods), "functions": None if functions is None else list(functions)}
     return open_trace(calibrated(model, run, trace, dtypes=tuple(dtypes), impl=impl, say=progress, **given))
@@ -238,16 +238,16 @@ def calibrate_recipe(
 
     ``recipe`` names another file for the same recipe; ``dtypes`` are all where empty.
     """
-    from tracediff.capture.recipe import rerun_recipe
+    from tracediff.observe.recipe import rerun_recipe
 
     chosen = tuple(dtypes) or FLOOR_DTYPES
-    rerun_recipe(trace, recipe, how="tracediff.capturing:calibrated", python=python, progress=progress, dtypes=chosen)
+    rerun_recipe(trace, recipe, how="tracediff.runs.captured:calibrated", python=python, progress=progress, dtypes=chosen)
     return open_trace(trace)
 
 
 def align(reference: TraceLike, port: TraceLike, *, mapping: PathLike | Mapping[str, Any] | None = None) -> Alignment:
     """Which sites and records of two traces correspond, each pair with its evidence; ``mapping`` overrides (a file or its content)."""
-    from tracediff.align import align as align_traces
+    from tracediff.alignment import align as align_traces
 
     with _opened(reference, port) as (first, second):
         return align_traces(first, second, mapping=mapping)
@@ -270,9 +270,9 @@ def bisect(
     ``rtol`` and ``atol``, together, allow ``abs(port - reference) <= atol + rtol * abs(reference)`` in the place of what is
     allowed by itself. ``stages`` restricts the comparison. Raises AlignmentError where the two share nothing.
     """
-    from tracediff.align import align as align_traces
-    from tracediff.floor import floors
+    from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.runs.floor import floors
 
     with _opened(reference, port) as (first, second):
         progress(f"pairing the sites of {first.path} and {second.path}")
@@ -285,8 +285,8 @@ def bisect(
 
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> Report:
     """The report of what was located, with what weights and divergences show of their causes."""
-    from tracediff.floor import notes as floor_notes
     from tracediff.report import build
+    from tracediff.runs.floor import notes as floor_notes
 
     found = _compared_weights(first, second)
     suspects = _suspects(located, alignment, first, second)
@@ -332,7 +332,7 @@ def bisect_live(
 
     >>> td.bisect_live(torch_model, {"tokens": tokens}, mlx_model, {"tokens": tokens})       # doctest: +SKIP
     """
-    from tracediff.live import of_model
+    from tracediff.runs.live import of_model
 
     models = ("reference", reference_model, reference_run), ("port", port_model, port_run)
     sides = [
@@ -359,7 +359,7 @@ def bisect_recipe(
 
     ``python``: by "torch" or "mlx" another environment's Python in which that side runs. ``dtype`` is the port's.
     """
-    from tracediff.live import of_recipe
+    from tracediff.runs.live import of_recipe
 
     asked: dict[str, Any] = {"stages": stages, "weights": weights, "seed": seed, "say": progress}
     elsewhere = python or {}
@@ -373,7 +373,7 @@ def bisect_recipe(
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
     from dataclasses import replace
 
-    from tracediff.live import MOST_HELD, searched
+    from tracediff.runs.live import MOST_HELD, searched
 
     with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
@@ -382,7 +382,7 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
 
 def _suspects(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
     """What the divergences themselves show of their causes, by their place among the findings."""
-    from tracediff.explain.detect import suspects
+    from tracediff.causes.detect import suspects
     from tracediff.report import Cause
 
     found = suspects(located, alignment, reference, port) if located.findings else {}
@@ -392,7 +392,7 @@ def _suspects(located: Located, alignment: Alignment, reference: Trace, port: Tr
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
     """What the recorded parameters say; None where a side has none, or the two share nothing."""
     from tracediff.errors import WeightsError
-    from tracediff.explain.weights import weights as compare_weights
+    from tracediff.parameters.diagnosis import weights as compare_weights
 
     try:
         return compare_weights(reference, port) if reference.params and port.params else None
@@ -418,7 +418,7 @@ def _by_weights(located: Located, found: WeightsReport, reference: Trace, port: 
     """What was located, with the owner of wrong weights blamed where code uses them without calling it."""
     from dataclasses import replace
 
-    from tracediff.explain.weights import owner
+    from tracediff.causes.from_weights import owner
 
     pairs = [one.pair for one in located.comparisons if one.pair.layout is not None]
     seen = {reference.records[pair.reference[0]].module for pair in pairs}, {port.records[pair.port[0]].module for pair in pairs}
@@ -432,7 +432,7 @@ def _by_weights(located: Located, found: WeightsReport, reference: Trace, port: 
 
 def _weight_causes(found: WeightsReport, culprits: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
     """What the weights explain, by the culprit's path in the reference."""
-    from tracediff.explain.weights import causes_for
+    from tracediff.causes.from_weights import causes_for
     from tracediff.report import Cause
 
     return {reference: [Cause(**cause) for cause in causes_for(found.findings, [port])] for reference, port in culprits}
@@ -444,7 +444,7 @@ def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsRepo
     Each side is a trace, a live model, a .safetensors, .pt or .npz file, or a folder of them; ``checkpoint`` is a third that tells
     which side is wrong.
     """
-    from tracediff.explain.weights import weights as compare_weights
+    from tracediff.parameters.diagnosis import weights as compare_weights
 
     return compare_weights(reference, port, checkpoint=checkpoint)
 
@@ -470,7 +470,7 @@ def status(
 
     >>> print(td.status("ref.h5", "forced.h5", "free.h5"))                       # doctest: +SKIP
     """
-    from tracediff.status import build, modes_of
+    from tracediff.stage_table import build, modes_of
 
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
@@ -506,7 +506,7 @@ def try_site(
     """
     from tempfile import TemporaryDirectory
 
-    from tracediff.trying import tried
+    from tracediff.runs.single_site import tried
 
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
@@ -532,21 +532,21 @@ def try_named(
     site's path, or the one that holds the like parameters, or the one at the path ``module``. ``weights``: a .safetensors or .npz file
     that the module loads itself.
     """
-    from tracediff import trying
-    from tracediff.capture import adapter_of
-    from tracediff.capture.adapter import named
-    from tracediff.trace.part import calls_of, part_of
+    from tracediff.observe import adapter_of
+    from tracediff.observe.adapters.base import named
+    from tracediff.runs import single_site
+    from tracediff.trace.subtrace import calls_of, part_of
 
     with _opened(reference) as (whole,):
         chosen = calls_of(whole, site)
         if name is not None:
-            made = trying.load_object(name)
+            made = single_site.load_object(name)
         else:
             part = part_of(whole, site, chosen, site.partition(":")[0])
-            path, made = trying.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
+            path, made = single_site.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
             progress(f"the port's module: {path or 'the root'} ({type(made).__name__})")
         if weights is not None:
-            trying.load_weights(made, weights)
+            single_site.load_weights(made, weights)
         if name is not None and whole.meta.get("mode") == "eval" and adapter_of(made).is_model(made):
             made.eval()
         return try_site(whole, site, made, progress=progress, **options)
@@ -554,7 +554,7 @@ def try_named(
 
 def _recipe_models(impl: str, recipe: str | None, reference: Trace) -> Mapping[str, Any]:
     """The models that a recipe loads for the stages and with the seed and weights of the reference's run."""
-    from tracediff.capture import recipe as recipes
+    from tracediff.observe import recipe as recipes
 
     meta = reference.meta
     context = recipes.Context(
@@ -590,21 +590,21 @@ def recover(path: PathLike, to: PathLike | None = None) -> Trace:
 
 
 def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool = False) -> Path:
-    """Turns arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those: `tracediff.trace.convert`."""
-    from tracediff.trace.convert import convert as convert_arrays
+    """Turns arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those: `tracediff.trace.conversion`."""
+    from tracediff.trace.conversion import convert as convert_arrays
 
     return convert_arrays(source, target, impl=impl, force=force)
 
 
 def write_recipes(name: str, folder: PathLike) -> list[Path]:
     """Writes the pair of recipes to start from, and returns their paths."""
-    from tracediff.capture import recipe as recipes
+    from tracediff.observe import recipe as recipes
 
     return recipes.write_recipes(folder, name)
 
 
 def _draws(random: TraceLike | None, seed: int | None) -> list[Observer]:
-    from tracediff.capture.randomness import Playback, SeededDraws, Tape
+    from tracediff.observe.randomness import Playback, SeededDraws, Tape
 
     if random is not None:
         return [Playback(open_trace(random))]

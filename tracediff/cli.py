@@ -230,7 +230,7 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
       tracediff weights checkpoint.safetensors mlx.h5
     """
     from tracediff import api
-    from tracediff.show import weights as shown
+    from tracediff.show import weight_findings as shown
 
     report = api.weights(reference, port, checkpoint=checkpoint)
     if write_rules:
@@ -348,7 +348,7 @@ def status(
       tracediff status ref.h5 forced.h5 free.h5 -o STATUS.md
     """
     from tracediff import api
-    from tracediff.show import status as shown
+    from tracediff.show import stage_table as shown
 
     path = None if output is None else _free(Path(output), force)
     told = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **how)

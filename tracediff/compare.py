@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from tracediff import dtype as dtypes_table
-from tracediff.align import axes
+from tracediff.alignment import axes
 from tracediff.dtype import MASKED, Array, DType
 from tracediff.errors import TracediffError
 

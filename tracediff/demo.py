@@ -18,7 +18,7 @@ NONE = "none"
 
 def faults() -> dict[str, str]:
     """What can be planted: name and announcement, ``none`` for the port as it ships."""
-    from tracediff.capture.recipe import load_faults
+    from tracediff.observe.recipe import load_faults
 
     return {NONE: "nothing: the port as it ships", **{name: fault.announcement for name, fault in load_faults(RECIPE, "mlx").items()}}
 
@@ -28,7 +28,7 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
 
     The traces ``demo_torch.h5`` and ``demo_mlx.h5`` in ``folder`` are written anew. Raises TracediffError for a fault that is not known.
     """
-    from tracediff.capture.recipe import load_faults, run_recipe
+    from tracediff.observe.recipe import load_faults, run_recipe
 
     known = load_faults(RECIPE, "mlx")
     if fault != NONE and fault not in known:
@@ -36,7 +36,13 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
     planted = None if fault == NONE else known[fault]
     stages = () if planted is None else (planted.stage,)
     reference, port = Path(folder) / "demo_torch.h5", Path(folder) / "demo_mlx.h5"
-    options: dict[str, Any] = {"stages": stages, "seed": seed, "force": True, "progress": progress, "how": "tracediff.capturing:captured"}
+    options: dict[str, Any] = {
+        "stages": stages,
+        "seed": seed,
+        "force": True,
+        "progress": progress,
+        "how": "tracediff.runs.captured:captured",
+    }
     progress("the reference: chatterbox-tts in PyTorch")
     run_recipe("torch", RECIPE, output=reference, **options)
     progress(f"the port: mlx-audio in MLX; planted: {faults()[fault]}")

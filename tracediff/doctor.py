@@ -101,7 +101,7 @@ def _chatterbox() -> Check:
 
 
 def _recipes() -> Check:
-    from tracediff.capture.recipe import known_recipes
+    from tracediff.observe.recipe import known_recipes
 
     found = known_recipes()
     if not found:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from tracediff.align import Alignment, RecordPair
+from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located

@@ -94,15 +94,15 @@ def models(name: str) -> Source:
             return td.capture(pair.reference, pair.run_reference, to=to, force=True)
 
     def port(*wrong: Any) -> Callable[[Path, Path, str], Any]:
-        return lambda ours, to, mode: _port(pair.port, pair.run_port, ours, to, mode, planted(pair.port, *wrong))
+        return lambda ours, to, mode: _port(pair.port, pair.run_port, ours, to, mode, state=planted(pair.port, *wrong))
 
     return Source(reference, [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one)) for one in spread)])
 
 
 def _port(
-    model: Any, run: Any, reference: Path, to: Path, mode: str, state: AbstractContextManager[Any] = nullcontext(), **more: Any
+    model: Any, run: Any, reference: Path, to: Path, mode: str, *, state: AbstractContextManager[Any] | None = None, **more: Any
 ) -> Any:
-    with state:
+    with state or nullcontext():
         return td.capture(model, run, to=to, force=True, repeat=False, **{"feed" if mode == "forced" else "random": reference}, **more)
 
 
@@ -168,10 +168,10 @@ def report_names(folder: Path) -> list[str]:
 
 def chatterbox(stage: str) -> Source:
     """A stage of the shipped Chatterbox pair as it is, and with faults planted into it."""
-    from tracediff.capture.recipe import find_recipe, load_file, run_recipe
+    from tracediff.observe.recipe import find_recipe, load_file, run_recipe
 
     hooks = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
-    how = "tracediff.capturing:captured"
+    how = "tracediff.runs.captured:captured"
     names = [name for name, fault in hooks.FAULTS.items() if fault.stage == stage]
     names = names[:: max(1, -(-len(names) // CHATTERBOX_FAULTS))]
 
@@ -205,6 +205,6 @@ def chatterbox_stages() -> list[str]:
     """The stages of the real pair. Raises ImportError where its packages are not installed."""
     import chatterbox  # noqa: F401 - the real package, not the recipe
 
-    from tracediff.capture.recipe import find_recipe, load_file
+    from tracediff.observe.recipe import find_recipe, load_file
 
     return list(load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_shared.py")).STAGES)

@@ -14,7 +14,7 @@ pytest.importorskip("mlx_audio")
 pytest.importorskip("chatterbox")
 
 from tracediff import api
-from tracediff.capture.recipe import find_recipe, load_faults, load_file, run_recipe
+from tracediff.observe.recipe import find_recipe, load_faults, load_file, run_recipe
 from tracediff.report import Report
 from tracediff.site import is_below
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.real
 
 FAULTS = load_faults("chatterbox", "mlx")
 PLANTING = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
-CAPTURED = "tracediff.capturing:captured"
+CAPTURED = "tracediff.runs.captured:captured"
 # A few of every group of stages; `benchmarks/chatterbox_faults.py` plants them all.
 PLANTED = (
     "missing_capital",

@@ -14,13 +14,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from tracediff.align import Alignment, RecordPair
+from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
 from tracediff.locate.findings import finding, merged, sharing
-from tracediff.locate.judge import Judge
 from tracediff.locate.result import INPUTS, Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
 from tracediff.locate.search import bisected, certified, descended, introduced, look_into_stages, scanned
+from tracediff.locate.verdicts import Judge
 from tracediff.trace import Trace
 
 __all__ = ["INPUTS", "Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.locate.blame import blamed, may_mask, partners
-from tracediff.locate.judge import Judge
+from tracediff.locate.culprit import blamed, may_mask, partners
 from tracediff.locate.result import INPUTS, Blame, Finding
+from tracediff.locate.verdicts import Judge
 from tracediff.site import is_below, module_of, pattern_of
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tracediff.align import RecordPair
+from tracediff.alignment import RecordPair
 from tracediff.compare import Judgement, Metrics
 
 Mode = Literal["free", "forced"]

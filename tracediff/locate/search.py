@@ -6,9 +6,9 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tracediff.locate.flow import Frame
-from tracediff.locate.judge import Judge
+from tracediff.locate.calls import Frame
 from tracediff.locate.result import Certificate, Comparison, Effect, Method
+from tracediff.locate.verdicts import Judge
 
 _FEW = 4  # doubtful pairs are read one by one
 _ONE_IN = 64  # pairs before the answer that only a sample was looked at: one is read

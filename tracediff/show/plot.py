@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from tracediff.align import axes as layouts
+from tracediff.alignment import axes as layouts
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.show.words import counted, module, number, short_call

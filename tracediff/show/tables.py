@@ -12,7 +12,7 @@ from rich.text import Text
 from tracediff.show.words import counted, listed, number
 
 if TYPE_CHECKING:
-    from tracediff.align import Alignment, SitePair
+    from tracediff.alignment import Alignment, SitePair
     from tracediff.doctor import Check
     from tracediff.trace import Trace
     from tracediff.trace.listing import Listing

@@ -21,10 +21,10 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
 from tracediff.trace import journal, schema
+from tracediff.trace.background_writer import Job, Lane
 from tracediff.trace.container import Output, Place, is_locked, write_at
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
-from tracediff.trace.lane import Job, Lane
 from tracediff.trace.links import add_links
 from tracediff.trace.tables import Meta, Tables, checked_meta, dump_meta, pack_strings
 

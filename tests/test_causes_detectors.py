@@ -1,0 +1,458 @@
+"""Each detector names its cause from the tensors alone, and none names one for an error that it does not explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tracediff.causes.detect import ranked, scene_suspects
+from tracediff.causes.detectors.pointwise import FUNCTIONS
+from tracediff.causes.scene import InHand, Scene, Side
+
+RANDOM = np.random.default_rng(0)
+B, T, C, H, D = 2, 12, 16, 4, 8
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def given(values: np.ndarray, name: str = "x", *, end: str = "input[0]", kind: str = "", is_input: bool = True) -> InHand:
+    return InHand(name, end, kind, is_input, values)
+
+
+def returned(values: np.ndarray, name: str, kind: str = "Linear", calls: int = 1) -> InHand:
+    return InHand(name, "output", kind, False, values, calls=calls)
+
+
+def scene(reference: Any, port: Any, *in_hand: InHand, blame: str = "caller", **more: Any) -> Scene:
+    told: dict[str, Any] = {"site": "block.part", "end": "output", "sides": (Side("block"), Side("block")), "limit": 1e-6, **more}
+    told["dtypes"] = told.get("dtypes", ("float32", "float32"))
+    told["run_dtypes"] = told.get("run_dtypes", ("float32", "float32"))
+    return Scene(blame=blame, reference=np.asarray(reference), port=np.asarray(port), in_hand=in_hand, **told)
+
+
+def kinds(given_scene: Scene) -> list[str]:
+    return [suspect.kind for suspect in ranked(scene_suspects(given_scene))]
+
+
+def first(given_scene: Scene) -> str:
+    found = kinds(given_scene)
+    return found[0] if found else "unknown"
+
+
+# -- code that adds -------------------------------------------------------------------------------------
+
+x, branch, other = draw(B, T, C), draw(B, T, C, seed=1), draw(B, T, C, seed=2)
+
+
+def test_a_residual_that_was_not_added_is_missing() -> None:
+    assert first(scene(x + branch, branch, given(x), returned(branch, "mlp"))) == "residual.missing"
+
+
+def test_a_branch_that_was_not_added_is_missing() -> None:
+    assert first(scene(x + branch, x, given(x), returned(branch, "mlp"))) == "branch.missing"
+
+
+def test_a_branch_added_twice_is_one_too_many() -> None:
+    assert first(scene(x + branch, x + 2 * branch, given(x), returned(branch, "mlp"))) == "branch.extra"
+
+
+def test_positions_that_were_not_added_are_missing() -> None:
+    positions = draw(1, T, C, seed=3)
+    assert first(scene(x + positions, x, returned(x, "tokens"), returned(positions, "positions", "Embedding"))) == "position.missing"
+
+
+def test_another_factor_of_a_branch_is_a_scale() -> None:
+    assert first(scene(x + 0.5 * branch, x + 0.7 * branch, given(x), returned(branch, "mlp"))) == "scale"
+
+
+def test_a_tensor_that_is_a_multiple_is_a_scale() -> None:
+    assert first(scene(x, 4.0 * x)) == "scale"
+
+
+def test_a_logarithm_to_another_base_is_told_by_its_factor() -> None:
+    assert first(scene(x, x / np.log(10))) == "units.log"
+
+
+def test_guidance_by_another_formula_is_told_by_its_coefficients() -> None:
+    velocities = draw(2 * B, T, C, seed=4)
+    conditional, free = np.split(velocities, 2)
+    ours, theirs = 1.7 * conditional - 0.7 * free, 0.7 * conditional + 0.3 * free
+    assert first(scene(ours, theirs, given(x), returned(velocities, "estimator"))) == "cfg.formula"
+
+
+def test_guidance_inside_a_step_is_still_guidance() -> None:
+    velocities = draw(2 * B, T, C, seed=4)
+    conditional, free = np.split(velocities, 2)
+    ours, theirs = (x + 0.1 * (c * conditional - (c - 1) * free) for c in (1.7, 0.7))
+    assert first(scene(ours, theirs, given(x), returned(velocities, "estimator"))) == "cfg.formula"
+
+
+@pytest.mark.parametrize(("step", "kind"), [(-0.1, "ode.sign"), (0.2, "ode.schedule"), (0.05, "ode.schedule")])
+def test_a_step_of_another_size_or_sign(step: float, kind: str) -> None:
+    assert first(scene(x + 0.1 * branch, x + step * branch, given(x), returned(branch, "estimator", calls=10))) == kind
+
+
+# -- functions of single values ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("GELU (exact)", "SiLU"), ("SiLU", "ReLU"), ("leaky ReLU (0.1)", "leaky ReLU (0.01)"), ("ReLU", "GELU (tanh)")]
+)
+def test_another_activation(ours: str, theirs: str) -> None:
+    found = ranked(scene_suspects(scene(FUNCTIONS[ours](x), FUNCTIONS[theirs](x), returned(x, "up"))))
+    assert found[0].kind == "activation"
+    assert found[0].confirmed
+    assert ours in found[0].evidence
+    assert theirs in found[0].evidence
+
+
+def test_another_activation_of_a_gate() -> None:
+    silu, gelu = FUNCTIONS["SiLU"], FUNCTIONS["GELU (exact)"]
+    assert first(scene(silu(x) * branch, gelu(x) * branch, returned(x, "gate"), returned(branch, "up"))) == "activation"
+
+
+def test_a_gate_and_its_value_exchanged_in_one_tensor() -> None:
+    both = np.concatenate([x, branch], -1)
+    silu = FUNCTIONS["SiLU"]
+    found = kinds(scene(silu(x) * branch, FUNCTIONS["sigmoid"](x) * branch, returned(both, "gated")))
+    assert found[0] == "activation"
+
+
+def test_a_slope_that_is_in_no_list() -> None:
+    leaky = np.where(x > 0, x, 0.37 * x)
+    found = ranked(scene_suspects(scene(FUNCTIONS["leaky ReLU (0.1)"](x), leaky, returned(x, "up"))))
+    assert found[0].kind == "activation"
+    assert "0.37" in found[0].evidence
+
+
+def test_a_clamp_is_told_by_its_limits() -> None:
+    assert first(scene(x, np.clip(x, -1, 1))) == "clamp"
+
+
+def test_a_clamp_of_what_is_added_is_told_too() -> None:
+    assert first(scene(x + branch, x + np.clip(branch, -1, 1), given(x), returned(branch, "mlp"))) == "clamp"
+
+
+# -- values that moved ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda v: v[:, ::-1], "order.reversed"),
+        (lambda v: np.concatenate(np.split(v, 2, -1)[::-1], -1), "order.concat"),
+        (lambda v: v[..., np.random.default_rng(1).permutation(C)], "order.channels"),
+        (lambda v: np.concatenate([np.zeros((B, 1, C)), v[:, :-1]], 1), "padding.shift"),
+    ],
+)
+def test_values_that_stand_elsewhere(change: Callable[[np.ndarray], np.ndarray], kind: str) -> None:
+    assert first(scene(x, change(x))) == kind
+
+
+def test_heads_that_were_reshaped_rather_than_transposed() -> None:
+    heads = draw(B, H, T, D)
+    assert first(scene(heads.swapaxes(1, 2).reshape(B, T, H * D), heads.reshape(B, T, H * D))) == "heads.layout"
+
+
+def test_arguments_that_were_exchanged() -> None:
+    beside = (given(branch, "the input [k]"),)
+    assert first(scene(x, branch, end="input[q]", beside=beside)) == "order.roles"
+
+
+# -- normalisation ----------------------------------------------------------------------------------------
+
+
+def layer_norm(values: np.ndarray, eps: float = 1e-5) -> np.ndarray:
+    gain, offset = 1 + 0.2 * draw(C, seed=7), 0.2 * draw(C, seed=8)
+    return (values - values.mean(-1, keepdims=True)) / np.sqrt(values.var(-1, keepdims=True) + eps) * gain + offset
+
+
+def rms_norm(values: np.ndarray, eps: float = 1e-6) -> np.ndarray:
+    return values / np.sqrt((values**2).mean(-1, keepdims=True) + eps) * (1 + 0.2 * draw(C, seed=7))
+
+
+NORMS = (Side("norm", "LayerNorm", attributes={"eps": 1e-5}), Side("norm", "LayerNorm"))
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+def test_another_eps_is_found_without_being_told(norm: Callable[..., np.ndarray]) -> None:
+    found = ranked(
+        scene_suspects(scene(norm(x), norm(x, 1e-2), given(x), blame="module", sides=(Side("norm", "Norm"), Side("norm", "Norm"))))
+    )
+    assert found[0].kind == "norm.eps"
+    assert found[0].confirmed
+    assert "1.0e-02" in found[0].evidence
+
+
+def test_a_norm_that_does_nothing_is_missing() -> None:
+    assert first(scene(layer_norm(x), x, given(x), blame="module", sides=NORMS)) == "norm.missing"
+
+
+def test_eps_is_told_by_the_attributes_too() -> None:
+    sides = (Side("n", "LayerNorm", attributes={"eps": 1e-5}), Side("n", "LayerNorm", attributes={"variance_epsilon": 1e-6}))
+    assert first(scene(x, x + 0.1 * branch * other, blame="module", sides=sides)) == "norm.eps"
+
+
+# -- attention and rotation -------------------------------------------------------------------------------
+
+q, k, v = draw(B, H, T, D), draw(B, H, T, D, seed=1), draw(B, H, T, D, seed=2)
+causal = np.where(np.tri(T, dtype=bool), 0.0, -np.inf)
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: Any = 0.0, scale: float = D**-0.5) -> np.ndarray:
+    scores = scale * q @ k.swapaxes(-1, -2) + mask
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@pytest.mark.parametrize(("port", "kind"), [(attend(q, k, v), "mask.missing"), (attend(q, k, v, causal, 1.0), "scale")])
+def test_an_attention_call_is_computed_again_under_single_edits(port: np.ndarray, kind: str) -> None:
+    ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v), ("mask", causal))]
+    assert first(scene(attend(q, k, v, causal), port, *ends, blame="module", site="attn!attention")) == kind
+
+
+def test_a_causal_mask_too_many() -> None:
+    ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v))]
+    assert first(scene(attend(q, k, v), attend(q, k, v, causal), *ends, blame="module", site="attn!attention")) == "mask.wrong"
+
+
+def rope(values: np.ndarray, *, base: float = 10000.0, offset: int = 0, in_turn: bool = False) -> np.ndarray:
+    half = values.shape[-1] // 2
+    angles = (np.arange(values.shape[-2]) + offset)[:, None] * base ** (-np.arange(half) / half)
+    pairs = values[..., 0::2] + 1j * values[..., 1::2] if in_turn else values[..., :half] + 1j * values[..., half:]
+    turned = pairs * np.exp(1j * angles)
+    if in_turn:
+        return np.stack([turned.real, turned.imag], -1).reshape(values.shape)
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+@pytest.mark.parametrize(
+    ("port", "kind"),
+    [
+        (q, "rope.missing"),
+        (rope(q, in_turn=True), "rope.variant"),
+        (rope(q, base=500000.0), "rope.variant"),
+        (rope(q, offset=1), "position.offset"),
+    ],
+)
+def test_rotations_are_told_from_what_was_turned(port: np.ndarray, kind: str) -> None:
+    merged = q.swapaxes(1, 2).reshape(B, T, H * D)
+    assert first(scene(rope(q), port, returned(merged, "q_proj"), end="input[q]", site="attn!attention")) == kind
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_rotation_of_only_some_channels_is_told_with_their_number(in_turn: bool) -> None:
+    def partly(values: np.ndarray) -> np.ndarray:
+        half = values.shape[-1] // 2
+        return np.concatenate([rope(values[..., :half], in_turn=in_turn), values[..., half:]], axis=-1)
+
+    for left, right, counts in ((partly(q), rope(q, in_turn=in_turn), (1, 2)), (rope(q, in_turn=in_turn), partly(q), (2, 1))):
+        merged = q.swapaxes(1, 2).reshape(B, T, H * D)
+        found = ranked(scene_suspects(scene(left, right, returned(merged, "q_proj"), end="input[q]", site="attn!attention")))[0]
+        numbers = [count * q.shape[-1] // 2 for count in counts]
+        assert found.kind == "rope.variant"
+        assert f"the reference turns {numbers[0]} of {q.shape[-1]} channels of a head, the port {numbers[1]}" in found.evidence
+
+
+# -- times, identifiers, numbers --------------------------------------------------------------------------
+
+
+def embedded(t: np.ndarray, scale: float = 1.0, *, cosine_first: bool = False) -> np.ndarray:
+    angles = scale * t[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    parts = [np.sin(angles), np.cos(angles)]
+    return np.concatenate(parts[::-1] if cosine_first else parts, -1)
+
+
+def test_times_scaled_otherwise() -> None:
+    t = np.array([0.1, 0.5, 0.9])
+    assert first(scene(embedded(t, 1000.0), embedded(t), given(t, "t"), blame="module")) == "time.scale"
+
+
+def test_sine_and_cosine_exchanged() -> None:
+    t = np.array([0.1, 0.5, 0.9])
+    assert first(scene(embedded(t), embedded(t, cosine_first=True), given(t, "t"), blame="module")) == "order.concat"
+
+
+def test_identifiers_with_an_offset() -> None:
+    ids = np.arange(T)
+    assert first(scene(ids, ids + 1)) == "position.offset"
+
+
+def test_a_mask_that_was_inverted() -> None:
+    mask = np.tri(T, dtype=bool)
+    assert first(scene(mask, ~mask)) == "mask.wrong"
+
+
+def test_a_mask_that_lets_everything_through() -> None:
+    assert first(scene(np.tri(T, dtype=bool), np.ones((T, T), bool))) == "mask.missing"
+
+
+SCORES = np.where(np.arange(T) < 9, draw(B, H, T, T), -1e10)
+
+
+@pytest.mark.parametrize(
+    ("port", "kind"),
+    [
+        (np.where(np.arange(T) < 9, draw(B, H, T, T), -np.inf) + np.where(np.arange(T) == 8, -1e10, 0), "mask.wrong"),
+        (np.where(np.arange(T) < 9, -1e10, draw(B, H, T, T)), "mask.wrong"),
+        (draw(B, H, T, T), "mask.missing"),
+        (np.where(np.arange(T) < 9, 1.7 * SCORES, -1e10), "scale"),
+    ],
+)
+def test_scores_tell_of_their_mask_whatever_number_hides(port: np.ndarray, kind: str) -> None:
+    assert first(scene(SCORES, port)) == kind
+
+
+def test_scores_that_differ_elsewhere_too_are_not_said_to_agree() -> None:
+    told = [
+        one
+        for one in scene_suspects(scene(SCORES, np.where(np.arange(T) < 8, draw(B, H, T, T, seed=9), -1e10)))
+        if one.kind == "mask.wrong"
+    ]
+    assert not any(one.confirmed for one in told)
+
+
+def test_tokens_that_were_joined_in_the_other_order() -> None:
+    tokens = np.array([[5, 9, 2, 7, 7, 1]])
+    assert first(scene(tokens, np.roll(tokens, 2, -1))) == "order.concat"
+    assert "order.concat" not in kinds(scene(tokens, np.array([[9, 5, 2, 7, 7, 1]])))
+
+
+def test_guidance_of_one_token_is_told_through_its_axis_of_one() -> None:
+    both = draw(2, 1, 40, seed=5)
+    given_, free = both[0], both[1]
+    assert first(scene(1.5 * given_ - 0.5 * free, 0.5 * given_ + 0.5 * free, returned(both, "head"))) == "cfg.formula"
+
+
+def test_a_half_of_a_batch_that_should_have_run_without_its_condition() -> None:
+    condition = draw(1, T, C, seed=7)
+    found = kinds(scene(np.concatenate([condition, 0 * condition]), np.concatenate([condition, condition])))
+    assert found[0] == "cfg.formula"
+    assert "padding.shift" not in found
+
+
+def test_a_velocity_that_is_taken_off_is_a_sign_even_with_guidance() -> None:
+    state, both = draw(1, 4, C, seed=8), draw(2, 4, C, seed=8)
+    step = 0.1 * (1.7 * both[:1] - 0.7 * both[1:])
+    handed = given(np.concatenate([state, state]), "state", is_input=False)
+    assert first(scene(state + step, state - step, handed, returned(both, "velocity", calls=4))) == "ode.sign"
+
+
+def test_one_number_is_not_called_a_sum() -> None:
+    found = kinds(scene(np.array([0.3, 0.3]), np.array([0.1, 0.1]), returned(np.array([0.2, 0.2]), "earlier")))
+    assert not {"branch.missing", "residual.missing", "branch.extra"} & set(found)
+
+
+def test_values_that_were_dropped() -> None:
+    kept = np.random.default_rng(3).random(x.shape) > 0.1
+    assert first(scene(x, x * kept / 0.9)) == "dropout"
+
+
+def test_values_rounded_to_a_coarser_dtype() -> None:
+    coarse = x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+    assert first(scene(x.astype(np.float32).astype(np.float64), coarse)) == "precision"
+
+
+def test_a_port_in_training_mode() -> None:
+    sides = (Side("bn", "BatchNorm1d"), Side("bn", "BatchNorm", is_training=True, trains="bn"))
+    assert first(scene(x, x + 0.3 * branch * other, sides=sides)) == "mode.train"
+
+
+def test_keys_that_the_port_has_not_kept() -> None:
+    lost = Scene(
+        "attn!attention", "input[k]", "caller", None, None, 0.0, (), (Side("a"), Side("a")), shapes=((1, 4, 9, 8), (1, 4, 1, 8)), ordinal=3
+    )
+    assert first(lost) == "cache"
+
+
+def test_an_error_at_the_borders_of_a_convolution_is_its_padding() -> None:
+    port = draw(1, 8, 40)
+    reference = port.copy()
+    reference[..., :2] += 1.0 * draw(1, 8, 2, seed=4)
+    sides = (Side("conv", "Conv1d"), Side("conv", "Conv1d"))
+    assert first(scene(reference, port, blame="module", sides=sides)) == "padding.mode"
+
+
+# -- calls ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kind"),
+    [
+        (("b.norm", "b.attn"), ("b.attn",), "norm.missing"),
+        (("b.norm", "b.attn"), ("b.norm",), "branch.missing"),
+        (("b.norm", "b.mlp"), ("b.mlp", "b.norm"), "norm.placement"),
+        (("b.mlp",), ("b.mlp", "b.mlp"), "branch.extra"),
+    ],
+)
+def test_calls_that_only_one_side_makes(ours: tuple[str, ...], theirs: tuple[str, ...], kind: str) -> None:
+    types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
+    sides = (Side("b", calls=ours), Side("b", calls=theirs))
+    assert first(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))) == kind
+
+
+def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None:
+    types = {"b.head": "Linear"}
+    sides = tuple(Side("b", calls=("b.head",) * count, before=("b.head",)) for count in (9, 8))
+    assert not kinds(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types)))
+
+
+# -- honesty ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("blame", ["module", "caller"])
+def test_an_error_that_nothing_explains_has_no_confirmed_cause(size: float, blame: str) -> None:
+    noise = size * draw(B, T, C, seed=11)
+    for reference in (x, x + branch, layer_norm(x), FUNCTIONS["SiLU"](x)):
+        found = list(scene_suspects(scene(reference, reference + noise, given(x), returned(branch, "mlp"), blame=blame)))
+        assert not [suspect for suspect in found if suspect.confirmed]
+
+
+def test_tensors_that_cannot_be_laid_side_by_side_are_no_trouble() -> None:
+    assert kinds(Scene("a", "output", "module", None, None, 0.0, (given(x),), (Side("a"), Side("a")))) == []
+
+
+def test_values_that_are_not_finite_are_no_trouble() -> None:
+    assert kinds(scene(np.array([1.0, np.inf, np.nan]), np.array([1.0, 2.0, 3.0]))) == []
+
+
+def test_empty_and_single_values_are_no_trouble() -> None:
+    assert kinds(scene(np.zeros((0, 3)), np.zeros((0, 3)))) == []
+    assert set(kinds(scene(np.array(2.0), np.array(3.0)))) <= {"scale", "time.scale"}
+
+
+def test_noise_that_is_not_shared_is_random() -> None:
+    assert first(scene(draw(2, 400), draw(2, 400, seed=9))) == "random"
+
+
+def test_an_activation_that_is_merely_unlike_is_not_called_random() -> None:
+    assert "random" not in kinds(scene(FUNCTIONS["SiLU"](draw(2, 400)), FUNCTIONS["SiLU"](draw(2, 400, seed=9))))
+
+
+def test_times_that_run_otherwise_are_another_schedule() -> None:
+    share = np.linspace(0, 1, 11)
+    found = ranked(scene_suspects(scene(1 - np.cos(0.5 * np.pi * share), share)))
+    assert found[0].kind == "ode.schedule"
+    assert "linearly" in found[0].evidence
+
+
+def test_a_state_carried_by_a_loop_shows_guidance_in_its_next_turn() -> None:
+    velocities = draw(2, T, C, seed=4)
+    conditional, free = np.split(velocities, 2)
+    state = draw(1, T, C, seed=5)
+    ours, theirs = (np.concatenate([state + 0.1 * ((1 + w) * conditional - w * free)] * 2) for w in (0.7, 0.0))
+    carried = given(np.concatenate([state, state]), "the state before")
+    assert first(scene(ours, theirs, carried, returned(velocities, "estimator", calls=4))) == "cfg.formula"
+
+
+def test_dropout_in_a_module_that_was_left_in_training_mode_says_so() -> None:
+    kept = np.random.default_rng(3).random(x.shape) > 0.1
+    sides = (Side("m"), Side("m", is_training=True))
+    assert first(scene(x, x * kept / 0.9, sides=sides)) == "mode.train"

@@ -1,0 +1,82 @@
+"""Which axis of a tensor holds the channels, as the layers tell that take it in or give it out.
+
+Where two lengths of a tensor are equal, its shape does not tell a transposed tensor from a plain one, and after a fault its values tell
+neither. A convolution does: PyTorch's have their channels on axis 1, MLX's on the last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+from tracediff.alignment.axes import Layout
+from tracediff.alignment.structure import INPUT, OUTPUT, Side
+from tracediff.site import End
+
+_FIRST = re.compile(
+    r"(Conv|ConvTranspose|BatchNorm|InstanceNorm|(Max|Avg|LPool|AdaptiveMax|AdaptiveAvg)Pool)[123]d|SyncBatchNorm|GroupNorm"
+)
+_LAST = re.compile(r"Linear|LayerNorm|RMSNorm|LSTM|GRU|RNN|Embedding")
+_LAST_IN_MLX = re.compile(r"(Conv|ConvTranspose)[123]d|BatchNorm|InstanceNorm|GroupNorm|(Max|Avg)Pool[123]d")
+
+
+class Channels:
+    """The axis of the channels of one side's rows."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._is_mlx = str(side.trace.meta.get("impl", "")) == "mlx"
+        self._is_torch = str(side.trace.meta.get("impl", "")) == "torch"
+
+    def of_layer(self, row: int) -> int | None:
+        """The axis, where the row's own module is a layer of the framework and the row its main tensor; None elsewhere."""
+        return self._layers.get(row)
+
+    def of(self, row: int) -> int | None:
+        """The axis, where a layer tells it of that very tensor, there or wherever else it was recorded, and no other one contradicts."""
+        known = self._groups.get(self._side.tensor[row], ())
+        return next(iter(known)) if len(set(known)) == 1 else None
+
+    @cached_property
+    def _layers(self) -> dict[int, int]:
+        calls = self._side.calls
+        found: dict[int, int] = {}
+        ways = [self._way(kind) for kind in self._side.type]
+        for row, call in enumerate(calls.of_row.tolist()):
+            way = ways[int(calls.site[call])]
+            rank = len(self._side.shapes[row])
+            if way and rank > 2 and self._is_main(row):
+                found[row] = 1 if way == "first" else rank - 1
+        return found
+
+    def _way(self, kind: str) -> str:
+        if self._is_mlx and (_LAST_IN_MLX.fullmatch(kind) or _LAST.fullmatch(kind)):
+            return "last"
+        if self._is_torch:
+            return "first" if _FIRST.fullmatch(kind) else "last" if _LAST.fullmatch(kind) else ""
+        return ""
+
+    def _is_main(self, row: int) -> bool:
+        kind = int(self._side.end_kind[row])
+        keys = End.parse(self._side.text("end", row)).keys
+        return (kind == INPUT and keys == (0,)) or (kind == OUTPUT and keys in ((), (0,)))
+
+    @cached_property
+    def _groups(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for row, axis in self._layers.items():
+            found.setdefault(self._side.tensor[row], []).append(axis)
+        return found
+
+
+def keeping(candidates: Sequence[Layout], ours: int | None, theirs: int | None) -> list[Layout]:
+    """The layouts that lay the port's channels (axis ``theirs``) on the reference's (``ours``); all where that is unknown or none does."""
+    if ours is None or theirs is None:
+        return list(candidates)
+    found = [one for one in candidates if one.split is None and one.window is None and _axis(one, ours) == theirs]
+    return found or list(candidates)
+
+
+def _axis(layout: Layout, axis: int) -> int:
+    return axis if layout.permutation is None else tuple(layout.permutation)[axis]

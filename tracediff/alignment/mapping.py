@@ -1,0 +1,172 @@
+"""Mapping files: pairs that a person states, and sites to leave out. JSON, or the same as a dict:
+
+    {"pairs": [{"reference": "encoder.layers.*.self_attn", "port": "enc.blocks.*.attn", "layout": "(0, 2, 1)"}],
+     "ignore": {"reference": ["decoder.dropout"], "port": []}}
+
+A ``*`` stands for any text without a dot, ``**`` for any text; what it stands for on the reference's side is filled in on the port's.
+``layout`` is optional: a permutation of the port's axes, used wherever it fits the shapes. Other keys are left to the editor's notes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracediff.alignment.axes import Part, parse_permutation
+from tracediff.alignment.names import nearest
+from tracediff.errors import AlignmentError
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One stated pair: numbers of the two sites, the permutation of the port's axes, and the part of a fused site."""
+
+    reference: int
+    port: int
+    permutation: tuple[int, ...] | None = None
+    part: Part | None = None
+    whole: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenMap:
+    """What a mapping states about two traces' sites, by their numbers."""
+
+    pairs: tuple[Given, ...] = ()
+    ignored: tuple[frozenset[int], frozenset[int]] = field(default=(frozenset(), frozenset()))
+
+
+def read(mapping: str | os.PathLike[str] | Mapping[str, Any] | None, reference: Sequence[str], port: Sequence[str]) -> GivenMap:
+    """The mapping, applied to the two sides' site names.
+
+    Raises AlignmentError for a file that is no mapping, a pattern that fits no site (naming the nearest), and a site paired twice.
+    """
+    if mapping is None:
+        return GivenMap()
+    content = _load(mapping)
+    known = {name: number for number, name in enumerate(reference)}, {name: number for number, name in enumerate(port)}
+    pairs = [given for entry in content.get("pairs", []) for given in _expand(_checked(entry), known)]
+    _no_duplicates(pairs, reference, port)
+    ignore = content.get("ignore", {})
+    return GivenMap(tuple(pairs), (_ignored(ignore, "reference", known[0]), _ignored(ignore, "port", known[1])))
+
+
+def _load(mapping: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(mapping, Mapping):
+        content: Any = mapping
+        name = "the mapping"
+    else:
+        name = f"the mapping file {str(mapping)!r}"
+        try:
+            content = json.loads(Path(mapping).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise AlignmentError(
+                f"Cannot read {name}: {error.strerror or error}. Write one with: tracediff align A B --write-map FILE"
+            ) from error
+        except ValueError as error:
+            raise AlignmentError(f"{name[0].upper()}{name[1:]} is no JSON: {error}.") from error
+    if (
+        not isinstance(content, Mapping)
+        or not isinstance(content.get("pairs", []), list)
+        or not isinstance(content.get("ignore", {}), Mapping)
+    ):
+        raise AlignmentError(
+            f'{name[0].upper()}{name[1:]} must look like {{"pairs": [{{"reference": "a", "port": "b"}}], '
+            '"ignore": {"reference": [], "port": []}}.'
+        )
+    return content
+
+
+def _checked(entry: Any) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(side), str) for side in ("reference", "port")):
+        raise AlignmentError(
+            f'A pair in the mapping must name a site of each side, like {{"reference": "enc.0", "port": "layers.0"}}, not {entry!r}.'
+        )
+    return entry
+
+
+def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[str, int]]) -> list[Given]:
+    """The pairs that one entry states; more than one where its names hold a star."""
+    theirs, ours = str(entry["port"]), str(entry["reference"])
+    permutation = parse_permutation(str(entry.get("layout") or ""))
+    part, whole = _part(entry.get("part"))
+    if _stars(ours) != _stars(theirs):
+        raise AlignmentError(f"{ours!r} and {theirs!r} in the mapping must hold the same stars in the same order.")
+    pattern = _compiled(ours)
+    fits = [(name, match) for name in known[0] if (match := pattern.fullmatch(name)) is not None]
+    if not fits:
+        raise AlignmentError(_unknown(ours, "reference", known[0]))
+    found = []
+    for name, match in fits:
+        target = _filled(theirs, match.groups())
+        if target not in known[1]:
+            raise AlignmentError(_unknown(target, "port", known[1], f" (paired with {name!r})"))
+        found.append(Given(known[0][name], known[1][target], permutation, part, whole))
+    return found
+
+
+def _part(entry: Any) -> tuple[Part | None, str]:
+    if entry is None:
+        return None, ""
+    try:
+        part = Part(int(entry["axis"]), int(entry["start"]), int(entry["stop"]), int(entry.get("groups", 1)))
+        whole = str(entry["of"])
+    except (KeyError, TypeError, ValueError):
+        whole = "?"
+    if whole not in ("reference", "port"):
+        raise AlignmentError(
+            f'A part of a fused site in the mapping looks like {{"of": "port", "axis": 0, "start": 0, "stop": 64}}, not {entry!r}.'
+        )
+    return part, whole
+
+
+def _no_duplicates(pairs: Sequence[Given], reference: Sequence[str], port: Sequence[str]) -> None:
+    whole = [given for given in pairs if given.part is None]
+    for side, names, sites in (
+        ("reference", reference, [given.reference for given in whole]),
+        ("port", port, [given.port for given in whole]),
+    ):
+        twice = [names[site] for site, count in Counter(sites).items() if count > 1]
+        if twice:
+            more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+            raise AlignmentError(f"The mapping pairs the {side}'s site {twice[0]!r} more than once{more}; a site has one partner.")
+
+
+def _ignored(ignore: Mapping[str, Any], side: str, known: Mapping[str, int]) -> frozenset[int]:
+    found: set[int] = set()
+    for text in ignore.get(side, ()):
+        pattern = _compiled(str(text))
+        fits = [number for name, number in known.items() if pattern.fullmatch(name)]
+        if not fits:
+            raise AlignmentError(_unknown(str(text), side, known))
+        found.update(fits)
+    return frozenset(found)
+
+
+def _unknown(name: str, side: str, known: Mapping[str, int], why: str = "") -> str:
+    close = nearest(name.replace("*", "0"), known)
+    hint = f"; nearest: {', '.join(map(repr, close))}" if close else ""
+    return (
+        f"The mapping names {name!r}{why}, and no such site is in the {side} ({len(known)} sites{hint}). "
+        "List them with: tracediff show FILE"
+    )
+
+
+def _stars(name: str) -> list[str]:
+    return re.findall(r"\*\*|\*", name)
+
+
+def _compiled(name: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*)", name)
+    return re.compile("".join({"*": r"([^.]*)", "**": r"(.*)"}.get(part) or re.escape(part) for part in parts), re.DOTALL)
+
+
+def _filled(name: str, groups: Sequence[str]) -> str:
+    values = iter(groups)
+    return re.sub(r"\*\*|\*", lambda _: next(values), name)

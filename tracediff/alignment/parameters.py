@@ -1,0 +1,547 @@
+"""What parameters say: which of the port's are the reference's, transposed, rounded, fused, merged or rearranged.
+
+Nothing but the sketches is read. Equality is by tolerance on the axis vectors, which follow their axes through a permutation: sorted
+values alone are only a prefilter. A parameter that many share (tied, constant) is weak evidence, and one that is not loaded is none:
+both leave the decision to structure and order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracediff.alignment.axes import Part
+from tracediff.alignment.structure import Side
+from tracediff.trace import Param
+from tracediff.trace.fingerprint import Sketch
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = tuple[int, ...]
+
+EQUAL = 1e-4  # error of the axis vectors, relative to their spread, below which two parameters hold the same values
+_ENTRIES = 256  # of each axis vector that are compared
+_CORNER = 4  # entries of each axis vector in the search tree
+_CROWD = 64  # a class with more members than this says nothing about any two of them
+_AT_ONCE = 4096  # strips that are looked for at once
+_SAME_NORM = 1e-5  # relative difference of the norm of a matrix from that of its gains, where it is their weight norm merged
+_SAME_NORMS = 1e-2  # and of the norm of its direction from that of its rows' norms, which rounding makes coarser
+_RUN = 4  # entries that must agree before a block of a fused parameter is looked at closely
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the parameters of two sites say about their being one: ``share`` of what they own agrees, and how."""
+
+    share: float = 0.0
+    how: list[str] = field(default_factory=list)
+    part: Part | None = None
+    whole: str = ""  # which side holds the fused whole: "reference", "port" or "" where nothing is fused
+
+    @property
+    def text(self) -> str:
+        return ", ".join(dict.fromkeys(self.how))
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """One parameter of each side that hold the same values."""
+
+    reference: int
+    port: int
+    how: str
+    weight: float
+    part: Part | None = None
+    whole: str = ""
+
+
+def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
+    """What the parameters say of each pair of sites that share one: (reference site, port site) -> Evidence."""
+    forms = [[_Form(param) for param in side.params] for side in (reference, port)]
+    shared = list(_shared(*forms))
+    owners = [_owners(side) for side in (reference, port)]
+    worth = [_worth(side, known) for side, known in zip((reference, port), forms, strict=True)]
+    found: dict[tuple[int, int], Evidence] = defaultdict(Evidence)
+    for one in shared:
+        a, b = owners[0].get(one.reference), owners[1].get(one.port)
+        if a is None or b is None:
+            continue
+        entry = found[a, b]
+        smaller = min(worth[0][a], worth[1][b]) or 1.0
+        entry.share = min(1.0, entry.share + one.weight / smaller)
+        entry.how.append(one.how)
+        if one.part is not None and (entry.part is None or one.part.groups > 1):
+            entry.part, entry.whole = one.part, one.whole
+    for side in (0, 1):
+        _gather(found, side, (reference, port)[1 - side], worth)
+    return dict(found)
+
+
+def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
+    """Gives a site whose parameters several smaller sites of the other side own, each some, to the module that holds those.
+
+    A stack of recurrent layers is one module in one framework and a list of layers in another: it is none of the layers.
+    """
+    owners: dict[int, list[int]] = defaultdict(list)
+    for pair, entry in found.items():
+        if entry.part is None and worth[1 - side][pair[1 - side]] < worth[side][pair[side]]:
+            owners[pair[side]].append(pair[1 - side])
+    for site, parts in owners.items():
+        holder = _holder(other, parts) if len(parts) > 1 else None
+        if holder is None or worth[1 - side][holder]:
+            continue
+        pairs = [(site, part) if side == 0 else (part, site) for part in parts]
+        entries = [found.pop(pair) for pair in pairs]
+        whole = found[(site, holder) if side == 0 else (holder, site)]
+        whole.share = sum(entry.share for entry in entries) / len(entries)
+        whole.how = [how for entry in entries for how in entry.how]
+
+
+def _holder(side: Side, sites: Sequence[int]) -> int | None:
+    """The nearest module whose path begins those of all these sites; None where it is the root or no site."""
+    paths = [side.path[site].split(".") for site in sites]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    for length in range(shared, 0, -1):
+        holder = side.number.get(".".join(paths[0][:length]))
+        if holder is not None:
+            return holder
+    return None
+
+
+def shared_parameters(reference: Sequence[Param], port: Sequence[Param]) -> Iterator[Shared]:
+    """Every two parameters, one of each side, that hold the same values in some form; the surest form first."""
+    return _shared([_Form(param) for param in reference], [_Form(param) for param in port])
+
+
+def _shared(a: Sequence[_Form], b: Sequence[_Form]) -> Iterator[Shared]:
+    classes_a, classes_b = _classes(a), _classes(b)
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    for how in (_identical, _permuted, _rearranged, _merged, _signs):
+        left_a = {key: members for key, members in classes_a.items() if members[0] not in taken_a}
+        left_b = {key: members for key, members in classes_b.items() if members[0] not in taken_b}
+        for one, other, text in how(a, b, left_a, left_b):
+            members_a, members_b = left_a[one], left_b[other]
+            taken_a.update(members_a)
+            taken_b.update(members_b)
+            yield from _members(a, members_a, members_b, text)
+    yield from _fused(a, b, taken_a, taken_b)
+
+
+def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequence[int], how: str) -> Iterator[Shared]:
+    """The pairs of two classes of equal parameters: each worth less the more there are."""
+    crowd = max(len(members_a), len(members_b))
+    if crowd > _CROWD or forms[members_a[0]].is_constant:
+        return
+    text = how if crowd == 1 else f"{how}, as are {crowd - 1} more"
+    for i, j in product(members_a, members_b):
+        yield Shared(i, j, f"{_last(forms[i].param.name)} {text}", 1.0 / crowd)
+
+
+class _Form:
+    """One parameter made comparable: its axes longer than 1 by length, and their vectors centred and scaled to spread 1."""
+
+    __slots__ = ("_blocks", "_sketch", "digest", "is_constant", "key", "param", "size")
+
+    def __init__(self, param: Param) -> None:
+        self.param = param
+        self.digest = param.digest
+        shape = param.shape
+        self.key: Key = tuple(sorted(size for size in shape if size != 1))
+        stats = param.stats
+        self.size = stats.count
+        self.is_constant = stats.count < 2 or stats.std <= 1e-6 * max(abs(stats.mean), 1e-30)
+        self._blocks: tuple[Floats, ...] | None = None
+        self._sketch: Sketch | None = None
+
+    @property
+    def sketch(self) -> Sketch:
+        """The parameter's sketch, read once."""
+        if self._sketch is None:
+            self._sketch = self.param.sketch
+        return self._sketch
+
+    @property
+    def blocks(self) -> tuple[Floats, ...]:
+        """For each axis length a vector that no permutation of the axes changes; none where all values are one."""
+        if self._blocks is None:
+            self._blocks = () if self.is_constant else tuple(_blocks(self.param, self.sketch))
+        return self._blocks
+
+
+def _blocks(param: Param, sketch: Sketch) -> Iterator[Floats]:
+    """For each axis length, one vector that no permutation of the axes changes: the axis vector, or symmetric sums of several."""
+    by_length: dict[int, list[Floats]] = defaultdict(list)
+    for size, vector in zip(param.shape, sketch.axes, strict=True):
+        if size != 1 and vector.size:
+            by_length[size].append(np.asarray(vector[:_ENTRIES], np.float64))
+    for _, vectors in sorted(by_length.items()):
+        if len(vectors) == 1:
+            yield vectors[0]
+        else:
+            yield np.sum(vectors, axis=0)
+            yield np.sum(np.square(vectors), axis=0) / max(param.stats.l2, 1e-300)
+
+
+def _classes(forms: Sequence[_Form]) -> dict[tuple[bytes, Key], list[int]]:
+    """The parameters of one side that hold equal bits (tied weights, constants), by digest and shape."""
+    classes: dict[tuple[bytes, Key], list[int]] = defaultdict(list)
+    for number, form in enumerate(forms):
+        classes[form.digest, form.key].append(number)
+    return classes
+
+
+Classes = dict[tuple[bytes, Key], list[int]]
+Found = Iterator[tuple[tuple[bytes, Key], tuple[bytes, Key], str]]
+
+
+def _identical(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    for key in left_a:
+        if key in left_b:
+            yield key, key, "equal"
+
+
+def _permuted(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    """Classes whose axis vectors agree within a tolerance, mutually nearest."""
+    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, 0.35):
+        how = "equal" if error < EQUAL else f"equal to {error:.0e} of its spread"
+        i, j = a[left_a[one][0]].param.shape, b[left_b[other][0]].param.shape
+        yield one, other, how if i == j else f"{how}, transposed" if sorted(i) == sorted(j) and len(i) > 1 else f"{how}, reshaped"
+
+
+class _Stacked:
+    """Parameters of one shape side by side: where each stands in the search tree, and how far two of them are apart."""
+
+    def __init__(self, forms: Sequence[_Form]) -> None:
+        self.blocks = [np.stack(blocks) for blocks in zip(*(form.blocks for form in forms), strict=True)]
+
+    @property
+    def corners(self) -> Floats:
+        """The first entries of each block, centred and scaled; short blocks are padded."""
+        return np.hstack([_padded(_standard(block), _CORNER) for block in self.blocks])
+
+    def apart(self, other: _Stacked, i: Ints, j: Ints) -> Floats:
+        """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
+        worst = np.zeros(len(i))
+        for ours, theirs in zip(self.blocks, other.blocks, strict=True):
+            spread, norm = np.linalg.norm(ours - ours.mean(1, keepdims=True), axis=1), np.linalg.norm(ours, axis=1)
+            spread = np.where(spread > 0, spread, np.where(norm > 0, norm, 1e-300))
+            np.maximum(worst, np.linalg.norm(theirs[j] - ours[i], axis=1) / spread[i], out=worst)
+        entries = sum(block.shape[1] for block in self.blocks)
+        limit = 0.3 if entries >= 24 else 0.1 if entries >= 8 else 1e-3
+        return np.where(worst < limit, worst, np.inf)
+
+
+def _rearranged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    """The same values in another order altogether (rows permuted for a rotary embedding, axes merged): all quantiles agree."""
+    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, 1e-4, by_shape=False):
+        yield one, other, "the same values in another order"
+
+
+class _Profiles:
+    """Parameters of one size by what no order of their values changes: as `_Stacked`."""
+
+    def __init__(self, forms: Sequence[_Form]) -> None:
+        self.size = forms[0].size
+        stats = [form.param.stats for form in forms]
+        scale = np.array([one.l2 / max(one.count, 1) ** 0.5 or 1.0 for one in stats])
+        moments = np.array([[one.l2, one.absmean] for one in stats]) / scale[:, None]
+        cubes = np.cbrt([one.cube for one in stats]) / scale
+        quantiles = np.stack([form.sketch.quantiles for form in forms]) / scale[:, None]
+        self.values = np.column_stack([moments, cubes, quantiles])
+
+    @property
+    def corners(self) -> Floats:
+        return _padded(_standard(self.values[:, 1:]), 12)
+
+    def apart(self, other: _Profiles, i: Ints, j: Ints) -> Floats:
+        """The largest difference; infinite where it is more than rounding, or the values are too few to mean anything."""
+        errors = np.abs(self.values[i] - other.values[j]).max(1)
+        return np.where((errors < 1e-6) & (self.size >= 16), errors, np.inf)
+
+
+def _nearest(
+    a: Sequence[_Form],
+    b: Sequence[_Form],
+    left_a: Classes,
+    left_b: Classes,
+    kind: type[_Stacked] | type[_Profiles],
+    radius: float,
+    by_shape: bool = True,
+) -> Iterator[tuple[tuple[bytes, Key], tuple[bytes, Key], float]]:
+    """Classes of the two sides that are each other's nearest, found in a tree over their corners."""
+    from scipy.spatial import cKDTree
+
+    def grouped(forms: Sequence[_Form], left: Classes) -> dict[Any, list[tuple[bytes, Key]]]:
+        groups: dict[Any, list[tuple[bytes, Key]]] = defaultdict(list)
+        for key, members in left.items():
+            form = forms[members[0]]
+            if form.blocks:
+                groups[(form.key, len(form.blocks)) if by_shape else form.size].append(key)
+        return groups
+
+    groups_a, groups_b = grouped(a, left_a), grouped(b, left_b)
+    for group in groups_a.keys() & groups_b.keys():
+        keys_a, keys_b = groups_a[group], groups_b[group]
+        ours, theirs = kind([a[left_a[key][0]] for key in keys_a]), kind([b[left_b[key][0]] for key in keys_b])
+        near = cKDTree(ours.corners).query_ball_tree(cKDTree(theirs.corners), radius, p=np.inf)
+        i = np.repeat(np.arange(len(near)), [min(len(others), _CROWD) for others in near])
+        j = np.array([other for others in near for other in others[:_CROWD]], np.int64)
+        errors = ours.apart(theirs, i, j)  # type: ignore[arg-type]
+        pairs = zip(i.tolist(), j.tolist(), strict=True)
+        for (one, other), error in _mutual(dict(zip(pairs, errors.tolist(), strict=True))):
+            yield keys_a[one], keys_b[other], error
+
+
+def _mutual(errors: dict[tuple[int, int], float]) -> Iterator[tuple[tuple[int, int], float]]:
+    """The pairs that are each other's best, with their errors; infinite ones are none."""
+    best_a: dict[int, tuple[float, int]] = {}
+    best_b: dict[int, tuple[float, int]] = {}
+    for (i, j), error in errors.items():
+        if error < best_a.get(i, (np.inf, -1))[0]:
+            best_a[i] = error, j
+        if error < best_b.get(j, (np.inf, -1))[0]:
+            best_b[j] = error, i
+    yield from (((i, j), error) for i, (error, j) in best_a.items() if best_b[j][1] == i)
+
+
+# -- weight norm merged on one side ----------------------------------------------------------------------
+
+
+def _merged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    """Each row of one has the norm that the other's gain says (a weight norm merged), which tells the smallest matrices too."""
+    for forms, others, left, left_others in ((a, b, left_a, left_b), (b, a, left_b, left_a)):
+        norms: dict[Key, list[tuple[float, tuple[bytes, Key]]]] = defaultdict(list)
+        for key, members in left_others.items():
+            form = others[members[0]]
+            if len(form.key) > 1 and not form.is_constant:
+                norms[form.key].append((form.param.stats.l2, key))
+        found = []
+        for direction, gain in _weight_norms(forms, left):
+            wanted = gain.param.stats.l2
+            fits = [key for norm, key in norms.get(direction[1], ()) if abs(norm - wanted) <= _SAME_NORM * wanted]
+            fits = [key for key in fits if _is_merged(forms[left[direction][0]].param, gain.param, others[left_others[key][0]].param)]
+            if len(fits) == 1:
+                found.append((direction, fits[0]))
+        times = Counter(key for _, key in found)
+        for one, other in found:
+            if times[other] == 1:
+                yield (one, other, "the weight norm merged") if forms is a else (other, one, "the weight norm merged")
+
+
+def _weight_norms(forms: Sequence[_Form], left: Classes) -> Iterator[tuple[tuple[bytes, Key], _Form]]:
+    """The directions among what is left, each with its gain: one number a row, of the same module."""
+    owned: dict[str, list[tuple[tuple[bytes, Key], _Form]]] = defaultdict(list)
+    for key, members in left.items():
+        if len(members) == 1:
+            owned[forms[members[0]].param.name.rpartition(".")[0]].append((key, forms[members[0]]))
+    for ones in owned.values():
+        for key, direction in ones:
+            axes = len(direction.param.shape)
+            gains = [
+                one for _, one in ones if axes > 1 and len(one.param.shape) == axes and 1 < one.size < direction.size and len(one.key) == 1
+            ]
+            gains = [one for one in gains if one.size in direction.param.shape]
+            if len(gains) == 1 and len(direction.key) > 1 and not direction.is_constant:
+                yield key, gains[0]
+
+
+def _is_merged(direction: Param, gain: Param, merged: Param) -> bool:
+    """Whether each row of a parameter is the direction's times its gain, over one norm each: together these are the direction's norm."""
+    rows = gain.stats.count
+    scale = next(vector for size, vector in zip(gain.shape, gain.sketch.axes, strict=True) if size == rows)
+    ours, theirs = (
+        [
+            vector
+            for size, vector in zip(one.shape, one.sketch.axes, strict=True)
+            if size == rows and vector.size == scale.size and vector.all()
+        ]
+        for one in (direction, merged)
+    )
+    return any(
+        bool(np.all(scale * one / other > 0)) and abs(np.linalg.norm(scale * one / other) / (direction.stats.l2 or 1.0) - 1) < _SAME_NORMS
+        for one in ours
+        for other in theirs
+    )
+
+
+def _signs(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
+    """Each row of one is the other's times a positive number: a weight norm merged, a batch norm folded in."""
+    by_signs: dict[Any, list[tuple[tuple[bytes, Key], Floats]]] = defaultdict(list)
+    for key, members in left_b.items():
+        for vector in _signed(b[members[0]]):
+            by_signs[b[members[0]].key, vector.size, _pattern(vector)].append((key, vector))
+    for key, members in left_a.items():
+        form = a[members[0]]
+        for vector in _signed(form):
+            fits = [other for other, theirs in by_signs.get((form.key, vector.size, _pattern(vector)), ()) if _alike_signs(vector, theirs)]
+            if len(set(fits)) == 1:
+                yield key, fits[0], "the same rows up to their scale (merged weight norm?)"
+                break
+
+
+def _signed(form: _Form) -> Iterator[Floats]:
+    """The axis vectors whose signs are many and mixed enough to mean something."""
+    if len(form.key) < 2 or form.is_constant:
+        return
+    for vector in form.sketch.axes:
+        if vector.size >= 28 and 0.2 < np.mean(vector > 0) < 0.8:
+            yield vector
+
+
+def _pattern(vector: Floats) -> bytes:
+    return np.packbits(vector[:32] > 0).tobytes()
+
+
+def _alike_signs(x: Floats, y: Floats) -> bool:
+    return bool(np.mean((x > 0) == (y > 0)) > 0.97)
+
+
+# -- fused projections -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Strip:
+    """One axis vector of a parameter, along which it may be a fused whole or a part of one."""
+
+    number: int
+    axis: int
+    vector: Floats
+
+
+def _fused(a: Sequence[_Form], b: Sequence[_Form], taken_a: set[int], taken_b: set[int]) -> Iterator[Shared]:
+    """Parameters that are blocks of a larger one on the other side."""
+    strips_a, strips_b = _strips(a, taken_a), _strips(b, taken_b)
+    for others in strips_a.keys() & strips_b.keys():
+        for part, whole, where in _blocks_within(strips_a[others], strips_b[others]):
+            yield Shared(part.number, whole.number, _block_text(a[part.number], b[whole.number], where), 1.0, where, "port")
+        for part, whole, where in _blocks_within(strips_b[others], strips_a[others]):
+            yield Shared(whole.number, part.number, _block_text(b[part.number], a[whole.number], where), 1.0, where, "reference")
+
+
+def _block_text(part: _Form, whole: _Form, where: Part) -> str:
+    runs = f" in each of {where.groups} runs" if where.groups > 1 else ""
+    return f"{_last(part.param.name)} is {where.start}:{where.stop}{runs} of {_last(whole.param.name)}"
+
+
+def _strips(forms: Sequence[_Form], taken: set[int]) -> dict[Key, list[_Strip]]:
+    """The axis vectors of the parameters not yet found on the other side, by the lengths of the remaining axes."""
+    strips: dict[Key, list[_Strip]] = defaultdict(list)
+    for number, form in enumerate(forms):
+        if number in taken or form.is_constant:
+            continue
+        for axis, (size, vector) in enumerate(zip(form.param.shape, form.sketch.axes, strict=True)):
+            if size > 1 and vector.size:
+                rest = list(form.key)
+                rest.remove(size)
+                strips[tuple(rest)].append(_Strip(number, axis, vector))
+    return strips
+
+
+def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterator[tuple[_Strip, _Strip, Part]]:
+    """The (part, whole, where) of each strip that stands inside a longer one."""
+    parts = [part for part in parts if part.vector.size > 1]
+    sizes = np.array([strip.vector.size for strip in wholes])
+    owner, offsets = np.repeat(np.arange(len(wholes)), sizes), np.cumsum([0, *sizes])
+    values = np.concatenate([strip.vector for strip in wholes])
+    following = np.append(values[1:], np.nan)
+    following[offsets[1:] - 1] = np.nan
+    order = np.argsort(values)
+    for start in range(0, len(parts), _AT_ONCE):
+        some = parts[start : start + _AT_ONCE]
+        slack = 1e-3 * _spreads([part.vector for part in some])
+        which, places = _begun(some, slack, values[order], order, following)
+        longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
+        done = -1
+        for number, place in zip(which[longer].tolist(), places[longer].tolist(), strict=True):
+            if number == done:
+                continue
+            whole = wholes[owner[place]]
+            where = _where(some[number].vector, whole, place - int(offsets[owner[place]]), float(slack[number]))
+            if where is not None:
+                yield some[number], whole, where
+                done = number
+
+
+def _spreads(vectors: Sequence[Floats]) -> Floats:
+    """The standard deviation of each vector; 1 where it is 0."""
+    sizes = np.array([vector.size for vector in vectors])
+    values, starts = np.concatenate(vectors), np.cumsum(sizes) - sizes
+    apart = values - np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
+    spreads: Floats = np.sqrt(np.add.reduceat(apart * apart, starts) / sizes)
+    return np.where(spreads > 0, spreads, 1.0)
+
+
+def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:
+    """Where two values behind one another are the first two of a part: the number of the part, and the place, for each."""
+    first, second = (np.array([part.vector[place] for part in parts]) for place in (0, 1))
+    low, high = np.searchsorted(ordered, first - slack), np.searchsorted(ordered, first + slack)
+    counts = high - low
+    which = np.repeat(np.arange(len(parts)), counts)
+    places = order[np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - low, counts)]
+    fits = np.abs(following[places] - second[which]) <= slack[which]
+    return which[fits], places[fits]
+
+
+def _where(part: Floats, whole: _Strip, start: int, slack: float) -> Part | None:
+    """The block of ``whole`` that starts at ``start`` and holds ``part``: contiguous, or in equal runs."""
+    near = np.abs(whole.vector[start : start + part.size] - part[: whole.vector.size - start]) <= slack
+    run = int(near.argmin()) if not near.all() else near.size
+    if run == part.size >= _RUN:
+        return Part(whole.axis, start, start + run)
+    if run < 2 or part.size % run or whole.vector.size % (part.size // run):
+        return None
+    groups = part.size // run
+    stride = whole.vector.size // groups
+    if start + run > stride:
+        return None
+    inside = whole.vector.reshape(groups, stride)[:, start : start + run].ravel()
+    return Part(whole.axis, start, start + run, groups) if np.all(np.abs(inside - part) <= slack) else None
+
+
+# -- small pieces ----------------------------------------------------------------------------------------
+
+
+def _owners(side: Side) -> dict[int, int]:
+    return {param: site for site, params in enumerate(side.owned) for param in params}
+
+
+def _worth(side: Side, forms: Sequence[_Form]) -> list[float]:
+    """How many telling parameters each site owns."""
+    return [float(sum(not forms[param].is_constant for param in params)) for params in side.owned]
+
+
+def _standard(rows: Floats) -> Floats:
+    """Each row centred and scaled to spread 1."""
+    spread = rows.std(1, keepdims=True)
+    scaled: Floats = (rows - rows.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    return scaled
+
+
+def _padded(rows: Floats, length: int) -> Floats:
+    return np.pad(rows[:, :length], ((0, 0), (0, max(0, length - rows.shape[1]))))
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def largest(params: Iterable[Param]) -> Key:
+    """The lengths of the largest parameter's axes, sorted, ones left out: what layout, bias and weight norm do not change."""
+    return max((_free(param.shape) for param in params), default=(0, ()))[1]
+
+
+@lru_cache(maxsize=1 << 14)
+def _free(shape: tuple[int, ...]) -> tuple[int, Key]:
+    """How many elements a shape has, and its axes longer than 1, sorted."""
+    return math.prod(shape), tuple(sorted(size for size in shape if size != 1))

@@ -1,0 +1,212 @@
+"""Alignment: which sites of two traces correspond, which of their records, in which layout, and on what evidence. Plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracediff.alignment.axes import Layout, Part
+from tracediff.errors import AlignmentError
+from tracediff.site import module_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["module", "method", "function", "tap"]
+
+
+@dataclass(frozen=True, slots=True)
+class SitePair:
+    """A site of the reference and the port's site that corresponds to it; one of them is None where there is none.
+
+    ``confidence`` is 0 to 1 (0 where unpaired). ``ambiguous`` holds the next candidates: of a pair those that only order told apart, of
+    an unpaired site the nearest. ``part`` says which part of a fused site is meant, ``whole`` which side holds the fused site.
+    """
+
+    reference: str | None
+    port: str | None
+    kind: Kind
+    evidence: str
+    confidence: float
+    ambiguous: tuple[str, ...] = ()
+    part: Part | None = None
+    whole: Literal["", "reference", "port"] = ""
+
+    @property
+    def is_paired(self) -> bool:
+        return self.reference is not None and self.port is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPair:
+    """Rows of the reference and the port's rows that hold the same tensor: mostly one each, several where calls are split or stacked.
+
+    ``layout`` reads the port's rows as the reference's; it is None where no layout reconciles the shapes. ``sites`` is the place of
+    their pair of sites in `Alignment.pairs`.
+    """
+
+    reference: tuple[int, ...]
+    port: tuple[int, ...]
+    layout: Layout | None
+    evidence: str
+    confidence: float
+    sites: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """The rows of each side that have no partner, in execution order."""
+
+    reference: tuple[int, ...]
+    port: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What corresponds in two traces.
+
+    ``pairs``: sites in the reference's execution order, unpaired ones too, the port's unpaired sites last. ``records``: pairs of records
+    in the reference's execution order. ``unpaired_reference`` and ``unpaired_port``: the rows without partner.
+    """
+
+    pairs: tuple[SitePair, ...]
+    records: tuple[RecordPair, ...]
+    unpaired_reference: tuple[int, ...]
+    unpaired_port: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def port_of(self) -> dict[str, str]:
+        """The port's site by the reference's; of a fused site's parts the first."""
+        found: dict[str, str] = {}
+        for pair in self.pairs:
+            if pair.reference is not None and pair.port is not None:
+                found.setdefault(pair.reference, pair.port)
+        return found
+
+    @cached_property
+    def reference_of(self) -> dict[str, str]:
+        """The reference's site by the port's; of a fused site's parts the first."""
+        found: dict[str, str] = {}
+        for pair in self.pairs:
+            if pair.reference is not None and pair.port is not None:
+                found.setdefault(pair.port, pair.reference)
+        return found
+
+    def nearest_paired(self, site: str, side: Literal["reference", "port"] = "reference") -> str | None:
+        """The innermost module at or above a site that is paired: where something at an unpaired site is charged to."""
+        known = self.port_of if side == "reference" else self.reference_of
+        if site in known:
+            return site
+        path: str | None = module_of(site)
+        while path is not None:
+            if path in known:
+                return path
+            path = path.rpartition(".")[0] if path else None
+        return None
+
+    @property
+    def paired(self) -> tuple[SitePair, ...]:
+        """The pairs in which both sides stand."""
+        return tuple(pair for pair in self.pairs if pair.is_paired)
+
+    @property
+    def unpaired(self) -> tuple[SitePair, ...]:
+        """The sites without partner, each with its nearest candidates."""
+        return tuple(pair for pair in self.pairs if not pair.is_paired)
+
+    @property
+    def ambiguous(self) -> tuple[SitePair, ...]:
+        """The pairs that nothing but order told from their rivals."""
+        return tuple(pair for pair in self.pairs if pair.is_paired and pair.ambiguous)
+
+    def layout_of(self, place: int) -> str:
+        """The layout of a pair of sites in a word: that of most of its outputs (or other records), "" where it has no records."""
+        if "layouts" not in self._cache:
+            self._cache["layouts"] = _layouts(self.records)
+        text: str = self._cache["layouts"].get(place, "")
+        return text
+
+    def to_frame(self) -> pd.DataFrame:
+        """The pairs as a table with the columns reference, port, layout, evidence, confidence."""
+        import pandas as pd
+
+        rows = [(pair.reference, pair.port, self.layout_of(place), pair.evidence, pair.confidence) for place, pair in enumerate(self.pairs)]
+        return pd.DataFrame(rows, columns=["reference", "port", "layout", "evidence", "confidence"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole alignment as one JSON object."""
+        return {
+            "schema": "tracediff.alignment/1",
+            "pairs": [
+                {
+                    "reference": pair.reference,
+                    "port": pair.port,
+                    "kind": pair.kind,
+                    "layout": self.layout_of(place),
+                    "evidence": pair.evidence,
+                    "confidence": pair.confidence,
+                    "candidates": list(pair.ambiguous),
+                }
+                for place, pair in enumerate(self.pairs)
+            ],
+            "records": len(self.records),
+            "unpaired_reference": len(self.unpaired_reference),
+            "unpaired_port": len(self.unpaired_port),
+            "warnings": list(self.warnings),
+        }
+
+    def write_map(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Writes the pairs as a mapping file that can be edited and given back to `align`; returns its path.
+
+        Raises AlignmentError where the file exists, unless ``force``.
+        """
+        to = Path(path)
+        if to.exists() and not force:
+            raise AlignmentError(f"{str(path)!r} exists already; name another file, or replace it with --force (force=True).")
+        to.write_text(json.dumps(self.to_map(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return to
+
+    def to_map(self) -> dict[str, Any]:
+        """The pairs as a mapping: what `align` takes as ``mapping``. Sites without partner are listed too, for whoever edits it."""
+        return {
+            "pairs": [self._entry(place, pair) for place, pair in enumerate(self.pairs) if pair.is_paired],
+            "ignore": {"reference": [], "port": []},
+            "unpaired": {
+                "reference": {pair.reference: list(pair.ambiguous) for pair in self.unpaired if pair.reference is not None},
+                "port": {pair.port: list(pair.ambiguous) for pair in self.unpaired if pair.port is not None},
+            },
+        }
+
+    def _entry(self, place: int, pair: SitePair) -> dict[str, Any]:
+        layout = self.layout_of(place)
+        entry: dict[str, Any] = {"reference": pair.reference, "port": pair.port, "layout": layout if layout.startswith("(") else "same"}
+        if pair.part is not None:
+            entry["part"] = {
+                "of": pair.whole,
+                "axis": pair.part.axis,
+                "start": pair.part.start,
+                "stop": pair.part.stop,
+                "groups": pair.part.groups,
+            }
+        return {**entry, "evidence": pair.evidence, "confidence": pair.confidence}
+
+    def _repr_html_(self) -> str:
+        html: str = self.to_frame().to_html(max_rows=60, na_rep="")
+        return html
+
+
+def _layouts(records: Sequence[RecordPair]) -> dict[int, str]:
+    """Of each pair of sites its most telling layout: the first that is not plain, else "same"."""
+    found: dict[int, str] = {}
+    for pair in records:
+        text = "no layout" if pair.layout is None else str(pair.layout)
+        if found.get(pair.sites, "same") == "same":
+            found[pair.sites] = text
+    return found

@@ -1,0 +1,188 @@
+"""The records of several calls that do one call's work: joined over the calls, or each told as a part of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+
+from tracediff.alignment import axes
+from tracediff.alignment.arguments import Arguments
+from tracediff.alignment.axes import Join, Layout, Part, Shape
+from tracediff.alignment.calls import Together
+from tracediff.alignment.record_table import LARGEST, PairedSites, Rows
+from tracediff.alignment.result import RecordPair
+from tracediff.dtype import Array
+
+_MOST_DEALT = 4  # calls that do one call's work whose order is looked at
+
+
+class Several:
+    """Pairs the records of calls of which one side makes more."""
+
+    def __init__(self, rows: Rows, arguments: Arguments) -> None:
+        self.rows, self.arguments = rows, arguments
+        self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def of(self, sites: PairedSites, together: Together) -> list[RecordPair]:
+        """The records of several calls that do one call's work: each end joined over the calls, or else each part told from the whole."""
+        rows = [
+            [side.calls.rows_of(call).tolist() for call in calls]
+            for side, calls in zip(self.rows.sides, (together.reference, together.port), strict=True)
+        ]
+        evidence = f"{len(together.reference)} calls of the reference, {len(together.port)} of the port"
+        confidence = min(sites.confidence, 0.9)
+        joined: list[tuple[list[int], list[int], Layout]] = []
+        pieces: list[RecordPair] = []
+        for i, j, _ in self.arguments.matched(rows[0][0], rows[1][0]):
+            ours, theirs = self._same_end(0, rows[0], rows[0][0][i]), self._same_end(1, rows[1], rows[1][0][j])
+            if len(ours) == len(together.reference) and len(theirs) == len(together.port):
+                shapes = [[self.rows.shape(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
+                layout = joined_layout(shapes[0], shapes[1])
+                if layout is not None:
+                    joined.append((ours, theirs, layout))
+                    continue
+                for a, b, one in piece_layouts(shapes[0], shapes[1], together.lengths) or self._repeated(ours, theirs, shapes):
+                    pieces.append(RecordPair((ours[a],), (theirs[b],), one, evidence, confidence, sites.place))
+        order = self._order(sites.place, joined)
+        dealt = [
+            RecordPair(_dealt(ours, order), _dealt(theirs, order), layout, evidence, confidence, sites.place)
+            for ours, theirs, layout in joined
+        ]
+        return [*dealt, *pieces]
+
+    def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
+        """What one call of a side is given or gives, and each of several calls of the other too: a scale, a mask, positions.
+
+        Whole numbers and switches count only where they are equal: what is done in steps may well be told otherwise.
+        """
+        if min(len(ours), len(theirs)) != 1 or len({*shapes[0], *shapes[1]}) != 1:
+            return []
+        return [
+            (place if len(ours) > 1 else 0, place if len(theirs) > 1 else 0, Layout(shapes[0][0]))
+            for place, (a, b) in enumerate(product(ours, theirs))
+            if not (self.rows.exact[0][a] and self.rows.exact[1][b]) or self.rows.are_equal(a, b)
+        ]
+
+    def _order(self, place: int, ends: Sequence[tuple[list[int], list[int], Layout]]) -> tuple[int, ...]:
+        """In which order few calls of one side do one call's work: a port may compute the unconditional half of a batch first.
+
+        As they come, unless the values of some end clearly tell otherwise; told once for each pair of sites.
+        """
+        count = max((max(len(ours), len(theirs)) for ours, theirs, _ in ends), default=0)
+        plain = tuple(range(count))
+        if not 2 <= count <= _MOST_DEALT or any(min(len(ours), len(theirs)) != 1 for ours, theirs, _ in ends):
+            return plain
+        key = place, count
+        if key not in self._orders:
+            told = (self._told_order(*end) for end in ends)
+            self._orders[key] = next((order for order in told if order is not None), plain)
+        return self._orders[key]
+
+    def _told_order(self, ours: list[int], theirs: list[int], layout: Layout) -> tuple[int, ...] | None:
+        """The order of the calls that an end's values clearly tell; None where they do not."""
+        left, right = self._values(0, ours), self._values(1, theirs)
+        if left is None or right is None or len({array.shape for array in (left if len(ours) > 1 else right)}) > 1:
+            return None
+        errors = {}
+        for one in permutations(range(max(len(ours), len(theirs)))):
+            reference = axes.apply_reference([left[place] for place in one] if len(left) > 1 else left[0], layout)
+            port = axes.apply([right[place] for place in one] if len(right) > 1 else right[0], layout)
+            errors[one] = axes.relative_error(reference, port)
+        best, second = sorted(errors, key=errors.__getitem__)[:2]
+        return best if errors[best] < axes.CLEARLY_BETTER * errors[second] else None
+
+    def _values(self, side: int, rows: Sequence[int]) -> list[Array] | None:
+        records = [self.rows.sides[side].trace.records[row] for row in rows]
+        if not all(record.stored and record.stats.count <= LARGEST and record.dtype != "text" for record in records):
+            return None
+        return [record.read() for record in records]
+
+    def _same_end(self, side: int, calls: Sequence[Sequence[int]], like: int) -> list[int]:
+        return [row for rows in calls for row in rows if self.rows.end[side][row] == self.rows.end[side][like]]
+
+
+def joined_layout(reference: Sequence[Shape], port: Sequence[Shape]) -> Layout | None:
+    """The plainest layout that joins the port's tensors, and the reference's, into one; None where there is none.
+
+    >>> print(joined_layout([(1, 4, 40)], [(1, 40)] * 4))
+    stacked on axis 1
+    >>> print(joined_layout([(1, 6, 40)], [(1, 4, 40), (1, 2, 40)]))
+    joined along axis 1
+    """
+    found = []
+    for join_a, shape_a in _joins(reference):
+        for join_b, shape_b in _joins(port):
+            for layout in axes.layouts(shape_a, shape_b)[:1]:
+                if layout.window is None and not layout.repeat:
+                    found.append(replace(layout, join=join_b, join_reference=join_a))
+    return min(found, key=_joined_plainness, default=None)
+
+
+def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(rows[place] for place in order) if len(rows) == len(order) > 1 else tuple(rows)
+
+
+def piece_layouts(
+    reference: Sequence[Shape], port: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]]
+) -> list[tuple[int, int, Layout]]:
+    """Which part of one call's tensor each of several calls' has: (place in the reference, place in the port, layout) each.
+
+    ``lengths``: the steps that each call does. A call's tensor may hold its own steps, all steps so far (the keys of a cache), or its
+    last step alone (the logits of a decoder). Empty where neither side is one call, or some tensor is none of these.
+
+    >>> [str(layout) for _, _, layout in piece_layouts([(1, 3, 40)], [(1, 2, 40), (1, 3, 40)], ([3], [2, 1]))]
+    ['reference 0:2 of axis 1', 'reference 0:3 of axis 1']
+    """
+    if min(len(reference), len(port)) != 1 or not lengths[0]:
+        return []
+    side = 0 if len(reference) == 1 else 1
+    whole, parts = (reference, port)[side][0], (port, reference)[side]
+    for axis in (axis for axis, size in enumerate(whole) if size == lengths[side][0]):
+        found = [_piece(whole, shape, axis, end - length, end, side) for shape, length, end in _steps(parts, lengths[1 - side])]
+        if all(layout is not None for layout in found):
+            places = [(0, place) if side == 0 else (place, 0) for place in range(len(parts))]
+            return [(*place, layout) for place, layout in zip(places, found, strict=True) if layout is not None]
+    return []
+
+
+def _steps(shapes: Sequence[Shape], lengths: Sequence[int]) -> Iterable[tuple[Shape, int, int]]:
+    return zip(shapes, lengths, np.cumsum(lengths).tolist(), strict=True)
+
+
+def _piece(whole: Shape, part: Shape, axis: int, start: int, stop: int, side: int) -> Layout | None:
+    """How one tensor is part of a whole on side 0 or 1: its steps ``start:stop``, all until ``stop``, or the last one."""
+    for first in dict.fromkeys((start, 0, stop - 1)):
+        cut = (*whole[:axis], stop - first, *whole[axis + 1 :])
+        fits = axes.layouts(cut, part) if side == 0 else axes.layouts(part, cut)
+        if fits and fits[0].window is None and not fits[0].repeat:
+            piece = Part(axis, first, stop)
+            return replace(fits[0], part_reference=piece) if side == 0 else replace(fits[0], part=piece)
+    return None
+
+
+def _joined_plainness(layout: Layout) -> tuple[bool, bool, bool]:
+    joins = [join for join in (layout.join, layout.join_reference) if join is not None]
+    return layout.permutation is not None, layout.split is not None, any(join.how == "stack" for join in joins)
+
+
+def _joins(shapes: Sequence[Shape]) -> list[tuple[Join | None, Shape]]:
+    """The ways to make one tensor of several, with the shape that results."""
+    if len(shapes) == 1:
+        return [(None, shapes[0])]
+    first = max(shapes, key=len)
+    ways: list[tuple[Join | None, Shape]] = []
+    for axis in range(len(first)):
+        but = _but(first, axis)
+        if all(shape == but if len(shape) < len(first) else _but(shape, axis) == but for shape in shapes):
+            total = sum(shape[axis] if len(shape) == len(first) else 1 for shape in shapes)
+            ways.append((Join(axis), (*first[:axis], total, *first[axis + 1 :])))
+    if all(shape == first for shape in shapes):
+        ways.extend((Join(axis, "stack"), (*first[:axis], len(shapes), *first[axis:])) for axis in range(len(first) + 1))
+    return ways
+
+
+def _but(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]

@@ -1,0 +1,176 @@
+"""What values say: which tensors of the two runs hold the same numbers, told by statistics that no layout changes.
+
+A *content* is what a tensor holds, whatever its layout: records of equal content differ at most by a permutation of their elements.
+After a fault all contents differ, so the absence of shared contents says nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracediff import dtype as dtypes
+from tracediff.alignment.structure import INPUT, OUTPUT, Side
+from tracediff.dtype import MASKED
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CLOSE = 1e-3  # distance of two contents' scaled statistics below which they may be one: in single precision, and
+CLOSE_IN_HALF = 3e-2  # where either is of half precision or less
+_RATIO = 0.2  # the second nearest must be at least five times as far
+_CROWD = 24  # a content that more sites see says nothing about any two of them
+_FEWEST = 4  # elements below which a content is no evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the values say of two sites: the share of their inputs and of their outputs, at the first call, with equal contents."""
+
+    inputs: float
+    outputs: float
+
+
+class Contents:
+    """The contents seen at each site's first call: numbers shared by both sides where two contents are one; telling ones only."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        rows = _first_rows(side)
+        kinds = side.end_kind[rows]
+        self.rows = rows[(kinds == INPUT) | (kinds == OUTPUT)]
+        self.site = side.calls.site[side.calls.of_row[self.rows]]
+        self.is_input = side.end_kind[self.rows] == INPUT
+        statistics = side.index[self.rows]
+        varies = (statistics["std"] > 1e-6 * np.abs(statistics["mean"])) & (statistics["std"] > 0)
+        masked = (statistics["min"] <= MASKED) | (statistics["inf"] > 0)
+        self.telling = (statistics["count"] >= _FEWEST) & varies & ~masked
+        scaled = features(statistics)
+        keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, 8)])
+        first, self.content = _distinct(keys)
+        self.features = scaled[first]
+        self.count = statistics["count"][first]
+        self.is_telling = self.telling[first]
+        self.coarse = np.array([dtypes.BY_CODE[int(code)].roundoff for code in statistics["dtype"][first]]) if len(first) else np.empty(0)
+
+
+def _distinct(keys: Floats) -> tuple[Ints, Ints]:
+    """The first place of each distinct row, and for every row which one it is."""
+    known: dict[tuple[float, ...], int] = {}
+    first: list[int] = []
+    number = np.empty(len(keys), np.int64)
+    for place, row in enumerate(map(tuple, (keys + 0.0).tolist())):
+        if row not in known:
+            known[row] = len(first)
+            first.append(place)
+        number[place] = known[row]
+    return np.array(first, np.int64), number
+
+
+def features(statistics: NDArray[np.void]) -> Floats:
+    """Seven numbers of each row that no permutation changes, scaled so that distances are relative errors: (rows, 7)."""
+    rms = statistics["l2"] / np.sqrt(np.maximum(statistics["count"], 1))
+    scale = np.where(rms > 0, rms, 1.0)
+    columns = [statistics[name] / scale for name in ("mean", "std", "absmean")]
+    extremes = [np.clip(statistics[name] / scale, -30, 30) / 3 for name in ("min", "max")]
+    with np.errstate(over="ignore", invalid="ignore"):
+        skew = np.nan_to_num(statistics["cube"] / scale**3, posinf=0.0, neginf=0.0)
+    return np.column_stack([*columns, *extremes, np.cbrt(skew) / 3, np.log(scale)])
+
+
+def shared(reference: Contents, port: Contents) -> list[tuple[int, int, float]]:
+    """Contents that both runs hold: (reference content, port content, distance), each at most once."""
+    from scipy.spatial import cKDTree
+
+    found: list[tuple[int, int, float]] = []
+    counts = np.intersect1d(reference.count[reference.is_telling], port.count[port.is_telling])
+    for count in counts:
+        ours = np.flatnonzero((reference.count == count) & reference.is_telling)
+        theirs = np.flatnonzero((port.count == count) & port.is_telling)
+        forth = _two_nearest(cKDTree(port.features[theirs]), reference.features[ours])
+        back = _two_nearest(cKDTree(reference.features[ours]), port.features[theirs])
+        for place, (first, distance, second) in enumerate(zip(*forth, strict=True)):
+            mutual = back[0][first] == place
+            clear = max(distance, 1e-9) < _RATIO * min(second, back[2][first])
+            coarse = max(reference.coarse[ours[place]], port.coarse[theirs[first]]) > 1e-5
+            if mutual and distance < (CLOSE_IN_HALF if coarse else CLOSE) and clear:
+                found.append((int(ours[place]), int(theirs[first]), float(distance)))
+    return found
+
+
+def _two_nearest(tree: object, points: Floats) -> tuple[Ints, Floats, Floats]:
+    """Of each point the nearest in the tree, its distance, and the distance of the second nearest."""
+    distances, places = tree.query(points, k=2, p=2)  # type: ignore[attr-defined]
+    return places[:, 0], distances[:, 0], distances[:, 1]
+
+
+def evidence(reference: Contents, port: Contents, pairs: Sequence[tuple[int, int, float]]) -> dict[tuple[int, int], Seen]:
+    """What the shared contents say of each pair of sites that see one on the same end."""
+    found: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for end in (1, 0):
+        users = [_users(contents, bool(end)) for contents in (reference, port)]
+        ends = [np.bincount(contents.site[contents.is_input == bool(end)], minlength=len(contents.side)) for contents in (reference, port)]
+        for a, b, _ in pairs:
+            ours, theirs = users[0].get(a, ()), users[1].get(b, ())
+            if max(len(ours), len(theirs)) > _CROWD:
+                continue
+            for one in ours:
+                for other in theirs:
+                    found[one, other][1 - end] += 1.0 / max(ends[0][one], ends[1][other])
+    return {sites: Seen(min(1.0, inputs), min(1.0, outputs)) for sites, (inputs, outputs) in found.items()}
+
+
+def _users(contents: Contents, inputs: bool) -> Mapping[int, list[int]]:
+    """The sites that take each content in (or give it out), each once."""
+    chosen = contents.is_input == inputs
+    edges = np.unique(contents.content[chosen] << 32 | contents.site[chosen])
+    users: dict[int, list[int]] = defaultdict(list)
+    for content, site in zip((edges >> 32).tolist(), (edges & 0xFFFFFFFF).tolist(), strict=True):
+        users[content].append(site)
+    return users
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """An edge of the flow of data at the first calls: what a site gives out, another takes in at ``end`` (a number for its text)."""
+
+    source: int
+    target: int
+    end: int
+
+
+def flow(contents: Contents) -> list[Flow]:
+    """Which site's outputs are which site's inputs, at the first calls.
+
+    The producer of a content is the first site that gave it out, so what merely hands a tensor on (dropout) is passed over. Where none
+    did, it is the last before that gave out as many numbers of the same norm: a rotation changes the numbers and keeps the norm.
+    """
+    producer: dict[int, int] = {}
+    turned: dict[tuple[int, float], int] = {}
+    statistics = contents.side.index[contents.rows]
+    norms = [(int(count), float(f"{norm:.6e}")) for count, norm in zip(statistics["count"], statistics["l2"], strict=True)]
+    found = []
+    for row in range(len(contents.rows)):
+        if not contents.telling[row]:
+            continue
+        content, site = int(contents.content[row]), int(contents.site[row])
+        if contents.is_input[row]:
+            source = producer.get(content, turned.get(norms[row], -1))
+            if source not in (-1, site):
+                found.append(Flow(source, site, int(contents.side.index["end"][contents.rows[row]])))
+        else:
+            producer.setdefault(content, site)
+            turned[norms[row]] = site
+    return found
+
+
+def _first_rows(side: Side) -> Ints:
+    """The rows of every site's first call, in order."""
+    first = side.first_call[side.first_call >= 0]
+    chosen = np.zeros(len(side.calls.site), bool)
+    chosen[first] = True
+    return np.flatnonzero(chosen[side.calls.of_row]) if len(chosen) else np.empty(0, np.int64)

@@ -1,0 +1,1 @@
+"""One detector a file for each family of causes: it tries its edits on a `Scene`."""

@@ -1,0 +1,235 @@
+"""Reads from two traces what the detectors are shown of a divergence: one `Scene` a finding."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tracediff.alignment import Alignment
+from tracediff.alignment.axes import side_by_side
+from tracediff.causes.scene import InHand, Scene, Side
+from tracediff.dtype import Array
+from tracediff.locate import INPUTS, Comparison, Finding, Located
+from tracediff.site import End, around, is_below, module_of
+from tracediff.trace import Record, Trace
+
+LARGEST = 2**24
+"""Tensors of more elements are not looked into."""
+_LATEST = 24
+_MODAL = ("dropout", "batchnorm", "instancenorm")
+
+
+class Frames:
+    """The calls of one trace: which rows each has, and which calls were made inside it, in order."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.rows: dict[str, list[int]] = defaultdict(list)
+        self.inside: dict[str, list[str]] = defaultdict(list)
+        self._sites: dict[str, list[str]] = {}
+        texts = trace.strings
+        for row, call in enumerate(trace.index["call"].tolist()):
+            self.rows[texts[call]].append(row)
+        for call in list(self.rows):
+            self._enter(call)
+
+    def sites_inside(self, call: str, trace: Trace) -> list[str]:
+        """The sites of the calls made inside a call, in order."""
+        if call not in self._sites:
+            self._sites[call] = [trace.records[rows[0]].site for child in self.inside.get(call, ()) if (rows := self.rows.get(child))]
+        return self._sites[call]
+
+    def _enter(self, call: str) -> None:
+        outer = around(call)
+        if call and call not in self.inside[outer]:
+            self.inside[outer].append(call)
+            if outer not in self.rows:
+                self._enter(outer)
+
+
+class Evidence:
+    """What two aligned traces show of the findings among their pairs."""
+
+    def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
+        self._located, self._alignment = located, alignment
+        self._traces = (reference, port)
+
+    def scene(self, finding: Finding) -> Scene:
+        """All that a detector may look at."""
+        comparison = self._located.comparisons[finding.place]
+        left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
+        ours, theirs = self._values(comparison)
+        if left.end.startswith("output"):  # made from what the call was handed, also where a caller handed it too little
+            finding = replace(finding, blame="module")
+        frames = tuple(self._frame(side, record, finding) for side, record in enumerate((left, right)))
+        return Scene(
+            site=left.site,
+            end=left.end,
+            blame=finding.blame,
+            reference=ours,
+            port=theirs,
+            limit=comparison.judgement.limit if comparison.judgement is not None else 0.0,
+            in_hand=tuple(self._in_hand(frames[0], left, has_own=finding.blame == "module")),
+            beside=tuple(self._beside(left)) if finding.blame == "caller" else (),
+            sides=(
+                self._side(0, finding.culprit[0], frames[0], left),
+                self._side(1, finding.culprit[1], frames[1], right),
+            ),
+            types=self._types,
+            shapes=(left.shape, right.shape),
+            dtypes=(left.dtype, right.dtype),
+            run_dtypes=tuple(str(trace.meta.get("dtype")) for trace in self._traces),
+            ordinal=left.ordinal,
+            port_repeats=self._traces[1].meta.get("repeats"),
+            paired=self._paired,
+        )
+
+    def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
+        """Both tensors of a pair in the reference's layout, floats widened; None where there is none, or not all is stored."""
+        layout = comparison.pair.layout
+        sides = [[trace.records[row] for row in rows] for trace, rows in zip(self._traces, _rows(comparison), strict=True)]
+        if layout is None or not all(_is_readable(record) for records in sides for record in records):
+            return None, None
+        reference, port = side_by_side(layout, *sides)
+        return wide(reference), wide(port)
+
+    def _frame(self, side: int, record: Record, finding: Finding) -> str:
+        """The culprit's call: the record's own where its output is wrong, else the one around it."""
+        if finding.blame == "module":
+            return record.call
+        call = around(record.call)
+        while call and self._module(side, call) != finding.culprit[side]:
+            call = around(call)
+        return call
+
+    def _module(self, side: int, call: str) -> str:
+        rows = self._frames[side].rows.get(call)
+        return module_of(self._traces[side].records[rows[0]].site) if rows else ""
+
+    def _in_hand(self, call: str, record: Record, *, has_own: bool) -> Iterator[InHand]:
+        """What the code of a call was handed and got from the calls it made before a record, in order; the latest only."""
+        frames, records = self._frames[0], self._traces[0].records
+        own = frames.rows.get(call, ()) if call else ()
+        handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
+        handed |= set(self._carried(call, record))
+        made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
+        for row in sorted([*handed, *made[-_LATEST:]]):
+            if _is_readable(records[row]):
+                yield self._told(records[row], is_input=row in handed)
+
+    def _made(self, call: str) -> Iterator[int]:
+        """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
+        frames, records = self._frames[0], self._traces[0].records
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            yield from (row for row in rows if _kind(records[row]) not in INPUTS)
+            if not rows or records[rows[0]].site not in self._paired:
+                yield from self._made(child)
+
+    def _carried(self, call: str, record: Record) -> Iterator[int]:
+        """What a loop carried from turn to turn: the inputs of the latest call before a record of each site called several times."""
+        frames, records = self._frames[0], self._traces[0].records
+        sites = frames.sites_inside(call, self._traces[0])
+        latest: dict[str, tuple[int, ...]] = {}
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            if rows and rows[0] < record.row and child != record.call and sites.count(records[rows[0]].site) > 1:
+                latest[records[rows[0]].site] = tuple(row for row in rows if _kind(records[row]) == "input")
+        yield from (row for rows in latest.values() for row in rows)
+
+    def _beside(self, record: Record) -> Iterator[InHand]:
+        """The other tensors that the record's call was handed."""
+        for row in self._frames[0].rows.get(record.call, ()):
+            one = self._traces[0].records[row]
+            if row != record.row and _kind(one) == "input" and _is_readable(one):
+                yield self._told(one, is_input=True)
+
+    def _told(self, record: Record, *, is_input: bool) -> InHand:
+        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
+        port = self._port_rows.get(record.row)
+        dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
+        beside = self._frames[0].sites_inside(around(record.call), self._traces[0])
+        calls = 1 if is_input else beside.count(record.site)
+        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, wide(record.read()), dtypes, calls)
+
+    @cached_property
+    def _port_rows(self) -> dict[int, int]:
+        return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
+
+    def _side(self, side: int, path: str, call: str, record: Record) -> Side:
+        told = self._modules[side].get(path, {})
+        attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
+        trains = self._trains(side, path)
+        made = list(self._calls(side, call, record.stage))
+        calls, before = tuple(name for name, _ in made), tuple(name for name, row in made if row < record.row)
+        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, calls, before)
+
+    def _trains(self, side: int, path: str) -> str | None:
+        """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
+        below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
+        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
+
+    def _calls(self, side: int, call: str, stage: str) -> Iterable[tuple[str, int]]:
+        """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
+
+        Outside of all calls only those of one stage: what else the run did, before and after, is no code of this one's.
+        """
+        known = self._canonical[side]
+        for child in self._frames[side].inside.get(call, ()):
+            rows = self._frames[side].rows.get(child)
+            site = self._traces[side].records[rows[0]].site if rows else ""
+            if not call and rows and self._traces[side].records[rows[0]].stage != stage:
+                continue
+            if site not in known:
+                yield from self._calls(side, child, stage)
+            elif rows and site == module_of(site) and known[site]:
+                yield known[site], rows[0]
+
+    @cached_property
+    def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
+        """For each side what a paired site is called; "" for all but the first of the parts that one site of the other side stands for."""
+        port_of, reference_of = self._alignment.port_of, self._alignment.reference_of
+        ours: dict[str, str] = {}
+        theirs: dict[str, str] = {}
+        for site, partner in port_of.items():
+            ours[site] = site if reference_of.get(partner, site) == site else ""
+        for site, partner in reference_of.items():
+            theirs[site] = partner if port_of.get(partner, site) == site else ""
+        return ours, theirs
+
+    @cached_property
+    def _frames(self) -> tuple[Frames, Frames]:
+        return Frames(self._traces[0]), Frames(self._traces[1])
+
+    @cached_property
+    def _modules(self) -> tuple[dict[str, Mapping[str, Any]], ...]:
+        return tuple({module["path"]: module for module in trace.meta.get("modules") or ()} for trace in self._traces)
+
+    @cached_property
+    def _types(self) -> dict[str, str]:
+        return {path: str(module.get("type", "")) for path, module in self._modules[0].items()}
+
+    @cached_property
+    def _paired(self) -> frozenset[str]:
+        return frozenset(self._alignment.port_of)
+
+
+def wide(values: Array) -> Array:
+    """Floats as float64; other dtypes as they are."""
+    return values if values.dtype.kind in "biuc" else values.astype(np.float64)
+
+
+def _rows(comparison: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return comparison.pair.reference, comparison.pair.port
+
+
+def _kind(record: Record) -> str:
+    return End.parse(record.end).kind
+
+
+def _is_readable(record: Record) -> bool:
+    return record.stored and record.dtype != "text" and record.nbytes <= 8 * LARGEST

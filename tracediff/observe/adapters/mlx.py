@@ -1,0 +1,477 @@
+"""Everything that knows MLX: where calls come in, attention, softmax and random functions, compilation, bits in and out.
+
+Calls are seen by exchanging ``__call__`` in the class that defines it (MLX has no hooks, and Python looks it up there); the wrapper
+asks for each instance whether it is observed. So types, copies and pickles stay what they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import functools
+import gc
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib.metadata import version
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, Literal
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from tracediff.dtype import Array
+from tracediff.observe import frames, python_rng
+from tracediff.observe.adapters.base import Function, Random
+from tracediff.observe.containers import is_array
+from tracediff.observe.observer import Tensor
+from tracediff.observe.patching import patch
+from tracediff.observe.provenance import digest_of
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+Keys = tuple[str | int, ...]
+
+_INTERNAL = frozenset({"_no_grad", "_training"})
+_STATISTICS = ("running_mean", "running_var")
+_PACKED = ("weight", "scales", "biases")
+"""What a quantised module holds in place of its weight: codes packed into integers, and for each group of them a scale and an offset."""
+
+_Compiled = type(nn.gelu)
+
+frames.passed_over.add(nn.layers.containers.__file__)
+
+
+class Mlx:
+    """The adapter of MLX."""
+
+    name = "mlx"
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, mx.array) or is_array(value)
+
+    def is_model(self, value: Any) -> bool:
+        return isinstance(value, nn.Module)
+
+    def children(self, module: Any) -> Iterator[tuple[Keys, Any]]:
+        for name, value in [*module.items(), *vars(module).items()]:
+            yield from _held(value, (name,), nn.Module)
+
+    def parameters(self, module: Any) -> Iterator[tuple[Keys, Tensor, Literal["parameter", "buffer"]]]:
+        unpacked = _unpacked(module)
+        for keys, array in _arrays(module):
+            if unpacked is not None and keys[0] in _PACKED:
+                continue
+            yield keys, array, "buffer" if str(keys[0]).startswith("_") or keys[0] in _STATISTICS else "parameter"
+        if unpacked is not None:
+            yield ("weight",), unpacked, "parameter"
+
+    def attributes(self, module: Any) -> dict[str, Any]:
+        both = {**module, **vars(module)}
+        return {name: value for name, value in both.items() if name not in _INTERNAL}
+
+    def is_training(self, module: Any) -> bool:
+        return bool(module.training)
+
+    def entry(self, module: Any) -> str | None:
+        return "__call__" if callable(module) else None
+
+    def hidden(self, module: Any, *, compile: bool | None) -> str:
+        return ""
+
+    def compiling(self) -> Callable[[], bool]:
+        return _never
+
+    def blind(self) -> str:
+        return ""
+
+    def unreadable(self, tensors: Sequence[Tensor]) -> str:
+        try:
+            mx.eval([tensor for tensor in tensors if isinstance(tensor, mx.array)])
+        except ValueError as error:
+            if "function transformations" not in str(error):
+                raise
+            return "inside a region compiled by mx.compile (or another function transformation)"
+        return ""
+
+    def view(self, tensor: Tensor) -> Array:
+        if isinstance(tensor, np.ndarray):
+            return tensor
+        if tensor.dtype == mx.bfloat16:
+            return np.asarray(tensor.view(mx.uint16)).view(ml_dtypes.bfloat16)
+        return np.asarray(tensor)
+
+    def to_numpy(self, tensor: Tensor) -> Array:
+        return np.array(self.view(tensor), order="C", copy=True)
+
+    def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
+        if isinstance(like, np.ndarray):
+            return np.array(array, dtype=like.dtype).reshape(_shape(array, like.shape))
+        if array.dtype == ml_dtypes.bfloat16:
+            tensor = mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
+        else:
+            tensor = mx.array(np.array(array, dtype=array.dtype.newbyteorder("=")))
+        if like is None:
+            return tensor
+        return tensor.reshape(_shape(array, like.shape)).astype(like.dtype)
+
+    def token(self, tensor: Tensor) -> Any:
+        if isinstance(tensor, np.ndarray):
+            return digest_of(tensor)
+        # A copy shares the memory and keeps it from being used again: as long as it lives, an unchanged tensor has the same address.
+        kept = copy.copy(tensor)
+        return kept, address(kept)
+
+    def is_changed(self, tensor: Tensor, token: Any) -> bool:
+        if isinstance(tensor, np.ndarray):
+            return bool(digest_of(tensor) != token)
+        kept, place = token
+        if self.unreadable([tensor]):
+            return False
+        return bool(tensor.shape != kept.shape or tensor.dtype != kept.dtype or (tensor.size > 0 and address(tensor) != place))
+
+    def assign(self, tensor: Tensor, values: Tensor) -> None:
+        tensor[...] = values
+
+    def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+        return str(tensor.dtype).removeprefix("mlx.core."), tuple(tensor.shape), str(mx.default_device().type).rpartition(".")[2]
+
+    def is_function(self, value: Any) -> bool:
+        return type(value) is _Compiled
+
+    def functions(self) -> Iterator[Function]:
+        return iter(_FUNCTIONS)
+
+    def randoms(self) -> Iterator[Random]:
+        return iter(_RANDOMS)
+
+    def rng_state(self) -> Any:
+        return np.array(_key()), python_rng.state()
+
+    def set_rng_state(self, state: Any) -> None:
+        (high, low), others = state  # a seed is nothing but the key that it makes
+        mx.random.seed(int(high) << 32 | int(low))
+        python_rng.restore(others)
+
+    def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
+        return nullcontext() if compile is True else _without_compilation(modules, warn, now=compile is False)
+
+    def calling(self, call: Callable[..., Any]) -> Any:
+        return _Calling(call)
+
+    def no_grad(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def cast(self, modules: Sequence[Any], dtype: str) -> Iterator[None]:
+        wanted = getattr(mx, dtype)
+        undo = ExitStack()
+        with undo:
+            for module in modules:
+                for keys, array in list(_arrays(module)):
+                    if mx.issubdtype(array.dtype, mx.floating):
+                        holder = functools.reduce(lambda held, key: held[key], keys[:-1], module)
+                        undo.callback(holder.__setitem__, keys[-1], array)
+                        holder[keys[-1]] = array.astype(wanted)
+            yield
+
+    def info(self) -> dict[str, Any]:
+        return {"versions": {"mlx": version("mlx")}, "generator": np.array(_key()).tolist()}
+
+
+def _arrays(module: nn.Module) -> Iterator[tuple[Keys, mx.array]]:
+    """The arrays that a module itself holds, with the keys that lead to each."""
+    for name, value in module.items():
+        yield from _held(value, (name,), mx.array)
+
+
+def _unpacked(module: nn.Module) -> mx.array | None:
+    """The weight of a quantised module as its codes stand for it, in the dtype of its scales; None for any other module."""
+    if not all(isinstance(module.get(name), mx.array) for name in _PACKED[:2]) or not hasattr(module, "bits"):
+        return None
+    packed, scales, offsets = map(module.get, _PACKED)
+    sizes = {"group_size": module.group_size, "bits": module.bits, "mode": getattr(module, "mode", "affine")}
+    return mx.dequantize(packed, scales, offsets, **sizes)
+
+
+class _Calling(nn.Module):
+    """A module whose call is a function's."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self._call = call
+        self.eval()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+
+def _held(value: Any, keys: Keys, kind: type) -> Iterator[tuple[Keys, Any]]:
+    """The values of a kind in an attribute: itself, or what nested lists, tuples and dicts hold; modules are not entered."""
+    if isinstance(value, kind):
+        yield keys, value
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _held(part, (*keys, index), kind)
+    elif isinstance(value, dict) and not isinstance(value, nn.Module):
+        for key, part in value.items():
+            yield from _held(part, (*keys, key), kind)
+
+
+def _shape(array: Array, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape) if array.size == math.prod(shape) else array.shape
+
+
+def _key() -> mx.array:
+    """The default generator's key, which is all its state."""
+    state: Any = mx.random.state
+    key: mx.array = state[0]
+    return key
+
+
+def _never() -> bool:
+    return False
+
+
+# -- memory
+
+
+def address(array: mx.array) -> int:
+    """Where in memory an evaluated array starts."""
+    if array.dtype == mx.bfloat16:
+        return _Buffer.address(array)
+    return int(np.asarray(array).__array_interface__["data"][0])
+
+
+class _Buffer(ctypes.Structure):
+    """The start of CPython's Py_buffer: NumPy does not know the format of bfloat16."""
+
+    _fields_ = (
+        ("start", ctypes.c_void_p),
+        ("owner", ctypes.py_object),
+        ("length", ctypes.c_ssize_t),
+        ("rest", ctypes.c_ssize_t * 9),
+    )
+
+    @classmethod
+    def address(cls, array: mx.array) -> int:
+        buffer = cls()
+        with_strides = 0x10 | 0x08
+        ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(array), ctypes.byref(buffer), with_strides)
+        start = buffer.start or 0
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+        return start
+
+
+# -- compilation
+
+
+@contextmanager
+def _without_compilation(modules: Sequence[Any], warn: Callable[[str], None], *, now: bool) -> Iterator[None]:
+    """Turns `mx.compile` off for the run where compiled code reaches an observed module, and back on afterwards."""
+    if not is_compiling():
+        yield
+        return
+    observed = {id(module) for module in modules}
+    turned_off: list[str] = []
+
+    def turn_off(why: str) -> None:
+        if not turned_off:
+            turned_off.append(why)
+            mx.disable_compile()
+            warn(f"mx.compile was off during the run: {why}.")
+
+    def watching(original: Any) -> Any:
+        def compile(fun: Any, *args: Any, **kwargs: Any) -> Any:
+            if reaches(fun, observed):
+                turn_off(f"{_name(fun)} is compiled and reaches observed modules")
+            return original(fun, *args, **kwargs)
+
+        return compile
+
+    if now:
+        turn_off("as asked")
+    compiled = [function for function in gc.get_objects() if type(function) is _Compiled]
+    for function in compiled:
+        if reaches(function, observed):
+            turn_off(f"{_name(function)} is compiled and reaches observed modules")
+    keys = [patch.apply(mx, "compile", watching)]
+    keys += [patch.apply(*place, _uncompiled) for place in _places_of([function for function in compiled if draws(function)])]
+    try:
+        yield
+    finally:
+        for key in keys:
+            patch.release(key)
+        if turned_off:
+            mx.enable_compile()
+
+
+def is_compiling() -> bool:
+    """Whether `mx.compile` is on: a compiled function's Python code then runs once for two calls."""
+    runs = 0
+
+    def count(x: mx.array) -> mx.array:
+        nonlocal runs
+        runs += 1
+        return x
+
+    compiled, one = mx.compile(count), mx.array(1.0)
+    compiled(one)
+    compiled(one)
+    return runs == 1
+
+
+def reaches(function: Any, observed: set[int], depth: int = 5) -> bool:
+    """Whether a function's code can get hold of one of the observed modules: its instance, its closure, the globals it names."""
+    if isinstance(function, nn.Module):
+        return any(id(module) in observed for module in function.modules())
+    return depth > 0 and any(reaches(part, observed, depth - 1) for part in _within(function))
+
+
+def draws(function: Any) -> bool:
+    """Whether a compiled function's own code names a random function, as samplers do: inside the compiled graph no draw can be seen."""
+    codes = [part.__code__ for part in gc.get_referents(function) if isinstance(part, FunctionType)]
+    return any("random" in code.co_names and not _DRAWING.isdisjoint(code.co_names) for code in codes)
+
+
+def _places_of(functions: Sequence[Any]) -> list[tuple[ModuleType, str]]:
+    """The modules that hold these functions, and by what name."""
+    wanted = {id(function) for function in functions}
+    modules = [module for module in list(sys.modules.values()) if wanted and isinstance(module, ModuleType)]
+    return [(module, name) for module in modules for name, value in list(vars(module).items()) if id(value) in wanted]
+
+
+def _uncompiled(original: Any) -> Any:
+    """How to wrap a compiled function that draws: where somebody observes, its Python code runs, and the draw is seen."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not frames.current() or not is_compiling():
+            return original(*args, **kwargs)
+        mx.disable_compile()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            mx.enable_compile()
+
+    called.__tracediff_original__ = original  # type: ignore[attr-defined]
+    return called
+
+
+def _within(value: Any) -> list[Any]:
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        named = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        return [part for part in (*held, *named, *(value.__defaults__ or ())) if _may_reach(part)]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if type(value) is _Compiled:
+        return [part for part in gc.get_referents(value) if _may_reach(part)]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return []
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _may_reach(value: Any) -> bool:
+    return isinstance(value, (FunctionType, MethodType, functools.partial, list, tuple, nn.Module)) or type(value) is _Compiled
+
+
+def _name(function: Any) -> str:
+    inner = next((part for part in gc.get_referents(function) if isinstance(part, (FunctionType, MethodType))), function)
+    return repr(getattr(inner, "__qualname__", type(inner).__name__))
+
+
+# -- functional sites
+
+
+def _argument(args: Args, kwargs: Kwargs, position: int, name: str, default: Any = None) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _attention_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    mask = kwargs.get("mask")
+    return {"scale": _plain(kwargs.get("scale")), "causal": isinstance(mask, str) and mask == "causal"}
+
+
+def _softmax_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    values, axis = args[0], _argument(args, kwargs, 1, "axis")
+    return {"axis": axis - values.ndim if isinstance(axis, int) and axis >= 0 else axis}
+
+
+def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
+    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
+    return bool(mx.issubdtype(_argument(args, kwargs, 0, "a").dtype, mx.floating))
+
+
+_FUNCTIONS = (
+    Function(mx.fast, "scaled_dot_product_attention", "attention", ("q", "k", "v"), None, _attention_attributes),
+    Function(mx, "softmax", "softmax", ("0", "axis"), None, _softmax_attributes),
+    *(Function(owner, name, name, ("0", "axis", "keepdims"), {"a": "0"}) for name in ("argmax", "argmin") for owner in (mx, mx.array)),
+    Function(mx, "topk", "topk", ("0", "k", "axis"), {"a": "0"}, applies=_is_ranked),
+    Function(mx, "argsort", "argsort", ("0", "axis"), {"a": "0"}, applies=_is_ranked),
+    Function(mx, "argpartition", "argpartition", ("0", "kth", "axis"), {"a": "0"}, applies=_is_ranked),
+)
+
+
+# -- random functions
+
+
+def _plain(value: Any) -> Any:
+    """An argument as it is noted: numbers as they are, arrays of one number as the number, others as the word."""
+    if isinstance(value, mx.array):
+        return value.item() if value.size == 1 else "tensor"
+    return value if isinstance(value, (int, float, bool, str)) or value is None else "tensor"
+
+
+def _noted(first: int = 0, **defaults: Any) -> Callable[[Args, Kwargs], dict[str, Any]]:
+    """Notes the arguments of these names, given by position from ``first`` on or by keyword."""
+
+    def arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+        names = enumerate(defaults.items(), first)
+        return {name: _plain(_argument(args, kwargs, position, name, default)) for position, (name, default) in names}
+
+    return arguments
+
+
+def _normal_arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    mean, std = _argument(args, kwargs, 2, "loc"), _argument(args, kwargs, 3, "scale")
+    return {"mean": 0.0 if mean is None else _plain(mean), "std": 1.0 if std is None else _plain(std)}
+
+
+def _laplace_arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    return {"mean": _plain(_argument(args, kwargs, 2, "loc", 0.0)), "scale": _plain(_argument(args, kwargs, 3, "scale", 1.0))}
+
+
+def _odds(args: Args, kwargs: Kwargs) -> tuple[Tensor, int, bool]:
+    return _argument(args, kwargs, 0, "logits"), _argument(args, kwargs, 1, "axis", -1), True
+
+
+_DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+_RANDOMS = (
+    Random(mx.random, "normal", "random.normal", _normal_arguments),
+    Random(mx.random, "uniform", "random.uniform", _noted(low=0.0, high=1.0)),
+    Random(mx.random, "randint", "random.randint", _noted(low=None, high=None)),
+    Random(mx.random, "categorical", "random.categorical", _noted(1, axis=-1), odds=_odds),
+    Random(mx.random, "bernoulli", "random.bernoulli", _noted(p=0.5), inside=(_DROPOUTS, "dropout")),
+    Random(mx.random, "permutation", "random.permutation", _noted()),
+    Random(mx.random, "gumbel", "random.gumbel", _noted()),
+    Random(mx.random, "truncated_normal", "random.truncated_normal", _noted(lower=None, upper=None)),
+    Random(mx.random, "laplace", "random.laplace", _laplace_arguments),
+    Random(mx.random, "multivariate_normal", "random.multivariate_normal", _noted()),
+)
+
+_DRAWING = frozenset(random.attribute for random in _RANDOMS)
+
+ADAPTER = Mlx()

@@ -1,0 +1,65 @@
+"""What a run did not show: modules that were never called or only bypassed, and patterns that matched nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.tree import Node, modules_below
+from tracediff.site import is_below, module_of
+
+
+def hidden_regions(nodes: Sequence[Node]) -> Iterator[str]:
+    """The modules inside of which nothing can be seen, with the reason."""
+    for node in nodes:
+        if node.hidden and not node.is_inside and node.children:
+            yield f"modules below {_named(node.path)}: {node.hidden}"
+
+
+def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_from: Mapping[str, str]) -> Iterator[str]:
+    """The topmost modules that were never called, and those that were passed by while modules inside them were called.
+
+    ``sites`` are those that were seen, ``entered_from`` tells the code that first called each.
+    """
+    calls = [site for site in sites if "#" not in site and "!" not in site]
+    entered = {module_of(site): site for site in calls}
+    first_inside = _first_inside(nodes, entered)
+    parents = {child: node for node in nodes for child in node.children}
+    for node in nodes:
+        if not node.is_model or node.is_inside or node.path in entered or adapter.entry(node.module) is None:
+            continue
+        inner = first_inside.get(node.path)
+        if inner is not None and type(node.module).__name__ == "Sequential":
+            continue  # used as a list
+        if inner is not None:
+            source = entered_from.get(inner)
+            yield f"module {_named(node.path)}: bypassed; {inner!r} inside it was called{f' by {source}' if source else ''}"
+        elif (parent := parents.get(node.path)) is None or parent.path in entered or parent.path in first_inside:
+            yield f"module {_named(node.path)}: never called ({type(node.module).__name__})"
+
+
+def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator[str]:
+    """The topmost modules that a run added to its models; ``nodes`` are those that were there before."""
+    known = {id(node.module) for node in nodes}
+    new: set[str] = set()
+    for node in modules_below(models, adapter):
+        if id(node.module) not in known:
+            new.add(node.path)
+            if not any(is_below(node.path, other) for other in new - {node.path}) and node.is_model:
+                yield f"module {_named(node.path)}: made during the run ({type(node.module).__name__})"
+
+
+def _first_inside(nodes: Sequence[Node], entered: Mapping[str, str]) -> dict[str, str]:
+    """For each path the first site, in tree order, that was called below it; ``entered`` has a site for each path called."""
+    first: dict[str, str] = {}
+    for node in reversed(nodes):
+        for child in reversed(node.children):
+            found = entered.get(child) or first.get(child)
+            if found is not None:
+                first[node.path] = found
+    return first
+
+
+def _named(path: str) -> str:
+    return repr(path) if path else "the root"

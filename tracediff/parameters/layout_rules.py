@@ -1,0 +1,213 @@
+"""Origin: how one tensor of the port is made from tensors of the reference: copied, permuted, joined, cut out or merged.
+
+The same few words drive the comparison (`Origin.values`), the text (`Origin.text`) and the rules that are written as Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.alignment.axes import Join, Layout, Shape, apply, layouts
+from tracediff.dtype import Array
+from tracediff.parameters.sources import Weight
+from tracediff.trace.fingerprint import Floats, Sketch
+
+MergeKind = Literal["weight_norm", "unit", "gain", "raw", "sum"]
+
+_MOST_MEMBERS = 64  # tensors of one module among which merged ones are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """How several tensors of the reference become one by arithmetic, before any layout.
+
+    "weight_norm" is ``g * v / norm(v over axes)``; "unit" leaves ``g`` out, "gain" the norm, "raw" both; "sum" adds its two parts.
+    """
+
+    how: MergeKind
+    axes: tuple[int, ...] = ()
+
+    def __call__(self, parts: Sequence[Array]) -> Array:
+        wide = [np.asarray(part).astype(np.float64) for part in parts]
+        dtype = parts[-1].dtype
+        if self.how == "sum":
+            return sum(wide[1:], wide[0]).astype(dtype)
+        g, v = wide
+        if self.how == "raw":
+            return np.asarray(parts[1])
+        if self.how != "gain":
+            norm = np.sqrt(np.square(v).sum(axis=self.axes, keepdims=True))
+            v = np.divide(v, norm, out=np.zeros_like(v), where=norm > 0)
+        return (v if self.how == "unit" else g * v).astype(dtype)
+
+    def __str__(self) -> str:
+        axes = ", ".join(map(str, self.axes))
+        return {
+            "weight_norm": f"weight norm merged over axes ({axes})",
+            "unit": f"direction without gain, over axes ({axes})",
+            "gain": "gain times direction, not normalised",
+            "raw": "direction alone",
+            "sum": "sum",
+        }[self.how]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a tensor of the port is made from: the reference's tensors, in order, merged, and read by a layout in the port's shape.
+
+    A layout's permutation lists, for each axis of the port's tensor, the reference's axis that it comes from.
+    """
+
+    names: tuple[str, ...]
+    layout: Layout
+    merge: Merge | None = None
+
+    def values(self, read: Callable[[str], Array]) -> Array:
+        """The tensor that the port should hold, from a function that reads the reference's tensors by name."""
+        parts = [read(name) for name in self.names]
+        if self.merge is not None:
+            return apply(self.merge(parts), self.layout)
+        return apply(parts if self.layout.join is not None else parts[0], self.layout)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the tensor holds all of one tensor of the reference, or all of what was merged to one."""
+        return (len(self.names) == 1 or self.merge is not None) and self.layout.part is None and self.layout.join is None
+
+    @property
+    def key(self) -> str:
+        """The tensor of the reference by which the origin goes: the last one, for a merged weight its direction."""
+        return self.names[-1]
+
+    @property
+    def text(self) -> str:
+        """What was done to the reference's tensors, "same" for nothing."""
+        parts = [str(self.merge)] if self.merge is not None else []
+        parts += [str(self.layout)] if str(self.layout) != "same" else []
+        return "; ".join(parts) or "same"
+
+
+class Made(Weight):
+    """A tensor that the reference does not hold as such but that a port may: its merged parts, known by their sketch."""
+
+    def __init__(self, merge: Merge, parts: Sequence[Weight]) -> None:
+        self.merge, self.parts = merge, tuple(parts)
+        last = parts[-1]
+        name = " + ".join(part.name for part in parts)
+        super().__init__(name, last.shape, last.dtype, lambda: merge([part.read() for part in parts]))
+
+
+def reading(source: Weight, layout: Layout) -> Origin:
+    """The origin that reads a tensor of the reference, or a merged one, by a layout."""
+    if isinstance(source, Made):
+        return Origin(tuple(part.name for part in source.parts), layout, source.merge)
+    return Origin((source.name,), layout)
+
+
+@lru_cache(maxsize=1 << 12)
+def ways(source: Shape, target: Shape) -> tuple[Layout, ...]:
+    """The layouts that read a tensor of shape ``source`` in shape ``target`` with all of its values, the plainest first."""
+    if math.prod(source) != math.prod(target):
+        return ()
+    return tuple(layout for layout in layouts(target, source) if layout.window is None)
+
+
+def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> list[Floats] | None:
+    """A sketch's vectors of the axes longer than 1, in the order that a layout gives them; None where it does not keep the axes."""
+    vectors = list(sketch.axes)
+    if layout is not None and layout.split is not None and layout.split != shape:
+        vectors = [vector for vector in vectors if vector.size != 1]
+        if tuple(vector.size for vector in vectors) != tuple(size for size in layout.split if size != 1):
+            return None
+        if len(vectors) != len(layout.split):
+            return vectors if layout.permutation is None else None
+    if layout is not None and layout.permutation is not None:
+        vectors = [vectors[axis] for axis in layout.permutation]
+    kept = [vector for vector in vectors if vector.size != 1]
+    if layout is not None and [vector.size for vector in kept] != [size for size in layout.shape if size != 1]:
+        return None
+    return kept
+
+
+def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Made]:
+    """The tensors that a port may have merged from these: weight norms, and sums of like vectors of one module.
+
+    With ``wrong`` instead the ways in which a weight norm is merged wrongly: over other axes, without gain, without norm.
+    """
+    for gain, direction, axis in norm_pairs(weights):
+        if direction.is_readable:
+            yield from _norms(gain, direction, axis, wrong)
+    for first, second in _module_pairs(weights):
+        vectors = len(first.shape) == 1 and first.shape == second.shape and first.is_readable and second.is_readable
+        if vectors and not wrong:
+            yield Made(Merge("sum"), (first, second))
+
+
+def norm_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight, int]]:
+    """Tensors of one module that by their shapes may be the gain and the direction of a weight norm, and the gain's axis (-1: all)."""
+    for first, second in _module_pairs(weights):
+        gain, direction = sorted((first, second), key=lambda weight: weight.count)
+        axis = _gain_axis(gain, direction)
+        if axis is not None:
+            yield gain, direction, axis
+
+
+def _module_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight]]:
+    modules: dict[str, list[Weight]] = {}
+    for weight in weights:
+        if is_float(weight):
+            modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
+    for members in modules.values():
+        if len(members) <= _MOST_MEMBERS:
+            yield from combinations(members, 2)
+
+
+def _gain_axis(gain: Weight, direction: Weight) -> int | None:
+    """The axis of a direction along which a tensor is its gain; None where the shapes say that it is none."""
+    rank = len(direction.shape)
+    if len(gain.shape) != rank or rank < 2 or gain.count >= direction.count or not gain.is_readable:
+        return None
+    long = [axis for axis, size in enumerate(gain.shape) if size != 1]
+    if len(long) > 1 or any(gain.shape[axis] != direction.shape[axis] for axis in long):
+        return None
+    return long[0] if long else -1
+
+
+def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[Made]:
+    every = tuple(range(len(direction.shape)))
+    right = tuple(other for other in every if other != axis)
+    parts = (gain, direction)
+    if not wrong:
+        yield Made(Merge("weight_norm", right), parts)
+        return
+    for length in range(1, len(every) + 1):
+        for axes in combinations(every, length):
+            if axes != right:
+                yield Made(Merge("weight_norm", axes), parts)
+    yield Made(Merge("unit", right), parts)
+    yield Made(Merge("gain"), parts)
+    yield Made(Merge("raw"), parts)
+
+
+def joined(parts: Sequence[Weight], axis: int, target: Shape, permutation: tuple[int, ...] | None) -> Origin:
+    """The origin that lays parts end to end along an axis, and then permutes."""
+    return Origin(tuple(part.name for part in parts), Layout(target, join=Join(axis), permutation=permutation))
+
+
+def is_float(weight: Weight) -> bool:
+    """Whether a tensor holds real floating-point values."""
+    return not weight.dtype.is_exact and not weight.dtype.is_complex
+
+
+def rounded(array: Array, name: str) -> Array:
+    """The values rounded to a dtype, seen in their own."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtypes.named(name).view).astype(array.dtype)

@@ -1,0 +1,400 @@
+"""Which tensor of the reference belongs in the place of each tensor of the port: by values, and where those do not tell, by names.
+
+`pair` first takes what the values say. From the names of those pairs it learns the renaming; that tells apart tensors of equal values and
+finds the place of tensors whose values agree with nothing. What is left goes by likeness of names among tensors of fitting shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
+from typing import Literal
+
+import numpy as np
+
+from tracediff.alignment.axes import Join, Layout, Part
+from tracediff.parameters.layout_rules import Made, Merge, Origin, merges, norm_pairs, ways
+from tracediff.parameters.matching import ALIKE, Held, compared, match, measured, norm_layout, same_bits
+from tracediff.parameters.renames import Renames, likeness, parent
+from tracediff.parameters.resemblance import Resemblance
+from tracediff.parameters.sources import Weight, Weights
+
+Named = Literal["exact", "renamed", "likeness"]
+
+_LEAST_LIKE = 0.4
+_LARGEST_ASSIGNMENT = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor of the port whose values are not those that by name belong there; ``named`` says how the name was found.
+
+    ``held`` compares it with what belongs there; None where no layout reconciles the shapes.
+    """
+
+    port: str
+    names: tuple[str, ...]
+    named: Named
+    held: Held | None
+
+
+@dataclass(slots=True)
+class Pairing:
+    """The pairs of two sets of weights: ``held`` by equal values, ``placed`` by names alone, and what is left on each side."""
+
+    reference: Weights
+    port: Weights
+    held: dict[str, Held] = field(default_factory=dict)
+    placed: dict[str, Placed] = field(default_factory=dict)
+    elsewhere: dict[str, Held] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    doubles: set[str] = field(default_factory=set)
+    renames: Renames = field(default_factory=lambda: Renames(()))
+
+    @property
+    def claimed(self) -> set[str]:
+        """The reference's tensors that have a place in the port."""
+        held = chain.from_iterable(held.origin.names for held in self.held.values())
+        return {*held, *chain.from_iterable(placed.names for placed in self.placed.values())}
+
+    @property
+    def missing(self) -> list[str]:
+        """The reference's tensors that have no place in the port."""
+        claimed = self.claimed
+        return [name for name in self.reference if name not in claimed and name not in self.tied]
+
+    @property
+    def unexpected(self) -> list[str]:
+        """The port's tensors for which the reference has nothing."""
+        return [name for name in self.port if name not in self.held and name not in self.placed]
+
+    def fits(self, reference: str, port: str) -> bool:
+        """Whether a tensor of the port has room for one of the reference, in some layout."""
+        return reference in self.reference and port in self.port and bool(ways(self.reference[reference].shape, self.port[port].shape))
+
+    def learn(self) -> None:
+        """Learns the renaming anew from all pairs so far."""
+        pairs = [(name, held.port) for held in self.held.values() if held.port not in self.doubles for name in held.origin.names]
+        self.renames = Renames(sorted(pairs, key=_order_in(self.reference)), fits=self.fits, reference=self.reference, port=self.port)
+
+
+def pair(reference: Weights, port: Weights) -> Pairing:
+    """The pairs of two sets of weights."""
+    pairing = Pairing(reference, port)
+    matches = match(reference, port)
+    pairing.held = {name: held for name, held in matches.held.items() if held.is_equal or held.reshaped}
+    near = {name: held for name, held in matches.held.items() if name not in pairing.held}
+    pairing.doubles.update(_doubles(pairing.held))
+    pairing.learn()
+    for names, twins in matches.twins:
+        _part_twins(pairing, names, twins)
+    pairing.learn()
+    _place_by_renames(pairing, near)
+    _place_near(pairing, near)
+    pairing.learn()
+    _place_by_renames(pairing, {})
+    _place_by_likeness(pairing)
+    _regain(pairing)
+    _place_blocks(pairing)
+    _find_ties(pairing)
+    return pairing
+
+
+def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
+    order = {name: place for place, name in enumerate(weights)}
+    return lambda item: order[item[0]]
+
+
+def _doubles(held: Mapping[str, Held]) -> Iterator[str]:
+    """The port's tensors that hold what another one of a likelier name holds as well."""
+    by_origin: dict[str, list[str]] = defaultdict(list)
+    for name, found in held.items():
+        if found.origin.is_copy:
+            by_origin[found.origin.key].append(name)
+    for key, names in by_origin.items():
+        if len(names) > 1:
+            yield from sorted(names, key=lambda name: -likeness(key, name))[1:]
+
+
+# -- tensors of equal values -------------------------------------------------------------------------------------------
+
+
+def _part_twins(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) -> None:
+    """Pairs tensors of equal values by their names; what the port has more of holds what it is most like."""
+    free_a, free_b = list(names), list(twins)
+    for name in names:
+        goal = next((goal for goal in pairing.renames.candidates(name) if goal in free_b), None)
+        if goal is not None:
+            _hold(pairing, name, goal)
+            free_a.remove(name)
+            free_b.remove(goal)
+    for name, goal in _assigned(free_a, free_b):
+        _hold(pairing, name, goal)
+        free_b.remove(goal)
+    pairing.doubles.update(free_b)
+    for goal in free_b:
+        _hold(pairing, max(names, key=lambda name: likeness(name, goal)), goal)
+
+
+def _hold(pairing: Pairing, name: str, goal: str) -> None:
+    source, target = pairing.reference[name], pairing.port[goal]
+    held = same_bits(source, target)
+    if source.dtype != target.dtype:
+        held = compared(source, target) or held
+    pairing.held[goal] = held
+
+
+def _assigned(names: Sequence[str], goals: Sequence[str], least: float = 0.0) -> list[tuple[str, str]]:
+    """The pairs of names that are together most alike; in order where there are too many to weigh."""
+    if not names or not goals:
+        return []
+    if len(names) * len(goals) > _LARGEST_ASSIGNMENT**2 // 4:
+        return list(zip(names, goals, strict=False))
+    from scipy.optimize import linear_sum_assignment
+
+    score = np.array([[likeness(name, goal) for goal in goals] for name in names])
+    score -= 1e-4 * np.abs(np.subtract.outer(np.arange(len(names)) / len(names), np.arange(len(goals)) / len(goals)))
+    rows, columns = (found.tolist() for found in linear_sum_assignment(-score))
+    return [(names[i], goals[j]) for i, j in zip(rows, columns, strict=True) if score[i, j] >= least]
+
+
+def _find_ties(pairing: Pairing) -> None:
+    """Marks the reference's tensors that have no place of their own because they are another one that has."""
+    claimed = pairing.claimed
+    digests = {pairing.reference[name].digest: name for name in claimed if pairing.reference[name].count > 1}
+    for name in pairing.missing:
+        weight = pairing.reference[name]
+        alias = next((alias for alias in weight.aliases if alias in claimed), None)
+        twin = alias or (None if weight.is_constant else digests.get(weight.digest))
+        if twin is not None:
+            pairing.tied[name] = twin
+
+
+# -- tensors that names place ------------------------------------------------------------------------------------------
+
+
+def _place_by_renames(pairing: Pairing, near: dict[str, Held]) -> None:
+    """Places what is left of the reference where the renaming, or its own name, puts it."""
+    claimed = pairing.claimed
+    open_names = {name for name in pairing.port if name not in pairing.held and name not in pairing.placed}
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for name in pairing.reference:
+        if name in claimed:
+            continue
+        goal = _goal(pairing, name, open_names)
+        if goal is not None:
+            wanted[goal].append(name)
+    for goal, names in wanted.items():
+        _place(pairing, names, goal, near.get(goal))
+
+
+def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
+    """The open place that a tensor's name leads to: the first with room for it, else the first that exists under a surely known name."""
+    candidates = [goal for goal in dict.fromkeys(pairing.renames.candidates(name)) if goal in open_names]
+    return next((goal for goal in candidates if pairing.fits(name, goal)), candidates[0] if candidates else None)
+
+
+def _place(pairing: Pairing, names: Sequence[str], goal: str, near: Held | None) -> None:
+    target = pairing.port[goal]
+    composed = min(_compositions(pairing, names, target), key=_distance, default=None)
+    singles = [held for name in names if (held := compared(pairing.reference[name], target)) is not None]
+    best = min(singles, key=_distance, default=None)
+    if composed is not None and (best is None or _distance(best) > 0.5 * _distance(composed)):
+        best = composed
+    named: Named = "exact" if goal in names else "renamed"
+    if best is None:
+        pairing.placed[goal] = Placed(goal, tuple(names[:1]), named, None)
+    elif not best.is_equal and (whole := _unseen_norm(pairing, names, best)) is not None:
+        pairing.placed[goal] = Placed(goal, whole.origin.names, named, whole)
+    elif best.is_equal:
+        pairing.held[goal] = best
+    elif near is not None and near.origin.names != best.origin.names and _is_clearly_nearer(near, best):
+        return
+    else:
+        pairing.placed[goal] = Placed(goal, best.origin.names, named, best)
+
+
+def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | None:
+    """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
+    for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
+        if best.origin.names == (direction.name,) and not direction.is_readable:
+            merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
+            return replace(best, origin=replace(best.origin, names=(gain.name, direction.name), merge=merge))
+    return None
+
+
+def _distance(held: Held) -> float:
+    """How far values are from an origin's: their relative error, or what a scale and a shift leave of it."""
+    found = held.resemblance
+    return 0.0 if found is None else min(found.rel_l2, math.sqrt(1 - found.correlation**2))
+
+
+def _is_clearly_nearer(near: Held, other: Held) -> bool:
+    """Whether a tensor's values speak for another origin than its name, beyond what likely tensors of one kind share."""
+    if other.resemblance is None or near.resemblance is None:
+        return near.resemblance is None
+    return near.resemblance.rel_l2 < 0.25 * other.resemblance.rel_l2
+
+
+def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[Held]:
+    """A tensor of the port as several of the reference's: merged, or laid end to end."""
+    if len(names) < 2:
+        return
+    sources = [pairing.reference[name] for name in names]
+    for made in merges(sources):
+        held = compared(made, target)
+        if held is not None:
+            yield held
+    for axis in range(len(target.shape)):
+        if all(_joins(source, target, axis) for source in sources) and sum(source.shape[axis] for source in sources) == target.shape[axis]:
+            origin = Origin(tuple(names), Layout(target.shape, join=Join(axis)))
+            yield _compared_origin(origin, sources, target)
+
+
+def _regain(pairing: Pairing) -> None:
+    """Sees a weight norm where the port holds its direction alone: right where the gain changes nothing, else a wrong merge."""
+    left = set(pairing.missing)
+    by_direction = {held.origin.names[0]: held for held in pairing.held.values() if held.origin.is_copy and held.origin.merge is None}
+    for members in siblings(pairing.reference).values():
+        pool = [pairing.reference[name] for name in members if name in left or name in by_direction]
+        if left.isdisjoint(members):
+            continue
+        for wrong in (False, True):
+            norms = [made for made in merges(pool, wrong=wrong) if made.merge.how != "sum"]
+            fitting = [made for made in norms if made.parts[0].name in left and made.parts[1].name in by_direction]
+            _regain_one(pairing, fitting, by_direction)
+        _regain_unseen(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
+
+
+def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
+    for weight in made:
+        goal = by_direction[weight.parts[1].name].port
+        if len(pairing.held[goal].origin.names) > 1:
+            continue
+        held = compared(weight, pairing.port[goal])
+        if held is not None and held.is_equal:
+            pairing.held[goal] = held
+            return
+
+
+def _regain_unseen(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
+    """The same where the direction's values were not stored, by the sketches."""
+    for gain, direction, axis in norm_pairs(pool):
+        held = by_direction.get(direction.name)
+        if direction.is_readable or gain not in gains or held is None:
+            continue
+        right = norm_layout(gain, direction, axis, pairing.port[held.port])
+        axes = tuple(other for other in range(len(direction.shape)) if other != axis)
+        merge = Merge("raw") if right is None else Merge("weight_norm", axes)
+        origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
+        pairing.held[held.port] = replace(held, origin=origin, by="sketch")
+
+
+def _place_blocks(pairing: Pairing) -> None:
+    """Places what is left of the port where a tensor of the reference was cut, and one of the blocks is nowhere."""
+    for name, (axis, groups, gaps) in _gaps(pairing).items():
+        source = pairing.reference[name]
+        for start, stop in gaps:
+            part = Part(axis, start, stop, groups)
+            shape = (*source.shape[:axis], (stop - start) * groups, *source.shape[axis + 1 :])
+            fitting = [goal for goal in pairing.unexpected if ways(shape, pairing.port[goal].shape)]
+            if not fitting:
+                continue
+            goal = max(fitting, key=lambda goal: likeness(name, goal))
+            layout = replace(ways(shape, pairing.port[goal].shape)[0], part=part)
+            held = _compared_origin(Origin((name,), layout), [source], pairing.port[goal])
+            pairing.placed[goal] = Placed(goal, (name,), "renamed", held)
+
+
+def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
+    """For each tensor of the reference that was cut: axis, groups, and the blocks that no tensor of the port holds."""
+    cuts: dict[str, list[Part]] = defaultdict(list)
+    for held in pairing.held.values():
+        if held.origin.layout.part is not None:
+            cuts[held.origin.names[0]].append(held.origin.layout.part)
+    found = {}
+    for name, parts in cuts.items():
+        axis, groups = parts[0].axis, parts[0].groups
+        edges = [(0, 0), *sorted((part.start, part.stop) for part in parts)]
+        edges.append((pairing.reference[name].shape[axis] // groups,) * 2)
+        gaps = [(stop, start) for (_, stop), (start, _) in pairwise(edges) if start > stop]
+        if gaps:
+            found[name] = (axis, groups, gaps)
+    return found
+
+
+def _joins(source: Weight, target: Weight, axis: int) -> bool:
+    same = [a == b for place, (a, b) in enumerate(zip(source.shape, target.shape, strict=False)) if place != axis]
+    return len(source.shape) == len(target.shape) and all(same)
+
+
+def _compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight) -> Held:
+    by_name = {source.name: source for source in sources}
+    if not target.is_readable or not all(source.is_readable for source in sources):
+        return Held(target.name, origin, "sketch", _unknown(target))
+    resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
+    return Held(target.name, origin, "values", resemblance, rounded)
+
+
+def _unknown(target: Weight) -> Resemblance:
+    unknown = math.inf
+    return Resemblance(target.count, None, unknown, 0.0, 1.0, unknown, 0.0, unknown, math.nan, (0.0, 0.0), False, None, 0)
+
+
+def _place_near(pairing: Pairing, near: dict[str, Held]) -> None:
+    """Places what is much alike by value and was not placed by name."""
+    claimed = pairing.claimed
+    for goal, held in near.items():
+        if goal in pairing.held or goal in pairing.placed:
+            continue
+        if claimed.intersection(held.origin.names):
+            pairing.elsewhere[goal] = held
+            continue
+        pairing.placed[goal] = Placed(goal, held.origin.names, "renamed", held)
+        claimed.update(held.origin.names)
+
+
+def _place_by_likeness(pairing: Pairing) -> None:
+    """Places what no rule knows among tensors of fitting shapes, by likeness of names."""
+    groups_a: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    groups_b: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in pairing.missing:
+        groups_a[_long_axes(pairing.reference[name])].append(name)
+    for name in pairing.unexpected:
+        groups_b[_long_axes(pairing.port[name])].append(name)
+    for shape, names in groups_a.items():
+        least = _LEAST_LIKE if shape else 0.7
+        for name, goal in _assigned(names, groups_b.get(shape, []), least):
+            held = compared(pairing.reference[name], pairing.port[goal])
+            if held is None:
+                continue
+            if held.is_equal:
+                pairing.held[goal] = held
+            elif _belongs(pairing, name, goal, held):
+                pairing.placed[goal] = Placed(goal, (name,), "likeness", held)
+
+
+def _belongs(pairing: Pairing, name: str, goal: str, held: Held) -> bool:
+    """Whether a likeness of names is enough to say that a tensor belongs there: more so the less else speaks against it."""
+    resemblance = held.resemblance
+    if resemblance is not None and resemblance.correlation > ALIKE:
+        return True
+    known = pairing.renames.rule(name)
+    if known is not None and known.share > 0.5:
+        return False  # its kind goes elsewhere
+    return likeness(name, goal) >= _LEAST_LIKE
+
+
+def _long_axes(weight: Weight) -> tuple[int, ...]:
+    return tuple(sorted(size for size in weight.shape if size != 1))
+
+
+def siblings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Tensor names by module."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[parent(name)].append(name)
+    return found

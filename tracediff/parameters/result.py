@@ -1,0 +1,308 @@
+"""The result of comparing two sets of weights: plain frozen data, its findings grouped, and its JSON and table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracediff.parameters.findings import Kind, WeightFinding
+from tracediff.parameters.layout_rules import Origin
+from tracediff.parameters.matching import MERGE_TOLERANCE, SKETCH_TOLERANCE
+from tracediff.parameters.renames import grouped, pattern
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA = "tracediff.weights/1"
+
+Category = Literal["different", "missing", "unexpected"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPair:
+    """One tensor of the port and what it is made from. ``by`` says what it rests on: digest, values, sketch or name."""
+
+    reference: tuple[str, ...]
+    port: str
+    layout: str
+    by: str
+    equal: bool
+    origin: Origin = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One side of a comparison: what it was, how many tensors and values it has, and what was not compared of it."""
+
+    source: str
+    kind: str
+    tensors: int
+    values: int
+    readable: bool
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FindingGroup:
+    """Findings alike: of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
+
+    category: Category
+    kind: Kind | None
+    pattern: str
+    port: str
+    label: str
+    findings: tuple[WeightFinding, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """Everything that two sets of weights say about each other.
+
+    ``equal`` counts the port's tensors that hold what they should (some of them known by sketch alone: ``by_sketch``; some after
+    rounding to the port's own dtype: ``rounded``), of ``compared``, of ``total`` that the port has. ``different`` are those that do
+    not; ``missing`` the reference's tensors without a place in the port; ``unexpected`` the port's for which the reference has nothing.
+    """
+
+    reference: Compared
+    port: Compared
+    checkpoint: Compared | None
+    pairs: tuple[WeightPair, ...]
+    equal: int
+    by_sketch: int
+    rounded: int
+    compared: int
+    total: int
+    different: tuple[WeightFinding, ...]
+    missing: tuple[WeightFinding, ...]
+    unexpected: tuple[str, ...]
+    tied: Mapping[str, str]
+    notes: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[WeightFinding, ...]:
+        """All findings: what differs, then what is missing."""
+        return (*self.different, *self.missing)
+
+    @property
+    def verdict(self) -> Literal["same", "different"] | None:
+        """ "different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
+        if any(not finding.expected for finding in self.findings):
+            return "different"
+        return "same" if self.compared and not self.uncompared else None
+
+    @property
+    def uncompared(self) -> tuple[str, ...]:
+        """Tensors that could not be compared at all."""
+        return (*self.reference.skipped, *self.port.skipped)
+
+    @property
+    def swaps(self) -> tuple[WeightFinding, ...]:
+        return tuple(finding for finding in self.different if finding.kind == "weights.swapped")
+
+    @property
+    def transposes(self) -> tuple[WeightFinding, ...]:
+        return tuple(finding for finding in self.different if finding.kind == "weights.layout")
+
+    @property
+    def groups(self) -> tuple[FindingGroup, ...]:
+        """The findings grouped by kind and pattern of names, the gravest and largest first."""
+        return tuple(_groups(self))
+
+    def summary(self) -> dict[str, Any]:
+        """The "weights" entry of a report: equal, different, missing, unexpected."""
+        return {
+            "equal": self.equal,
+            "different": [finding.to_dict() for finding in self.different],
+            "missing": [finding.to_dict() for finding in self.missing],
+            "unexpected": list(self.unexpected),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without NaN or infinity."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "reference": _side_dict(self.reference),
+            "port": _side_dict(self.port),
+            "checkpoint": _side_dict(self.checkpoint) if self.checkpoint else None,
+            "compared": self.compared,
+            "total": self.total,
+            "by_sketch": self.by_sketch,
+            "rounded": self.rounded,
+            "tolerance": {"sketch": SKETCH_TOLERANCE, "merge": MERGE_TOLERANCE},
+            **self.summary(),
+            "tied": dict(self.tied),
+            "groups": [
+                {"category": g.category, "kind": g.kind, "count": g.count, "pattern": g.pattern, "port": g.port, "label": g.label}
+                for g in self.groups
+            ],
+            "layouts": dict(Counter(pair.layout for pair in self.pairs if pair.equal)),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def to_frame(self) -> DataFrame:
+        """One row a tensor: reference, port, kind ("equal", a cause, "missing", "unexpected"), layout, by, confidence, evidence."""
+        from pandas import DataFrame
+
+        said = {finding.port: finding for finding in self.different}
+        rows: list[tuple[Any, ...]] = []
+        for one in self.pairs:
+            finding = said.get(one.port)
+            kind, confidence, evidence = ("equal", 1.0, "") if finding is None else (finding.kind, finding.confidence, finding.evidence)
+            rows.append((" + ".join(one.reference), one.port, kind, one.layout, one.by, confidence, evidence))
+        rows += [(finding.reference, None, "missing", None, None, finding.confidence, finding.evidence) for finding in self.missing]
+        rows += [(None, name, "unexpected", None, None, None, "") for name in self.unexpected]
+        return DataFrame(rows, columns=["reference", "port", "kind", "layout", "by", "confidence", "evidence"])
+
+    def headline(self) -> str:
+        """The answer in one line."""
+        counts = f"{self.equal:,} of {self.total:,} tensors of the port are equal"
+        if self.verdict == "same":
+            return f"same: {counts}"
+        wrong = [group for group in self.groups if not all(finding.expected for finding in group.findings)]
+        if self.verdict is None or not wrong:
+            return f"no verdict: {counts}, {len(self.uncompared)} could not be compared"
+        first = wrong[0]
+        return f"different: {first.count} x {first.pattern} {first.label}; {counts}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from pandas import DataFrame
+
+        rows = [(g.count, g.pattern, g.kind or g.category, g.label, g.findings[0].evidence if g.findings else "") for g in self.groups]
+        table = DataFrame(rows, columns=["count", "pattern", "kind", "what", "evidence"]).to_html(index=False) if rows else ""
+        return f"<div><p><b>{escape(self.headline())}</b></p>{table}</div>"
+
+    def write_rules(self, path: str | Path) -> Path:
+        """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold."""
+        from tracediff.parameters.rules import write
+
+        return write(self, path)
+
+
+def _side_dict(side: Compared) -> dict[str, Any]:
+    return {
+        "source": side.source,
+        "kind": side.kind,
+        "tensors": side.tensors,
+        "values": side.values,
+        "readable": side.readable,
+        "skipped": list(side.skipped),
+    }
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+_NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
+_LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
+_MOST_LINES = 3  # findings that are no fault are told one by one up to so many
+_GRAVITY = {
+    "weights.unloaded": 0,
+    "weights.missing_bias": 1,
+    "weights.swapped": 2,
+    "weights.layout": 3,
+    "weights.value": 4,
+    "weights.precision": 5,
+}
+
+
+def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
+    totals = Counter(module for name in _all_names(report) for module in modules_of(name))
+    found: list[FindingGroup] = []
+    for category, findings in _by_category(report):
+        lost = [finding for finding in findings if finding.kind in _NOT_LOADED and not finding.expected]
+        whole, _ = _whole_modules(category, lost, totals, "never loaded" if category == "different" else "missing in the port")
+        told = {id(finding) for group in whole for finding in group.findings}
+        found += whole
+        for alike in _alike([finding for finding in findings if id(finding) not in told]):
+            if alike[0].expected and len(alike) > _MOST_LINES:
+                found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
+                continue
+            whole, rest = _whole_modules(category, alike, totals, alike[0].label)
+            found += [*whole, *_by_pattern(category, rest)]
+    found.sort(key=lambda group: (group.findings[0].expected, _GRAVITY[group.kind or ""], -group.count))
+    yield from found
+    for text, names in grouped(report.unexpected):
+        nothing = tuple(WeightFinding("weights.value", "", name, "", expected=True) for name in names)
+        yield FindingGroup("unexpected", None, text, text, "not in the reference", nothing)
+
+
+def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[WeightFinding, ...]]]:
+    yield "different", report.different
+    yield "missing", report.missing
+
+
+def _all_names(report: WeightsReport) -> Iterable[str]:
+    """The reference's tensors, those that are merged to one as one."""
+    yield from (" + ".join(one.reference) for one in report.pairs)
+    yield from (finding.reference for finding in report.missing)
+
+
+def _name(finding: WeightFinding) -> str:
+    return finding.reference or finding.port
+
+
+def _alike(findings: Sequence[WeightFinding]) -> Iterable[list[WeightFinding]]:
+    """Findings by kind and label."""
+    kinds: dict[tuple[str, str, bool], list[WeightFinding]] = defaultdict(list)
+    for finding in findings:
+        kinds[finding.kind, _general(finding.label), finding.expected].append(finding)
+    yield from kinds.values()
+
+
+def _whole_modules(
+    category: Category, findings: Sequence[WeightFinding], totals: Mapping[str, int], label: str
+) -> tuple[list[FindingGroup], list[WeightFinding]]:
+    """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
+    counts = Counter(module for finding in findings for module in modules_of(_name(finding)))
+    full = {module for module, count in counts.items() if count == totals[module] and count >= _LEAST_MODULE}
+    outermost: dict[str, list[WeightFinding]] = defaultdict(list)
+    rest: list[WeightFinding] = []
+    for finding in findings:
+        module = next((module for module in modules_of(_name(finding)) if module in full), None)
+        (rest if module is None else outermost[module]).append(finding)
+    groups = []
+    for text, modules in grouped(list(outermost)):
+        members = tuple(finding for module in modules for finding in outermost[module])
+        kind = min((finding.kind for finding in members), key=_GRAVITY.__getitem__)
+        groups.append(FindingGroup(category, kind, f"{text}.**", "", f"{label}: the whole module", members))
+    return groups, rest
+
+
+def _by_pattern(category: Category, findings: Sequence[WeightFinding]) -> Iterable[FindingGroup]:
+    by_name = {_name(finding): finding for finding in findings}
+    for text, names in grouped(list(by_name)):
+        yield _group(category, text, [by_name[name] for name in names])
+
+
+def _group(category: Category, text: str, findings: Sequence[WeightFinding]) -> FindingGroup:
+    labels = {finding.label for finding in findings}
+    ports = grouped([finding.port for finding in findings if finding.port])
+    label = labels.pop() if len(labels) == 1 else _general(findings[0].label)
+    return FindingGroup(category, findings[0].kind, text, ports[0][0] if len(ports) == 1 else "", label, tuple(findings))
+
+
+def modules_of(name: str) -> list[str]:
+    """The modules that a tensor lies in, the outermost first."""
+    parts = name.partition(" + ")[0].split(".")[:-1]
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def _general(label: str) -> str:
+    """A label without the numbers that differ from tensor to tensor; dtypes stay what they are."""
+    return label if "float" in label else re.sub(r"-?\d[\d.e+-]*", "*", label)

@@ -1,0 +1,310 @@
+"""Status as text and as Markdown: the page on which a port's author keeps how far it is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracediff.show.words import (
+    BAD,
+    DOUBTFUL,
+    GOOD,
+    LABEL,
+    QUIET,
+    counted,
+    grouped,
+    listed,
+    markdown_table,
+    markdown_text,
+    module,
+    number,
+    plain,
+    short_call,
+    table,
+)
+from tracediff.stage_table import MODES, Mode, Outcome, Side, Status
+
+if TYPE_CHECKING:
+    from tracediff.report import Where
+
+STYLES = {"same": GOOD, "different": BAD}
+WHOLE = "the whole run"
+
+
+# ------------------------------------------------------------------------------------------------------------------- text
+
+
+def render(told: Status) -> RenderableType:
+    """The verdict in the first line, then a row a stage, what was compared and what to do next."""
+    parts: list[RenderableType] = [_headline(told), "", Padding(_stages(told), (0, 0, 0, 2), expand=False)]
+    if causes := list(_causes(told)):
+        parts += ["", Padding(_cause_table(causes), (0, 0, 0, 2), expand=False)]
+    parts += ["", *(Text(line, QUIET) for line in _compared(told))]
+    parts += [Text(f"Note: {line}.", DOUBTFUL) for line in told.notes]
+    if told.verdict != "same":
+        parts += [Text(f"Not told: {line}.", DOUBTFUL) for line in told.why]
+        parts += [Text(f"Next: {line}", LABEL) for line in told.next]
+    return Group(*parts)
+
+
+def written(told: Status, form: str) -> str:
+    """The status as ``text``, ``markdown`` or ``json``, with its last line end."""
+    forms = {"text": lambda: plain(render(told)), "markdown": lambda: markdown(told), "json": lambda: told.to_json() + "\n"}
+    return forms[form]()
+
+
+def headline(told: Status) -> str:
+    """The verdict in a sentence."""
+    return _headline(told).plain
+
+
+def _headline(told: Status) -> Text:
+    stages = [stage for stage in told.stages if any((one := stage.outcome(mode)) and one.state == "different" for mode in MODES)]
+    if told.verdict == "same":
+        return Text.assemble(("Same", GOOD), f": {_each(told)} agrees, forced and free")
+    if told.verdict == "different":
+        leaves = [stage.stage for stage in stages if stage.stage not in {other.outer for other in stages}]
+        return Text.assemble(("Different", BAD), f": {_each_different(told, leaves)}")
+    return Text.assemble(("No verdict", DOUBTFUL), f": {_undecided(told)}")
+
+
+def _each(told: Status) -> str:
+    names = [stage.stage for stage in told.stages]
+    return WHOLE if names in ([], [""]) else f"each of {counted(len(names), 'stage')}"
+
+
+def _each_different(told: Status, names: Sequence[str]) -> str:
+    """Which stages differ, of how many that have none inside them."""
+    if [stage.stage for stage in told.stages] in ([], [""]):
+        return WHOLE
+    around = {stage.outer for stage in told.stages}
+    innermost = [stage.stage for stage in told.stages if not stage.stage or stage.stage not in around]
+    return f"{len(names)} of {counted(len(innermost), 'stage')} ({listed([name or '(no stage)' for name in names])})"
+
+
+def _undecided(told: Status) -> str:
+    """What can be said where nothing differs and yet not all is the same."""
+    ran = [mode for mode in MODES if told.side(mode)]
+    if any((outcome := stage.outcome(mode)) and outcome.verdict is None for stage in told.stages for mode in ran):
+        return "what was compared agrees, but not everything was compared"
+    if ran == ["forced"]:
+        return "every compared part is right; run the port free to show that the whole works"
+    if ran == ["free"]:
+        return "the whole gives what the reference gives; run the port forced to show that each part does by itself"
+    return "what was compared agrees, but the two runs do not show it of the whole port"
+
+
+def _stages(told: Status) -> Table:
+    ran = [mode for mode in MODES if told.side(mode)]
+    heads = [("Stage", False)]
+    for mode in MODES:
+        heads += [(mode.capitalize(), False)]
+        heads += [("worst", True), ("floor", True), ("compared", True)] if mode in ran else []
+    lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=LABEL)
+    for head, is_number in heads:
+        lines.add_column(head, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for stage in told.stages:
+        cells: list[Text] = [Text("  " * stage.depth + (stage.stage or _unnamed(told)))]
+        for mode in MODES:
+            outcome = stage.outcome(mode)
+            cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, _numbers(outcome))]
+        lines.add_row(*cells)
+    return lines
+
+
+def _unnamed(told: Status) -> str:
+    return WHOLE if len(told.stages) == 1 else "(no stage)"
+
+
+def _state(outcome: Outcome) -> Text:
+    return Text(outcome.state, STYLES.get(outcome.state, DOUBTFUL))
+
+
+def _numbers(outcome: Outcome) -> tuple[str, str, str]:
+    worst = "other" if outcome.state == "different" and outcome.worst is None else number(outcome.worst)
+    return worst, number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
+
+
+def _causes(told: Status) -> Iterable[tuple[str, Mode, Outcome]]:
+    """The stages that differ, each run by itself; an outer stage only where none inside it does."""
+    for mode in MODES:
+        different = [stage for stage in told.stages if (one := stage.outcome(mode)) and one.state == "different"]
+        around = {stage.outer for stage in different}
+        for stage in different:
+            outcome = stage.outcome(mode)
+            if outcome and (not stage.stage or stage.stage not in around):
+                yield stage.stage or _unnamed(told), mode, outcome
+
+
+def _cause_table(causes: Iterable[tuple[str, Mode, Outcome]]) -> Table:
+    lines = table("Stage", "Run", "First divergence", "Likely cause")
+    for stage, mode, outcome in causes:
+        lines.add_row(Text(stage), Text(mode), Text(_first(outcome)), Text(_cause(outcome)))
+    return lines
+
+
+def _first(outcome: Outcome) -> str:
+    """Where a stage first differs: the culprit in the port where one was found, and the end it shows at."""
+    if outcome.first is None:
+        return ""
+    place = _place(outcome.first)
+    is_tap_of_the_run = outcome.first.port.startswith("#")
+    if outcome.culprit is None or outcome.culprit.port == outcome.first.port or (is_tap_of_the_run and not outcome.culprit.port):
+        return place
+    return f"{module(outcome.culprit.port)} (seen at {place})"
+
+
+def _place(where: Where) -> str:
+    call = short_call(where.call)
+    return f"{module(where.port)} {where.end}" + (f" ({call})" if call else "")
+
+
+def _cause(outcome: Outcome) -> str:
+    if not outcome.introduced:
+        return "may be inherited: something before it is off already"
+    if not outcome.causes:
+        return "unknown"
+    cause = outcome.causes[0]
+    sure = "confirmed" if cause.confirmed else f"{cause.confidence:.0%}"
+    return f"{cause.kind} ({sure}): {cause.evidence}"
+
+
+def _compared(told: Status) -> Iterable[str]:
+    """How much was compared in each run, and what found no partner."""
+    for mode, coverage in told.coverage.items():
+        alone = " and ".join(
+            f"{counted(len(names), 'site')} of the {name}"
+            for name, names in (("reference", coverage.unpaired_reference), ("port", coverage.unpaired_port))
+            if names
+        )
+        total = counted(coverage.reference_records, "record")
+        yield f"{mode.capitalize()}: compared {coverage.compared:,} of {total} of the reference" + (
+            f"; no partner: {alone}" if alone else ""
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- Markdown
+
+
+def markdown(told: Status) -> str:
+    """The verification page: verdict, both sides, a row a stage, causes, what was not compared or seen, how to reproduce it."""
+    parts = [
+        [f"# {_title(told)}"],
+        [f"**{markdown_text(headline(told))}.**"],
+        [f"- {markdown_text(line)}" for line in (*(told.why if told.verdict != "same" else ()), *told.notes)],
+        ["## Stages", "", *_stage_lines(told)],
+        _cause_lines(told),
+        ["## The runs", "", *_side_lines(told)],
+        ["## Compared", "", *_coverage_lines(told)],
+        _weight_lines(told),
+        ["## Reproduce", "", "```sh", *_commands(told), "```"],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _title(told: Status) -> str:
+    port = told.free or told.forced
+    name = f"{told.reference.recipe}: " if told.reference.recipe else ""
+    sides = f"{port.impl if port else ''} port against the {told.reference.impl} reference".strip()
+    return markdown_text(name + sides)
+
+
+def _stage_lines(told: Status) -> list[str]:
+    heads = ("Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared")))
+    rows = []
+    for stage in told.stages:
+        cells = ["&nbsp;&nbsp;" * stage.depth + _code(stage.stage or _unnamed(told))]
+        for mode in MODES:
+            outcome = stage.outcome(mode)
+            if outcome is None:
+                cells += ["not run", "", ""]
+                continue
+            worst, floor, compared = _numbers(outcome)
+            cells += [f"**{outcome.state}**" if outcome.state == "different" else outcome.state, f"{worst} ({floor})", compared]
+        rows.append(cells)
+    return markdown_table(heads, rows)
+
+
+def _cause_lines(told: Status) -> list[str]:
+    rows = [(_code(stage), mode, _code(_first(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(told)]
+    return ["## Divergences", "", *markdown_table(("Stage", "Run", "First divergence", "Likely cause"), rows)] if rows else []
+
+
+def _side_lines(told: Status) -> list[str]:
+    sides = {"Reference": told.reference, **{f"Port, {mode}": told.side(mode) for mode in MODES}}
+    known = {name: one for name, one in sides.items() if one is not None}
+    facts = {name: _facts(one) for name, one in known.items()}
+    labels = dict.fromkeys(label for one in facts.values() for label in one)
+    rows = [(label, *(facts[name].get(label, "") for name in known)) for label in labels]
+    return markdown_table(("", *known), [row for row in rows if any(row[1:])])
+
+
+def _facts(one: Side) -> dict[str, str]:
+    versions = ", ".join(f"{name} {version}" for name, version in one.versions.items())
+    repeats = {True: "yes", False: "no", None: ""}[one.repeats]
+    facts = {
+        "trace": _code(one.path),
+        "framework": one.impl,
+        "versions": versions,
+        "dtype": one.dtype,
+        "device": one.device,
+        "mode": one.mode,
+        "weights": one.weights,
+        "seed": "" if one.seed is None else str(one.seed),
+        "recorded": one.created,
+        "git": one.git,
+        "came to its end": "yes" if one.complete else "no",
+        "repeats itself": repeats,
+        "stages started from": _code(one.start) if one.start else "",
+    }
+    return {name: text if text.startswith("`") else markdown_text(text) for name, text in facts.items()}
+
+
+def _coverage_lines(told: Status) -> list[str]:
+    lines = [f"- {markdown_text(line)}." for line in _compared(told)]
+    for mode, coverage in told.coverage.items():
+        for name, sites in (("reference", coverage.unpaired_reference), ("port", coverage.unpaired_port)):
+            if sites:
+                groups = grouped(sites)
+                lines.append(f"- {mode}: without partner in the {name}: {_some(groups)}")
+        if coverage.not_seen:
+            lines.append(f"- {mode}: not seen: {_some(list(coverage.not_seen))}")
+    return lines
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    shown = ", ".join(_code(name or "the root") for name in names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def _weight_lines(told: Status) -> list[str]:
+    weights = told.weights
+    lines = [f"- {weights.equal:,} equal"] if weights.equal else []
+    for label, found in (("different", weights.different), ("missing in the port", weights.missing), ("unexpected", weights.unexpected)):
+        lines += [f"- {label}: {_code(line)}" for line in found]
+    return ["## Weights", "", *lines] if lines else []
+
+
+def _commands(told: Status) -> list[str]:
+    """The command lines that made the traces, and the one that made this page; what no command line made is a remark."""
+    sides = [side for side in (told.reference, told.forced, told.free) if side is not None]
+    lines = []
+    for side in sides:
+        command = " ".join(side.command.split())
+        lines.append(
+            command if command.startswith(("tracediff ", "python -m tracediff ")) else f"# {side.path}: recorded by {command or '-'}"
+        )
+    status = shlex.join(["tracediff", "status", *(side.path for side in sides), "--format", "markdown"])
+    return [line.replace("```", "` ` `") for line in (*lines, status)]
+
+
+def _code(text: str) -> str:
+    """A name in code type, which neither Markdown nor HTML reads into; a table's bars are its own affair."""
+    plain = " ".join(text.split()).replace("`", "'")
+    return f"`{plain}`" if plain else ""
