@@ -1,13 +1,21 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and the tier that each test belongs to.
+
+A test is `real` where it says so: it runs the real Chatterbox pair. It is of `frameworks` where its file uses torch or MLX, or where it
+takes the fixture `side`. Every other test is of the `core`: it needs neither. `slow` says a test itself: it takes seconds.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from models import SIDES
+
+FRAMEWORKS = {"torch", "mlx"}
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(params=list(SIDES))
@@ -22,3 +30,31 @@ def side(request: pytest.FixtureRequest) -> SimpleNamespace:
 def x(side: SimpleNamespace) -> Any:
     """An input of the toy models: (2, 4), float32."""
     return side.array(np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test with its tier."""
+    needs: dict[ModuleType, bool] = {}
+    for item in items:
+        if item.get_closest_marker("real") is not None:
+            continue
+        module = getattr(item, "module", None)
+        if module is not None and module not in needs:
+            needs[module] = uses_frameworks(module)
+        is_of_frameworks = "side" in getattr(item, "fixturenames", ()) or needs.get(module, False)
+        item.add_marker(pytest.mark.frameworks if is_of_frameworks else pytest.mark.core)
+
+
+def uses_frameworks(module: ModuleType) -> bool:
+    """Whether a test file, or a file of the tests that it imports, has torch or MLX (or something of theirs) among its names."""
+    for value in vars(module).values():
+        source = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if str(source).partition(".")[0] in FRAMEWORKS:
+            return True
+        if isinstance(value, ModuleType) and _is_of_tests(value) and value is not module and uses_frameworks(value):
+            return True
+    return False
+
+
+def _is_of_tests(module: ModuleType) -> bool:
+    return Path(getattr(module, "__file__", None) or "/").parent == TESTS
