@@ -7,15 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tracediff.observe import frames
-from tracediff.observe.adapters.base import Adapter
-from tracediff.observe.observer import Run, Tensor
+from tracediff.observe.observer import Run
 from tracediff.observe.provenance import provenance
-from tracediff.observe.tree import Node, path_of
+from tracediff.observe.tree import path_of
+from tracediff.observe.types import Adapter, Node, ParameterKind, Tensor
 from tracediff.site import join
 
 LONGEST_TEXT = 200
@@ -28,7 +28,7 @@ class Parameter:
     name: str
     tensor: Tensor
     path: str
-    kind: Literal["parameter", "buffer"]
+    kind: ParameterKind
     aliases: list[str] = field(default_factory=list)
 
 

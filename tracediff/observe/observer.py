@@ -12,16 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tracediff.observe import frames
-
-if TYPE_CHECKING:
-    from tracediff.observe.adapters.base import Adapter
-    from tracediff.observe.tree import Node
-
-Tensor = Any
-"""A framework's tensor, a NumPy array, or (in a tap and in what a call returns) a text."""
+from tracediff.observe.types import Adapter, Node, Tensor
 
 Moment = Literal["enter", "leave", "value", "draw", "raise"]
 

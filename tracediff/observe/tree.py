@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from tracediff.errors import CaptureError
-from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.types import Adapter, Keys, Node
 from tracediff.site import escape, is_below, join
 
-Keys = tuple[str | int, ...]
 DEEPEST = 6
-
-
-@dataclass(slots=True)
-class Node:
-    """One module (or, for a wrapper that holds modules, a plain object: ``is_model`` False) and where it is.
-
-    ``path`` is where it was met first; ``aliases`` are the other paths of the same object. ``hidden`` says why calls at and below it
-    cannot be seen, where they cannot; ``is_inside`` that this is because of a module above it.
-    """
-
-    path: str
-    module: Any
-    is_model: bool = True
-    hidden: str = ""
-    is_inside: bool = False
-    aliases: list[str] = field(default_factory=list)
-    children: list[str] = field(default_factory=list)
 
 
 def discover(models: Any, adapter: Adapter, *, compile: bool | None = None) -> list[Node]:

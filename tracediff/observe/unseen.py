@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tracediff.observe.adapters.base import Adapter
-from tracediff.observe.tree import Node, modules_below
+from tracediff.observe.tree import modules_below
+from tracediff.observe.types import Adapter, Node
 from tracediff.site import is_below, module_of
 
 
