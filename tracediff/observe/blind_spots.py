@@ -1,4 +1,4 @@
-"""Blind spots of a run: faults that could not have shown in it, told from the statistics and shapes of its trace.
+"""Blind spots of a run: faults that could not have shown in it, found from the statistics and shapes of its trace.
 
 A mask that lets everything through hides a fault in masking, a zero bias hides one that was never loaded, two axes of one size hide a
 transposition. Nothing here says that something is wrong; each line says what to vary in another run.
@@ -9,23 +9,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.site import is_below, module_of
-from tracediff.trace import Trace, open_trace, schema
+from tracediff.trace import Param, Trace, open_trace, schema
 from tracediff.trace.amend import amend_meta
-
-if TYPE_CHECKING:
-    from tracediff.trace import Param
 
 _CACHE = re.compile(r"cache|past_key|past_kv|layer_past")
 _SCALES = frozenset({"weight", "gamma", "scale", "g", "alpha", "original0"})
 
-Place = tuple[str, str]
+SiteEnd = tuple[str, str]
 """A site and an end."""
 Shape = tuple[int, ...]
 
@@ -33,17 +31,7 @@ Shape = tuple[int, ...]
 def blind_spots(trace: Trace) -> list[str]:
     """What the run of a trace could not have shown, one line for each kind: how many places, one of them, and what would not show."""
     seen = _Seen(trace)
-    every: tuple[Callable[[_Seen], Iterable[str]], ...] = (
-        _masks,
-        _constant_inputs,
-        _parameters,
-        _equal_sizes,
-        _batch_of_one,
-        _single_positions,
-        _unused_cache,
-        _dropout,
-    )
-    return [line for told in every for line in told(seen)] if len(trace.records) else []
+    return [line for kind in KINDS for line in kind(seen)] if len(trace.records) else []
 
 
 class _Seen:
@@ -73,7 +61,7 @@ class _Seen:
         """Which records hold more than one value."""
         return ~((self.index["min"] == self.index["max"]) & (self.index["nan"] == 0) & (self.index["inf"] == 0))
 
-    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[Place, Any]:
+    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[SiteEnd, Any]:
         """The rows of each (site, end) for which ``wanted`` says so."""
         pairs = self.index["site"].astype(np.int64) << 32 | self.index["end"]
         codes, inverse = np.unique(pairs, return_inverse=True)
@@ -81,7 +69,7 @@ class _Seen:
         order = np.argsort(inverse, kind="stable")
         rows = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(codes)))[:-1])
         chosen = [(group[0], place, group) for place, group in zip(places, rows, strict=True) if wanted(*place)]
-        return {place: group for _, place, group in sorted(chosen, key=lambda one: int(one[0]))}
+        return {place: group for _, place, group in sorted(chosen, key=lambda row_and_place: int(row_and_place[0]))}
 
     def shapes_of(self, rows: Any) -> list[Shape]:
         """The different shapes among some rows."""
@@ -104,30 +92,67 @@ def _constant_inputs(seen: _Seen) -> Iterator[str]:
         yield _line("inputs", plain, len(given), "input", "of one value throughout", "what is done to its elements would not show there")
 
 
+@dataclass(frozen=True, slots=True)
+class _Untrained:
+    """A kind of parameters that hides a fault while it has one value throughout: which those are, and that value by parameter."""
+
+    kind: str
+    name: str
+    includes: Callable[[Param], bool]
+    value: Callable[[Param], float]
+    what: str
+    hidden: str
+
+
+_UNTRAINED = (
+    _Untrained(
+        "biases",
+        "bias",
+        lambda param: "bias" in _last(param),
+        lambda param: 0.0,
+        "zero throughout",
+        "a missing one would not show",
+    ),
+    _Untrained(
+        "scales",
+        "scale",
+        lambda param: len(param.shape) == 1 and _last(param) in _SCALES,
+        lambda param: 1.0,
+        "one throughout",
+        "a missing one would not show",
+    ),
+    _Untrained(
+        "weights",
+        "weight",
+        lambda param: len(param.shape) > 1 and param.kind == "parameter" and "bias" not in _last(param),
+        lambda param: 0.0,
+        "zero throughout",
+        "what goes into it would not show",
+    ),
+    _Untrained(
+        "statistics",
+        "running statistic",
+        lambda param: _last(param) in ("running_mean", "running_var"),
+        lambda param: float(_last(param) == "running_var"),
+        "still 0 or 1",
+        "statistics that were never loaded would not show",
+    ),
+)
+
+
 def _parameters(seen: _Seen) -> Iterator[str]:
     parameters = [param for param in seen.trace.params.values() if param.stats.count > 0]
-    biases = [param for param in parameters if "bias" in _last(param)]
-    scales = [param for param in parameters if len(param.shape) == 1 and _last(param) in _SCALES]
-    others = [param for param in parameters if len(param.shape) > 1 and param.kind == "parameter" and "bias" not in _last(param)]
-    statistics = [param for param in parameters if _last(param) in ("running_mean", "running_var")]
-    for kind, group, value, name, hidden in (
-        ("biases", biases, 0.0, "bias", "a missing one would not show"),
-        ("scales", scales, 1.0, "scale", "a missing one would not show"),
-        ("weights", others, 0.0, "weight", "what goes into it would not show"),
-    ):
-        plain = [(param.name, "") for param in group if param.stats.min == param.stats.max == value]
+    for kind in _UNTRAINED:
+        group = [param for param in parameters if kind.includes(param)]
+        plain = [(param.name, "") for param in group if param.stats.min == param.stats.max == kind.value(param)]
         if plain:
-            yield _line(kind, plain, len(group), name, "zero throughout" if value == 0 else "one throughout", hidden)
-    fresh = [(param.name, "") for param in statistics if param.stats.min == param.stats.max == float(_last(param) == "running_var")]
-    if fresh:
-        hidden = "statistics that were never loaded would not show"
-        yield _line("statistics", fresh, len(statistics), "running statistic", "still 0 or 1", hidden)
+            yield _line(kind.kind, plain, len(group), kind.name, kind.what, kind.hidden)
 
 
 def _equal_sizes(seen: _Seen) -> Iterator[str]:
     attention = {place: rows for place, rows in seen.rows_like(_is_attention_input).items() if place[1] in ("input[q]", "input[k]")}
     modules = seen.rows_like(lambda site, end: "!" not in site and not _is_mask(site, end) and not end.startswith("attr["))
-    found: dict[Place, Shape] = {}
+    found: dict[SiteEnd, Shape] = {}
     total = 0
     for place, rows in {**modules, **attention}.items():
         sizes = 4 if place in attention else 3
@@ -169,7 +194,7 @@ def _unused_cache(seen: _Seen) -> Iterator[str]:
         yield f"cache: no attention saw earlier positions, though {able} can take a cache; a fault in it would not show"
 
 
-def _lengths(seen: _Seen, inputs: Mapping[Place, Any], site: str, end: str) -> int:
+def _lengths(seen: _Seen, inputs: Mapping[SiteEnd, Any], site: str, end: str) -> int:
     """The shortest queries or the longest keys of an attention's calls, in positions."""
     lengths = [shape[-2] for shape in seen.shapes_of(inputs.get((site, end), np.array([], int))) if len(shape) > 1]
     return (min if end == "input[q]" else max)(lengths, default=0)
@@ -195,7 +220,7 @@ def _last(param: Param) -> str:
     return param.name.rpartition(".")[2]
 
 
-def _line(kind: str, found: list[Place], total: int, name: str, what: str, hidden: str) -> str:
+def _line(kind: str, found: list[SiteEnd], total: int, name: str, what: str, hidden: str) -> str:
     """One kind of blind spot in one line."""
     site, end = found[0]
     where = repr(f"{site or '(root)'} {end}".strip())
@@ -214,8 +239,21 @@ def _plural(name: str) -> str:
     return "attentions" if name == "attention" else f"{name}es" if name.endswith("s") else f"{name}s"
 
 
+KINDS: tuple[Callable[[_Seen], Iterable[str]], ...] = (
+    _masks,
+    _constant_inputs,
+    _parameters,
+    _equal_sizes,
+    _batch_of_one,
+    _single_positions,
+    _unused_cache,
+    _dropout,
+)
+"""The kinds of blind spots, in the order of their lines."""
+
+
 def note_blind_spots(path: str | os.PathLike[str], **items: Any) -> None:
-    """Writes into the meta of a closed trace the blind spots of its run, and further items."""
+    """Writes the blind spots of a closed trace's run into its meta, and further items."""
     with open_trace(path) as trace:
-        told = blind_spots(trace)
-    amend_meta(path, blind_spots=told, **items)
+        lines = blind_spots(trace)
+    amend_meta(path, blind_spots=lines, **items)
