@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -92,81 +91,63 @@ def _constant_inputs(seen: _Seen) -> Iterator[str]:
         yield _line("inputs", plain, len(given), "input", "of one value throughout", "what is done to its elements would not show there")
 
 
-@dataclass(frozen=True, slots=True)
-class _Untrained:
-    """A kind of parameters that hides a fault while it has one value throughout: which those are, and that value by parameter."""
-
-    kind: str
-    name: str
-    includes: Callable[[Param], bool]
-    value: Callable[[Param], float]
-    what: str
-    hidden: str
+def _is_bias(param: Param) -> bool:
+    return "bias" in _last(param)
 
 
-_UNTRAINED = (
-    _Untrained(
-        "biases",
-        "bias",
-        lambda param: "bias" in _last(param),
-        lambda param: 0.0,
-        "zero throughout",
-        "a missing one would not show",
-    ),
-    _Untrained(
-        "scales",
-        "scale",
-        lambda param: len(param.shape) == 1 and _last(param) in _SCALES,
-        lambda param: 1.0,
-        "one throughout",
-        "a missing one would not show",
-    ),
-    _Untrained(
-        "weights",
-        "weight",
-        lambda param: len(param.shape) > 1 and param.kind == "parameter" and "bias" not in _last(param),
-        lambda param: 0.0,
-        "zero throughout",
-        "what goes into it would not show",
-    ),
-    _Untrained(
-        "statistics",
-        "running statistic",
-        lambda param: _last(param) in ("running_mean", "running_var"),
-        lambda param: float(_last(param) == "running_var"),
-        "still 0 or 1",
-        "statistics that were never loaded would not show",
-    ),
+def _is_scale(param: Param) -> bool:
+    return len(param.shape) == 1 and _last(param) in _SCALES
+
+
+def _is_weight(param: Param) -> bool:
+    return len(param.shape) > 1 and param.kind == "parameter" and not _is_bias(param)
+
+
+def _is_statistic(param: Param) -> bool:
+    return _last(param) in ("running_mean", "running_var")
+
+
+def _initial(param: Param) -> float:
+    """The value with which a parameter does nothing."""
+    return 1.0 if _is_scale(param) or _last(param) == "running_var" else 0.0
+
+
+_IDLE = (
+    ("biases", "bias", _is_bias, "zero throughout", "a missing one would not show"),
+    ("scales", "scale", _is_scale, "one throughout", "a missing one would not show"),
+    ("weights", "weight", _is_weight, "zero throughout", "what goes into it would not show"),
+    ("statistics", "running statistic", _is_statistic, "still 0 or 1", "statistics that were never loaded would not show"),
 )
+"""Parameters that hide a fault while they have their initial value throughout: kind, name, which, what they are, what would not show."""
 
 
 def _parameters(seen: _Seen) -> Iterator[str]:
     parameters = [param for param in seen.trace.params.values() if param.stats.count > 0]
-    for kind in _UNTRAINED:
-        group = [param for param in parameters if kind.includes(param)]
-        plain = [(param.name, "") for param in group if param.stats.min == param.stats.max == kind.value(param)]
-        if plain:
-            yield _line(kind.kind, plain, len(group), kind.name, kind.what, kind.hidden)
+    for kind, name, includes, what, hidden in _IDLE:
+        group = [param for param in parameters if includes(param)]
+        idle = [(param.name, "") for param in group if param.stats.min == param.stats.max == _initial(param)]
+        if idle:
+            yield _line(kind, idle, len(group), name, what, hidden)
 
 
 def _equal_sizes(seen: _Seen) -> Iterator[str]:
     attention = {place: rows for place, rows in seen.rows_like(_is_attention_input).items() if place[1] in ("input[q]", "input[k]")}
     modules = seen.rows_like(lambda site, end: "!" not in site and not _is_mask(site, end) and not end.startswith("attr["))
-    found: dict[SiteEnd, Shape] = {}
+    square: dict[SiteEnd, Shape] = {}
     total = 0
     for place, rows in {**modules, **attention}.items():
         sizes = 4 if place in attention else 3
         shapes = [shape for shape in seen.shapes_of(rows[~seen.exact[rows]]) if len(shape) in (sizes, sizes - 1)]
         total += bool(shapes)
         if shapes and all(_is_square(shape, place in attention) for shape in shapes):
-            found[place] = shapes[0]
-    if found:
-        shape = next(iter(found.values()))
-        yield _line("sizes", list(found), total, "tensor", "the same along two axes", f"axes exchanged there would keep the shape {shape}")
+            square[place] = shapes[0]
+    if square:
+        shape = next(iter(square.values()))
+        yield _line("sizes", list(square), total, "tensor", "the same along two axes", f"axes exchanged there would keep the shape {shape}")
 
 
 def _is_square(shape: Shape, is_attention: bool) -> bool:
-    """Whether two axes of which each means something else (not the batch) have one size above 1."""
+    """Whether two axes of different meaning have the same size above 1: of the last two, or of attention's (heads, positions, channels)."""
     inner = [size for size in (shape[-3:] if is_attention else shape[-2:]) if size > 1]
     return len(set(inner)) < len(inner)
 
@@ -220,14 +201,14 @@ def _last(param: Param) -> str:
     return param.name.rpartition(".")[2]
 
 
-def _line(kind: str, found: list[SiteEnd], total: int, name: str, what: str, hidden: str) -> str:
+def _line(kind: str, places: list[SiteEnd], total: int, name: str, what: str, hidden: str) -> str:
     """One kind of blind spot in one line."""
-    site, end = found[0]
+    site, end = places[0]
     where = repr(f"{site or '(root)'} {end}".strip())
     every = f"all {total:,} {_plural(name)}" if total > 1 else f"the {name}"
-    share = f"{len(found):,} of {_counted(total, name)}" if len(found) < total else every
-    verb = "is" if len(found) == 1 else "are"
-    example = f", such as {where}" if len(found) > 1 else f", {where}"
+    share = f"{len(places):,} of {_counted(total, name)}" if len(places) < total else every
+    verb = "is" if len(places) == 1 else "are"
+    example = f", such as {where}" if len(places) > 1 else f", {where}"
     return f"{kind}: {share} {verb} {what}{example}; {hidden}"
 
 

@@ -19,6 +19,10 @@ from tracediff.observe.types import Adapter, Node, ParameterKind, Tensor
 from tracediff.site import join
 
 LONGEST_TEXT = 200
+"""Characters of a text that is recorded as an attribute."""
+
+LONGEST_ROW = 32
+"""Numbers of a row that is recorded as an attribute."""
 
 
 @dataclass(slots=True)
@@ -116,7 +120,9 @@ def plain(value: Any) -> Any:
 
 
 def _is_row(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and 0 < len(value) <= 32 and all(isinstance(part, (bool, int, float)) for part in value)
+    return (
+        isinstance(value, (tuple, list)) and 0 < len(value) <= LONGEST_ROW and all(isinstance(part, (bool, int, float)) for part in value)
+    )
 
 
 def _most(counter: Counter[str]) -> str:

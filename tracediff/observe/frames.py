@@ -29,7 +29,7 @@ def _shown(site: str, enclosing: str) -> str:
 class Frame:
     """One entered call, scope or stage, below its parent; ``text`` is the call as it is printed.
 
-    ``is_outermost``: nothing of the session was open in this thread before, so nothing is when this is left.
+    ``is_outermost``: no frame of the session was open in this thread when this one was pushed.
     """
 
     __slots__ = ("counts", "id", "is_function", "is_outermost", "number", "open", "parent", "path", "scope", "session", "stage", "text")
@@ -59,7 +59,7 @@ class Frame:
         return frame
 
     def again(self, parent: Frame) -> Frame:
-        """This call once more as the current frame, below what is current now: a generator that goes on."""
+        """The same call as a new frame below ``parent``, where its generator goes on."""
         frame = Frame(self.session, parent)
         frame.text, frame.id, frame.path, frame.counts = self.text, self.id, self.path, self.counts
         return frame

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -170,7 +170,7 @@ def _arrays(module: nn.Module) -> Iterator[tuple[Keys, mx.array]]:
 
 
 def _unpacked(module: nn.Module) -> mx.array | None:
-    """The weight of a quantised module as its codes stand for it, in the dtype of its scales; None for any other module."""
+    """The weight that the codes of a quantised module stand for, in the dtype of its scales; None for any other module."""
     if not all(isinstance(module.get(name), mx.array) for name in _PACKED[:2]) or not hasattr(module, "bits"):
         return None
     packed, scales, offsets = map(module.get, _PACKED)
@@ -218,44 +218,58 @@ class _Buffer(ctypes.Structure):
 # -- compilation
 
 
+class _Compilation:
+    """`mx.compile` during a run: on until a reason turns it off, and on again afterwards. The run is warned of the first reason."""
+
+    def __init__(self, warn: Warn) -> None:
+        self._warn = warn
+        self._is_off = False
+
+    def turn_off(self, why: str) -> None:
+        if not self._is_off:
+            self._is_off = True
+            mx.disable_compile()
+            self._warn(f"mx.compile was off during the run: {why}.")
+
+    def turn_off_for(self, function: Any, observed: set[int]) -> None:
+        """Turns compilation off if a function that is compiled reaches an observed module."""
+        if reaches(function, observed):
+            self.turn_off(f"{_name(function)} is compiled and reaches observed modules")
+
+    def restore(self) -> None:
+        if self._is_off:
+            mx.enable_compile()
+
+
 @contextmanager
-def _without_compilation(modules: Sequence[Any], warn: Callable[[str], None], *, now: bool) -> Iterator[None]:
-    """Turns `mx.compile` off for the run where compiled code reaches an observed module, and back on afterwards."""
+def _without_compilation(modules: Sequence[Any], warn: Warn, *, now: bool) -> Iterator[None]:
+    """Turns `mx.compile` off for the run: at once with ``now``, else where compiled code reaches an observed module."""
     if not is_compiling():
         yield
         return
     observed = {id(module) for module in modules}
-    turned_off: list[str] = []
-
-    def turn_off(why: str) -> None:
-        if not turned_off:
-            turned_off.append(why)
-            mx.disable_compile()
-            warn(f"mx.compile was off during the run: {why}.")
+    compilation = _Compilation(warn)
 
     def watching(original: Any) -> Any:
         def compile(fun: Any, *args: Any, **kwargs: Any) -> Any:
-            if reaches(fun, observed):
-                turn_off(f"{_name(fun)} is compiled and reaches observed modules")
+            compilation.turn_off_for(fun, observed)
             return original(fun, *args, **kwargs)
 
         return compile
 
     if now:
-        turn_off("as asked")
+        compilation.turn_off("as asked")
     compiled = [function for function in gc.get_objects() if type(function) is _Compiled]
     for function in compiled:
-        if reaches(function, observed):
-            turn_off(f"{_name(function)} is compiled and reaches observed modules")
-    keys = [exchange.apply(mx, "compile", watching)]
-    keys += [exchange.apply(*place, _uncompiled) for place in _places_of([function for function in compiled if draws(function)])]
+        compilation.turn_off_for(function, observed)
+    drawing = _places_of([function for function in compiled if draws(function)])
+    keys = [exchange.apply(mx, "compile", watching), *(exchange.apply(*place, _uncompiled) for place in drawing)]
     try:
         yield
     finally:
         for key in keys:
             exchange.release(key)
-        if turned_off:
-            mx.enable_compile()
+        compilation.restore()
 
 
 def is_compiling() -> bool:
@@ -294,7 +308,7 @@ def _places_of(functions: Sequence[Any]) -> list[tuple[ModuleType, str]]:
 
 
 def _uncompiled(original: Any) -> Any:
-    """How to wrap a compiled function that draws: where somebody observes, its Python code runs, and the draw is seen."""
+    """How to wrap a compiled function that draws: where a session observes, its Python code runs, and the draw is seen."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if not frames.current() or not is_compiling():
@@ -351,7 +365,7 @@ def _attention_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
 
 
 def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
-    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
+    """Whether the sorted values are scores: integers tie, and no framework promises the order of equal values."""
     return bool(mx.issubdtype(argument(args, kwargs, 0, "a").dtype, mx.floating))
 
 

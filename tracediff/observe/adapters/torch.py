@@ -296,7 +296,7 @@ _SOFTMAX = functools.partial(
 
 
 def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
-    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
+    """Whether the sorted values are scores: integers tie, and no framework promises the order of equal values."""
     return bool(argument(args, kwargs, 0, "input").is_floating_point())
 
 

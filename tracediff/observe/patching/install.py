@@ -78,7 +78,7 @@ class Installation:
             yield Patched(random.owner, random.attribute, wrappers.random_wrapper(random, self._is_compiling))
 
     def _own(self, found: Mapping[str, Sequence[Found]], models: Sequence[Node]) -> None:
-        """Patches the functions and methods that the patterns found: methods of modules in the modules, others where they are held."""
+        """Patches the functions and methods that the patterns found: methods of modules in the modules, others wherever they are held."""
         every = {function.key: function for function in itertools.chain.from_iterable(found.values())}
         longer = own_functions.longer_names(every.values())
         sites: dict[tuple[int, str], set[str]] = {}
@@ -96,7 +96,7 @@ class Installation:
         self._everywhere(wraps, lambda package: package not in unsearched, layer="own")
 
     def _methods_of_modules(self, found: Found, models: Sequence[Node]) -> Iterator[str]:
-        """Patches a method of a class of modules for each of its modules, and gives their sites; calls of modules are seen anyway."""
+        """Patches a method of a class of modules for each of its modules; yields the sites. Calls of modules are seen anyway."""
         for node in models:
             is_there = isinstance(node.module, found.owner) and wrappers.provider_of(type(node.module), found.attribute) is found.owner
             if is_there and not node.is_inside and self._adapter.entry(node.module) != found.attribute:
@@ -126,7 +126,7 @@ class Installation:
 
     def _imported_later(self, pattern: str) -> Iterator[str]:
         matched = own_functions.functions_like(pattern, self._adapter.is_function)
-        for module in sorted({one.module for one in matched} - self._imported):
+        for module in sorted({found.module for found in matched} - self._imported):
             yield f"functions {pattern!r}: {module!r} was imported during the run, and its functions were not seen; import it before"
 
     def _module(self, node: Node) -> None:
@@ -165,7 +165,7 @@ class Installation:
         self._patch(owner, attribute, wrappers.entrance(owner, attribute, self._is_compiling))
 
     def _everywhere(self, wraps: Iterable[Patched], is_searched: Callable[[str], bool], *, layer: str = "") -> None:
-        """Patches attributes, and the names under which packages that are searched, and the models, hold the same values."""
+        """Patches attributes, and every other name under which a searched package or a model holds the same value."""
         by_value: dict[int, tuple[Any, Wrap]] = {}
         for owner, name, wrap in wraps:
             held = getattr(owner, name)
@@ -176,9 +176,9 @@ class Installation:
             self._patch(owner, name, wrap, layer)
         for holder in self._holders(is_searched) if by_value else ():
             for alias, value in list(vars(holder).items()):
-                found = by_value.get(id(value))
-                if found is not None and found[0] is not holder:
-                    self._patch(holder, alias, found[1], layer)
+                same = by_value.get(id(value))
+                if same is not None and same[0] is not holder:
+                    self._patch(holder, alias, same[1], layer)
 
     def _holders(self, is_searched: Callable[[str], bool]) -> Iterator[Any]:
         """What may hold a function under another name: the modules of the packages that are searched, and the models' own."""

@@ -174,7 +174,7 @@ def _own(original: Call, key: Any, function: Function, is_compiling: Callable[[]
 
 
 def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: dict[str, Any]) -> Any:
-    """What a call of a function returns, shown where somebody observes; functions that it made are observed from then on."""
+    """What a call of an own function returns, shown where a session observes; functions that the call made are observed from then on."""
     active = [] if is_compiling() else _observing(key)
     if not active:
         return original(*args, **kwargs)
@@ -183,7 +183,7 @@ def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[
 
 
 def _with_closures(result: Any, maker: Any, active: Sequence[Frame], is_compiling: Callable[[], bool]) -> Any:
-    """What a function returned, with the functions in it that it made exchanged for observed ones: samplers, processors of logits."""
+    """What ``maker`` returned, with each function that it made exchanged for an observed one: samplers, logits processors."""
     if isinstance(result, list):
         for place, part in enumerate(result):
             if _is_made_by(part, maker):
