@@ -9,12 +9,13 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 from tracediff.errors import CaptureError
 from tracediff.observe import frames
 from tracediff.observe.audience import Audience
-from tracediff.observe.containers import Leaves, Nest, built, number
+from tracediff.observe.call_values import ORDINARY, CallValues, Input, Swap
+from tracediff.observe.containers import Leaves, Nest, built
 from tracediff.observe.frames import Frame
 from tracediff.observe.observer import Boundary, Moment, Observer, Run, raised_note
 from tracediff.observe.patching.install import Installation
@@ -26,31 +27,12 @@ from tracediff.observe.types import Adapter, Args, Call, Function, Kwargs, Rando
 from tracediff.observe.unseen import hidden_regions, made_later, uncalled
 from tracediff.site import escape
 
-_ORDINARY = Function(None, "", "")
-"""How the arguments of modules and methods are named: by position and keyword."""
-
-
-class _Input(NamedTuple):
-    """A tensor that went into a call, with the token that tells whether the call changed it in place."""
-
-    end: str
-    tensor: Tensor
-    token: Any
-
-
-class _Swap(NamedTuple):
-    """A tensor of the caller, the one that the call was given in its place, and the token of that one."""
-
-    callers: Tensor
-    given: Tensor
-    token: Any
-
 
 class Session:
     """The observation of one run of ``models`` by ``observers``, as a context manager.
 
     Leaving it puts everything back, tells the observers that the run is over, and raises what an observer raised even where the
-    model's own code caught it. The class is long because it is the run: calls, taps and draws share its frames, numbers and audience.
+    model's own code caught it. The class is long because it is the run: calls, taps and draws share its frames, numbers and observers.
     """
 
     def __init__(
@@ -72,6 +54,7 @@ class Session:
         self._audience = Audience(observers, self.run)
         self._root = Frame(self, None)
         self._nest = Nest(adapter.is_tensor, adapter.is_model)
+        self._call_values = CallValues(adapter, self._nest)
         self._passed_over = frames.OURS | adapter.passed_over()
         self._lock = threading.Lock()
         self._ordinals: dict[str, int] = {}
@@ -122,7 +105,7 @@ class Session:
 
     # -- calls
 
-    def call(self, place: Place, original: Call, args: Args, kwargs: dict[str, Any]) -> Any:
+    def call(self, place: Place, original: Call, args: Args, kwargs: Kwargs) -> Any:
         """Calls ``original`` as a frame of this session."""
         if self._is_blind(place.site):
             return original(*args, **kwargs)
@@ -130,13 +113,11 @@ class Session:
         entered = self._boundary(place, frame, ordinal)
         frames.push(frame)
         try:
-            args, kwargs, swaps = self._enter(entered, place.function or _ORDINARY, args, kwargs)
-            inputs = self._inputs(entered)
+            args, kwargs, swaps = self._enter(entered, place.function or ORDINARY, args, kwargs)
+            inputs = self._call_values.inputs(entered)
             result = self._run(entered, original, args, kwargs)
             result = self._leave(entered, inputs, result, is_own=place.is_own)
-            for swap in swaps:
-                if self.adapter.is_changed(swap.given, swap.token):
-                    self.adapter.assign(swap.callers, swap.given)
+            self._call_values.write_back(swaps)
         finally:
             frames.pop(frame)
         return self._continued(frame, place, result) if place.is_method or place.is_own else result
@@ -162,48 +143,14 @@ class Session:
             place.site, frame.text, ordinal, "enter", [], place.path, frame.stage, frame.scope, file, line, frame.id, frame.parent.id
         )
 
-    def _enter(
-        self, entered: Boundary, function: Function, args: Args, kwargs: dict[str, Any]
-    ) -> tuple[Args, dict[str, Any], Sequence[_Swap]]:
+    def _enter(self, entered: Boundary, function: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs, Sequence[Swap]]:
         """Shows the arguments of a call. Returns the arguments to go on with, and which of the caller's tensors were replaced."""
-        self._read_arguments(entered, function, args, kwargs)
-        if not self._see(entered):
-            return args, kwargs, ()
-        return self._replaced_arguments(entered, function, args, kwargs)
-
-    def _read_arguments(self, entered: Boundary, function: Function, args: Args, kwargs: Kwargs) -> None:
-        """Puts the arguments of a call into the boundary: tensors as leaves, scalars as a note, attributes of a functional site."""
-        entered.leaves, scalars = self._nest.inputs(args, _named_arguments(function, kwargs), function.keys)
-        if function.is_own and not entered.leaves:  # then texts are what it works on
-            entered.leaves = [(end, value) for end, value in scalars.items() if isinstance(value, str)]
-            scalars = {end: value for end, value in scalars.items() if not isinstance(value, str)}
-        if function.attributes is not None:
-            attributes = function.attributes(args, kwargs).items()
-            entered.leaves += [(f"attr[{key}]", number(value)) for key, value in attributes if value is not None]
+        self._call_values.read_arguments(entered, function, args, kwargs)
         if function.hides is not None and (hidden := function.hides(args, kwargs)):
             self._miss(entered.site, hidden)
-        if scalars:
-            entered.note["scalars"] = scalars
-
-    def _replaced_arguments(
-        self, entered: Boundary, function: Function, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, dict[str, Any], Sequence[_Swap]]:
-        """The arguments with what observers handed back, which the boundary then holds too."""
-        old, new = dict(entered.leaves), entered.replaced
-        swaps = [_Swap(old[end], tensor, self.adapter.token(tensor)) for end, tensor in new.items() if not isinstance(tensor, str)]
-        args, named = self._nest.replace_inputs(args, _named_arguments(function, kwargs), new, function.keys)
-        entered.leaves = [(end, new.get(end, tensor)) for end, tensor in entered.leaves]
-        names = function.renames or {}
-        keyword = {names.get(key, key): key for key in kwargs}
-        return args, {keyword[name]: value for name, value in named.items()}, swaps
-
-    def _inputs(self, entered: Boundary) -> list[_Input]:
-        """The tensors that go into a call, which the call may change in place."""
-        return [
-            _Input(end, tensor, self.adapter.token(tensor))
-            for end, tensor in entered.leaves
-            if end.startswith("input") and not isinstance(tensor, str)
-        ]
+        if not self._see(entered):
+            return args, kwargs, ()
+        return self._call_values.replaced_arguments(entered, function, args, kwargs)
 
     def _run(self, entered: Boundary, original: Call, args: Args, kwargs: Kwargs) -> Any:
         """What the call returns, or what observers hand back for one that raised."""
@@ -219,28 +166,12 @@ class Session:
                 raise
             return built(raised.replaced)
 
-    def _leave(self, entered: Boundary, inputs: Sequence[_Input], result: Any, *, is_own: bool) -> Any:
+    def _leave(self, entered: Boundary, inputs: Sequence[Input], result: Any, *, is_own: bool) -> Any:
         """Shows what a call returned and which inputs it changed. Returns the result to go on with."""
-        left = _again(entered, "leave", self._nest.values(result, "output"))
-        if is_own and not entered.leaves:  # a function of numbers: its numbers are none of interest
-            left.leaves = [(end, value) for end, value in left.leaves if isinstance(value, str) or self.adapter.describe(value)[1]]
-        changed = [given for given in inputs if self.adapter.is_changed(given.tensor, given.token)]
-        if changed:
-            _add_changed(left, changed)
-        if not self.adapter.is_tensor(result) and (absent := self._nest.absent(result, "output")):
-            left.note["absent"] = absent
-        if not self._see(left):
-            return result
-        self._assign_replaced(left)
-        return self._nest.replace(result, "output", left.replaced)
-
-    def _assign_replaced(self, left: Boundary) -> None:
-        """Writes what observers handed back into the inputs that the call changed in place, for those who hold these tensors."""
-        for end, tensor in left.leaves:
-            if end in left.mutated and end in left.replaced:
-                other = left.replaced[end]
-                if self.adapter.describe(tensor)[:2] == self.adapter.describe(other)[:2]:
-                    self.adapter.assign(tensor, other)
+        left = _again(entered, "leave", [])
+        is_of_numbers = is_own and not entered.leaves  # then the numbers that it returns are none of interest
+        self._call_values.read_result(left, inputs, result, without_numbers=is_of_numbers)
+        return self._call_values.replaced_result(left, result) if self._see(left) else result
 
     def _continued(self, frame: Frame, place: Place, result: Any) -> Any:
         """What a call returned; a generator or a coroutine goes on inside the frame of the call that made it."""
@@ -340,19 +271,3 @@ def _again(entered: Boundary, moment: Moment, leaves: Leaves) -> Boundary:
     other = Boundary(entered.site, entered.call, entered.ordinal, moment, leaves, entered.path, entered.stage, entered.scope)
     other.file, other.line, other.frame_id, other.parent_id = entered.file, entered.line, entered.frame_id, entered.parent_id
     return other
-
-
-def _named_arguments(function: Function, kwargs: Kwargs) -> Kwargs:
-    """The keyword arguments of a call under the names that the ends of a functional site have."""
-    names = function.renames
-    return {names.get(key, key): value for key, value in kwargs.items()} if names else kwargs
-
-
-def _add_changed(left: Boundary, changed: Sequence[_Input]) -> None:
-    """Marks the leaves that hold an input which the call changed in place, and adds the changed inputs that it did not return."""
-    by_id = {id(given.tensor): given for given in changed}
-    kept = [end for end, tensor in left.leaves if id(tensor) in by_id]
-    returned = {id(tensor) for _, tensor in left.leaves}
-    lost = [(f"output.{given.end}", given.tensor) for given in by_id.values() if id(given.tensor) not in returned]
-    left.leaves += lost
-    left.mutated = (*kept, *(end for end, _ in lost))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
-from tracediff.observe.types import Adapter, Args, Call, Function, Node
+from tracediff.observe.types import Adapter, Args, Call, Function, Kwargs, Node
 
 FoundKind = Literal["function", "method", "static", "class"]
 
@@ -29,7 +29,7 @@ class Observation(Protocol):
     def warn(self, text: str) -> None:
         """Adds a warning to the run's, once."""
 
-    def call(self, place: Place, original: Call, args: Args, kwargs: dict[str, Any]) -> Any:
+    def call(self, place: Place, original: Call, args: Args, kwargs: Kwargs) -> Any:
         """Calls ``original`` as a frame of the session, and returns what it returns or an observer hands back."""
 
 

@@ -16,7 +16,7 @@ from tracediff.observe import frames
 from tracediff.observe.exchange import imitating, original_of
 from tracediff.observe.frames import Frame
 from tracediff.observe.patching.places import Found, Place, quiet, without_locals
-from tracediff.observe.types import Args, Call, Function, Random
+from tracediff.observe.types import Args, Call, Function, Kwargs, Random
 from tracediff.site import escape
 
 Wrap = Callable[[Any], Any]
@@ -45,7 +45,7 @@ def untrack(instance: Any, attribute: str, place: Place) -> None:
             del _tracked[key]
 
 
-def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: dict[str, Any]) -> Any:
+def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: Kwargs) -> Any:
     """A call seen by several sessions, the one that was opened first outermost."""
     place, rest = places[0], places[1:]
     if rest:
@@ -173,7 +173,7 @@ def _own(original: Call, key: Any, function: Function, is_compiling: Callable[[]
     return imitating(original_of(original), called)
 
 
-def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: dict[str, Any]) -> Any:
+def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: Kwargs) -> Any:
     """What a call of an own function returns, shown where a session observes; functions that the call made are observed from then on."""
     active = [] if is_compiling() else _observing(key)
     if not active:
