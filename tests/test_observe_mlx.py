@@ -15,7 +15,7 @@ from test_observe_inert import Sites
 from test_observe_replace import Answers
 
 from tracediff.observe import observe, record
-from tracediff.observe.adapters.base import named
+from tracediff.observe.adapters.registry import named
 from tracediff.trace import open_trace
 
 mx = pytest.importorskip("mlx.core")

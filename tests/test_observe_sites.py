@@ -311,7 +311,7 @@ def test_patterns_must_be_lists_and_well_formed(side: SimpleNamespace) -> None:
 
 
 def test_no_module_at_all_is_an_error(side: SimpleNamespace) -> None:
-    from tracediff.observe.adapters.base import named
+    from tracediff.observe.adapters.registry import named
 
     with pytest.raises(CaptureError, match=r"No .* module found in 'int'"):
         discover(3, named(side.name))

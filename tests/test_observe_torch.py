@@ -16,7 +16,7 @@ from test_observe_replace import Answers
 
 import tracediff as td
 from tracediff.observe import observe, record
-from tracediff.observe.adapters.base import named
+from tracediff.observe.adapters.registry import named
 from tracediff.trace import open_trace
 
 torch = pytest.importorskip("torch")

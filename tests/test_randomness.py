@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracediff as td
+from tracediff.draws import laid_out
 from tracediff.observe import observe
 from tracediff.observe.observer import Boundary, Observer, Run
-from tracediff.observe.randomness import Draws, Playback, SeededDraws, Tape, laid_out, seeded_weight
+from tracediff.observe.randomness import Draws, Playback, SeededDraws, Tape, seeded_weight
 from tracediff.trace import Trace, open_trace
 
 

@@ -533,7 +533,7 @@ def try_named(
     that the module loads itself.
     """
     from tracediff.observe import adapter_of
-    from tracediff.observe.adapters.base import named
+    from tracediff.observe.adapters.registry import named
     from tracediff.runs import single_site
     from tracediff.trace.subtrace import calls_of, part_of
 

@@ -16,11 +16,11 @@ from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import side_by_side
 from tracediff.compare import ROUNDOFF_FACTOR, Bounds, Judgement, Metrics, allowed, at_least, compare
+from tracediff.draws import standard
 from tracediff.dtype import MASKED, Array, DType
 from tracediff.locate import estimates
 from tracediff.locate.calls import Flow
 from tracediff.locate.result import INPUTS, Again, Comparison, Effect, How, Mode
-from tracediff.observe.randomness import standard
 from tracediff.site import Site, module_of
 from tracediff.trace import Record, Trace, schema
 

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar
 
 from tracediff.errors import CaptureError
 from tracediff.observe import frames
-from tracediff.observe.adapters import base as adapters
-from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.adapters import registry
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.session import Session
+from tracediff.observe.types import Adapter
 
 __all__ = ["Boundary", "Observer", "Run", "adapter_of", "observe", "record", "scope", "stage", "tap"]
 
@@ -142,8 +142,8 @@ def _inside(enter: Callable[[frames.Frame], frames.Frame]) -> Iterator[None]:
 def adapter_of(*values: Any, impl: str | None = None) -> Adapter:
     """The adapter for these models and inputs; the plain one where they tell no framework."""
     if impl is not None:
-        return adapters.named(impl)
-    return adapters.of(*(value for value in values if value is not None)) or adapters.named("plain")
+        return registry.named(impl)
+    return registry.of(*(value for value in values if value is not None)) or registry.named("plain")
 
 
 def _without_arguments(run: Callable[..., T]) -> Callable[[], T]:

@@ -1,4 +1,4 @@
-"""Blind spots of a run: faults that could not have shown in it, told from the statistics and shapes of its trace.
+"""Blind spots of a run: faults that could not have shown in it, found from the statistics and shapes of its trace.
 
 A mask that lets everything through hides a fault in masking, a zero bias hides one that was never loaded, two axes of one size hide a
 transposition. Nothing here says that something is wrong; each line says what to vary in another run.
@@ -10,22 +10,19 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.site import is_below, module_of
-from tracediff.trace import Trace, open_trace, schema
+from tracediff.trace import Param, Trace, open_trace, schema
 from tracediff.trace.amend import amend_meta
-
-if TYPE_CHECKING:
-    from tracediff.trace import Param
 
 _CACHE = re.compile(r"cache|past_key|past_kv|layer_past")
 _SCALES = frozenset({"weight", "gamma", "scale", "g", "alpha", "original0"})
 
-Place = tuple[str, str]
+SiteEnd = tuple[str, str]
 """A site and an end."""
 Shape = tuple[int, ...]
 
@@ -33,17 +30,7 @@ Shape = tuple[int, ...]
 def blind_spots(trace: Trace) -> list[str]:
     """What the run of a trace could not have shown, one line for each kind: how many places, one of them, and what would not show."""
     seen = _Seen(trace)
-    every: tuple[Callable[[_Seen], Iterable[str]], ...] = (
-        _masks,
-        _constant_inputs,
-        _parameters,
-        _equal_sizes,
-        _batch_of_one,
-        _single_positions,
-        _unused_cache,
-        _dropout,
-    )
-    return [line for told in every for line in told(seen)] if len(trace.records) else []
+    return [line for kind in KINDS for line in kind(seen)] if len(trace.records) else []
 
 
 class _Seen:
@@ -73,7 +60,7 @@ class _Seen:
         """Which records hold more than one value."""
         return ~((self.index["min"] == self.index["max"]) & (self.index["nan"] == 0) & (self.index["inf"] == 0))
 
-    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[Place, Any]:
+    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[SiteEnd, Any]:
         """The rows of each (site, end) for which ``wanted`` says so."""
         pairs = self.index["site"].astype(np.int64) << 32 | self.index["end"]
         codes, inverse = np.unique(pairs, return_inverse=True)
@@ -81,7 +68,7 @@ class _Seen:
         order = np.argsort(inverse, kind="stable")
         rows = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(codes)))[:-1])
         chosen = [(group[0], place, group) for place, group in zip(places, rows, strict=True) if wanted(*place)]
-        return {place: group for _, place, group in sorted(chosen, key=lambda one: int(one[0]))}
+        return {place: group for _, place, group in sorted(chosen, key=lambda row_and_place: int(row_and_place[0]))}
 
     def shapes_of(self, rows: Any) -> list[Shape]:
         """The different shapes among some rows."""
@@ -104,44 +91,63 @@ def _constant_inputs(seen: _Seen) -> Iterator[str]:
         yield _line("inputs", plain, len(given), "input", "of one value throughout", "what is done to its elements would not show there")
 
 
+def _is_bias(param: Param) -> bool:
+    return "bias" in _last(param)
+
+
+def _is_scale(param: Param) -> bool:
+    return len(param.shape) == 1 and _last(param) in _SCALES
+
+
+def _is_weight(param: Param) -> bool:
+    return len(param.shape) > 1 and param.kind == "parameter" and not _is_bias(param)
+
+
+def _is_statistic(param: Param) -> bool:
+    return _last(param) in ("running_mean", "running_var")
+
+
+def _initial(param: Param) -> float:
+    """The value with which a parameter does nothing."""
+    return 1.0 if _is_scale(param) or _last(param) == "running_var" else 0.0
+
+
+_IDLE = (
+    ("biases", "bias", _is_bias, "zero throughout", "a missing one would not show"),
+    ("scales", "scale", _is_scale, "one throughout", "a missing one would not show"),
+    ("weights", "weight", _is_weight, "zero throughout", "what goes into it would not show"),
+    ("statistics", "running statistic", _is_statistic, "still 0 or 1", "statistics that were never loaded would not show"),
+)
+"""Parameters that hide a fault while they have their initial value throughout: kind, name, which, what they are, what would not show."""
+
+
 def _parameters(seen: _Seen) -> Iterator[str]:
     parameters = [param for param in seen.trace.params.values() if param.stats.count > 0]
-    biases = [param for param in parameters if "bias" in _last(param)]
-    scales = [param for param in parameters if len(param.shape) == 1 and _last(param) in _SCALES]
-    others = [param for param in parameters if len(param.shape) > 1 and param.kind == "parameter" and "bias" not in _last(param)]
-    statistics = [param for param in parameters if _last(param) in ("running_mean", "running_var")]
-    for kind, group, value, name, hidden in (
-        ("biases", biases, 0.0, "bias", "a missing one would not show"),
-        ("scales", scales, 1.0, "scale", "a missing one would not show"),
-        ("weights", others, 0.0, "weight", "what goes into it would not show"),
-    ):
-        plain = [(param.name, "") for param in group if param.stats.min == param.stats.max == value]
-        if plain:
-            yield _line(kind, plain, len(group), name, "zero throughout" if value == 0 else "one throughout", hidden)
-    fresh = [(param.name, "") for param in statistics if param.stats.min == param.stats.max == float(_last(param) == "running_var")]
-    if fresh:
-        hidden = "statistics that were never loaded would not show"
-        yield _line("statistics", fresh, len(statistics), "running statistic", "still 0 or 1", hidden)
+    for kind, name, includes, what, hidden in _IDLE:
+        group = [param for param in parameters if includes(param)]
+        idle = [(param.name, "") for param in group if param.stats.min == param.stats.max == _initial(param)]
+        if idle:
+            yield _line(kind, idle, len(group), name, what, hidden)
 
 
 def _equal_sizes(seen: _Seen) -> Iterator[str]:
     attention = {place: rows for place, rows in seen.rows_like(_is_attention_input).items() if place[1] in ("input[q]", "input[k]")}
     modules = seen.rows_like(lambda site, end: "!" not in site and not _is_mask(site, end) and not end.startswith("attr["))
-    found: dict[Place, Shape] = {}
+    square: dict[SiteEnd, Shape] = {}
     total = 0
     for place, rows in {**modules, **attention}.items():
         sizes = 4 if place in attention else 3
         shapes = [shape for shape in seen.shapes_of(rows[~seen.exact[rows]]) if len(shape) in (sizes, sizes - 1)]
         total += bool(shapes)
         if shapes and all(_is_square(shape, place in attention) for shape in shapes):
-            found[place] = shapes[0]
-    if found:
-        shape = next(iter(found.values()))
-        yield _line("sizes", list(found), total, "tensor", "the same along two axes", f"axes exchanged there would keep the shape {shape}")
+            square[place] = shapes[0]
+    if square:
+        shape = next(iter(square.values()))
+        yield _line("sizes", list(square), total, "tensor", "the same along two axes", f"axes exchanged there would keep the shape {shape}")
 
 
 def _is_square(shape: Shape, is_attention: bool) -> bool:
-    """Whether two axes of which each means something else (not the batch) have one size above 1."""
+    """Whether two axes of different meaning have the same size above 1: of the last two, or of attention's (heads, positions, channels)."""
     inner = [size for size in (shape[-3:] if is_attention else shape[-2:]) if size > 1]
     return len(set(inner)) < len(inner)
 
@@ -169,7 +175,7 @@ def _unused_cache(seen: _Seen) -> Iterator[str]:
         yield f"cache: no attention saw earlier positions, though {able} can take a cache; a fault in it would not show"
 
 
-def _lengths(seen: _Seen, inputs: Mapping[Place, Any], site: str, end: str) -> int:
+def _lengths(seen: _Seen, inputs: Mapping[SiteEnd, Any], site: str, end: str) -> int:
     """The shortest queries or the longest keys of an attention's calls, in positions."""
     lengths = [shape[-2] for shape in seen.shapes_of(inputs.get((site, end), np.array([], int))) if len(shape) > 1]
     return (min if end == "input[q]" else max)(lengths, default=0)
@@ -195,14 +201,14 @@ def _last(param: Param) -> str:
     return param.name.rpartition(".")[2]
 
 
-def _line(kind: str, found: list[Place], total: int, name: str, what: str, hidden: str) -> str:
+def _line(kind: str, places: list[SiteEnd], total: int, name: str, what: str, hidden: str) -> str:
     """One kind of blind spot in one line."""
-    site, end = found[0]
+    site, end = places[0]
     where = repr(f"{site or '(root)'} {end}".strip())
     every = f"all {total:,} {_plural(name)}" if total > 1 else f"the {name}"
-    share = f"{len(found):,} of {_counted(total, name)}" if len(found) < total else every
-    verb = "is" if len(found) == 1 else "are"
-    example = f", such as {where}" if len(found) > 1 else f", {where}"
+    share = f"{len(places):,} of {_counted(total, name)}" if len(places) < total else every
+    verb = "is" if len(places) == 1 else "are"
+    example = f", such as {where}" if len(places) > 1 else f", {where}"
     return f"{kind}: {share} {verb} {what}{example}; {hidden}"
 
 
@@ -214,8 +220,21 @@ def _plural(name: str) -> str:
     return "attentions" if name == "attention" else f"{name}es" if name.endswith("s") else f"{name}s"
 
 
+KINDS: tuple[Callable[[_Seen], Iterable[str]], ...] = (
+    _masks,
+    _constant_inputs,
+    _parameters,
+    _equal_sizes,
+    _batch_of_one,
+    _single_positions,
+    _unused_cache,
+    _dropout,
+)
+"""The kinds of blind spots, in the order of their lines."""
+
+
 def note_blind_spots(path: str | os.PathLike[str], **items: Any) -> None:
-    """Writes into the meta of a closed trace the blind spots of its run, and further items."""
+    """Writes the blind spots of a closed trace's run into its meta, and further items."""
     with open_trace(path) as trace:
-        told = blind_spots(trace)
-    amend_meta(path, blind_spots=told, **items)
+        lines = blind_spots(trace)
+    amend_meta(path, blind_spots=lines, **items)

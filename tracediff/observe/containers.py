@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracediff.dtype import BY_CODE
-from tracediff.site import escape
+from tracediff.site import End, escape
 
 DEEPEST = 16
 LONGEST_NOTE = 64
@@ -61,7 +61,7 @@ class Nest:
         return leaves
 
     def absent(self, value: Any, end: str) -> dict[str, str]:
-        """Where a container holds None ("") or an object that is not entered (the name of its type), by end: what `values` leaves out."""
+        """What `values` leaves out of a container, by end: None as "", an object that is not entered as the name of its type."""
         found: dict[str, str] = {}
         for key, part in items(value) if self._kind(value) in (Kind.ROW, Kind.CONTAINER) else ():
             inner, kind = longer(end, key), self._kind(part)
@@ -84,7 +84,7 @@ class Nest:
                 self._walk(part, longer(end, key), leaves, scalars, depth + 1)
 
     def _kind(self, value: Any) -> Kind:
-        """What a value is. Types are asked, not values, whose attributes may be slow or have effects; the answer is kept."""
+        """What a value is, by its type: attributes of a value may be slow or have effects. The answer is kept for the type."""
         cls = type(value)
         if issubclass(cls, np.ndarray):
             kind = Kind.ARRAY
@@ -174,13 +174,11 @@ def assigned(value: Any, parts: Mapping[Any, Any]) -> Any:
 
 
 def built(parts: Mapping[str, Any], end: str = "output") -> Any:
-    """A value out of its ends: the tensor itself, or tuples and dicts nested as the ends say, the dicts' values being attributes too.
+    """A value made from its ends: the tensor itself, or tuples and `Fields` nested as the ends say.
 
     >>> built({"output[0]": 1, "output[1].key": 2})
     (1, {'key': 2})
     """
-    from tracediff.site import End
-
     if end in parts:
         return parts[end]
     tree: dict[Any, Any] = {}
@@ -201,7 +199,7 @@ def _containers(tree: Any) -> Any:
 
 
 class Fields(dict[Any, Any]):
-    """A dict whose values are attributes as well, and are counted too, as a dataclass or a model's output would have them."""
+    """A dict whose values are attributes too, and can be had by position, as those of a model's output can."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

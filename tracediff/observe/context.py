@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracediff.dtype import Array
 from tracediff.errors import RecipeError, TracediffError
-from tracediff.observe.randomness import Array, Draws, Playback, SeededDraws, Shape, Tape, seeded_weight
+from tracediff.observe.randomness import Draws, Playback, SeededDraws, Shape, Tape, seeded_weight
 
 if TYPE_CHECKING:
     from tracediff.trace import Record, Trace

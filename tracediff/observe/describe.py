@@ -7,18 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tracediff.observe import frames
-from tracediff.observe.adapters.base import Adapter
-from tracediff.observe.observer import Run, Tensor
+from tracediff.observe.observer import Run
 from tracediff.observe.provenance import provenance
-from tracediff.observe.tree import Node, path_of
+from tracediff.observe.tree import path_of
+from tracediff.observe.types import Adapter, Node, ParameterKind, Tensor
 from tracediff.site import join
 
 LONGEST_TEXT = 200
+"""Characters of a text that is recorded as an attribute."""
+
+LONGEST_ROW = 32
+"""Numbers of a row that is recorded as an attribute."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Parameter:
     name: str
     tensor: Tensor
     path: str
-    kind: Literal["parameter", "buffer"]
+    kind: ParameterKind
     aliases: list[str] = field(default_factory=list)
 
 
@@ -116,7 +120,9 @@ def plain(value: Any) -> Any:
 
 
 def _is_row(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and 0 < len(value) <= 32 and all(isinstance(part, (bool, int, float)) for part in value)
+    return (
+        isinstance(value, (tuple, list)) and 0 < len(value) <= LONGEST_ROW and all(isinstance(part, (bool, int, float)) for part in value)
+    )
 
 
 def _most(counter: Counter[str]) -> str:

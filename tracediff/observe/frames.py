@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Container
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ def _shown(site: str, enclosing: str) -> str:
 class Frame:
     """One entered call, scope or stage, below its parent; ``text`` is the call as it is printed.
 
-    ``is_outermost``: nothing of the session was open in this thread before, so nothing is when this is left.
+    ``is_outermost``: no frame of the session was open in this thread when this one was pushed.
     """
 
     __slots__ = ("counts", "id", "is_function", "is_outermost", "number", "open", "parent", "path", "scope", "session", "stage", "text")
@@ -58,7 +59,7 @@ class Frame:
         return frame
 
     def again(self, parent: Frame) -> Frame:
-        """This call once more as the current frame, below what is current now: a generator that goes on."""
+        """The same call as a new frame below ``parent``, where its generator goes on."""
         frame = Frame(self.session, parent)
         frame.text, frame.id, frame.path, frame.counts = self.text, self.id, self.path, self.counts
         return frame
@@ -128,14 +129,12 @@ def leave(session: Any) -> None:
     _chain.set(tuple(frame for frame in _chain.get() if frame.session is not session))
 
 
-passed_over: set[str] = {str(path) for path in Path(__file__).parent.rglob("*.py")}
-"""Source files that are never the caller: ours, and those that a framework puts between a module and its caller."""
-
-_shortened: dict[str, str] = {}
+OURS = frozenset(str(path) for path in Path(__file__).parent.rglob("*.py"))
+"""The source files of this folder, which are never the caller."""
 
 
-def caller() -> FrameType | None:
-    """The frame of the model code that made the present call."""
+def caller(passed_over: Container[str]) -> FrameType | None:
+    """The frame of the model code that made the present call: the innermost one whose source file is not passed over."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename in passed_over:
         frame = frame.f_back
@@ -144,16 +143,12 @@ def caller() -> FrameType | None:
 
 def source(frame: FrameType | None) -> tuple[str, int]:
     """File and line of a frame; files are given below the folder they are imported from."""
-    if frame is None:
-        return "", 0
-    name = frame.f_code.co_filename
-    return _shortened.get(name) or short(name), frame.f_lineno
+    return ("", 0) if frame is None else (short(frame.f_code.co_filename), frame.f_lineno)
 
 
+@lru_cache(4096)
 def short(file: str) -> str:
     """A source file's path below the folder on Python's path that holds it."""
-    if file not in _shortened:
-        folders = [str(Path(entry or ".").resolve()) + "/" for entry in (*sys.path, ".")]
-        below = [folder for folder in folders if file.startswith(folder)]
-        _shortened[file] = file[len(max(below, key=len)) :] if below else file
-    return _shortened[file]
+    folders = [str(Path(entry or ".").resolve()) + "/" for entry in (*sys.path, ".")]
+    below = [folder for folder in folders if file.startswith(folder)]
+    return file[len(max(below, key=len)) :] if below else file

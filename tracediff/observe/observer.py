@@ -1,34 +1,28 @@
-"""What an observer is told, and what it may answer.
+"""What an observer is shown, and what it may hand back.
 
 An *observer* is shown every boundary of a run: a module, method or function is entered or left, a tap is passed, a random draw is
 made, a call raises. It may hand back other values, with which the run goes on. Recording is the plainest observer; measuring the
 noise floor and forcing a port onto its reference are others.
 
-Observers are asked in the order given, and each finds in `Boundary.replaced` what the earlier ones handed back; so those that
-replace stand before those that record.
+Observers see a boundary in the order given. Each finds in `Boundary.replaced` what earlier observers handed back; so observers that
+replace values come before a recorder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tracediff.observe import frames
-
-if TYPE_CHECKING:
-    from tracediff.observe.adapters.base import Adapter
-    from tracediff.observe.tree import Node
-
-Tensor = Any
-"""A framework's tensor, a NumPy array, or (in a tap and in what a call returns) a text."""
+from tracediff.observe.types import Adapter, Node, Tensor
 
 Moment = Literal["enter", "leave", "value", "draw", "raise"]
 
 
 @dataclass(frozen=True, slots=True)
 class AsIs:
-    """A value to go on with as it is, though it is a NumPy array: neither its dtype nor its shape becomes that of what it replaces."""
+    """A NumPy array to go on with as it is: it takes over neither the dtype nor the shape of what it replaces."""
 
     value: Any
 
@@ -46,9 +40,9 @@ class Boundary:
     - ``frame_id``: one number for the enter, leave and raise of one call; ``parent_id``: that of the enclosing call, 0 at the root;
     - ``note``: ``scalars`` {end: value} among the inputs; of a returned container ``absent``, where it holds None or an object that is
       not entered (`tracediff.observe.containers.Nest.absent`); a draw's ``function``, ``shape``, ``dtype`` and arguments;
-    - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. One that was not returned is
-      added as ``output.input[0]``: the input as the call left it;
-    - ``replaced``: what observers asked earlier handed back, by end.
+    - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. An input that was changed and not
+      returned is added as ``output.input[0]``, as the call left it;
+    - ``replaced``: what earlier observers handed back, by end.
     """
 
     site: str
@@ -73,9 +67,9 @@ class Boundary:
 class Run:
     """What is known of an observed run: its adapter, its modules in tree order, and (growing) its stages and what was not seen.
 
-    ``stages`` maps each stage to the one around it. ``not_seen`` is complete when `Observer.finish` is called; an observer may
-    add to both lists. ``error`` is then what ended the run, None where it came to its end; ``raised`` what ended a stage, each with
-    that stage, where the run went on with the next.
+    ``stages`` maps each stage to the one around it. ``not_seen`` and ``warnings`` are complete when `Observer.finish` is called; an
+    observer may add to both. ``error`` is then the exception that ended the run, None where the run came to its end. ``raised`` are the
+    exceptions that ended a stage, each with the name of the stage, where the run went on with the next stage.
     """
 
     adapter: Adapter

@@ -4,8 +4,8 @@ No framework's generator takes part. A draw is named by its stage, its canonical
 the draws of that name in that stage; the tape holds standard variates (mean 0 and deviation 1, or the unit interval), which are
 stretched to what the call asked for. So ``torch.rand`` scaled to an interval and ``mx.random.uniform(low, high)`` share a draw.
 
-- `Tape` makes the variates; `SeededDraws` hands them to the draws of a run;
-- `Playback` hands the draws that a reference trace recorded to those of the port, in the port's layout;
+- `Tape` makes the variates; `SeededDraws` supplies the draws of a run from them;
+- `Playback` supplies the draws of the port from those that a reference trace recorded, in the port's layout;
 - `seeded_weight` makes a parameter out of a seed and the reference's name for it.
 """
 
@@ -15,20 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import permutations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tracediff.draws import affine_of, laid_out, standard
+from tracediff.dtype import Array
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.site import Site
 
 if TYPE_CHECKING:
     from tracediff.trace import Record, Trace
 
-Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 ODDS = "value[probabilities]"
@@ -108,10 +107,10 @@ class Draws(Observer):
 
 
 class SeededDraws(Draws):
-    """Hands the draws of a run to it from a tape, so that two sides with one seed draw the same.
+    """Supplies the draws of a run from a tape, so that two sides with one seed draw the same.
 
-    A categorical draw of one choice a row takes the choice at which the sum of its probabilities passes a variate of the unit interval; of
-    several choices it stays the framework's own, and is reported.
+    A categorical draw of one choice a row takes the choice at which the sum of the probabilities passes a variate of the unit interval.
+    A categorical draw of several choices a row stays the framework's own, and is reported.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -126,7 +125,7 @@ class SeededDraws(Draws):
 
     def _values(self, stage: str, name: str, ordinal: int, shape: Shape, arguments: Mapping[str, Any]) -> Array | None:
         values = None
-        if name == "random.normal" and (affine := _affine(name, arguments)):
+        if name == "random.normal" and (affine := affine_of(name, arguments)):
             values = affine.stretch(self.tape.normal(stage, name, ordinal, shape))
         elif name == "random.categorical":
             values, self._odds = self._choices(stage, name, ordinal, shape), None
@@ -137,7 +136,7 @@ class SeededDraws(Draws):
         return values
 
     def _choices(self, stage: str, name: str, ordinal: int, shape: Shape) -> Array | None:
-        """One choice for each row of the probabilities that were told last, in the given shape."""
+        """One choice for each row of the latest probabilities (..., choices), in the given shape; None where the sizes do not agree."""
         if self._odds is None or self._odds.size != prod(shape) * self._odds.shape[-1]:
             return None
         rows = self._odds.reshape(-1, self._odds.shape[-1])
@@ -148,11 +147,11 @@ class SeededDraws(Draws):
 
 
 class Playback(Draws):
-    """Hands the draws that a reference trace recorded to those of the port, in its layout and with its scale.
+    """Supplies the draws of the port from those that a reference trace recorded, in the port's layout and scale.
 
-    A draw of the port that the reference did not make, one of another size, and one of the reference that the port never asked for
-    are *draws without partner*: they are added to what was not seen. They shift none of the others: of the reference's draws that are
-    left, in the same scope (step, token) where both sides have that, the first of the port's size is taken.
+    A *draw without partner* is one of the port that the reference did not make, one of another size, or one of the reference that the
+    port never asked for. It is added to what was not seen, and shifts no other draw: each draw of the port takes the first remaining
+    draw of the reference that has its size, in the same scope (step, token) where the reference has that scope.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -172,22 +171,23 @@ class Playback(Draws):
         place = self._fitting(known, ordinal, shape)
         if place is None:
             self.taken[stage, name] = ordinal
-            self._lone(self._why_alone(stage, name, known, ordinal, shape))
+            why = self._why_alone(stage, name, known, ordinal, shape)
+            self._miss(f"draw without partner: {why}; the port's own was kept")
             return None
         self.taken[stage, name] = place + 1
         self._served.add((stage, name, place))
         record = known[place]
         values = laid_out(record.read(), shape)
         assert values is not None
-        ours = _affine(name, arguments)
-        known_as = _affine(name, record.note)
+        ours = affine_of(name, arguments)
+        known_as = affine_of(name, record.note)
         return values if ours is None or known_as is None else ours.stretch(standard(name, values, record.note))
 
     def _fitting(self, known: Sequence[Record], start: int, shape: Shape) -> int | None:
-        """The place of the first draw from ``start`` on that has as many numbers; in the present scope, where the reference has that."""
-        inside = any(record.scope == self._scope for record in known)
-        left = (place for place in range(start, len(known)) if not inside or known[place].scope == self._scope)
-        return next((place for place in left if prod(known[place].shape) == prod(shape)), None)
+        """The place of the first draw from ``start`` on that has as many numbers; in the present scope, where the reference has it."""
+        is_bound = any(record.scope == self._scope for record in known)
+        remaining = (place for place in range(start, len(known)) if not is_bound or known[place].scope == self._scope)
+        return next((place for place in remaining if prod(known[place].shape) == prod(shape)), None)
 
     def _why_alone(self, stage: str, name: str, known: Sequence[Record], ordinal: int, shape: Shape) -> str:
         if ordinal >= len(known):
@@ -195,12 +195,9 @@ class Playback(Draws):
         at = f" at {self._scope}" if self._scope else ""
         return f"{name} in stage {stage!r}{at} is of shape {list(shape)}, and the reference's of {list(known[ordinal].shape)}"
 
-    def _lone(self, why: str) -> None:
-        self._miss(f"draw without partner: {why}; the port's own was kept")
-
     def finish(self, run: Run) -> None:
         for (stage, name), known in self.recorded.items():
-            left = len(known) - sum(one[:2] == (stage, name) for one in self._served)
+            left = len(known) - sum(served[:2] == (stage, name) for served in self._served)
             if left > 0 and (not stage or stage in run.stages):
                 run.miss(f"draw without partner: {left} of the reference's {name} in stage {stage!r} were not asked for")
 
@@ -211,18 +208,6 @@ def recorded_draws(trace: Trace) -> list[Record]:
         return []
     number = list(trace.strings).index("draw")
     return [trace.records[row] for row in np.flatnonzero(trace.index["end"] == number).tolist()]
-
-
-def standard(name: str, values: Array, arguments: Mapping[str, Any]) -> Array:
-    """A draw as the tape has it: what its call made of standard variates undone, where its noted arguments tell.
-
-    So two draws can be compared though one side's function scales them and the other's caller does.
-
-    >>> standard("random.uniform", np.float32([-3.0, 3.0]), {"low": -3.0, "high": 3.0}).tolist()
-    [0.0, 1.0]
-    """
-    affine = _affine(name, arguments)
-    return values if affine is None else affine.shrink(values)
 
 
 def probabilities(weights: Array, axis: int, *, is_log: bool) -> Array:
@@ -241,66 +226,11 @@ def probabilities(weights: Array, axis: int, *, is_log: bool) -> Array:
     return normalised
 
 
-def laid_out(values: Array, shape: Shape) -> Array | None:
-    """Values in another shape of the same size: axes permuted where the sizes say so, else reshaped; None where the sizes differ.
-
-    Axes of size 1 do not count. Of several permutations the one that moves the fewest axes is taken.
-
-    >>> laid_out(np.zeros((1, 80, 7)), (1, 7, 80)).shape
-    (1, 7, 80)
-    """
-    if values.shape == shape:
-        return values
-    if values.size != prod(shape):
-        return None
-    inner, wanted = values.squeeze(), [size for size in shape if size != 1]
-    if sorted(inner.shape) == sorted(wanted) and list(inner.shape) != wanted:
-        fitting = [order for order in permutations(range(inner.ndim)) if [inner.shape[axis] for axis in order] == wanted]
-        inner = inner.transpose(min(fitting, key=_moved))
-    return inner.reshape(shape)
-
-
-def _moved(order: Sequence[int]) -> int:
-    return sum(place != axis for place, axis in enumerate(order))
-
-
-# What the tape's standard variates become in each call.
-
-
-@dataclass(frozen=True, slots=True)
-class _Affine:
-    """What a call makes of standard variates: ``offset + factor * variate``, in float32 as a framework does it."""
-
-    offset: np.float32
-    factor: np.float32
-
-    @property
-    def is_identity(self) -> bool:
-        return bool(self.offset == 0 and self.factor == 1)
-
-    def stretch(self, standard: Array) -> Array:
-        return standard if self.is_identity else standard * self.factor + self.offset
-
-    def shrink(self, values: Array) -> Array:
-        return values if self.is_identity or self.factor == 0 else (values - self.offset) / self.factor
-
-
-_AFFINE = {"random.normal": (("mean", 0.0), ("std", 1.0)), "random.uniform": (("low", 0.0), ("high", 1.0))}
-
-
-def _affine(name: str, arguments: Mapping[str, Any]) -> _Affine | None:
-    """None where the distribution is of another kind, or the call's arguments are no numbers."""
-    if name not in _AFFINE:
-        return None
-    first, second = (arguments.get(key, default) for key, default in _AFFINE[name])
-    if not isinstance(first, (int, float)) or not isinstance(second, (int, float)):
-        return None
-    factor = np.float32(second) - np.float32(first) if name == "random.uniform" else np.float32(second)
-    return _Affine(np.float32(first), np.float32(factor))
+# What a call makes of variates of the unit interval.
 
 
 def _uniform(unit: Array, arguments: Mapping[str, Any]) -> Array | None:
-    affine = _affine("random.uniform", arguments)
+    affine = affine_of("random.uniform", arguments)
     return None if affine is None else affine.stretch(unit)
 
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from tracediff.errors import RecipeError, TracediffError
 from tracediff.observe import observe
-from tracediff.observe.adapters import base
+from tracediff.observe.adapters.registry import FRAMEWORKS
 from tracediff.observe.context import Context, weights_beside
 from tracediff.observe.continue_stages import run_onward
 from tracediff.observe.observer import Observer
@@ -90,7 +90,7 @@ def known_recipes() -> list[str]:
 
 def _recipes() -> Iterator[Path]:
     for folder in folders():
-        yield from sorted(path for path in folder.glob("*_*.py") if path.stem.rpartition("_")[2] in base.FRAMEWORKS)
+        yield from sorted(path for path in folder.glob("*_*.py") if path.stem.rpartition("_")[2] in FRAMEWORKS)
 
 
 def find_recipe(what: str | os.PathLike[str] | None, impl: str) -> Path:
@@ -128,7 +128,7 @@ def _only_recipe(impl: str) -> Path:
 
 def _has_both_sides(path: Path) -> bool:
     name = path.stem.rpartition("_")[0]
-    return all(path.with_name(f"{name}_{impl}.py").is_file() for impl in base.FRAMEWORKS)
+    return all(path.with_name(f"{name}_{impl}.py").is_file() for impl in FRAMEWORKS)
 
 
 def _known(impl: str, name: str = "") -> str:

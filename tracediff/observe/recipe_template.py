@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from tracediff.errors import RecipeError
-from tracediff.observe.adapters.base import FRAMEWORKS
+from tracediff.observe.adapters.registry import FRAMEWORKS
 
 
 def write_recipes(folder: str | os.PathLike[str], name: str) -> list[Path]:

@@ -17,8 +17,9 @@ import numpy as np
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.observe import describe
-from tracediff.observe.observer import Boundary, Observer, Run, Tensor, raised_note
+from tracediff.observe.observer import Boundary, Observer, Run, raised_note
 from tracediff.observe.provenance import digest_of
+from tracediff.observe.types import Tensor
 from tracediff.site import module_of
 from tracediff.trace import schema
 from tracediff.trace.writer import TraceWriter

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracediff.observe.observer import Boundary, Observer, Run, Tensor
+from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.provenance import digest_of
+from tracediff.observe.types import Tensor
 
 if TYPE_CHECKING:
     from tracediff.trace import Trace

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from tracediff.errors import CaptureError
-from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.types import Adapter, Keys, Node
 from tracediff.site import escape, is_below, join
 
-Keys = tuple[str | int, ...]
 DEEPEST = 6
-
-
-@dataclass(slots=True)
-class Node:
-    """One module (or, for a wrapper that holds modules, a plain object: ``is_model`` False) and where it is.
-
-    ``path`` is where it was met first; ``aliases`` are the other paths of the same object. ``hidden`` says why calls at and below it
-    cannot be seen, where they cannot; ``is_inside`` that this is because of a module above it.
-    """
-
-    path: str
-    module: Any
-    is_model: bool = True
-    hidden: str = ""
-    is_inside: bool = False
-    aliases: list[str] = field(default_factory=list)
-    children: list[str] = field(default_factory=list)
 
 
 def discover(models: Any, adapter: Adapter, *, compile: bool | None = None) -> list[Node]:
@@ -87,11 +68,11 @@ class _Tree:
             self.add(child, join(path, path_of(keys)), node)
 
     def spread_aliases(self) -> None:
-        """Gives the modules below one that has aliases the aliases that follow from those."""
+        """Gives the modules below a module with aliases the aliases that follow."""
         for node, aliases in [(node, list(node.aliases)) for node in self.nodes if node.aliases]:
             for alias in aliases:
                 if is_below(alias, node.path):
-                    continue  # a module that holds one that holds it
+                    continue  # the module holds a module that holds it
                 for inner in self.nodes:
                     if inner is not node and is_below(inner.path, node.path):
                         other = join(alias, inner.path[len(node.path) :].lstrip("."))
@@ -108,7 +89,7 @@ class _Tree:
                 yield from self._modules_in(held, (name,), 1)
 
     def _modules_in(self, value: Any, keys: Keys, objects: int) -> Iterator[tuple[Keys, Any]]:
-        """The modules in nested lists, tuples, mappings and so many levels of plain objects, with the keys that lead to them."""
+        """The modules in nested lists, tuples, mappings and ``objects`` levels of plain objects, with the keys that lead to them."""
         for key, part in self._parts(value, objects):
             if type(part) in _ATOMS:
                 continue

@@ -1,12 +1,12 @@
-"""What a run did not show: modules that were never called or only bypassed, and patterns that matched nothing."""
+"""What a run did not show of its modules: those that are hidden, were bypassed, never called, or made during the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tracediff.observe.adapters.base import Adapter
-from tracediff.observe.tree import Node, modules_below
+from tracediff.observe.tree import modules_below
+from tracediff.observe.types import Adapter, Node
 from tracediff.site import is_below, module_of
 
 
@@ -20,23 +20,23 @@ def hidden_regions(nodes: Sequence[Node]) -> Iterator[str]:
 def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_from: Mapping[str, str]) -> Iterator[str]:
     """The topmost modules that were never called, and those that were passed by while modules inside them were called.
 
-    ``sites`` are those that were seen, ``entered_from`` tells the code that first called each.
+    ``sites`` are those that were seen; ``entered_from`` tells for each the code that called it first.
     """
-    calls = [site for site in sites if "#" not in site and "!" not in site]
-    entered = {module_of(site): site for site in calls}
+    entered = {module_of(site): site for site in sites if "#" not in site and "!" not in site}
     first_inside = _first_inside(nodes, entered)
-    parents = {child: node for node in nodes for child in node.children}
+    reached = entered.keys() | first_inside.keys()
+    parents = {child: node.path for node in nodes for child in node.children}
     for node in nodes:
         if not node.is_model or node.is_inside or node.path in entered or adapter.entry(node.module) is None:
             continue
+        kind = type(node.module).__name__
         inner = first_inside.get(node.path)
-        if inner is not None and type(node.module).__name__ == "Sequential":
-            continue  # used as a list
-        if inner is not None:
+        if inner is None:
+            if node.path not in parents or parents[node.path] in reached:
+                yield f"module {_named(node.path)}: never called ({kind})"
+        elif kind != "Sequential":  # which may be used as a list
             source = entered_from.get(inner)
             yield f"module {_named(node.path)}: bypassed; {inner!r} inside it was called{f' by {source}' if source else ''}"
-        elif (parent := parents.get(node.path)) is None or parent.path in entered or parent.path in first_inside:
-            yield f"module {_named(node.path)}: never called ({type(node.module).__name__})"
 
 
 def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator[str]:
@@ -55,9 +55,9 @@ def _first_inside(nodes: Sequence[Node], entered: Mapping[str, str]) -> dict[str
     first: dict[str, str] = {}
     for node in reversed(nodes):
         for child in reversed(node.children):
-            found = entered.get(child) or first.get(child)
-            if found is not None:
-                first[node.path] = found
+            site = entered.get(child) or first.get(child)
+            if site is not None:
+                first[node.path] = site
     return first
 
 

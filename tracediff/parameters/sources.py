@@ -24,7 +24,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import MissingDependencyError, TracediffError, WeightsError
-from tracediff.observe.adapters.base import named
+from tracediff.observe.adapters.registry import named
 from tracediff.trace import fingerprint
 from tracediff.trace.fingerprint import Sketch, Stats
 

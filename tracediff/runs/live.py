@@ -25,11 +25,11 @@ from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.locate import Located, locate
 from tracediff.observe import adapter_of, observe
-from tracediff.observe.adapters.base import Adapter
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.recorder import Recorder
 from tracediff.observe.repeat import Digests
+from tracediff.observe.types import Adapter
 from tracediff.trace import Record, Trace, open_trace
 from tracediff.trace.amend import amend
 from tracediff.trace.reader import Records
@@ -177,7 +177,7 @@ def of_recipe(
 ) -> Side:
     """A side as its recipe runs it, loaded once; with ``python`` it runs in that environment, where it is loaded for every round."""
     from tracediff.observe import recipe as recipes
-    from tracediff.observe.adapters.base import named
+    from tracediff.observe.adapters.registry import named
 
     asked: dict[str, Any] = {"stages": tuple(stages), "weights": weights, "seed": seed, "dtype": dtype}
     if python is not None:

@@ -22,11 +22,11 @@ from tracediff.alignment.names import tokens
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, SiteError, TraceFileError
 from tracediff.observe import adapter_of, stage
-from tracediff.observe.adapters import base as adapters
-from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.adapters import registry as adapters
 from tracediff.observe.containers import Nest, built
 from tracediff.observe.randomness import Playback
 from tracediff.observe.tree import modules_below
+from tracediff.observe.types import Adapter
 from tracediff.runs.captured import captured
 from tracediff.site import End, Site, is_returned
 from tracediff.trace import Record, Trace

@@ -19,10 +19,10 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TraceFileError
 from tracediff.observe import frames
-from tracediff.observe.adapters import base as adapters
-from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.adapters import registry as adapters
 from tracediff.observe.containers import Nest, built
 from tracediff.observe.recorder import SERVES
+from tracediff.observe.types import Adapter
 from tracediff.site import is_returned
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.subtrace import calls_of

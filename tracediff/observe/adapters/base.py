@@ -1,213 +1,281 @@
-"""What capture asks of a framework, and the choice of one by type: no framework is imported to find out.
-
-The files `torch` and `mlx` beside this one have these methods in this order, and are the only modules that import a framework.
-"""
+"""The base class of the adapters, the adapter of bare NumPy arrays, and what two adapters or more need."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, Protocol
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
 
 from tracediff.dtype import Array
-from tracediff.errors import CaptureError, MissingDependencyError
-from tracediff.observe.observer import Tensor
+from tracediff.errors import CaptureError
+from tracediff.observe import python_rng
+from tracediff.observe.containers import is_array
+from tracediff.observe.provenance import digest_of, version_of
+from tracediff.observe.types import Call, Function, Keys, Module, ParameterKind, Random, Tensor, Warn
 
-FRAMEWORKS = {"torch": "torch", "mlx": "mlx.core"}
-"""The frameworks with an adapter, and the module whose presence in `sys.modules` tells that one is in use."""
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A functional site: an attribute to patch, its canonical name, and how its arguments are named.
-
-    ``keys`` are the ends of positional arguments, ``renames`` those of keywords; ``attributes`` gives the scalars that are recorded
-    as ``attr[...]`` from (args, kwargs), with defaults filled in; ``hides`` says what such a call does unseen, if anything.
-    ``is_own``: it is the model's own code and no kernel. Then what it calls is seen too, a text that it takes or gives is data, and a
-    call with neither arrays nor texts is none of interest. ``longer`` is the name for it where two of that name are called in one module.
-    ``applies`` tells the calls that are shown; without it all are.
-    """
-
-    owner: Any
-    attribute: str
-    name: str
-    keys: tuple[str, ...] = ()
-    renames: Mapping[str, str] | None = None
-    attributes: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]] | None = None
-    hides: Callable[[tuple[Any, ...], Mapping[str, Any]], str] | None = None
-    is_own: bool = False
-    longer: str = ""
-    applies: Callable[[tuple[Any, ...], Mapping[str, Any]], bool] | None = None
+DEEPEST = 6
+"""Nested lists and dicts below a module's attribute that are searched for modules and tensors; it also ends lists that hold themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Random:
-    """A random function: an attribute to patch, its canonical name, and what is noted of a call's arguments.
-
-    ``arguments`` returns None where this call draws nothing. ``mask`` and ``apply`` are for functions that draw something and use it
-    at once (dropout): what this call is about to draw, and the result under another draw. ``inside`` gives modules of these types
-    another name for it. ``odds`` tells what a call chooses by: the weights, the axis of the choices, and whether they are logarithms.
-    """
-
-    owner: Any
-    attribute: str
-    name: str
-    arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any] | None]
-    mask: Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor] | None = None
-    apply: Callable[[tuple[Any, ...], Mapping[str, Any], Tensor], Tensor] | None = None
-    inside: tuple[tuple[type, ...], str] | None = None
-    odds: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, int, bool]] | None = None
-
-    @property
-    def full_name(self) -> str:
-        """The function's name as it is called: ``torch.randn``, ``Tensor.normal_``."""
-        return f"{self.owner.__name__}.{self.attribute}"
-
-    def name_in(self, module: Any) -> str:
-        """The canonical name of a draw that a module makes: in those of ``inside`` another one."""
-        return self.inside[1] if self.inside is not None and isinstance(module, self.inside[0]) else self.name
-
-
-class Adapter(Protocol):
-    """One framework, seen from outside."""
-
-    name: str
+class Arrays:
+    """Reads, makes and changes NumPy arrays, which models of every framework may take and return."""
 
     def is_tensor(self, value: Any) -> bool:
-        """Whether a value is a tensor of this framework, or a NumPy array."""
-
-    def is_model(self, value: Any) -> bool:
-        """Whether a value is one of this framework's modules."""
-
-    def children(self, module: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-        """The modules that a module holds itself, with the keys that lead to each, also in lists, dicts and private attributes."""
-
-    def parameters(self, module: Any) -> Iterator[tuple[tuple[str | int, ...], Tensor, Literal["parameter", "buffer"]]]:
-        """The module's own parameters and buffers, with the keys that lead to each."""
-
-    def attributes(self, module: Any) -> dict[str, Any]:
-        """The module's own attributes apart from parameters, buffers and modules."""
-
-    def is_training(self, module: Any) -> bool:
-        """Whether a module is in training mode."""
-
-    def entry(self, module: Any) -> str | None:
-        """The attribute through which calls of a module come in; None where it cannot be called."""
-
-    def hidden(self, module: Any, *, compile: bool | None) -> str:
-        """Why nothing below a module can be seen ("compiled by torch.compile"), or the empty text; ``compile`` as in `switches`."""
-
-    def compiling(self) -> Callable[[], bool]:
-        """A function that says whether code is being compiled; the framework's own compiler understands it."""
-
-    def blind(self) -> str:
-        """Why nothing can be seen at present ("inside torch.jit.trace"), or the empty text."""
+        return is_array(value)
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
-        """Why the values of some of the tensors cannot be read, or the empty text; afterwards they are evaluated."""
+        return ""
 
     def view(self, tensor: Tensor) -> Array:
-        """A tensor's values as a NumPy array that may share its memory; bfloat16 and float8 by ml_dtypes."""
+        return tensor  # type: ignore[no-any-return]
 
     def to_numpy(self, tensor: Tensor) -> Array:
-        """A tensor's values at this moment, as a NumPy array of one's own."""
+        return np.array(tensor, order="C", copy=True)
 
     def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
-        """A tensor with an array's values, of the dtype and device of ``like`` and its shape where the sizes agree."""
+        return np.array(array) if like is None else np.array(array, dtype=like.dtype).reshape(shape_like(array, like))
 
     def token(self, tensor: Tensor) -> Any:
-        """What tells later whether the tensor was changed in place."""
+        return digest_of(tensor)
 
     def is_changed(self, tensor: Tensor, token: Any) -> bool:
-        """Whether the tensor may have been changed in place since `token`; never False where it was."""
+        return bool(digest_of(tensor) != token)
 
     def assign(self, tensor: Tensor, values: Tensor) -> None:
-        """Gives a tensor other values in place."""
+        tensor[...] = values
 
     def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-        """A tensor's dtype name, shape and device; nothing is evaluated."""
+        return str(tensor.dtype), tuple(tensor.shape), "cpu"
+
+
+ARRAYS = Arrays()
+
+
+class FrameworkAdapter(ABC):
+    """The adapter of one framework, made from the few things that only the framework knows.
+
+    The next framework NAME is a file ``adapters/NAME.py`` with a subclass and ``ADAPTER = Subclass()``, and a row in `FRAMEWORKS`
+    (``adapters/registry.py``). The subclass must bring
+
+    - ``name``: the framework's name in messages and traces, and of its distribution;
+    - ``tensor_type``, ``module_type``: the classes of its tensors and of its modules;
+    - `values_of`: a tensor's values as a NumPy array;
+    - `tensor_of`: a new tensor with a NumPy array's values;
+    - `fitted`: a new tensor in the shape, and of the dtype and device, of another one.
+
+    With these alone modules in attributes (also in lists and dicts), calls of ``__call__``, taps, inputs and outputs are recorded, and
+    other values can be handed back. Everything else has a default, which the subclass replaces where its framework
+
+    - holds modules, parameters or attributes otherwise than in ``vars(module)``: `children`, `parameters`, `attributes`, `is_training`;
+    - lets calls come in elsewhere: `entry`; and has files of its own between a module and its caller: `passed_over`;
+    - computes lazily, or has tensors without values: `unreadable`;
+    - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
+      `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`;
+    - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`;
+    - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
+      `generator_state`, `set_generator_state`, `generator`;
+    - records gradients: `no_grad`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`.
+    """
+
+    name: str
+    tensor_type: type
+    module_type: type
+
+    # -- what a framework must bring
+
+    @abstractmethod
+    def values_of(self, tensor: Tensor) -> Array:
+        """A tensor's values as a NumPy array of the same shape that may share its memory; NumPy has what it lacks from ml_dtypes."""
+
+    @abstractmethod
+    def tensor_of(self, array: Array) -> Tensor:
+        """A tensor with a copy of an array's values, of the array's shape and dtype, on the default device."""
+
+    @abstractmethod
+    def fitted(self, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor's values in a shape of the same size, of the dtype and device of ``like``."""
+
+    # -- tensors
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, self.tensor_type) or is_array(value)
+
+    def unreadable(self, tensors: Sequence[Tensor]) -> str:
+        return ""
+
+    def view(self, tensor: Tensor) -> Array:
+        return tensor if isinstance(tensor, np.ndarray) else self.values_of(tensor)
+
+    def to_numpy(self, tensor: Tensor) -> Array:
+        return np.array(self.view(tensor), order="C", copy=True)
+
+    def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
+        if isinstance(like, np.ndarray):
+            return ARRAYS.from_numpy(array, like)
+        tensor = self.tensor_of(array)
+        return tensor if like is None else self.fitted(tensor, shape_like(array, like), like)
+
+    def token(self, tensor: Tensor) -> Any:
+        return ARRAYS.token(tensor) if isinstance(tensor, np.ndarray) else self.token_of(tensor)
+
+    def is_changed(self, tensor: Tensor, token: Any) -> bool:
+        if isinstance(tensor, np.ndarray):
+            return ARRAYS.is_changed(tensor, token)
+        return self.is_changed_tensor(tensor, token)
+
+    def assign(self, tensor: Tensor, values: Tensor) -> None:
+        if isinstance(tensor, np.ndarray):
+            ARRAYS.assign(tensor, self.view(values))
+        else:
+            self.assign_tensor(tensor, values)
+
+    def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+        return ARRAYS.describe(tensor) if isinstance(tensor, np.ndarray) else self.describe_tensor(tensor)
+
+    def token_of(self, tensor: Tensor) -> Any:
+        """As `token`, of the framework's own tensors."""
+        return digest_of(self.values_of(tensor))
+
+    def is_changed_tensor(self, tensor: Tensor, token: Any) -> bool:
+        """As `is_changed`, of the framework's own tensors."""
+        return bool(self.token_of(tensor) != token)
+
+    def assign_tensor(self, tensor: Tensor, values: Tensor) -> None:
+        """As `assign`, to the framework's own tensors."""
+        tensor[...] = values
+
+    def describe_tensor(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+        """As `describe`, of the framework's own tensors."""
+        return ARRAYS.describe(tensor)
+
+    # -- modules
+
+    def is_model(self, value: Any) -> bool:
+        return isinstance(value, self.module_type)
+
+    def children(self, module: Module) -> Iterator[tuple[Keys, Module]]:
+        yield from self._held(module, self.module_type)
+
+    def parameters(self, module: Module) -> Iterator[tuple[Keys, Tensor, ParameterKind]]:
+        yield from ((keys, tensor, "parameter") for keys, tensor in self._held(module, self.tensor_type))
+
+    def _held(self, module: Module, kind: type) -> Iterator[tuple[Keys, Any]]:
+        for name, value in list(vars(module).items()):
+            yield from held_in(value, (name,), kind, closed=self.module_type)
+
+    def attributes(self, module: Module) -> dict[str, Any]:
+        return dict(vars(module))
+
+    def is_training(self, module: Module) -> bool:
+        return bool(getattr(module, "training", False))
+
+    def calling(self, call: Call) -> Module:
+        raise CaptureError(f"The adapter of {self.name} makes no modules.")
+
+    def cast(self, modules: Sequence[Module], dtype: str) -> AbstractContextManager[None]:
+        raise CaptureError(f"The adapter of {self.name} gives modules no other dtype.")
+
+    # -- calls
+
+    def entry(self, module: Module) -> str | None:
+        return "__call__" if callable(module) else None
+
+    def hidden(self, module: Module, *, compile: bool | None) -> str:
+        return ""
+
+    def compiling(self) -> Callable[[], bool]:
+        return _never
+
+    def blind(self) -> str:
+        return ""
 
     def is_function(self, value: Any) -> bool:
-        """Whether a value is a function that this framework made of a Python function (a compiled one)."""
+        return False
 
     def functions(self) -> Iterable[Function]:
-        """The functional sites: attention, softmax, and the selections, whose outputs are ids."""
+        return ()
+
+    def switches(self, modules: Sequence[Module], warn: Warn, *, compile: bool | None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def passed_over(self) -> frozenset[str]:
+        return frozenset()
+
+    # -- randomness
 
     def randoms(self) -> Iterable[Random]:
-        """The random functions."""
+        return ()
 
     def rng_state(self) -> Any:
-        """The state of the framework's default generators, and of Python's and NumPy's."""
+        return self.generator_state(), python_rng.state()
 
     def set_rng_state(self, state: Any) -> None:
-        """Puts all of them back into a state."""
+        own, pythons = state
+        self.set_generator_state(own)
+        python_rng.restore(pythons)
 
-    def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
-        """Framework switches for the length of a run: compiled regions with observed modules inside are not used.
+    def generator_state(self) -> Any:
+        """The state of the framework's default generators."""
+        return None
 
-        ``compile`` False turns compilation and fused layers off wherever that can be done, True leaves them on.
-        """
+    def set_generator_state(self, state: Any) -> None:
+        """Puts the framework's default generators back into a state."""
+        assert state is None, "an adapter with generators brings both methods"
 
-    def calling(self, call: Callable[..., Any]) -> Any:
-        """A module without parameters whose call is the given one."""
+    def generator(self) -> Any:
+        """What a trace says of the default generator: its seed or state, as plain data."""
+        return None
+
+    # -- the rest
 
     def no_grad(self) -> AbstractContextManager[None]:
-        """A context in which no gradients are recorded."""
-
-    def cast(self, modules: Sequence[Any], dtype: str) -> AbstractContextManager[None]:
-        """A context in which the modules' floating parameters, buffers and plain tensors are of another dtype; then as they were."""
+        return nullcontext()
 
     def info(self) -> dict[str, Any]:
-        """What a trace says of the framework: ``versions``, and the seed or state of its generators."""
+        return {"versions": {self.name: version_of(self.name)}, "generator": self.generator()}
 
 
-def named(name: str) -> Adapter:
-    """The adapter of that name; the framework is imported."""
-    if name in ("plain", "numpy"):
-        return import_module("tracediff.observe.adapters.plain").Plain()  # type: ignore[no-any-return]
-    if name not in FRAMEWORKS:
-        raise CaptureError(f"No adapter {name!r}; there are: {', '.join(FRAMEWORKS)}.")
-    try:
-        module = import_module(f"tracediff.observe.adapters.{name}")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{name} cannot be imported here ({error}). Install it with: pip install 'tensor-tracediff[{name}]'"
-        ) from error
-    return module.ADAPTER  # type: ignore[no-any-return]
+class Calling:
+    """What makes a module, of whichever module class stands behind it, whose call is a function's: ``forward = Calling.run``."""
+
+    eval: Callable[[], Any]
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self._call = call
+        self.eval()
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self._call(*args, **kwargs)
 
 
-def loaded() -> list[Adapter]:
-    """The adapters of the frameworks that this process has imported."""
-    return [named(name) for name, module in FRAMEWORKS.items() if module in sys.modules]
+def held_in(value: Any, keys: Keys, kind: type, *, closed: type) -> Iterator[tuple[Keys, Any]]:
+    """The values of a kind in an attribute: the value itself, or what nested lists, tuples and dicts hold, with the keys that lead there.
+
+    Objects of the class ``closed`` are not entered, though they may be dicts.
+    """
+    if isinstance(value, kind):
+        yield keys, value
+    elif len(keys) > DEEPEST or isinstance(value, closed):
+        return
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from held_in(part, (*keys, index), kind, closed=closed)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from held_in(part, (*keys, key), kind, closed=closed)
 
 
-def of(*values: Any) -> Adapter | None:
-    """The adapter of the first tensor or module found among the values and what they hold; None where there is none."""
-    adapters = loaded()
-    for value in values:
-        for adapter in adapters:
-            if _holds(adapter, value, 3):
-                return adapter
-    return None
+def shape_like(array: Array, like: Tensor) -> tuple[int, ...]:
+    """The shape of ``like`` where it has as many elements as the array, else the array's own."""
+    shape = tuple(like.shape)
+    return shape if array.size == math.prod(shape) else array.shape
 
 
-def _holds(adapter: Adapter, value: Any, depth: int) -> bool:
-    if adapter.is_model(value) or (adapter.is_tensor(value) and type(value).__module__.partition(".")[0] != "numpy"):
-        return True
-    if depth == 0 or isinstance(value, (str, bytes, int, float, type)):
-        return False
-    return any(_holds(adapter, part, depth - 1) for part in parts(value))
-
-
-def parts(value: Any) -> list[Any]:
-    """What a container or a plain object holds."""
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return list(vars(value).values()) if hasattr(value, "__dict__") and not callable(value) else []
+def _never() -> bool:
+    return False

@@ -10,13 +10,11 @@ import copy
 import ctypes
 import functools
 import gc
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from importlib.metadata import version
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import mlx.core as mx
@@ -24,16 +22,22 @@ import numpy as np
 from mlx import nn
 
 from tracediff.dtype import Array
-from tracediff.observe import frames, python_rng
-from tracediff.observe.adapters.base import Function, Random
-from tracediff.observe.containers import is_array
-from tracediff.observe.observer import Tensor
-from tracediff.observe.patching import patch
-from tracediff.observe.provenance import digest_of
-
-Args = tuple[Any, ...]
-Kwargs = Mapping[str, Any]
-Keys = tuple[str | int, ...]
+from tracediff.observe import exchange, frames
+from tracediff.observe.adapters.arguments import argument, noted, plain, softmax_axis
+from tracediff.observe.adapters.base import Calling, FrameworkAdapter, held_in
+from tracediff.observe.types import (
+    Adapter,
+    Args,
+    Call,
+    Function,
+    Keys,
+    Kwargs,
+    Module,
+    ParameterKind,
+    Random,
+    Tensor,
+    Warn,
+)
 
 _INTERNAL = frozenset({"_no_grad", "_training"})
 _STATISTICS = ("running_mean", "running_var")
@@ -42,51 +46,15 @@ _PACKED = ("weight", "scales", "biases")
 
 _Compiled = type(nn.gelu)
 
-frames.passed_over.add(nn.layers.containers.__file__)
 
-
-class Mlx:
+class Mlx(FrameworkAdapter):
     """The adapter of MLX."""
 
     name = "mlx"
+    tensor_type = mx.array
+    module_type = nn.Module
 
-    def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, mx.array) or is_array(value)
-
-    def is_model(self, value: Any) -> bool:
-        return isinstance(value, nn.Module)
-
-    def children(self, module: Any) -> Iterator[tuple[Keys, Any]]:
-        for name, value in [*module.items(), *vars(module).items()]:
-            yield from _held(value, (name,), nn.Module)
-
-    def parameters(self, module: Any) -> Iterator[tuple[Keys, Tensor, Literal["parameter", "buffer"]]]:
-        unpacked = _unpacked(module)
-        for keys, array in _arrays(module):
-            if unpacked is not None and keys[0] in _PACKED:
-                continue
-            yield keys, array, "buffer" if str(keys[0]).startswith("_") or keys[0] in _STATISTICS else "parameter"
-        if unpacked is not None:
-            yield ("weight",), unpacked, "parameter"
-
-    def attributes(self, module: Any) -> dict[str, Any]:
-        both = {**module, **vars(module)}
-        return {name: value for name, value in both.items() if name not in _INTERNAL}
-
-    def is_training(self, module: Any) -> bool:
-        return bool(module.training)
-
-    def entry(self, module: Any) -> str | None:
-        return "__call__" if callable(module) else None
-
-    def hidden(self, module: Any, *, compile: bool | None) -> str:
-        return ""
-
-    def compiling(self) -> Callable[[], bool]:
-        return _never
-
-    def blind(self) -> str:
-        return ""
+    # -- tensors
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
         try:
@@ -97,76 +65,57 @@ class Mlx:
             return "inside a region compiled by mx.compile (or another function transformation)"
         return ""
 
-    def view(self, tensor: Tensor) -> Array:
-        if isinstance(tensor, np.ndarray):
-            return tensor
+    def values_of(self, tensor: Tensor) -> Array:
         if tensor.dtype == mx.bfloat16:
             return np.asarray(tensor.view(mx.uint16)).view(ml_dtypes.bfloat16)
         return np.asarray(tensor)
 
-    def to_numpy(self, tensor: Tensor) -> Array:
-        return np.array(self.view(tensor), order="C", copy=True)
-
-    def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
-        if isinstance(like, np.ndarray):
-            return np.array(array, dtype=like.dtype).reshape(_shape(array, like.shape))
+    def tensor_of(self, array: Array) -> Tensor:
         if array.dtype == ml_dtypes.bfloat16:
-            tensor = mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
-        else:
-            tensor = mx.array(np.array(array, dtype=array.dtype.newbyteorder("=")))
-        if like is None:
-            return tensor
-        return tensor.reshape(_shape(array, like.shape)).astype(like.dtype)
+            return mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
+        return mx.array(np.array(array, dtype=array.dtype.newbyteorder("=")))
 
-    def token(self, tensor: Tensor) -> Any:
-        if isinstance(tensor, np.ndarray):
-            return digest_of(tensor)
+    def fitted(self, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return tensor.reshape(shape).astype(like.dtype)
+
+    def token_of(self, tensor: Tensor) -> Any:
         # A copy shares the memory and keeps it from being used again: as long as it lives, an unchanged tensor has the same address.
         kept = copy.copy(tensor)
         return kept, address(kept)
 
-    def is_changed(self, tensor: Tensor, token: Any) -> bool:
-        if isinstance(tensor, np.ndarray):
-            return bool(digest_of(tensor) != token)
-        kept, place = token
+    def is_changed_tensor(self, tensor: Tensor, token: Any) -> bool:
+        kept, start = token
         if self.unreadable([tensor]):
             return False
-        return bool(tensor.shape != kept.shape or tensor.dtype != kept.dtype or (tensor.size > 0 and address(tensor) != place))
+        return bool(tensor.shape != kept.shape or tensor.dtype != kept.dtype or (tensor.size > 0 and address(tensor) != start))
 
-    def assign(self, tensor: Tensor, values: Tensor) -> None:
-        tensor[...] = values
-
-    def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+    def describe_tensor(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
         return str(tensor.dtype).removeprefix("mlx.core."), tuple(tensor.shape), str(mx.default_device().type).rpartition(".")[2]
 
-    def is_function(self, value: Any) -> bool:
-        return type(value) is _Compiled
+    # -- modules
 
-    def functions(self) -> Iterator[Function]:
-        return iter(_FUNCTIONS)
+    def children(self, module: Module) -> Iterator[tuple[Keys, Module]]:
+        for name, value in [*module.items(), *vars(module).items()]:
+            yield from held_in(value, (name,), nn.Module, closed=nn.Module)
 
-    def randoms(self) -> Iterator[Random]:
-        return iter(_RANDOMS)
+    def parameters(self, module: Module) -> Iterator[tuple[Keys, Tensor, ParameterKind]]:
+        unpacked = _unpacked(module)
+        for keys, array in _arrays(module):
+            if unpacked is not None and keys[0] in _PACKED:
+                continue
+            yield keys, array, "buffer" if str(keys[0]).startswith("_") or keys[0] in _STATISTICS else "parameter"
+        if unpacked is not None:
+            yield ("weight",), unpacked, "parameter"
 
-    def rng_state(self) -> Any:
-        return np.array(_key()), python_rng.state()
+    def attributes(self, module: Module) -> dict[str, Any]:
+        both = {**module, **vars(module)}
+        return {name: value for name, value in both.items() if name not in _INTERNAL}
 
-    def set_rng_state(self, state: Any) -> None:
-        (high, low), others = state  # a seed is nothing but the key that it makes
-        mx.random.seed(int(high) << 32 | int(low))
-        python_rng.restore(others)
-
-    def switches(self, modules: Sequence[Any], warn: Callable[[str], None], *, compile: bool | None) -> AbstractContextManager[None]:
-        return nullcontext() if compile is True else _without_compilation(modules, warn, now=compile is False)
-
-    def calling(self, call: Callable[..., Any]) -> Any:
+    def calling(self, call: Call) -> Module:
         return _Calling(call)
 
-    def no_grad(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
     @contextmanager
-    def cast(self, modules: Sequence[Any], dtype: str) -> Iterator[None]:
+    def cast(self, modules: Sequence[Module], dtype: str) -> Iterator[None]:
         wanted = getattr(mx, dtype)
         undo = ExitStack()
         with undo:
@@ -178,18 +127,50 @@ class Mlx:
                         holder[keys[-1]] = array.astype(wanted)
             yield
 
-    def info(self) -> dict[str, Any]:
-        return {"versions": {"mlx": version("mlx")}, "generator": np.array(_key()).tolist()}
+    # -- calls
+
+    def is_function(self, value: Any) -> bool:
+        return type(value) is _Compiled
+
+    def functions(self) -> Iterable[Function]:
+        return _FUNCTIONS
+
+    def switches(self, modules: Sequence[Module], warn: Warn, *, compile: bool | None) -> AbstractContextManager[None]:
+        return nullcontext() if compile is True else _without_compilation(modules, warn, now=compile is False)
+
+    def passed_over(self) -> frozenset[str]:
+        return frozenset({nn.layers.containers.__file__})
+
+    # -- randomness
+
+    def randoms(self) -> Iterable[Random]:
+        return _RANDOMS
+
+    def generator_state(self) -> Any:
+        return np.array(_key())
+
+    def set_generator_state(self, state: Any) -> None:
+        high, low = state  # a seed is nothing but the key that it makes
+        mx.random.seed(int(high) << 32 | int(low))
+
+    def generator(self) -> Any:
+        return np.array(_key()).tolist()
+
+
+class _Calling(Calling, nn.Module):
+    """A module whose call is a function's."""
+
+    __call__ = Calling.run
 
 
 def _arrays(module: nn.Module) -> Iterator[tuple[Keys, mx.array]]:
     """The arrays that a module itself holds, with the keys that lead to each."""
     for name, value in module.items():
-        yield from _held(value, (name,), mx.array)
+        yield from held_in(value, (name,), mx.array, closed=nn.Module)
 
 
 def _unpacked(module: nn.Module) -> mx.array | None:
-    """The weight of a quantised module as its codes stand for it, in the dtype of its scales; None for any other module."""
+    """The weight that the codes of a quantised module stand for, in the dtype of its scales; None for any other module."""
     if not all(isinstance(module.get(name), mx.array) for name in _PACKED[:2]) or not hasattr(module, "bits"):
         return None
     packed, scales, offsets = map(module.get, _PACKED)
@@ -197,43 +178,11 @@ def _unpacked(module: nn.Module) -> mx.array | None:
     return mx.dequantize(packed, scales, offsets, **sizes)
 
 
-class _Calling(nn.Module):
-    """A module whose call is a function's."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self._call = call
-        self.eval()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-
-def _held(value: Any, keys: Keys, kind: type) -> Iterator[tuple[Keys, Any]]:
-    """The values of a kind in an attribute: itself, or what nested lists, tuples and dicts hold; modules are not entered."""
-    if isinstance(value, kind):
-        yield keys, value
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _held(part, (*keys, index), kind)
-    elif isinstance(value, dict) and not isinstance(value, nn.Module):
-        for key, part in value.items():
-            yield from _held(part, (*keys, key), kind)
-
-
-def _shape(array: Array, shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(shape) if array.size == math.prod(shape) else array.shape
-
-
 def _key() -> mx.array:
     """The default generator's key, which is all its state."""
     state: Any = mx.random.state
     key: mx.array = state[0]
     return key
-
-
-def _never() -> bool:
-    return False
 
 
 # -- memory
@@ -269,44 +218,58 @@ class _Buffer(ctypes.Structure):
 # -- compilation
 
 
+class _Compilation:
+    """`mx.compile` during a run: on until a reason turns it off, and on again afterwards. The run is warned of the first reason."""
+
+    def __init__(self, warn: Warn) -> None:
+        self._warn = warn
+        self._is_off = False
+
+    def turn_off(self, why: str) -> None:
+        if not self._is_off:
+            self._is_off = True
+            mx.disable_compile()
+            self._warn(f"mx.compile was off during the run: {why}.")
+
+    def turn_off_for(self, function: Any, observed: set[int]) -> None:
+        """Turns compilation off if a function that is compiled reaches an observed module."""
+        if reaches(function, observed):
+            self.turn_off(f"{_name(function)} is compiled and reaches observed modules")
+
+    def restore(self) -> None:
+        if self._is_off:
+            mx.enable_compile()
+
+
 @contextmanager
-def _without_compilation(modules: Sequence[Any], warn: Callable[[str], None], *, now: bool) -> Iterator[None]:
-    """Turns `mx.compile` off for the run where compiled code reaches an observed module, and back on afterwards."""
+def _without_compilation(modules: Sequence[Any], warn: Warn, *, now: bool) -> Iterator[None]:
+    """Turns `mx.compile` off for the run: at once with ``now``, else where compiled code reaches an observed module."""
     if not is_compiling():
         yield
         return
     observed = {id(module) for module in modules}
-    turned_off: list[str] = []
-
-    def turn_off(why: str) -> None:
-        if not turned_off:
-            turned_off.append(why)
-            mx.disable_compile()
-            warn(f"mx.compile was off during the run: {why}.")
+    compilation = _Compilation(warn)
 
     def watching(original: Any) -> Any:
         def compile(fun: Any, *args: Any, **kwargs: Any) -> Any:
-            if reaches(fun, observed):
-                turn_off(f"{_name(fun)} is compiled and reaches observed modules")
+            compilation.turn_off_for(fun, observed)
             return original(fun, *args, **kwargs)
 
         return compile
 
     if now:
-        turn_off("as asked")
+        compilation.turn_off("as asked")
     compiled = [function for function in gc.get_objects() if type(function) is _Compiled]
     for function in compiled:
-        if reaches(function, observed):
-            turn_off(f"{_name(function)} is compiled and reaches observed modules")
-    keys = [patch.apply(mx, "compile", watching)]
-    keys += [patch.apply(*place, _uncompiled) for place in _places_of([function for function in compiled if draws(function)])]
+        compilation.turn_off_for(function, observed)
+    drawing = _places_of([function for function in compiled if draws(function)])
+    keys = [exchange.apply(mx, "compile", watching), *(exchange.apply(*place, _uncompiled) for place in drawing)]
     try:
         yield
     finally:
         for key in keys:
-            patch.release(key)
-        if turned_off:
-            mx.enable_compile()
+            exchange.release(key)
+        compilation.restore()
 
 
 def is_compiling() -> bool:
@@ -345,7 +308,7 @@ def _places_of(functions: Sequence[Any]) -> list[tuple[ModuleType, str]]:
 
 
 def _uncompiled(original: Any) -> Any:
-    """How to wrap a compiled function that draws: where somebody observes, its Python code runs, and the draw is seen."""
+    """How to wrap a compiled function that draws: where a session observes, its Python code runs, and the draw is seen."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if not frames.current() or not is_compiling():
@@ -396,28 +359,19 @@ def _name(function: Any) -> str:
 # -- functional sites
 
 
-def _argument(args: Args, kwargs: Kwargs, position: int, name: str, default: Any = None) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)
-
-
 def _attention_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
     mask = kwargs.get("mask")
     return {"scale": _plain(kwargs.get("scale")), "causal": isinstance(mask, str) and mask == "causal"}
 
 
-def _softmax_attributes(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    values, axis = args[0], _argument(args, kwargs, 1, "axis")
-    return {"axis": axis - values.ndim if isinstance(axis, int) and axis >= 0 else axis}
-
-
 def _is_ranked(args: Args, kwargs: Kwargs) -> bool:
-    """Whether what is sorted are scores; whole numbers tie, and the order of equal ones is no framework's promise."""
-    return bool(mx.issubdtype(_argument(args, kwargs, 0, "a").dtype, mx.floating))
+    """Whether the sorted values are scores: integers tie, and no framework promises the order of equal values."""
+    return bool(mx.issubdtype(argument(args, kwargs, 0, "a").dtype, mx.floating))
 
 
 _FUNCTIONS = (
     Function(mx.fast, "scaled_dot_product_attention", "attention", ("q", "k", "v"), None, _attention_attributes),
-    Function(mx, "softmax", "softmax", ("0", "axis"), None, _softmax_attributes),
+    Function(mx, "softmax", "softmax", ("0", "axis"), None, softmax_axis("a", "axis")),
     *(Function(owner, name, name, ("0", "axis", "keepdims"), {"a": "0"}) for name in ("argmax", "argmin") for owner in (mx, mx.array)),
     Function(mx, "topk", "topk", ("0", "k", "axis"), {"a": "0"}, applies=_is_ranked),
     Function(mx, "argsort", "argsort", ("0", "axis"), {"a": "0"}, applies=_is_ranked),
@@ -432,30 +386,23 @@ def _plain(value: Any) -> Any:
     """An argument as it is noted: numbers as they are, arrays of one number as the number, others as the word."""
     if isinstance(value, mx.array):
         return value.item() if value.size == 1 else "tensor"
-    return value if isinstance(value, (int, float, bool, str)) or value is None else "tensor"
+    return plain(value)
 
 
-def _noted(first: int = 0, **defaults: Any) -> Callable[[Args, Kwargs], dict[str, Any]]:
-    """Notes the arguments of these names, given by position from ``first`` on or by keyword."""
-
-    def arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-        names = enumerate(defaults.items(), first)
-        return {name: _plain(_argument(args, kwargs, position, name, default)) for position, (name, default) in names}
-
-    return arguments
+_noted = functools.partial(noted, as_noted=_plain)
 
 
 def _normal_arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    mean, std = _argument(args, kwargs, 2, "loc"), _argument(args, kwargs, 3, "scale")
+    mean, std = argument(args, kwargs, 2, "loc"), argument(args, kwargs, 3, "scale")
     return {"mean": 0.0 if mean is None else _plain(mean), "std": 1.0 if std is None else _plain(std)}
 
 
 def _laplace_arguments(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    return {"mean": _plain(_argument(args, kwargs, 2, "loc", 0.0)), "scale": _plain(_argument(args, kwargs, 3, "scale", 1.0))}
+    return {"mean": _plain(argument(args, kwargs, 2, "loc", 0.0)), "scale": _plain(argument(args, kwargs, 3, "scale", 1.0))}
 
 
 def _odds(args: Args, kwargs: Kwargs) -> tuple[Tensor, int, bool]:
-    return _argument(args, kwargs, 0, "logits"), _argument(args, kwargs, 1, "axis", -1), True
+    return argument(args, kwargs, 0, "logits"), argument(args, kwargs, 1, "axis", -1), True
 
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
@@ -474,4 +421,4 @@ _RANDOMS = (
 
 _DRAWING = frozenset(random.attribute for random in _RANDOMS)
 
-ADAPTER = Mlx()
+ADAPTER: Adapter = Mlx()

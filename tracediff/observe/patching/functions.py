@@ -12,39 +12,17 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from tracediff.observe.patching import wrappers
+from tracediff.observe.adapters import registry
+from tracediff.observe.exchange import original_of
+from tracediff.observe.patching.places import Found, FoundKind
 
-Kind = Literal["function", "method", "static", "class"]
-
-FRAMEWORKS = frozenset({"torch", "mlx"})
 _OURS = "tracediff"
 _NEAREST = 3
 _MOST_COMPARED = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A function: the module or class that holds it, by which attribute, its dotted name, and the Python function itself."""
-
-    owner: Any
-    attribute: str
-    dotted: str
-    function: Any
-    kind: Kind
-
-    @property
-    def module(self) -> str:
-        """The dotted name of the module that it was written in."""
-        return str(self.owner.__name__ if isinstance(self.owner, ModuleType) else self.owner.__module__)
-
-    @property
-    def name(self) -> str:
-        """Its name inside that module: ``mel``, ``Mel.frames``; a class's own calls have the name of the class."""
-        return _plain(str(getattr(self.function, "__qualname__", self.attribute)).removesuffix(".__call__"))
+"""Dotted names that a pattern without a match is compared with."""
 
 
 def functions_like(pattern: str, is_function: Callable[[Any], bool]) -> list[Found]:
@@ -55,12 +33,12 @@ def functions_like(pattern: str, is_function: Callable[[Any], bool]) -> list[Fou
     """
     wanted = pattern.replace("**", "*")
     is_exact = not any(mark in wanted for mark in "*?[")
-    found: dict[tuple[int, str], Found] = {}
+    matched: dict[tuple[int, str], Found] = {}
     for module in _modules(wanted.partition(".")[0]):
-        for one in _in_module(module, is_function, foreign=is_exact):
-            if fnmatch.fnmatchcase(one.dotted, wanted):
-                found.setdefault((id(one.owner), one.attribute), one)
-    return list(found.values())
+        for found in _in_module(module, is_function, foreign=is_exact):
+            if fnmatch.fnmatchcase(found.dotted, wanted):
+                matched.setdefault(found.key, found)
+    return list(matched.values())
 
 
 def nearest(pattern: str, is_function: Callable[[Any], bool]) -> list[str]:
@@ -68,7 +46,7 @@ def nearest(pattern: str, is_function: Callable[[Any], bool]) -> list[str]:
     text = pattern.replace("**", "*").rstrip(".*")
     top = text.partition(".")[0]
     modules = _modules(top)
-    names = [module.__name__ for module in modules] + [one.dotted for module in modules for one in _in_module(module, is_function)]
+    names = [module.__name__ for module in modules] + [found.dotted for module in modules for found in _in_module(module, is_function)]
     if not names:
         names = sorted({name.partition(".")[0] for name in list(sys.modules)})
         return [f"{name}.**" for name in difflib.get_close_matches(top, names, _NEAREST)]
@@ -76,15 +54,15 @@ def nearest(pattern: str, is_function: Callable[[Any], bool]) -> list[str]:
     return close or [name for name in names if text.rpartition(".")[2] in name][:_NEAREST]
 
 
-def longer_names(found: Iterable[Found]) -> dict[int, str]:
-    """For functions of one name another by which they can be told apart, with their module's before it; by the function's id."""
-    functions = {id(one.function): one for one in found}
-    crowd = Counter(one.name for one in functions.values())
-    within = Counter(_within(one) for one in functions.values())
+def longer_names(every: Iterable[Found]) -> dict[int, str]:
+    """For functions that share their name, by the function's id: a name with as much of the module before it as tells them apart."""
+    functions = {id(found.function): found for found in every}
+    short = Counter(found.name for found in functions.values())
+    longer = Counter(found.name_with_module for found in functions.values())
     return {
-        key: _within(one) if within[_within(one)] == 1 else f"{one.module}.{one.name}"
-        for key, one in functions.items()
-        if crowd[one.name] > 1
+        key: found.name_with_module if longer[found.name_with_module] == 1 else f"{found.module}.{found.name}"
+        for key, found in functions.items()
+        if short[found.name] > 1
     }
 
 
@@ -94,13 +72,14 @@ def arguments_of(found: Found) -> tuple[str, ...]:
         parameters = inspect.signature(found.function).parameters.values()
     except (TypeError, ValueError):
         return ()
-    names = tuple(one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(parameter.name for parameter in parameters if parameter.kind in positional)
     return names[1:] if found.kind in ("method", "class") else names
 
 
 def is_of_framework(cls: type) -> bool:
     """Whether a class is made from one of a framework's: its objects are modules, which are observed as such."""
-    return any(base.__module__.partition(".")[0] in FRAMEWORKS for base in cls.__mro__)
+    return any(base.__module__.partition(".")[0] in registry.packages() for base in cls.__mro__)
 
 
 def is_python_function(value: Any) -> bool:
@@ -109,7 +88,7 @@ def is_python_function(value: Any) -> bool:
 
 
 def _modules(top: str) -> list[ModuleType]:
-    """The imported modules of the packages whose name matches a glob, without this one's."""
+    """The imported modules of the packages whose name matches a glob, without those of this package."""
     return [
         module
         for name, module in list(sys.modules.items())
@@ -124,7 +103,7 @@ def _in_module(module: ModuleType, is_function: Callable[[Any], bool], *, foreig
     """A module's own functions and methods; with ``foreign`` also the functions that it took over from its package."""
     package = module.__name__.partition(".")[0]
     for name, value in list(vars(module).items()):
-        function = wrappers.original_of(value)
+        function = original_of(value)
         origin = getattr(function, "__module__", None) if is_python_function(function) or is_function(function) else None
         if isinstance(origin, str) and (origin == module.__name__ or (foreign and origin.partition(".")[0] == package)):
             yield Found(module, name, f"{module.__name__}.{name}", function, "function")
@@ -136,16 +115,15 @@ def _in_class(cls: type, dotted: str) -> Iterator[Found]:
     for name, value in list(vars(cls).items()):
         if name.startswith("__") and name.endswith("__") and name != "__call__":
             continue
-        value = wrappers.original_of(value)
-        kind: Kind = "static" if isinstance(value, staticmethod) else "class" if isinstance(value, classmethod) else "method"
-        function = wrappers.original_of(value if kind == "method" else value.__func__)
+        value = original_of(value)
+        kind = _kind_of(value)
+        function = original_of(value if kind == "method" else value.__func__)
         if is_python_function(function):
             yield Found(cls, name, f"{dotted}.{name}", function, kind)
 
 
-def _within(found: Found) -> str:
-    return f"{found.module.rpartition('.')[2]}.{found.name}"
-
-
-def _plain(name: str) -> str:
-    return name.replace(".<locals>", "").replace("<lambda>", "lambda")
+def _kind_of(attribute: Any) -> FoundKind:
+    """The kind of an attribute of a class, should it be a function."""
+    if isinstance(attribute, staticmethod):
+        return "static"
+    return "class" if isinstance(attribute, classmethod) else "method"

@@ -8,34 +8,41 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from tracediff.errors import CaptureError
-from tracediff.observe.adapters.base import Adapter, Function
-from tracediff.observe.patching import functions as found_functions
-from tracediff.observe.patching import patch, wrappers
-from tracediff.observe.patching.functions import Found
-from tracediff.observe.patching.wrappers import Place, Wrap
-from tracediff.observe.tree import Node
+from tracediff.observe import exchange
+from tracediff.observe.adapters import registry
+from tracediff.observe.exchange import original_of
+from tracediff.observe.patching import functions as own_functions
+from tracediff.observe.patching import wrappers
+from tracediff.observe.patching.places import Found, Observation, Place
+from tracediff.observe.patching.wrappers import Wrap
+from tracediff.observe.types import Adapter, Function, Node
 from tracediff.site import escape
 
-if TYPE_CHECKING:
-    from tracediff.observe.session import Session
+_BASES = frozenset({"builtins", "typing", "abc", "collections", "functools"})
+"""Packages whose classes are bases of models without being the model's own code."""
 
-_FRAMEWORKS = found_functions.FRAMEWORKS | {"builtins", "typing", "abc", "collections", "functools"}
-_UNSEARCHED = _FRAMEWORKS | {"numpy", "scipy", "tracediff"} | sys.stdlib_module_names - {"__main__"}
-"""Packages that take no functions of others over by name."""
+_UNSEARCHED = _BASES | {"numpy", "scipy", "tracediff"} | sys.stdlib_module_names - {"__main__"}
+"""Packages that, like the frameworks, take no functions of others over by name."""
 
 _OWN = Function(None, "", "", is_own=True)
 """How calls of a method of the model's own code are shown: by position and keyword, as those of modules."""
 
-_Patched = tuple[Any, str, Wrap]
+
+class Patched(NamedTuple):
+    """An attribute to exchange, and what makes the wrapper that takes its place."""
+
+    owner: Any
+    attribute: str
+    wrap: Wrap
 
 
 class Installation:
     """Puts a session's wrappers in; `take_out` puts everything back as it was, also after a failure half-way."""
 
-    def __init__(self, session: Session, *, methods: Iterable[str], functions: Iterable[str], compile: bool | None) -> None:
+    def __init__(self, session: Observation, *, methods: Iterable[str], functions: Iterable[str], compile: bool | None) -> None:
         self._session = session
         self._adapter: Adapter = session.adapter
         self._is_compiling = session.adapter.compiling()
@@ -55,37 +62,41 @@ class Installation:
             self._module(node)
         for pattern, sites in self._methods.items():
             sites += self._methods_like(pattern)
-        wraps: list[_Patched] = []
-        for function in self._adapter.functions():
-            wraps.append((function.owner, function.attribute, wrappers.function_wrapper(function, self._is_compiling)))
-        for random in self._adapter.randoms():
-            wraps.append((random.owner, random.attribute, wrappers.random_wrapper(random, self._is_compiling)))
+        of_framework = [*self._functional_sites(), *self._random_functions()]
         self._imported = set(sys.modules)
-        found = {pattern: found_functions.functions_like(pattern, self._adapter.is_function) for pattern in self._functions}
-        packages = _packages(modules) | {one.module.partition(".")[0] for every in found.values() for one in every}
-        self._everywhere(wraps, lambda package: package in packages)
+        found = {pattern: own_functions.functions_like(pattern, self._adapter.is_function) for pattern in self._functions}
+        packages = _packages(modules) | {function.package for matched in found.values() for function in matched}
+        self._everywhere(of_framework, lambda package: package in packages)
         self._own(found, models)
 
+    def _functional_sites(self) -> Iterator[Patched]:
+        for function in self._adapter.functions():
+            yield Patched(function.owner, function.attribute, wrappers.function_wrapper(function, self._is_compiling))
+
+    def _random_functions(self) -> Iterator[Patched]:
+        for random in self._adapter.randoms():
+            yield Patched(random.owner, random.attribute, wrappers.random_wrapper(random, self._is_compiling))
+
     def _own(self, found: Mapping[str, Sequence[Found]], models: Sequence[Node]) -> None:
-        """Patches the functions and methods that the patterns found: methods of modules in the modules, others where they are held."""
-        every = {(id(one.owner), one.attribute): one for one in itertools.chain.from_iterable(found.values())}
-        longer = found_functions.longer_names(every.values())
+        """Patches the functions and methods that the patterns found: methods of modules in the modules, others wherever they are held."""
+        every = {function.key: function for function in itertools.chain.from_iterable(found.values())}
+        longer = own_functions.longer_names(every.values())
         sites: dict[tuple[int, str], set[str]] = {}
-        wraps: list[_Patched] = []
-        for key, one in every.items():
-            if one.kind == "method" and found_functions.is_of_framework(one.owner):
-                sites[key] = set(self._methods_of_modules(one, models))
+        wraps: list[Patched] = []
+        for key, function in every.items():
+            if function.kind == "method" and own_functions.is_of_framework(function.owner):
+                sites[key] = set(self._methods_of_modules(function, models))
                 continue
-            keys, other = found_functions.arguments_of(one), longer.get(id(one.function), "")
-            function = Function(one.owner, one.attribute, one.name, keys, is_own=True, longer=other)
-            wraps.append((one.owner, one.attribute, wrappers.own_wrapper(one, function, self._is_compiling)))
-            sites[key] = {f"!{escape(name)}" for name in (one.name, other)}
+            site = _site_of(function, longer.get(id(function.function), ""))
+            wraps.append(Patched(function.owner, function.attribute, wrappers.own_wrapper(function, site, self._is_compiling)))
+            sites[key] = {f"!{escape(name)}" for name in (site.name, site.longer)}
         for pattern, matched in found.items():
-            self._functions[pattern].update(*(sites[id(one.owner), one.attribute] for one in matched))
-        self._everywhere(wraps, lambda package: package not in _UNSEARCHED, layer="own")
+            self._functions[pattern].update(*(sites[function.key] for function in matched))
+        unsearched = _UNSEARCHED | registry.packages()
+        self._everywhere(wraps, lambda package: package not in unsearched, layer="own")
 
     def _methods_of_modules(self, found: Found, models: Sequence[Node]) -> Iterator[str]:
-        """Patches a method of a class of modules for each of its modules, and gives their sites; calls of modules are seen anyway."""
+        """Patches a method of a class of modules for each of its modules; yields the sites. Calls of modules are seen anyway."""
         for node in models:
             is_there = isinstance(node.module, found.owner) and wrappers.provider_of(type(node.module), found.attribute) is found.owner
             if is_there and not node.is_inside and self._adapter.entry(node.module) != found.attribute:
@@ -106,7 +117,7 @@ class Installation:
                 yield f"method {pattern!r}: never called"
         for pattern, functions in self._functions.items():
             if not functions:
-                near = ", ".join(map(repr, found_functions.nearest(pattern, self._adapter.is_function)))
+                near = ", ".join(map(repr, own_functions.nearest(pattern, self._adapter.is_function)))
                 hint = f" (nearest: {near})" if near else ""
                 yield f"functions {pattern!r}: there are none in the modules that were imported when the run began{hint}"
             elif not functions & (called | seen):
@@ -114,8 +125,8 @@ class Installation:
             yield from self._imported_later(pattern)
 
     def _imported_later(self, pattern: str) -> Iterator[str]:
-        matched = found_functions.functions_like(pattern, self._adapter.is_function)
-        for module in sorted({one.module for one in matched} - self._imported):
+        matched = own_functions.functions_like(pattern, self._adapter.is_function)
+        for module in sorted({found.module for found in matched} - self._imported):
             yield f"functions {pattern!r}: {module!r} was imported during the run, and its functions were not seen; import it before"
 
     def _module(self, node: Node) -> None:
@@ -153,21 +164,21 @@ class Installation:
         self._undo.callback(wrappers.untrack, instance, attribute, place)
         self._patch(owner, attribute, wrappers.entrance(owner, attribute, self._is_compiling))
 
-    def _everywhere(self, wraps: Iterable[_Patched], is_searched: Callable[[str], bool], *, layer: str = "") -> None:
-        """Patches attributes, and the names under which packages that are searched, and the models, hold the same values."""
+    def _everywhere(self, wraps: Iterable[Patched], is_searched: Callable[[str], bool], *, layer: str = "") -> None:
+        """Patches attributes, and every other name under which a searched package or a model holds the same value."""
         by_value: dict[int, tuple[Any, Wrap]] = {}
         for owner, name, wrap in wraps:
             held = getattr(owner, name)
-            original = wrappers.original_of(getattr(held, "__func__", held) if isinstance(owner, type) else held)
+            original = original_of(getattr(held, "__func__", held) if isinstance(owner, type) else held)
             self._session.watched.add(id(original))
             if not isinstance(owner, type) or layer != "own":
                 by_value[id(original)] = by_value[id(held)] = owner, wrap
             self._patch(owner, name, wrap, layer)
         for holder in self._holders(is_searched) if by_value else ():
             for alias, value in list(vars(holder).items()):
-                found = by_value.get(id(value))
-                if found is not None and found[0] is not holder:
-                    self._patch(holder, alias, found[1], layer)
+                same = by_value.get(id(value))
+                if same is not None and same[0] is not holder:
+                    self._patch(holder, alias, same[1], layer)
 
     def _holders(self, is_searched: Callable[[str], bool]) -> Iterator[Any]:
         """What may hold a function under another name: the modules of the packages that are searched, and the models' own."""
@@ -177,7 +188,7 @@ class Installation:
         yield from (node.module for node in self._session.nodes if hasattr(node.module, "__dict__"))
 
     def _patch(self, owner: Any, name: str, wrap: Wrap, layer: str = "") -> None:
-        self._undo.callback(patch.release, patch.apply(owner, name, wrap, layer=layer))
+        self._undo.callback(exchange.release, exchange.apply(owner, name, wrap, layer=layer))
 
 
 def methods_of(instance: Any, pattern: str) -> list[str]:
@@ -185,14 +196,21 @@ def methods_of(instance: Any, pattern: str) -> list[str]:
     if not any(mark in pattern for mark in "*?["):
         method = getattr(instance, pattern, None)
         return [pattern] if callable(method) and wrappers.can_intercept(instance, pattern) else []
-    own = [cls for cls in type(instance).__mro__ if cls.__module__.partition(".")[0] not in _FRAMEWORKS]
+    foreign = _BASES | registry.packages()
+    own = [cls for cls in type(instance).__mro__ if cls.__module__.partition(".")[0] not in foreign]
     names = dict.fromkeys(name for cls in own for name, value in vars(cls).items() if isinstance(value, FunctionType))
     return [name for name in names if not name.startswith("_") and fnmatch.fnmatchcase(name, pattern)]
 
 
+def _site_of(found: Found, longer: str) -> Function:
+    """The functional site that a function of the model's own code is."""
+    return Function(found.owner, found.attribute, found.name, own_functions.arguments_of(found), is_own=True, longer=longer)
+
+
 def _packages(modules: Iterable[Any]) -> set[str]:
     """The top-level packages that the modules' classes come from, without the frameworks' own."""
-    return {base.__module__.partition(".")[0] for module in modules for base in type(module).__mro__} - _FRAMEWORKS
+    packages = {base.__module__.partition(".")[0] for module in modules for base in type(module).__mro__}
+    return packages - _BASES - registry.packages()
 
 
 def _texts(patterns: Iterable[str], what: str) -> list[str]:

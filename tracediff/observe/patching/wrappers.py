@@ -9,42 +9,19 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tracediff.observe import frames
-from tracediff.observe.adapters.base import Function, Random
+from tracediff.observe.exchange import imitating, original_of
 from tracediff.observe.frames import Frame
+from tracediff.observe.patching.places import Found, Place, quiet, without_locals
+from tracediff.observe.types import Args, Call, Function, Kwargs, Random
 from tracediff.site import escape
 
-if TYPE_CHECKING:
-    from tracediff.observe.patching.functions import Found
-    from tracediff.observe.session import Session
-
-Call = Callable[..., Any]
-Args = tuple[Any, ...]
 Wrap = Callable[[Any], Any]
+"""Makes the wrapper of an original."""
 
-
-@dataclass(slots=True)
-class Place:
-    """Where a wrapper leads to: a site of one session, which is a module, a method, or a ``function``."""
-
-    session: Session
-    site: str
-    path: str
-    function: Function | None = None
-    is_method: bool = False
-
-
-class _Quiet(threading.local):
-    """Whether this thread is inside an observer."""
-
-    now = False
-
-
-quiet = _Quiet()
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code
 _tracked: dict[tuple[int, str], tuple[Place, ...]] = {}
 _lock = threading.Lock()
@@ -68,7 +45,7 @@ def untrack(instance: Any, attribute: str, place: Place) -> None:
             del _tracked[key]
 
 
-def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: dict[str, Any]) -> Any:
+def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: Kwargs) -> Any:
     """A call seen by several sessions, the one that was opened first outermost."""
     place, rest = places[0], places[1:]
     if rest:
@@ -113,7 +90,7 @@ def _class_entrance(owner: type, attribute: str, is_compiling: Callable[[], bool
             return bind(original, self)(*args, **kwargs)
         return dispatch(places, bind(original, self), args, kwargs)
 
-    return _like(original, entered)
+    return imitating(original, entered)
 
 
 def _instance_entrance(owner: Any, attribute: str, is_compiling: Callable[[], bool], original: Any) -> Any:
@@ -122,13 +99,13 @@ def _instance_entrance(owner: Any, attribute: str, is_compiling: Callable[[], bo
         return original(*args, **kwargs) if places is None else dispatch(places, original, args, kwargs)
 
     if not isinstance(original, MethodType) or original.__self__ is not owner:
-        return _like(original, called)
+        return imitating(original, called)
     function = original.__func__
 
     def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
         return called(*args, **kwargs) if self is owner else function(self, *args, **kwargs)  # else it is a copy
 
-    return MethodType(_like(function, entered), owner)
+    return MethodType(imitating(function, entered), owner)
 
 
 def tidy(instance: Any, attribute: str) -> None:
@@ -162,7 +139,7 @@ def function_wrapper(function: Function, is_compiling: Callable[[], bool]) -> Wr
                 return original(*args, **kwargs)
             return dispatch([_place_of(function, frame) for frame in active], original, args, kwargs)
 
-        return _like(original, called)
+        return imitating(original, called)
 
     return wrap
 
@@ -181,7 +158,7 @@ def own_wrapper(found: Found, function: Function, is_compiling: Callable[[], boo
             call = functools.partial(found.function, holder)
             return _seen(call, found.function, function, is_compiling, args, kwargs)
 
-        method = _like(found.function, bound)
+        method = imitating(found.function, bound)
         return classmethod(method) if isinstance(raw, classmethod) else method
 
     return wrap
@@ -193,11 +170,11 @@ def _own(original: Call, key: Any, function: Function, is_compiling: Callable[[]
     def called(*args: Any, **kwargs: Any) -> Any:
         return _seen(original, key, function, is_compiling, args, kwargs)
 
-    return _like(original_of(original), called)
+    return imitating(original_of(original), called)
 
 
-def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: dict[str, Any]) -> Any:
-    """What a call of a function returns, shown where somebody observes; functions that it made are observed from then on."""
+def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[], bool], args: Args, kwargs: Kwargs) -> Any:
+    """What a call of an own function returns, shown where a session observes; functions that the call made are observed from then on."""
     active = [] if is_compiling() else _observing(key)
     if not active:
         return original(*args, **kwargs)
@@ -206,7 +183,7 @@ def _seen(original: Call, key: Any, function: Function, is_compiling: Callable[[
 
 
 def _with_closures(result: Any, maker: Any, active: Sequence[Frame], is_compiling: Callable[[], bool]) -> Any:
-    """What a function returned, with the functions in it that it made exchanged for observed ones: samplers, processors of logits."""
+    """What ``maker`` returned, with each function that it made exchanged for an observed one: samplers, logits processors."""
     if isinstance(result, list):
         for place, part in enumerate(result):
             if _is_made_by(part, maker):
@@ -227,7 +204,7 @@ def _is_made_by(value: Any, maker: Any) -> bool:
 
 
 def _closure(made: FunctionType, active: Sequence[Frame], is_compiling: Callable[[], bool]) -> Any:
-    name = made.__qualname__.replace(".<locals>", "").replace("<lambda>", "lambda")
+    name = without_locals(made.__qualname__)
     for frame in active:
         frame.session.watched.add(id(made))
     return _own(made, made, Function(None, made.__name__, name, is_own=True), is_compiling)
@@ -245,14 +222,9 @@ def random_wrapper(random: Random, is_compiling: Callable[[], bool]) -> Wrap:
                 draw = functools.partial(frame.session.draw, frame, random, draw)
             return draw(*args, **kwargs)
 
-        return _like(original, drawn)
+        return imitating(original, drawn)
 
     return wrap
-
-
-def original_of(function: Any) -> Any:
-    """What a wrapper stands for; any other function itself."""
-    return getattr(function, "__tracediff_original__", function)
 
 
 def _observing(original: Any) -> list[Frame]:
@@ -265,13 +237,3 @@ def _observing(original: Any) -> list[Frame]:
 def _place_of(function: Function, frame: Frame) -> Place:
     name = frame.session.name_in(frame.path, function) if function.is_own else function.name
     return Place(frame.session, f"{frame.path}!{escape(name)}", frame.path, function)
-
-
-def _like(original: Any, wrapper: Any) -> Any:
-    """A wrapper with the name, signature and documentation of what it stands for."""
-    functools.update_wrapper(wrapper, original)
-    wrapper.__tracediff_original__ = original
-    for name in ("cache_info", "cache_clear", "cache_parameters"):  # a cached function's own
-        if hasattr(original, name):
-            setattr(wrapper, name, getattr(original, name))
-    return wrapper

@@ -2,10 +2,12 @@
 
 Each patched attribute has one wrapper for the whole process, which asks whose run it is being called in; it goes in with the first
 session that needs it and out with the last. Wrappers of different purpose (``layer``) lie one over the other.
+A wrapper made by `imitating` looks like its original, and `original_of` finds the original again.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,3 +97,18 @@ def _delete(owner: Any, name: str) -> None:
         type.__delattr__(owner, name)
     else:
         del vars(owner)[name]
+
+
+def imitating(original: Any, wrapper: Any) -> Any:
+    """The wrapper, with the name, signature and documentation of its original, and with the methods of a cached function."""
+    functools.update_wrapper(wrapper, original)
+    wrapper.__tracediff_original__ = original
+    for name in ("cache_info", "cache_clear", "cache_parameters"):
+        if hasattr(original, name):
+            setattr(wrapper, name, getattr(original, name))
+    return wrapper
+
+
+def original_of(function: Any) -> Any:
+    """The original of a wrapper; any other function itself."""
+    return getattr(function, "__tracediff_original__", function)
