@@ -114,6 +114,14 @@ def test_parts_of_a_selection_that_match_but_have_nothing_in_common_are_warned_o
         assert [text.partition(":")[0] for text in trace.meta["warnings"]] == ["nothing was recorded"]
 
 
+def test_a_port_of_which_a_selection_leaves_nothing_cannot_be_fed_and_the_selection_is_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model, x = torch.nn.Linear(4, 4), np.ones((1, 4), "f4")
+    td.capture(model, x, to=tmp_path / "ref.h5", floor=False).close()
+    with pytest.raises(CaptureError, match=r"cannot be fed by .*ref\.h5': nothing was recorded: the selection \(calls '9'\)"):
+        td.capture(model, x, to=tmp_path / "port.h5", feed=tmp_path / "ref.h5", calls=["9"])
+
+
 # -- one set of options
 
 

@@ -129,14 +129,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def lists_options(keywords: type[Any]) -> Callable[[Function], Function]:
     """A decorator: the signature of a function that takes ``**options`` names each of ``keywords`` with its default, for `help`."""
+    types = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
 
     def decorated(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
         listed = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
             for field in fields(CaptureOptions)
-            if field.name in keywords.__annotations__
+            if field.name in types
         ]
         function.__signature__ = signature.replace(parameters=[*own, *listed])  # type: ignore[attr-defined]
         return function

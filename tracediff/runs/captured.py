@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracediff.runs.forcing import Forcing
 
 ROUNDS = 8
-"""A port that raises is run so often to find out what it would do next, each time one call further."""
+"""How often a port that raises is run to find out what it would do next, each time one call further."""
 
 
 def captured(
@@ -157,7 +157,7 @@ def calibrated(
 
 
 def _check_can_have_floor(trace: Trace) -> None:
-    """CaptureError for a trace on which no floor can be measured."""
+    """CaptureError for a trace on which no noise floor can be measured."""
     name = str(trace.path)
     if not trace.complete or trace.was_killed:
         raise CaptureError(f"{name!r} is not complete: its run did not come to its end. Capture the reference anew.")
@@ -274,6 +274,8 @@ def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mappin
         path = folder / f"{attempt}.h5"
         error = _raised_by(replace(asked, to=path, options=whole, observers=observers, force=True))
         trace = open_trace(path)
+        if not len(trace.records) and trace.meta.get("warnings"):
+            raise CaptureError(f"This run cannot be fed by {str(reference.path)!r}: {'; '.join(trace.meta['warnings'])}.")
         forcing = Forcing(reference, trace, align(reference, trace, mapping=mapping))
         comes_further, reached = len(trace.records) > reached, len(trace.records)
         if error is None or not comes_further or attempt == ROUNDS - 1:
