@@ -173,6 +173,7 @@ def test_every_option_is_a_keyword_and_is_explained() -> None:
             td.capture,
             "to feed random seed floor floor_dtypes methods functions include exclude calls save save_params repeat impl meta force",
         ),
+        (record, "to observers force methods functions include exclude calls stages save save_params impl compile"),
         (td.record, "to random seed force methods functions include exclude calls stages save save_params impl compile"),
         (
             api.capture_recipe,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
@@ -17,8 +17,10 @@ from tracediff.observe.options import (
     BlockKeywords,
     CaptureKeywords,
     CaptureOptions,
+    Progress,
     RecipeKeywords,
     lists_options,
+    silent,
 )
 from tracediff.trace import Trace, open_trace
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 TraceLike: TypeAlias = "PathLike | Trace"
-Say = Callable[[str], None]
 
 __all__ = [
     "align",
@@ -56,10 +57,6 @@ __all__ = [
     "weights",
     "write_recipes",
 ]
-
-
-def _silent(_: str) -> None:
-    """Says nothing."""
 
 
 @lists_options(CaptureKeywords)
@@ -172,7 +169,7 @@ def capture_recipe(
     dtype: str | None = None,
     python: PathLike | None = None,
     force: bool = False,
-    progress: Say = _silent,
+    progress: Progress = silent,
     no_repeat: bool = False,
     no_floor: bool = False,
     **options: Unpack[RecipeKeywords],
@@ -224,7 +221,7 @@ def calibrate(
     methods: Iterable[str] | None = None,
     functions: Iterable[str] | None = None,
     impl: str | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Trace:
     """Adds the noise floor to a reference's trace, or further columns of it, in place; what was measured before is kept.
 
@@ -243,7 +240,7 @@ def calibrate(
 
 
 def calibrate_recipe(
-    trace: PathLike, *, recipe: str | None = None, dtypes: Sequence[str] = (), python: PathLike | None = None, progress: Say = _silent
+    trace: PathLike, *, recipe: str | None = None, dtypes: Sequence[str] = (), python: PathLike | None = None, progress: Progress = silent
 ) -> Trace:
     """As `calibrate`, for a trace that a recipe made: the recipe, its seed, weights and stages are those of the trace.
 
@@ -274,7 +271,7 @@ def bisect(
     rtol: float | None = None,
     atol: float | None = None,
     stages: Sequence[str] = (),
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
@@ -331,7 +328,7 @@ def bisect_live(
     methods: tuple[Iterable[str], Iterable[str]] = ((), ()),
     functions: tuple[Iterable[str], Iterable[str]] = ((), ()),
     most: int | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Where two models first part, found by running both again and again; no trace is stored.
 
@@ -365,7 +362,7 @@ def bisect_recipe(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """As `bisect_live`, for the two sides of a recipe, the PyTorch one being the reference.
 
@@ -473,7 +470,7 @@ def status(
     rtol: float | None = None,
     atol: float | None = None,
     stages: Sequence[str] = (),
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
@@ -502,7 +499,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Runs one module of a port on what its site was handed in a reference's trace, and judges what it returns, in seconds.
 
@@ -535,7 +532,7 @@ def try_named(
     recipe: str | None = None,
     module: str | None = None,
     weights: PathLike | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> Report:
     """As `try_site`, for the module that ``name`` (``FILE:CLASS`` or ``FILE:FACTORY``) makes, or that a port's recipe loads.

@@ -22,7 +22,7 @@ from tracediff.observe import frames
 from tracediff.observe.adapters import base as adapters
 from tracediff.observe.adapters.base import Adapter
 from tracediff.observe.observer import Boundary, Observer, Run
-from tracediff.observe.options import BlockKeywords, block_options
+from tracediff.observe.options import BlockKeywords, block_options, lists_options
 from tracediff.observe.session import Session
 
 __all__ = ["Boundary", "Observer", "Run", "adapter_of", "observe", "record", "scope", "stage", "tap"]
@@ -59,6 +59,7 @@ def observe(
 
 
 @contextmanager
+@lists_options(BlockKeywords)
 def record(
     models: Any,
     to: str | PathLike[str] | Sequence[Observer],

@@ -151,12 +151,12 @@ def _missing(path: Path, error: ImportError, requires: Sequence[str], install: s
 
 
 def _check(module: ModuleType, path: Path, impl: str) -> None:
-    faults = [fault for fault in _faults(module, impl) if fault]
-    if faults:
-        raise RecipeError(f"{os.fspath(path)!r} is no recipe: {'; '.join(faults)}. See a working pair with: tracediff init NAME")
+    defects = list(_defects(module, impl))
+    if defects:
+        raise RecipeError(f"{os.fspath(path)!r} is no recipe: {'; '.join(defects)}. See a working pair with: tracediff init NAME")
 
 
-def _faults(module: ModuleType, impl: str) -> Iterator[str]:
+def _defects(module: ModuleType, impl: str) -> Iterator[str]:
     yield from (f"it has no function {name}" for name in ("load", "run") if not callable(getattr(module, name, None)))
     given = getattr(module, "IMPL", None)
     if given != impl:

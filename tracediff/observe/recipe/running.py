@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import RecipeError
 from tracediff.observe import observe
@@ -21,6 +21,9 @@ from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
+
+if TYPE_CHECKING:
+    from tracediff.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ class RecipeRun:
     force: bool
     """Whether a trace at ``to`` is replaced."""
 
-    def context(self, reference: Any, sources: Mapping[str, Mapping[str, str]]) -> Context:
+    def context(self, reference: Trace | None, sources: Mapping[str, Mapping[str, str]]) -> Context:
         """What the recipe is given; ``reference`` is the open trace."""
         return Context(
             seed=self.seed,
