@@ -190,7 +190,7 @@ def test_public_calls_name_the_keywords_that_they_always_took(function: Any, key
 
 def test_the_command_line_has_the_options_of_python_with_their_defaults() -> None:
     command = cli.main.commands["capture"]
-    given = command.make_context("capture", ["--impl", "torch"]).params
+    given = command.make_context("capture", ["--impl", "torch"], **cli.main.context_settings).params
     shared = {name: value for name, value in given.items() if name in NAMES - {"impl", "stages"}}
     asked = CaptureOptions.of(**shared)
     of_recipes = {"methods", "stages", "impl"}  # a recipe's METHODS, its STAGES and its side
