@@ -106,7 +106,7 @@ def test_options_and_job_reach_the_other_python(recipe: Path, tmp_path: Path) ->
     from tracediff import api
 
     said: list[str] = []
-    options: dict[str, object] = {"calls": ["0:1", "9"], "save": "stats", "repeat": False, "floor": False}
+    options: dict[str, object] = {"calls": iter(["0:1", "9"]), "save": "stats", "repeat": False, "floor": False}
     with api.capture_recipe(
         impl="mlx", recipe=str(recipe), output=tmp_path / "x.h5", python=sys.executable, progress=said.append, **options
     ) as trace:  # type: ignore[arg-type]

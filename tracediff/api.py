@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -90,9 +91,9 @@ def capture(
     - ``methods``: further entrances to observe, such as ``"flow:inference"``; ``functions``: globs on dotted names of functions, such as
       ``"my_package.**"``: what takes or gives arrays or texts and is no module;
     - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
-    - ``repeat``; ``floor``: whether to measure how much error floating point explains at each site, which takes seven more runs, by
-      default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as ``("float64", "bfloat16")``,
-      where float64 serves float32 ports;
+    - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
+      seven more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
+      ``("float64", "bfloat16")``, where float64 serves float32 ports;
     - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
 
     What a selection did not match is among the trace's ``not_seen``; a selection that leaves nothing to record is warned of. Raises
@@ -184,11 +185,13 @@ def capture_recipe(
     from tracediff.observe.selection import unmatched_lines
     from tracediff.runs.captured import captured
 
-    options["floor_dtypes"] = tuple(dict.fromkeys(("float64", *options.get("floor_dtypes", ()))))
-    if no_repeat:
-        options["repeat"] = False
-    if no_floor:
-        options["floor"] = False
+    asked = CaptureOptions.of(**options)
+    asked = replace(
+        asked,
+        repeat=asked.repeat and not no_repeat,
+        floor=False if no_floor else asked.floor,
+        floor_dtypes=tuple(dict.fromkeys(("float64", *asked.floor_dtypes))),
+    )
     path = run_recipe(
         impl,
         recipe,
@@ -203,11 +206,11 @@ def capture_recipe(
         force=force,
         progress=progress,
         job=captured,
+        options=asked,
         feed=None if feed is None else os.fspath(feed),
-        **options,
     )
     trace = open_trace(path)
-    for line in (*unmatched_lines(CaptureOptions.of(**options), trace.meta.get("not_seen") or ()), *_of_nothing(trace)):
+    for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_of_nothing(trace)):
         progress(f"warning: {line}")
     return trace
 
@@ -380,8 +383,6 @@ def bisect_recipe(
 
 
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
-    from dataclasses import replace
-
     from tracediff.runs.live import MOST_HELD, searched
 
     with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:

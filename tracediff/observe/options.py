@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
 from tracediff.errors import CaptureError
@@ -115,6 +115,11 @@ class CaptureOptions:
         """The options that a caller gave by keyword; TypeError for a keyword that is none of them."""
         return cls(**given)  # type: ignore[arg-type]  # texts become tuples at construction
 
+    def updated(self, given: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """These options with the fields among some keywords in their place, and the other keywords."""
+        fields_given = {name: value for name, value in given.items() if name in CaptureKeywords.__annotations__}
+        return replace(self, **fields_given), {name: value for name, value in given.items() if name not in fields_given}
+
     def observing(self) -> _Observing:
         """The keywords of `tracediff.observe.observe`."""
         return {"methods": self.methods, "functions": self.functions, "impl": self.impl, "compile": self.compile}
@@ -143,13 +148,6 @@ def lists_options(keywords: type[Any]) -> Callable[[Function], Function]:
         return function
 
     return decorated
-
-
-def split(given: Mapping[str, Any]) -> tuple[CaptureOptions, dict[str, Any]]:
-    """The capture options among some keywords, and the other keywords."""
-    names = {field.name for field in fields(CaptureOptions)}
-    options = CaptureOptions.of(**{name: value for name, value in given.items() if name in names})
-    return options, {name: value for name, value in given.items() if name not in names}
 
 
 def block_options(given: Mapping[str, Any]) -> CaptureOptions:

@@ -16,7 +16,7 @@ from tracediff.observe import observe
 from tracediff.observe.context import Context, weights_beside
 from tracediff.observe.jobs import Job, find_job, name_of
 from tracediff.observe.observer import Observer
-from tracediff.observe.options import CaptureOptions, Progress, silent, split
+from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
@@ -94,6 +94,7 @@ def run_recipe(
     progress: Progress = silent,
     job: Job | str | None = None,
     how: str | None = None,
+    options: CaptureOptions = DEFAULTS,
     **given: Any,
 ) -> Path:
     """Runs one side as its recipe says, records it to a new trace, and returns that trace's path.
@@ -104,15 +105,15 @@ def run_recipe(
     ``change`` is called with the loaded models before the run: a demonstration plants its fault there.
 
     ``job``: the function that is done with the run (`tracediff.observe.jobs`), or its name; by default it is recorded, by
-    `tracediff.observe.recording.record_run`. ``how`` is the keyword of version 0.1 for the job's name. ``given`` are options of
-    `CaptureOptions`, and what the job takes besides.
+    `tracediff.observe.recording.record_run`. ``how`` is the keyword of version 0.1 for the job's name. ``given`` are single fields
+    of ``options``, and what the job takes besides.
 
     Raises RecipeError; TraceExistsError where a named output is there already and not ``force``.
     """
     path = find_recipe(recipe, impl)
     to = Path(output) if output is not None else _free(Path("traces") / f"{path.stem}.h5")
     to.parent.mkdir(parents=True, exist_ok=True)
-    options, own = split(given)
+    options, own = options.updated(given)
     asked = RecipeRun(
         impl=impl,
         recipe=os.fspath(path),
