@@ -32,6 +32,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tracediff.observe.options import CaptureOptions
 from tracediff.observe.recording import record_run
 from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
@@ -83,11 +84,11 @@ def naive_h5py(side: Any, folder: Path) -> None:
 
 
 def capture(side: Any, folder: Path) -> None:
-    record_run(side.model, side.forward, folder / "trace.h5", repeat=False)
+    record_run(side.model, side.forward, folder / "trace.h5", options=CaptureOptions(repeat=False))
 
 
 def capture_stats(side: Any, folder: Path) -> None:
-    record_run(side.model, side.forward, folder / "trace.h5", repeat=False, save="stats")
+    record_run(side.model, side.forward, folder / "trace.h5", options=CaptureOptions(repeat=False, save="stats"))
 
 
 def parameters(side: Any, folder: Path) -> None:

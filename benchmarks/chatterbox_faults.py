@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tracediff as td
 from benchmarks.faults.score import caller, cause_of
 from tracediff.observe.recipe import find_recipe, load_file, run_recipe
+from tracediff.runs.captured import captured
 from tracediff.site import is_below
 
 HOOKS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
 FAULTS: dict[str, Any] = HOOKS.FAULTS
-CAPTURED = "tracediff.runs.captured:captured"
 OUTCOMES = ("exact", "near", "wrong", "missed")
 CAUSES = ("first", "any", "wrong", "none")
 
@@ -75,7 +75,7 @@ class Bench:
         path = self.folder / f"reference_{stage}.h5"
         if not path.is_file():
             made = self.folder / f"unfinished_{os.getpid()}_{stage}.h5"
-            run_recipe("torch", "chatterbox", output=made, stages=[stage], how=CAPTURED, force=True).replace(path)
+            run_recipe("torch", "chatterbox", output=made, stages=[stage], job=captured, force=True).replace(path)
         return path
 
     def run(self, stage: str, *names: str) -> Case:
@@ -91,7 +91,7 @@ class Bench:
                         stack.enter_context(HOOKS.mended(models, *mends))
                     stack.enter_context(HOOKS.planted(models, *names))
 
-                given = {"change": change, "random": reference, "feed": str(reference), "how": CAPTURED}
+                given = {"change": change, "random": reference, "feed": str(reference), "job": captured}
                 run_recipe("mlx", "chatterbox", output=port, stages=[stage], force=True, repeat=False, **given)
             with td.open_trace(port) as trace:
                 called = {record.module for record in trace.records}

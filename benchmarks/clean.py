@@ -135,9 +135,10 @@ def chatterbox_reference(stage: str, seed: int, options: argparse.Namespace) -> 
 
 def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path, *, is_fed: bool) -> None:
     """The port of a stage, mended, fed by the reference or free."""
-    from chatterbox_faults import CAPTURED, HOOKS
+    from chatterbox_faults import HOOKS
 
     from tracediff.observe.recipe import run_recipe
+    from tracediff.runs.captured import captured
 
     with ExitStack() as stack:
 
@@ -146,7 +147,7 @@ def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path
                 stack.enter_context(HOOKS.mended(models, *mends))
 
         fed = {"feed": str(reference)} if is_fed else {}
-        given = {"random": reference, "seed": seed, "change": change, "force": True, "repeat": False, "how": CAPTURED}
+        given = {"random": reference, "seed": seed, "change": change, "force": True, "repeat": False, "job": captured}
         run_recipe("mlx", "chatterbox", output=to, stages=[stage], dtype=None if dtype == "float32" else dtype, **fed, **given)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import tracediff as td
 from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
+from tracediff.runs.captured import captured as record
 
 MENDS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_mends.py"))
 MENDS_STAGES = list(load_recipe("chatterbox", "mlx").stages)
@@ -101,7 +102,7 @@ def captured(impl: str, to: Path, stages: list[str], *mends: str, feed: Path | N
         def change(models: Any) -> None:
             stack.enter_context(MENDS.mended(models, *mends))
 
-        given |= {"force": True, "change": change if mends else None, "how": "tracediff.runs.captured:captured"}
+        given |= {"force": True, "change": change if mends else None, "job": record}
         return run_recipe(impl, "chatterbox", output=to, stages=stages, **given)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import tracediff as td
 from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
+from tracediff.runs.captured import captured as record
 
 NAME = "chatterbox-mlx"
 MENDS = load_file(find_recipe(NAME, "mlx").with_name(f"{NAME}_mends.py"))
@@ -42,7 +43,7 @@ def captured(to: Path, stages: list[str], *mends: str, feed: Path, is_forced: bo
             force=True,
             repeat=False,
             change=change if mends else None,
-            how="tracediff.runs.captured:captured",
+            job=record,
             **given,
         )
 

@@ -15,6 +15,7 @@ import tracediff as td
 from tracediff.observe.context import Context
 from tracediff.observe.observer import Boundary, Observer
 from tracediff.observe.recipe import Recipe, find_recipe, load_file, load_recipe, observe_recipe, run_recipe
+from tracediff.runs.captured import captured
 
 pytestmark = pytest.mark.real
 pytest.importorskip("mlx_audio")
@@ -22,7 +23,6 @@ pytest.importorskip("s3tokenizer")
 
 STAGES = ("t3.generate", "t3.sample")
 TOKENS, START, STOP = 8, 6561, 6562
-CAPTURED = "tracediff.runs.captured:captured"
 MENDING = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_mends.py"))
 SAMPLING = ("temperature_last", "top_p_of_logits")
 
@@ -74,7 +74,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference's trace of the drawn tokens with its noise floor."""
     to = tmp_path_factory.mktemp("sample") / "ref.h5"
-    return run_recipe("torch", "chatterbox", output=to, stages=("t3.sample",), repeat=False, how=CAPTURED, floor_dtypes=())
+    return run_recipe("torch", "chatterbox", output=to, stages=("t3.sample",), repeat=False, job=captured, floor_dtypes=())
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def compared(folder: Path, traced: Path, *names: str, forced: bool, stages: tupl
             random=traced,
             repeat=False,
             force=True,
-            how=CAPTURED,
+            job=captured,
             **({"feed": str(traced)} if forced else {}),
         )
     return td.bisect(traced, port, scan=True)

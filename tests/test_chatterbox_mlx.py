@@ -18,6 +18,7 @@ from tracediff.errors import RecipeError
 from tracediff.observe.context import Context
 from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
 from tracediff.report import Report
+from tracediff.runs.captured import captured
 
 NAME = "chatterbox-mlx"
 PYTHON = os.environ.get("TRACEDIFF_CHATTERBOX_MLX")
@@ -95,7 +96,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not is_installed("chatterbox-tts"):
         pytest.skip("chatterbox-tts is not installed here")
     to = tmp_path_factory.mktemp("second") / "ref.h5"
-    return run_recipe("torch", "chatterbox", output=to, stages=[*CLEAN, *FAULTY], repeat=False, how="tracediff.runs.captured:captured")
+    return run_recipe("torch", "chatterbox", output=to, stages=[*CLEAN, *FAULTY], repeat=False, job=captured)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def forced(reference: Path) -> Report:
         random=reference,
         python=PYTHON,
         repeat=False,
-        how="tracediff.runs.captured:captured",
+        job=captured,
         feed=str(reference),
     )
     return td.bisect(reference, port)

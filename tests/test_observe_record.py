@@ -247,7 +247,9 @@ def test_a_selection_by_site_and_stage(
     assert all(r.parent < r.row for r in trace.records)
 
 
-@pytest.mark.parametrize(("calls", "ordinals"), [(["1"], {1}), (["1-2", "4"], {1, 2, 4}), (["3-"], {3, 4}), (["*@n=2*"], {2})])
+@pytest.mark.parametrize(
+    ("calls", "ordinals"), [(["1"], {1}), (["1-2", "4"], {1, 2, 4}), (["0:3"], {0, 1, 2, 3}), (["3-"], {3, 4}), (["*@n=2*"], {2})]
+)
 def test_a_selection_of_calls(side: SimpleNamespace, x: Any, tmp_path: Path, calls: list[str], ordinals: set[int]) -> None:
     model = side.Block()
 

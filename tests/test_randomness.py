@@ -182,9 +182,10 @@ def test_another_size_is_no_layout() -> None:
 
 def recorded(tmp_path: Path, run: Any) -> Trace:
     """A trace of a reference's draws, each its framework's own."""
+    from tracediff.observe.options import CaptureOptions
     from tracediff.observe.recording import record_run
 
-    return open_trace(record_run(None, run, tmp_path / "ref.h5", impl="torch", repeat=False))
+    return open_trace(record_run(None, run, tmp_path / "ref.h5", options=CaptureOptions(impl="torch", repeat=False)))
 
 
 def test_playback_gives_the_port_the_references_draws_in_its_own_layout_and_scale(tmp_path: Path) -> None:

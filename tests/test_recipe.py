@@ -283,17 +283,17 @@ def test_what_the_other_python_lacks_is_named_with_the_command(tmp_path: Path) -
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     with pytest.raises(MissingDependencyError, match=r"lacks numpy, h5py.*Install with: .*python -m pip install numpy h5py"):
-        run_elsewhere(python, "os:getcwd", {})
+        run_elsewhere(python, os.getcwd, {})
 
 
 def test_what_is_no_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not run as a Python"):
-        run_elsewhere(tmp_path / "nothing", "os:getcwd", {})
+        run_elsewhere(tmp_path / "nothing", os.getcwd, {})
 
 
 def test_a_python_that_dies_is_reported_with_its_status() -> None:
     with pytest.raises(RecipeError, match="ended with status 7 before it answered"):
-        run_elsewhere(sys.executable, "os:_exit", {"status": 7})
+        run_elsewhere(sys.executable, os._exit, {"status": 7})
 
 
 def test_models_elsewhere_cannot_be_changed_from_here(project: Path) -> None:

@@ -14,6 +14,7 @@ import tracediff as td
 from tracediff.errors import RecipeError
 from tracediff.observe.context import Context
 from tracediff.observe.recipe import load_recipe, run_recipe
+from tracediff.runs.captured import captured as record
 from tracediff.trace import Trace, TraceWriter, open_trace
 
 PIPELINE = '''"""A pipeline of two stages, the {impl} side."""
@@ -228,7 +229,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for side in (TORCH, MLX):
             (folder / f"fails_{side['impl']}.py").write_text(RAISING.format(**side, fails=fails, chosen=chosen))
         monkeypatch.chdir(tmp_path)
-        given: dict[str, Any] = {"how": "tracediff.runs.captured:captured", "repeat": False}
+        given: dict[str, Any] = {"job": record, "repeat": False}
         run_recipe("torch", "fails", output="ref.h5", floor=False, **given)
         with pytest.raises(ValueError, match="no such thing"):
             run_recipe("mlx", "fails", output="port.h5", random="ref.h5", **given, **({"feed": "ref.h5"} if feed else {"floor": False}))

@@ -102,11 +102,27 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+MOVED = {
+    "tracediff.capture": "tracediff.observe",
+    "tracediff.capture.recording": "tracediff.observe.recording",
+    "tracediff.capturing": "tracediff.runs.captured",
+    "tracediff.live": "tracediff.runs.live",
+}
+"""Modules by their names of version 0.1, as recipes import them and as the job of a recipe's run may be named, and where they are now."""
+
+
 def _moved(old: str, new: str) -> ModuleType:
-    """A module under its name of version 0.1, for ``from tracediff.capture import tap`` in recipes: its names are those of the new one."""
+    """A module under its old name: its names are those of the new one, which is loaded when the first of them is used."""
+
+    def attribute(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # whoever looks through all modules loads nothing by it
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        return getattr(import_module(new), name)
+
     module = ModuleType(old, f"`{new}`, as version 0.1 called it.")
-    module.__dict__["__getattr__"] = lambda name: getattr(import_module(new), name)
+    module.__dict__["__getattr__"] = attribute
     return module
 
 
-sys.modules.setdefault("tracediff.capture", _moved("tracediff.capture", "tracediff.observe"))
+for _old, _new in MOVED.items():
+    sys.modules.setdefault(_old, _moved(_old, _new))

@@ -6,11 +6,23 @@ Where a trace is meant, a path or an open `Trace` will do. The reference always 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
+from tracediff.observe.options import (
+    FLOOR_DTYPES,
+    BlockKeywords,
+    CaptureKeywords,
+    CaptureOptions,
+    Progress,
+    RecipeKeywords,
+    lists_options,
+    silent,
+)
 from tracediff.trace import Trace, open_trace
 
 if TYPE_CHECKING:
@@ -24,10 +36,6 @@ if TYPE_CHECKING:
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 TraceLike: TypeAlias = "PathLike | Trace"
-Say = Callable[[str], None]
-
-FLOOR_DTYPES = ("float64", "float16", "bfloat16")
-"""The dtypes in which a noise floor can be measured; float64 serves ports in float32."""
 
 __all__ = [
     "align",
@@ -52,10 +60,7 @@ __all__ = [
 ]
 
 
-def _silent(_: str) -> None:
-    """Says nothing."""
-
-
+@lists_options(CaptureKeywords)
 def capture(
     model: Any,
     run: Any,
@@ -64,19 +69,9 @@ def capture(
     feed: PathLike | None = None,
     random: TraceLike | None = None,
     seed: int | None = None,
-    floor: bool | None = None,
-    floor_dtypes: Sequence[str] = ("float64",),
-    methods: Iterable[str] = (),
-    functions: Iterable[str] = (),
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    calls: Iterable[str] = (),
-    save: Literal["full", "stats"] = "full",
-    save_params: bool = False,
-    repeat: bool = True,
-    impl: str | None = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    **options: Unpack[CaptureKeywords],
 ) -> Trace:
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
 
@@ -85,17 +80,24 @@ def capture(
     ``repeat`` is False, and the trace says whether it repeats itself bit for bit.
 
     ``feed``: a reference's trace. The run is then *forced*: at each paired boundary the model's own tensor is recorded, and the run goes
-    on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*. ``floor``: whether
-    to measure how much error floating point explains at each site, which takes seven more runs; by default for PyTorch models.
-    ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as ``("float64", "bfloat16")``; float64 serves float32 ports.
-
+    on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
-    ``methods``: further entrances to observe, such as ``"flow:inference"``. ``functions``: globs on dotted names of functions,
-    such as ``"my_package.**"``: what takes or gives arrays or texts and is no module.
-    ``include``, ``exclude``: globs on sites. ``calls``: numbers or ranges (``"0-2"``) of a site's calls. ``save``: values, or
-    statistics and digests only.
+    ``meta``: what the trace says besides.
 
-    Raises CaptureError, TraceExistsError unless ``force``, and whatever the run raises; what was recorded until then is kept.
+    The options, each explained in `tracediff.observe.options.CaptureOptions`:
+
+    - ``include``, ``exclude``: globs on sites; ``stages``: globs on stages; ``calls``: which calls of each site, counted from 0, as ``3``
+      or ``0-3`` or ``0:3`` (both ends included);
+    - ``methods``: further entrances to observe, such as ``"flow:inference"``; ``functions``: globs on dotted names of functions, such as
+      ``"my_package.**"``: what takes or gives arrays or texts and is no module;
+    - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
+    - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
+      seven more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
+      ``("float64", "bfloat16")``, where float64 serves float32 ports;
+    - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
+
+    What a selection did not match is among the trace's ``not_seen``; a selection that leaves nothing to record is warned of. Raises
+    CaptureError, TraceExistsError unless ``force``, and whatever the run raises; what was recorded until then is kept.
 
     >>> import tracediff as td
     >>> td.capture(model, {"tokens": tokens}, to="ref.h5")                       # doctest: +SKIP
@@ -106,26 +108,17 @@ def capture(
         model,
         run,
         to,
+        options=CaptureOptions.of(**options),
         feed=feed,
-        floor=floor,
-        floor_dtypes=floor_dtypes,
         observers=_draws(random if random is not None else feed, seed),
-        methods=methods,
-        functions=functions,
-        include=include,
-        exclude=exclude,
-        calls=calls,
-        save=save,
-        save_params=save_params,
-        repeat=repeat,
-        impl=impl,
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
     )
-    return open_trace(path)
+    return _warned_of_nothing(open_trace(path))
 
 
 @contextmanager
+@lists_options(BlockKeywords)
 def record(
     model: Any,
     to: PathLike,
@@ -133,9 +126,9 @@ def record(
     random: TraceLike | None = None,
     seed: int | None = None,
     force: bool = False,
-    **options: Any,
+    **options: Unpack[BlockKeywords],
 ) -> Iterator[None]:
-    """Records the code of a ``with`` block, loops included, to the new trace ``to``; the options are those of `capture`.
+    """Records the code of a ``with`` block, loops included, to the new trace ``to``; the options are those of `capture` for one run.
 
     >>> with td.record(model, "x.h5"):                                           # doctest: +SKIP
     ...     for step in range(3):
@@ -146,8 +139,23 @@ def record(
 
     with record_block(model, to, observers=_draws(random, seed), force=force, **options):
         yield
+    with open_trace(to) as trace:
+        _warned_of_nothing(trace)
 
 
+def _warned_of_nothing(trace: Trace) -> Trace:
+    """The trace, after a Python warning where a selection left nothing to record in it."""
+    for text in _of_nothing(trace):
+        warnings.warn(f"{trace.path}: {text}", stacklevel=3)
+    return trace
+
+
+def _of_nothing(trace: Trace) -> Sequence[str]:
+    """The warnings of a trace without records, of which one says why it has none."""
+    return () if len(trace.records) else trace.meta.get("warnings") or ()
+
+
+@lists_options(RecipeKeywords)
 def capture_recipe(
     *,
     impl: str,
@@ -160,23 +168,31 @@ def capture_recipe(
     feed: PathLike | None = None,
     start: PathLike | None = None,
     dtype: str | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    functions: Sequence[str] = (),
-    calls: str | None = None,
-    save: Literal["full", "stats"] = "full",
-    save_params: bool = False,
-    no_repeat: bool = False,
-    no_floor: bool = False,
-    floor_dtypes: Sequence[str] = (),
     python: PathLike | None = None,
     force: bool = False,
-    progress: Say = _silent,
+    progress: Progress = silent,
+    no_repeat: bool = False,
+    no_floor: bool = False,
+    **options: Unpack[RecipeKeywords],
 ) -> Trace:
-    """Runs one side of a pair as its recipe says, here or in another environment's ``python``, and returns its trace."""
-    from tracediff.observe import recipe as recipes
+    """Runs one side of a pair as its recipe says, here or in another environment's ``python``, and returns its trace.
 
-    path = recipes.run_recipe(
+    The keywords are those of `tracediff.observe.recipe.run_recipe`; ``feed`` and the ``options`` those of `capture`, where
+    ``floor_dtypes`` come on top of float64. ``no_repeat`` and ``no_floor`` stand for ``repeat=False`` and ``floor=False``. What the
+    selection did not match is said by ``progress``.
+    """
+    from tracediff.observe.recipe import run_recipe
+    from tracediff.observe.selection import unmatched_lines
+    from tracediff.runs.captured import captured
+
+    asked = CaptureOptions.of(**options)
+    asked = replace(
+        asked,
+        repeat=asked.repeat and not no_repeat,
+        floor=False if no_floor else asked.floor,
+        floor_dtypes=tuple(dict.fromkeys(("float64", *asked.floor_dtypes))),
+    )
+    path = run_recipe(
         impl,
         recipe,
         output=output,
@@ -186,22 +202,17 @@ def capture_recipe(
         random=random if random is not None else feed,
         start=start,
         dtype=dtype,
-        include=include,
-        exclude=exclude,
-        functions=functions,
-        calls=calls,
-        save=save,
-        save_params=save_params,
-        repeat=not no_repeat,
         python=python,
         force=force,
         progress=progress,
-        how="tracediff.runs.captured:captured",
+        job=captured,
+        options=asked,
         feed=None if feed is None else os.fspath(feed),
-        floor=False if no_floor else None,
-        floor_dtypes=tuple(dict.fromkeys(("float64", *floor_dtypes))),
     )
-    return open_trace(path)
+    trace = open_trace(path)
+    for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_of_nothing(trace)):
+        progress(f"warning: {line}")
+    return trace
 
 
 def calibrate(
@@ -213,7 +224,7 @@ def calibrate(
     methods: Iterable[str] | None = None,
     functions: Iterable[str] | None = None,
     impl: str | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Trace:
     """Adds the noise floor to a reference's trace, or further columns of it, in place; what was measured before is kept.
 
@@ -225,23 +236,24 @@ def calibrate(
 
     >>> td.calibrate(model, {"tokens": tokens}, "ref.h5", dtypes=["bfloat16"])       # doctest: +SKIP
     """
-    from tracediff.runs.captured import calibrated
+    from tracediff.runs.captured import calibrated, recorded_options
 
-    given = {"methods": None if methods is None else list(methods), "functions": None if functions is None else list(functions)}
-    return open_trace(calibrated(model, run, trace, dtypes=tuple(dtypes), impl=impl, say=progress, **given))
+    options = recorded_options(trace, methods=methods, functions=functions, impl=impl)
+    return open_trace(calibrated(model, run, trace, dtypes=tuple(dtypes), options=options, progress=progress))
 
 
 def calibrate_recipe(
-    trace: PathLike, *, recipe: str | None = None, dtypes: Sequence[str] = (), python: PathLike | None = None, progress: Say = _silent
+    trace: PathLike, *, recipe: str | None = None, dtypes: Sequence[str] = (), python: PathLike | None = None, progress: Progress = silent
 ) -> Trace:
     """As `calibrate`, for a trace that a recipe made: the recipe, its seed, weights and stages are those of the trace.
 
     ``recipe`` names another file for the same recipe; ``dtypes`` are all where empty.
     """
     from tracediff.observe.recipe import rerun_recipe
+    from tracediff.runs.captured import calibrated
 
     chosen = tuple(dtypes) or FLOOR_DTYPES
-    rerun_recipe(trace, recipe, how="tracediff.runs.captured:calibrated", python=python, progress=progress, dtypes=chosen)
+    rerun_recipe(trace, recipe, job=calibrated, python=python, progress=progress, dtypes=chosen)
     return open_trace(trace)
 
 
@@ -262,7 +274,7 @@ def bisect(
     rtol: float | None = None,
     atol: float | None = None,
     stages: Sequence[str] = (),
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
@@ -319,7 +331,7 @@ def bisect_live(
     methods: tuple[Iterable[str], Iterable[str]] = ((), ()),
     functions: tuple[Iterable[str], Iterable[str]] = ((), ()),
     most: int | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Where two models first part, found by running both again and again; no trace is stored.
 
@@ -353,7 +365,7 @@ def bisect_recipe(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """As `bisect_live`, for the two sides of a recipe, the PyTorch one being the reference.
 
@@ -371,8 +383,6 @@ def bisect_recipe(
 
 
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
-    from dataclasses import replace
-
     from tracediff.runs.live import MOST_HELD, searched
 
     with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
@@ -461,7 +471,7 @@ def status(
     rtol: float | None = None,
     atol: float | None = None,
     stages: Sequence[str] = (),
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
@@ -490,7 +500,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Runs one module of a port on what its site was handed in a reference's trace, and judges what it returns, in seconds.
 
@@ -523,7 +533,7 @@ def try_named(
     recipe: str | None = None,
     module: str | None = None,
     weights: PathLike | None = None,
-    progress: Say = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> Report:
     """As `try_site`, for the module that ``name`` (``FILE:CLASS`` or ``FILE:FACTORY``) makes, or that a port's recipe loads.

@@ -22,6 +22,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
 
+_FUNCTIONS = "Observe functions that are no modules, such as 'my_package.**' (may be repeated)."
+_CALLS = (
+    "Record only these calls of each site, counted from 0: 3, or the range 0-3 or 0:3 (both ends included), or 7- for all from 7 on; or a "
+    "pattern such as '*@token=3*' (may be repeated)."
+)
+_SAVE = "Values, or statistics only."
+_NO_REPEAT = "Do not run the reference a second time to see whether it repeats."
+_NO_FLOOR = "Do not measure the reference's noise floor (seven more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
 _CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
 
@@ -86,6 +94,25 @@ def comparing_options(command: Command) -> Command:
     return command
 
 
+def capture_options(command: Command) -> Command:
+    """What is recorded and measured: `tracediff.observe.options.CaptureOptions` by its field names, which a test checks."""
+    for option in reversed(
+        (
+            click.option("--include", multiple=True, help="Record only sites that match this pattern, such as 't3.tfmr.**'."),
+            click.option("--exclude", multiple=True, help="Leave out sites that match this pattern."),
+            click.option("--functions", multiple=True, help=_FUNCTIONS),
+            click.option("--calls", multiple=True, help=_CALLS),
+            click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help=_SAVE),
+            click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints."),
+            click.option("--no-repeat", "repeat", is_flag=True, callback=lambda *given: not given[-1], help=_NO_REPEAT),
+            click.option("--no-floor", "floor", is_flag=True, callback=lambda *given: False if given[-1] else None, help=_NO_FLOOR),
+            click.option("--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help=_FLOOR_DTYPE),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=StatusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tensor-tracediff", prog_name="tracediff")
 def main() -> None:
@@ -112,15 +139,7 @@ def main() -> None:
 @click.option("--feed", type=click.Path(exists=True), help="Feed each site this reference's tensors: a forced run (implies --random).")
 @click.option("--from", "start", type=click.Path(exists=True), help="Start the wanted stages from the inputs they had in this trace.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Run the model in this dtype.")
-@click.option("--include", multiple=True, help="Record only sites that match this pattern, such as 't3.tfmr.**'.")
-@click.option("--exclude", multiple=True, help="Leave out sites that match this pattern.")
-@click.option("--functions", multiple=True, help="Observe functions that are no modules, such as 'my_package.**' (may be repeated).")
-@click.option("--calls", help="Record only these calls: an ordinal, or a range such as 0:3.")
-@click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help="Values, or statistics only.")
-@click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints.")
-@click.option("--no-repeat", is_flag=True, help="Do not run the reference a second time to see whether it repeats.")
-@click.option("--no-floor", is_flag=True, help="Do not measure the reference's noise floor (seven more runs).")
-@click.option("--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help=_FLOOR_DTYPE)
+@capture_options
 @click.option("--python", "python", type=click.Path(), help="Run this side with another environment's Python.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @json_option
@@ -336,7 +355,7 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @json_option
 def status(
-    reference: str, port: str, port2: str | None, form: str | None, output: str | None, force: bool, as_json: bool, **how: Any
+    reference: str, port: str, port2: str | None, form: str | None, output: str | None, force: bool, as_json: bool, **options: Any
 ) -> int:
     """Say how far a port is, stage by stage: a row a stage, a column each for its forced and its free run.
 
@@ -351,10 +370,10 @@ def status(
     from tracediff.show import stage_table as shown
 
     path = None if output is None else _free(Path(output), force)
-    told = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **how)
+    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **options)
     form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
-    _deliver(shown.written(told, form), path, shown.render(told) if form == "text" else None)
-    return _status(told.verdict)
+    _deliver(shown.written(table, form), path, shown.render(table) if form == "text" else None)
+    return _status(table.verdict)
 
 
 @main.command()
@@ -371,9 +390,9 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     from tracediff import api
 
     path = _free(Path(output), force)
-    told = api.diff(reference, port, progress=_progress, **options)
-    click.echo(told.save(path))
-    return _status(told.verdict)
+    compared = api.diff(reference, port, progress=_progress, **options)
+    click.echo(compared.save(path))
+    return _status(compared.verdict)
 
 
 @main.command()
@@ -516,9 +535,9 @@ def completion(shell: str) -> int:
     """
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(main, {}, "tracediff", "_TRACEDIFF_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    click.echo(completion_class(main, {}, "tracediff", "_TRACEDIFF_COMPLETE").source())
     return SAME
 
 

@@ -24,11 +24,12 @@ def faults() -> dict[str, str]:
 
 
 def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: Callable[[str], None] = lambda _: None) -> Report:
-    """Captures both sides of the stage that the fault belongs to (of every stage for ``none``), the port fed by the reference, and bisects.
+    """Captures both sides of the fault's stage (for ``none``, of every stage), the port fed by the reference, and bisects.
 
     The traces ``demo_torch.h5`` and ``demo_mlx.h5`` in ``folder`` are written anew. Raises TracediffError for a fault that is not known.
     """
     from tracediff.observe.recipe import load_faults, run_recipe
+    from tracediff.runs.captured import captured
 
     known = load_faults(RECIPE, "mlx")
     if fault != NONE and fault not in known:
@@ -36,13 +37,7 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
     planted = None if fault == NONE else known[fault]
     stages = () if planted is None else (planted.stage,)
     reference, port = Path(folder) / "demo_torch.h5", Path(folder) / "demo_mlx.h5"
-    options: dict[str, Any] = {
-        "stages": stages,
-        "seed": seed,
-        "force": True,
-        "progress": progress,
-        "how": "tracediff.runs.captured:captured",
-    }
+    options: dict[str, Any] = {"stages": stages, "seed": seed, "force": True, "progress": progress, "job": captured}
     progress("the reference: chatterbox-tts in PyTorch")
     run_recipe("torch", RECIPE, output=reference, **options)
     progress(f"the port: mlx-audio in MLX; planted: {faults()[fault]}")

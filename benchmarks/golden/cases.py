@@ -169,9 +169,9 @@ def report_names(folder: Path) -> list[str]:
 def chatterbox(stage: str) -> Source:
     """A stage of the shipped Chatterbox pair as it is, and with faults planted into it."""
     from tracediff.observe.recipe import find_recipe, load_file, run_recipe
+    from tracediff.runs.captured import captured
 
     hooks = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
-    how = "tracediff.runs.captured:captured"
     names = [name for name, fault in hooks.FAULTS.items() if fault.stage == stage]
     names = names[:: max(1, -(-len(names) // CHATTERBOX_FAULTS))]
 
@@ -188,7 +188,7 @@ def chatterbox(stage: str) -> Source:
                     force=True,
                     repeat=False,
                     random=reference,
-                    how=how,
+                    job=captured,
                     change=change,
                     **feed,
                 )
@@ -196,7 +196,7 @@ def chatterbox(stage: str) -> Source:
         return record
 
     return Source(
-        lambda to: run_recipe("torch", "chatterbox", output=to, stages=[stage], how=how, force=True),
+        lambda to: run_recipe("torch", "chatterbox", output=to, stages=[stage], job=captured, force=True),
         [Port("", port()), *(Port(name, port(name), ("forced",)) for name in names)],
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
 
 SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
@@ -170,6 +171,67 @@ def test_an_unknown_recipe_names_those_there_are(tmp_path: Path) -> None:
     assert answer.returncode == TROUBLE
     assert "chatterbox" in answer.stderr
     assert not (tmp_path / "x.h5").exists()
+
+
+LOOP = '''"""A loop, the reference."""
+import tracediff as td
+IMPL = "torch"
+STAGES = {"loop": "The loop"}
+def load(context):
+    import torch
+    return {"model": torch.nn.Linear(2, 2)}
+def run(models, context):
+    import torch
+    with td.stage("loop"):
+        for step in range(6):
+            models["model"](torch.full((1, 2), float(step)))
+'''
+
+
+def captured_loop(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    pytest.importorskip("torch")
+    (folder / "loop_torch.py").write_text(LOOP, encoding="utf-8")
+    quick = ("--no-repeat", "--no-floor")
+    made = tracediff("capture", "--impl", "torch", "--recipe", folder / "loop_torch.py", "-o", folder / "x.h5", *quick, *options)
+    return made, folder / "x.h5"
+
+
+@pytest.mark.parametrize("calls", ["0:3", "0-3"])
+def test_a_range_of_calls_keeps_these_calls_with_both_ends(calls: str, tmp_path: Path) -> None:
+    made, path = captured_loop(tmp_path, "--calls", calls)
+    assert made.returncode == SAME
+    assert "warning" not in made.stderr
+    with open_trace(path) as trace:
+        assert [record.ordinal for record in trace.records if record.end == "output"] == [0, 1, 2, 3]
+
+
+def test_a_selection_that_matches_nothing_is_said_on_stderr(tmp_path: Path) -> None:
+    selection = ("--include", "decoder*", "--include", "model", "--exclude", "absent", "--calls", "0", "--calls", "7")
+    made, _ = captured_loop(tmp_path, *selection, "--functions", "no_such.**")
+    assert made.returncode == SAME
+    said = [line.removeprefix("warning: ") for line in made.stderr.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(":")[0] for line in said] == [
+        "functions 'no_such.**'",
+        "include 'decoder*'",
+        "exclude 'absent'",
+        "calls '7'",
+    ]
+
+
+def test_a_capture_that_recorded_nothing_says_so_on_stderr_and_stdout(tmp_path: Path) -> None:
+    made, _ = captured_loop(tmp_path, "--calls", "6-")
+    words = "warning: nothing was recorded: the selection (calls '6-')"
+    assert words in made.stderr
+    assert words in made.stdout
+
+
+@pytest.mark.parametrize("calls", ["3-1", "a:b:c"])
+def test_malformed_calls_are_trouble_before_anything_runs(calls: str, tmp_path: Path) -> None:
+    made, path = captured_loop(tmp_path, "--calls", calls)
+    assert made.returncode == TROUBLE
+    assert f"Error: The calls {calls!r}" in made.stderr
+    assert "loading" not in made.stderr
+    assert not path.exists()
 
 
 def test_init_writes_a_pair_that_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ pytest.importorskip("chatterbox")
 from tracediff import api
 from tracediff.observe.recipe import find_recipe, load_faults, load_file, run_recipe
 from tracediff.report import Report
+from tracediff.runs.captured import captured
 from tracediff.site import is_below
 
 pytestmark = pytest.mark.real
 
 FAULTS = load_faults("chatterbox", "mlx")
 PLANTING = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
-CAPTURED = "tracediff.runs.captured:captured"
 # A few of every group of stages; `benchmarks/chatterbox_faults.py` plants them all.
 PLANTED = (
     "missing_capital",
@@ -58,7 +58,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     def of(stage: str) -> Path:
         path = folder / f"{stage}.h5"
-        return path if path.exists() else run_recipe("torch", "chatterbox", output=path, stages=[stage], repeat=False, how=CAPTURED)
+        return path if path.exists() else run_recipe("torch", "chatterbox", output=path, stages=[stage], repeat=False, job=captured)
 
     return of
 
@@ -72,7 +72,7 @@ def forced(reference: Path, folder: Path, stage: str, *faults: str, mends: tuple
             stack.enter_context(PLANTING.planted(models, *faults))
 
         port = run_recipe(
-            "mlx", "chatterbox", output=folder / "mlx.h5", stages=[stage], random=reference, change=plant, how=CAPTURED, feed=str(reference)
+            "mlx", "chatterbox", output=folder / "mlx.h5", stages=[stage], random=reference, change=plant, job=captured, feed=str(reference)
         )
     return api.bisect(reference, port)
 

@@ -15,12 +15,13 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from tracediff.errors import CaptureError
 from tracediff.observe import frames
 from tracediff.observe.adapters import registry
 from tracediff.observe.observer import Boundary, Observer, Run
+from tracediff.observe.options import BlockKeywords, block_options, lists_options
 from tracediff.observe.session import Session
 from tracediff.observe.types import Adapter
 
@@ -58,33 +59,27 @@ def observe(
 
 
 @contextmanager
+@lists_options(BlockKeywords)
 def record(
     models: Any,
     to: str | PathLike[str] | Sequence[Observer],
     *,
     observers: Sequence[Observer] = (),
-    methods: Iterable[str] = (),
-    functions: Iterable[str] = (),
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    calls: Iterable[str] = (),
-    stages: Iterable[str] = (),
-    save: Literal["full", "stats"] = "full",
-    save_params: bool = False,
     force: bool = False,
-    impl: str | None = None,
-    compile: bool | None = None,
+    **options: Unpack[BlockKeywords],
 ) -> Iterator[Run]:
     """As `observe`, for the code of a ``with`` block, recorded into a new trace (or shown to the observers given for ``to``).
 
-    ``include``, ``exclude``: globs on sites or module paths; ``calls``: ``3``, ``2-5`` or globs on printed calls; ``stages``: globs.
-    ``save="stats"`` keeps no values, ``save_params`` those of parameters too. ``force`` replaces a trace at ``to``. Further
-    ``observers`` come before the recorder. An exception in the block closes the trace as incomplete and goes on.
+    ``options`` are those of `tracediff.observe.options.CaptureOptions`, without those of further runs (``repeat``, ``floor``,
+    ``floor_dtypes``). ``force`` replaces a trace at ``to``. Further ``observers`` come before the recorder. An exception in the block
+    closes the trace as incomplete and goes on.
     """
-    adapter = adapter_of(models, impl=impl)
+    chosen = block_options(options)
+    adapter = adapter_of(models, impl=chosen.impl)
 
     def session(*seen_by: Observer) -> Session:
-        return Session(models, (*observers, *seen_by), adapter, methods=methods, functions=functions, compile=compile)
+        every = (*observers, *seen_by)
+        return Session(models, every, adapter, methods=chosen.methods, functions=chosen.functions, compile=chosen.compile)
 
     if not isinstance(to, (str, PathLike)):
         with session(*to) as opened:
@@ -94,10 +89,8 @@ def record(
     from tracediff.observe.recorder import Recorder
     from tracediff.trace.writer import TraceWriter
 
-    with TraceWriter(to, force=force, save=save) as writer:
-        recorder = Recorder(writer, include=include, exclude=exclude, calls=calls, stages=stages, save=save, save_params=save_params)
-        with session(recorder) as opened:
-            yield opened.run
+    with TraceWriter(to, force=force, save=chosen.save) as writer, session(Recorder(writer, chosen)) as opened:
+        yield opened.run
     note_blind_spots(to)
 
 

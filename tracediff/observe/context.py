@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class Context:
     """What a run of a recipe was asked for, and where its weights, inputs and draws come from.
 
-    ``weights``: ``seeded``, ``seeded:small``, ``seeded:full``, a folder or a hub id. ``stages``: the wanted ones, all where empty.
-    ``reference``: a trace whose inputs and draws are played back; without it they come from the seed.
-    ``from_reference``: whether what an earlier stage computes is taken from there too, so that a stage starts by itself (``--from``).
-    ``asked``: whether the recipe asked which stages are wanted.
-    ``sources``: by stage and input, where a whole run is given it (`SITE/END`), for a trace in which the stage did not run by itself.
-    ``weights_file``: where this side may leave its weights for the other (`keep_weights`).
+    - ``weights``: ``seeded``, ``seeded:small``, ``seeded:full``, a folder or a hub id; ``dtype``: the dtype in which the models run, None
+      for their own; ``stages``: the wanted stages, all where empty;
+    - ``reference``: a trace whose inputs and draws are played back; without it they come from the seed;
+    - ``from_reference``: whether the results of earlier stages come from the reference too, so that a stage starts by itself (``--from``);
+    - ``sources``: by stage and input, where (``SITE/END``) the input is found in a trace of a whole run;
+    - ``weights_file``: where this side may leave its weights for the other side (`keep_weights`);
+    - ``asked``: whether the recipe asked which stages are wanted.
     """
 
     seed: int = 0
@@ -52,34 +53,34 @@ class Context:
         return not self.stages or any(stage == wanted or stage.startswith(wanted + ".") for wanted in self.stages)
 
     def array(self, stage: str, name: str, make: Callable[[np.random.Generator], Array]) -> Array:
-        """An input of a stage: what the reference trace has at the tap ``#name`` of that stage, else what ``make`` draws.
+        """An input of a stage: the reference's record at the tap ``#name`` of that stage; without a reference what ``make`` draws.
 
-        ``make`` gets a generator that depends on the seed, the stage and the name only. The recipe taps the input by the same name.
+        ``make`` gets a generator that depends on the seed, the stage and the name only. The recipe taps the input by the same name. Raises
+        RecipeError where the reference has no such record.
         """
         if self.reference is None:
             return make(self.tape.generator(stage, f"#{name}"))
-        try:
-            found = [record for record in self.reference.find(f"#{name}") if record.stage == stage]
-        except TracediffError:
-            found = []
-        if not found and self.from_reference:
-            return self._handed_over(stage, name)  # type: ignore[no-any-return]
-        if not found:
+        records = [record for record in _tapped(self.reference, name) if record.stage == stage]
+        values: Array
+        if not records and self.from_reference:
+            values = self._of_reference(stage, name)
+            return values
+        if not records:
             raise RecipeError(
                 f"{os.fspath(self.reference.path)!r} has no input {name!r} of stage {stage!r}: that stage was not captured. "
                 "Capture the reference with it (where --include selected sites, with --include '#*' too, which keeps the inputs), or leave "
                 "out the stage here with --stage."
             )
-        values: Array = _values(found[0])
+        values = _values(records[0])
         return values
 
     def given(self, stage: str, name: str, computed: Any = None) -> Any:
-        """An input that an earlier stage computes: ``computed``, as that stage gave it, or what the reference's run had there.
+        """An input that an earlier stage computes: ``computed``, as the earlier stage gave it, or the reference's values.
 
-        ``computed`` is None where the earlier stage was not run. With ``--from``, and where it is None, the values are those that the
-        reference trace has at the tap ``#name`` of that stage, else where the recipe's ``SOURCES`` say, else at the last tap of that name
-        before the stage began: a NumPy array (float32 where the reference's was in bfloat16), or a str where a text was tapped. Any other
-        ``computed`` comes back as it is. Raises RecipeError where neither side has it.
+        ``computed`` is None where the earlier stage was not run. The reference's values are taken with ``--from``, and where ``computed``
+        is None. They are found at the tap ``#name`` of the stage, else where the recipe's ``SOURCES`` say, else at the last tap of that
+        name before the stage began. They are a NumPy array (float32 for bfloat16), or a str where a text was tapped. Raises RecipeError
+        where neither side has the input.
 
         >>> Context().given("decoder", "hidden", computed=[1.0])
         [1.0]
@@ -91,11 +92,11 @@ class Context:
                 f"Stage {stage!r} needs {name!r}, which an earlier stage computes, and that stage was not run. Run it too, or start "
                 "from the inputs that a reference had there: --from REFERENCE."
             )
-        return self._handed_over(stage, name)
+        return self._of_reference(stage, name)
 
-    def _handed_over(self, stage: str, name: str) -> Any:
+    def _of_reference(self, stage: str, name: str) -> Any:
         assert self.reference is not None
-        return _values(_handed_over(self.reference, stage, name, self.sources.get(stage, {}).get(name)))
+        return _values(_input_record(self.reference, stage, name, self.sources.get(stage, {}).get(name)))
 
     def weight(self, key: str, shape: Shape) -> Array:
         """The seeded float32 values (of that shape) of the reference's parameter or buffer ``key``: no bias zero, no scale one."""
@@ -104,7 +105,8 @@ class Context:
     def draw(self, stage: str, name: str, shape: Shape) -> Array:
         """The next draw of that name in that stage, float32, for a model that keeps its noise instead of drawing it.
 
-        It is the one that the other side's call gets: a port whose constructor made its noise can be given the reference's.
+        The other side's call gets the same draw: a port whose constructor made its noise can be given the reference's. Raises RecipeError
+        where the reference made no such draw.
         """
         values = self.draws.take(stage, name, shape)
         if values is not None:
@@ -132,24 +134,29 @@ class Context:
         return arrays
 
 
-def _handed_over(reference: Trace, stage: str, name: str, source: str | None = None) -> Record:
-    """The record of an input of a stage: its own tap, where a whole run is given it, or the last such tap before the stage began."""
+def _tapped(reference: Trace, name: str) -> list[Record]:
+    """The records of a tap; none where the trace has no such tap."""
     try:
-        tapped = reference.find(f"#{name}")
+        return reference.find(f"#{name}")
     except TracediffError:
-        tapped = []
+        return []
+
+
+def _input_record(reference: Trace, stage: str, name: str, source: str | None = None) -> Record:
+    """The record of an input of a stage: at its own tap, else at ``source``, else at the last tap of that name before the stage began."""
+    tapped = _tapped(reference, name)
     inside = [record for record in tapped if record.stage == stage]
     began = _first_row(reference, stage)
     before = [] if began is None else [record for record in tapped if record.row < began]
-    found = inside[:1] or _of_source(reference, source) or before[-1:]
-    if not found:
+    records = inside[:1] or _of_source(reference, source) or before[-1:]
+    if not records:
         why = "it did not run that stage" if began is None else f"nothing is tapped as {name!r} in that stage or before it"
         why += f", and it has no {source!r}" if source else ""
         raise RecipeError(
             f"{os.fspath(reference.path)!r} cannot give stage {stage!r} its input {name!r}: {why}. Capture the reference with that stage, "
             f"and tap its inputs there: td.tap({name!r}, ...)."
         )
-    record = found[0]
+    record = records[0]
     parts = {other.end for other in tapped if (other.call, other.stage) == (record.call, record.stage)}
     if len(parts) > 1:
         raise RecipeError(
@@ -160,7 +167,7 @@ def _handed_over(reference: Trace, stage: str, name: str, source: str | None = N
 
 
 def _of_source(reference: Trace, source: str | None) -> list[Record]:
-    """The first record at ``SITE/END``; none where the trace has no such."""
+    """The first record at ``SITE/END``; none where the trace has no such site."""
     site, _, end = (source or "").rpartition("/")
     try:
         return reference.find(site, end=end)[:1] if source else []
@@ -169,7 +176,7 @@ def _of_source(reference: Trace, source: str | None) -> list[Record]:
 
 
 def _first_row(reference: Trace, stage: str) -> int | None:
-    """Where a stage began in a run; None where it did not run."""
+    """The first row of a stage in a trace; None where the stage did not run."""
     if stage not in reference.strings:
         return None
     rows = np.flatnonzero(reference.index["stage"] == list(reference.strings).index(stage))
@@ -185,5 +192,5 @@ def _values(record: Record) -> Any:
 
 
 def weights_beside(trace: Path) -> Path:
-    """Where the side that a trace was made of leaves its weights, in the safetensors format."""
+    """The file beside a trace in which the trace's side leaves its weights, in the safetensors format."""
     return trace.with_suffix(".weights.safetensors")

@@ -11,7 +11,7 @@ from tracediff.observe.adapters.registry import FRAMEWORKS
 
 
 def write_recipes(folder: str | os.PathLike[str], name: str) -> list[Path]:
-    """Writes ``NAME_torch.py`` and ``NAME_mlx.py`` into a folder: commented recipes that run as they stand, on a toy model.
+    """Writes ``NAME_torch.py`` and ``NAME_mlx.py`` into a folder, and returns their paths: commented recipes of a toy model that run.
 
     Raises RecipeError where the name is no Python name, hides an installed package, or a file is there already.
     """
@@ -25,6 +25,6 @@ def write_recipes(folder: str | os.PathLike[str], name: str) -> list[Path]:
             raise RecipeError(f"A module {path.stem!r} is installed, which {os.fspath(path)!r} would hide. Choose another name.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for impl, path in paths.items():
-        starter = Path(__file__).with_name(f"starter_{impl}.py.txt").read_text(encoding="utf-8")
-        path.write_text(starter.replace("@NAME@", name), encoding="utf-8")
+        template = Path(__file__).with_name(f"starter_{impl}.py.txt").read_text(encoding="utf-8")
+        path.write_text(template.replace("@NAME@", name), encoding="utf-8")
     return list(paths.values())

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
+from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from tracediff.runs.forcing import Forcing
 
 ROUNDS = 8
-"""A port that raises is run so often to find out what it would do next, each time one call further."""
+"""How often a port that raises is run to find out what it would do next, each time one call further."""
 
 
 def captured(
@@ -32,56 +34,98 @@ def captured(
     run: Any,
     to: str | os.PathLike[str],
     *,
+    options: CaptureOptions = DEFAULTS,
     feed: str | os.PathLike[str] | Trace | None = None,
     mapping: Mapping[str, Any] | None = None,
-    floor: bool | None = None,
-    floor_dtypes: Sequence[str] = ("float64",),
     observers: Sequence[Observer] = (),
-    repeat: bool = True,
-    save: str = "full",
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    **options: Any,
+    progress: Progress = silent,
 ) -> Path:
     """Records a run to a new trace and returns its path.
 
-    With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor;
-    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`.
-    Otherwise it is run once more to see whether it repeats, and, for ``floor`` (by default for a PyTorch run on its own inputs), seven
-    times more to measure its noise floor, and once or twice for each further one of ``floor_dtypes``. The rest is as in
+    With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
+    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor.
+    Otherwise the run is *free*: with ``options.repeat`` it is run once more to see whether it repeats. With ``options.floor`` it is run
+    seven times more to measure its noise floor, and once or twice for each further dtype. The rest is as in
     `tracediff.observe.recording.record_run`.
     """
-    meta = {**(meta or {}), "observed": {name: list(options.get(name, ())) for name in ("methods", "functions")}}
-    given: dict[str, Any] = {"observers": tuple(observers), "save": save, "meta": meta, "force": force, "say": say, **options}
+    meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
+    asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
     if feed is not None:
-        return _forced(models, run, Path(to), feed, given, mapping)
-    path = record_run(models, run, to, repeat=repeat, **given)
-    if floor is None:
-        floor = adapter_of(models, run, impl=options.get("impl")).name == "torch" and not (meta or {}).get("random")
-    if floor and save == "full":
-        measure_floor(models, run, path, dtypes=floor_dtypes, options=options, say=say)
+        return _forced(asked, feed, mapping)
+    path = asked.record()
+    has_floor = options.floor
+    if has_floor is None:
+        has_floor = adapter_of(models, run, impl=options.impl).name == "torch" and not meta.get("random")
+    if has_floor and options.save == "full":
+        measure_floor(models, run, path, dtypes=options.floor_dtypes, options=options, progress=progress)
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    """A capture as it was asked for."""
+
+    models: Any
+    run: Any
+    to: Path
+    options: CaptureOptions
+    observers: tuple[Observer, ...]
+    meta: Mapping[str, Any]
+    force: bool
+    progress: Progress
+
+    def record(self) -> Path:
+        """Records one run, without feeding it or measuring its floor."""
+        return record_run(
+            self.models,
+            self.run,
+            self.to,
+            options=self.options,
+            observers=self.observers,
+            meta=self.meta,
+            force=self.force,
+            progress=self.progress,
+        )
+
+
 def measure_floor(
-    models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: Mapping[str, Any], say: Callable[[str], None] = lambda _: None
+    models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: CaptureOptions = DEFAULTS, progress: Progress = silent
 ) -> None:
     """Adds its noise floor to a closed trace, or further columns to the floor that it has; not where its run does not repeat itself.
 
-    The models and the run must be those of the trace. What could not be measured is added to what the trace says was not seen.
+    The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
+    trace says was not seen.
     """
     from tracediff.runs.floor import measure
 
-    observed = {name: options[name] for name in ("methods", "functions", "impl") if name in options}
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
         if trace.meta.get("repeats") is False:
             amend(path, meta={"not_seen": [*not_seen, "noise floor: not measured, since the run does not repeat itself"]})
             return
-        table, missed = measure(models, run, trace, dtypes_to_try=tuple(dtypes), known=trace.floor, observed=observed, say=say)
+        observed = options.observing()
+        table, missed = measure(models, run, trace, dtypes_to_try=tuple(dtypes), known=trace.floor, observed=observed, say=progress)
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
     amend(path, meta={"not_seen": [*kept, *(text for text in missed if text not in kept)]}, floor=table)
+
+
+def recorded_options(
+    path: str | os.PathLike[str],
+    *,
+    methods: Iterable[str] | None = None,
+    functions: Iterable[str] | None = None,
+    impl: str | None = None,
+) -> CaptureOptions:
+    """How the run of a trace was observed; ``methods`` and ``functions``, where they are given, stand in the place of the trace's."""
+    with open_trace(path) as trace:
+        recorded = trace.meta.get("observed") or {}
+    return CaptureOptions.of(
+        methods=recorded.get("methods", ()) if methods is None else methods,
+        functions=recorded.get("functions", ()) if functions is None else functions,
+        impl=impl,
+    )
 
 
 def calibrated(
@@ -90,38 +134,30 @@ def calibrated(
     to: str | os.PathLike[str],
     *,
     dtypes: Sequence[str],
-    methods: Sequence[str] | None = None,
-    functions: Sequence[str] | None = None,
-    impl: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    options: CaptureOptions = DEFAULTS,
+    progress: Progress = silent,
     **_: Any,
 ) -> Path:
     """Adds the noise floor, or further columns of it, to the reference's trace ``to`` in place, and returns its path.
 
-    ``methods`` and ``functions`` are by default those that the trace was captured with. Raises CaptureError where the trace cannot have a
-    floor (a forced run, one that was not closed, without values, or that does not repeat itself), or where the models' parameters or
-    what a first run gives are not those of the trace.
+    ``options`` say how the run is observed (`recorded_options`); the other keywords of a job have no use here. Raises CaptureError where
+    the trace cannot have a floor (a forced run, one that was not closed, without values, or that does not repeat itself), or where the
+    models' parameters or what a first run gives are not those of the trace.
     """
     path = Path(to)
     with open_trace(path) as trace:
         _check_can_have_floor(trace)
-        recorded = trace.meta.get("observed") or {}
-        options = {
-            "methods": recorded.get("methods", ()) if methods is None else methods,
-            "functions": recorded.get("functions", ()) if functions is None else functions,
-            "impl": impl,
-        }
-        _check_parameters(models, run, trace, impl)
-        say("a first run, to see whether it is the one that was captured")
+        _check_parameters(models, run, trace, options.impl)
+        progress("a first run, to see whether it is the one that was captured")
         _check_outputs(models, run, trace, options)
     if trace.meta.get("repeats") is not True:
         amend(path, meta={"repeats": True})
-    measure_floor(models, run, path, dtypes=dtypes, options=options, say=say)
+    measure_floor(models, run, path, dtypes=dtypes, options=options, progress=progress)
     return path
 
 
 def _check_can_have_floor(trace: Trace) -> None:
-    """CaptureError for a trace on which no floor can be measured."""
+    """CaptureError for a trace on which no noise floor can be measured."""
     name = str(trace.path)
     if not trace.complete or trace.was_killed:
         raise CaptureError(f"{name!r} is not complete: its run did not come to its end. Capture the reference anew.")
@@ -142,26 +178,26 @@ def _check_parameters(models: Any, run: Any, trace: Trace, impl: str | None) -> 
     from tracediff.observe.tree import discover
 
     adapter = adapter_of(models, run, impl=impl)
-    found = {one.name: one.tensor for one in describe.parameters(Run(adapter, tuple(discover(models, adapter))))}
+    live = {parameter.name: parameter.tensor for parameter in describe.parameters(Run(adapter, tuple(discover(models, adapter))))}
     for name, param in trace.params.items():
-        if name not in found:
+        if name not in live:
             raise CaptureError(f"This model has no parameter {name!r}, which {str(trace.path)!r} has: it is another model.")
-        if digest_of(adapter.view(found[name])) != param.digest:
+        if digest_of(adapter.view(live[name])) != param.digest:
             raise CaptureError(
                 f"The parameter {name!r} is not the one that {str(trace.path)!r} was captured with. Give the same weights, "
                 "in the same dtype and conversion."
             )
 
 
-def _check_outputs(models: Any, run: Any, trace: Trace, options: Mapping[str, Any]) -> None:
+def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions) -> None:
     """CaptureError where a run, on the draws that the trace holds, does not give bit for bit what the trace holds."""
     from tracediff.observe.repeat import Digests
     from tracediff.runs.floor import Redrawing
 
-    adapter = adapter_of(models, run, impl=options.get("impl"))
+    adapter = adapter_of(models, run, impl=options.impl)
     digests, state = Digests(), adapter.rng_state()
     try:
-        observe(models, run, [Redrawing(trace), digests], **options)
+        observe(models, run, [Redrawing(trace), digests], **options.observing())
     finally:
         adapter.set_rng_state(state)
     first = digests.first_difference(trace)
@@ -175,43 +211,43 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: Mapping[str, An
     )
 
 
-def _forced(
-    models: Any, run: Any, to: Path, feed: str | os.PathLike[str] | Trace, given: Mapping[str, Any], mapping: Mapping[str, Any] | None
-) -> Path:
+def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapping[str, Any] | None) -> Path:
     """A run in which each paired boundary is fed the reference's tensor."""
-    say = given["say"]
-    adapter = adapter_of(models, run, impl=given.get("impl"))
+    to = asked.to
+    adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
+    asked = replace(asked, options=replace(asked.options, repeat=False))
     with ExitStack() as stack:
         reference = feed if isinstance(feed, Trace) else stack.enter_context(open_trace(feed))
         stack.enter_context(feeding(reference))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
-        say("a free run first, to find out what corresponds")
+        asked.progress("a free run first, to find out what corresponds")
         before = adapter.rng_state()
-        discovery, forcing = _discovered(models, run, Path(folder), reference, given, mapping)
+        discovery, forcing = _discovered(asked, Path(folder), reference, mapping)
         with discovery:
             adapter.set_rng_state(before)
-            say("the forced run: each site is fed the reference's tensors")
-            meta = {**(given["meta"] or {}), "mode_run": "forced", "feed": str(reference.path)}
-            options = {**given, "observers": (*given["observers"], forcing), "meta": meta}
+            asked.progress("the forced run: each site is fed the reference's tensors")
+            meta = {**asked.meta, "mode_run": "forced", "feed": str(reference.path)}
+            forced = replace(asked, observers=(*asked.observers, forcing), meta=meta)
             try:
-                if not _gets_along(models, run, to, forcing, discovery, options):
-                    say("once more: the port raises where it is handed a tensor of another shape than its own")
+                if not _gets_along(forced, forcing, discovery):
+                    asked.progress("once more: the port raises where it is handed a tensor of another shape than its own")
                     forcing.keep_shapes()
                     adapter.set_rng_state(before)
-                    record_run(models, run, to, repeat=False, **{**options, "force": True})
+                    replace(forced, force=True).record()
             finally:
                 if to.is_file():
                     amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
     return to
 
 
-def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, discovery: Trace, options: Mapping[str, Any]) -> bool:
-    """Records the forced run; False where the port was handed tensors of other shapes than its own and raises as it did not by itself.
+def _gets_along(forced: _Capture, forcing: Forcing, discovery: Trace) -> bool:
+    """Records the forced run; False where the port was handed tensors of other shapes than its own and raises only for that reason.
 
-    That may end the run, or a call in it for which the reference's outputs were handed on: all that it would have called went unseen then.
+    Such an exception may end the run, or a call in it for which the reference's outputs were handed on. Everything that this call would
+    have called went unseen then.
     """
     try:
-        record_run(models, run, to, repeat=False, **options)
+        forced.record()
     except TracediffError:
         raise
     except Exception:
@@ -222,33 +258,39 @@ def _gets_along(models: Any, run: Any, to: Path, forcing: Forcing, discovery: Tr
     return not forcing.reshaped or by_itself.issuperset(forcing.failures)
 
 
-def _discovered(
-    models: Any, run: Any, folder: Path, reference: Trace, given: Mapping[str, Any], mapping: Mapping[str, Any] | None
-) -> tuple[Trace, Any]:
+def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mapping[str, Any] | None) -> tuple[Trace, Forcing]:
     """A free run of the port, and the forcing that its alignment allows.
 
-    Where the port raises, the run is made again with what is known so far handed over, so that it comes one failing call further; no
-    more where it comes no further: the forced run will end there too.
+    Where the port raises, the run is made again with everything handed over that is known so far, so that it comes one failing call
+    further. It is not made again once it comes no further: the forced run will end there too.
     """
     from tracediff.alignment import align
     from tracediff.runs.forcing import Forcing
 
-    forcing: Forcing | None = None
-    came = 0
+    whole = replace(asked.options, save="full")
+    observers = asked.observers
+    reached = 0
     for attempt in range(ROUNDS):
         path = folder / f"{attempt}.h5"
-        observers = (*given["observers"], *([forcing] if forcing else ()))
-        failed: Exception | None = None
-        try:
-            record_run(models, run, path, repeat=False, **{**given, "observers": observers, "save": "full", "force": True})
-        except TracediffError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the port raises is what is being looked for
-            failed = error
+        error = _raised_by(replace(asked, to=path, options=whole, observers=observers, force=True))
         trace = open_trace(path)
+        if not len(trace.records) and trace.meta.get("warnings"):
+            raise CaptureError(f"This run cannot be fed by {str(reference.path)!r}: {'; '.join(trace.meta['warnings'])}.")
         forcing = Forcing(reference, trace, align(reference, trace, mapping=mapping))
-        comes_further, came = len(trace.records) > came, len(trace.records)
-        if failed is None or not comes_further or attempt == ROUNDS - 1:
+        comes_further, reached = len(trace.records) > reached, len(trace.records)
+        if error is None or not comes_further or attempt == ROUNDS - 1:
             break
         trace.close()
+        observers = (*asked.observers, forcing)
     return open_trace(path), forcing
+
+
+def _raised_by(free: _Capture) -> Exception | None:
+    """Records a run of the port, and returns what the port raised."""
+    try:
+        free.record()
+    except TracediffError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the port raises is what is being looked for
+        return error
+    return None

@@ -25,10 +25,12 @@ from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.locate import Located, locate
 from tracediff.observe import adapter_of, observe
+from tracediff.observe.jobs import Job
 from tracediff.observe.observer import Boundary, Observer, Run
+from tracediff.observe.options import CaptureOptions
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.recorder import Recorder
-from tracediff.observe.repeat import Digests
+from tracediff.observe.repeat import Digests, repeats_meta
 from tracediff.observe.types import Adapter
 from tracediff.trace import Record, Trace, open_trace
 from tracediff.trace.amend import amend
@@ -98,8 +100,9 @@ def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) ->
     before = adapter.rng_state()
     raised = ""
     try:
-        with TraceWriter(to, save="stats", meta=dict(meta)) as writer:
-            play([Recorder(writer, save="stats")])
+        options = CaptureOptions(save="stats")
+        with TraceWriter(to, save=options.save, meta=dict(meta)) as writer:
+            play([Recorder(writer, options)])
     except TracediffError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the side's own code raises
@@ -110,8 +113,7 @@ def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) ->
     adapter.set_rng_state(after)
     with open_trace(to) as trace:
         first = digests.first_difference(trace)
-    where = {} if first is None else {"repeats_first": dict(zip(("site", "call", "end"), first, strict=True))}
-    amend(to, meta={"repeats": first is None, **where, **({"raised": raised} if raised else {})})
+    amend(to, meta={**repeats_meta(first), **({"raised": raised} if raised else {})})
 
 
 def _played_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:
@@ -198,38 +200,48 @@ class Elsewhere:
         self.name, self._asked = name, dict(asked)
 
     def index(self, to: Path) -> None:
-        self._run(to, how="tracediff.runs.live:index_run")
+        self._run(to, job=index_run)
 
     def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
         to = folder / f"{self.name}.npz"
-        self._run(to, how="tracediff.runs.live:keep_run", wanted=[[record.site, record.ordinal, record.end] for record in wanted])
+        self._run(to, job=keep_run, wanted=[[record.site, record.ordinal, record.end] for record in wanted])
         with np.load(to, allow_pickle=False) as arrays:
             kept = [arrays[key] for key in arrays.files]
         to.unlink()
         return kept
 
-    def _run(self, to: Path, **how: Any) -> None:
+    def _run(self, to: Path, *, job: Job, **own: Any) -> None:
         from tracediff.observe.recipe import run_recipe
 
-        run_recipe(output=to, **self._asked, **how)
+        run_recipe(output=to, job=job, **self._asked, **own)
 
 
-def index_run(models: Any, run: Any, to: str, *, impl: str, meta: Mapping[str, Any], **given: Any) -> None:
-    """`Side.index` in another Python; called as `tracediff.observe.recording.record_run` is."""
-    _indexed(_play_of(models, run, impl, given), adapter_of(models, impl=impl), Path(to), meta)
+def index_run(
+    models: Any, run: Any, to: str, *, options: CaptureOptions, observers: Sequence[Observer], meta: Mapping[str, Any], **_: Any
+) -> None:
+    """`Side.index` as a job in another Python (`tracediff.observe.jobs`)."""
+    _indexed(_play_of(models, run, options, observers), adapter_of(models, impl=options.impl), Path(to), meta)
 
 
-def keep_run(models: Any, run: Any, to: str, *, impl: str, wanted: Sequence[tuple[str, int, str]], **given: Any) -> None:
-    """`Side.keep` in another Python: leaves the bits in a NumPy archive at ``to``."""
+def keep_run(
+    models: Any,
+    run: Any,
+    to: str,
+    *,
+    options: CaptureOptions,
+    observers: Sequence[Observer],
+    wanted: Sequence[tuple[str, int, str]],
+    **_: Any,
+) -> None:
+    """`Side.keep` as a job in another Python: leaves the bits in a NumPy archive at ``to``."""
     keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
-    adapter = adapter_of(models, impl=impl)
-    _played_again(_play_of(models, run, impl, given), adapter, adapter.rng_state(), [keeper])
+    adapter = adapter_of(models, impl=options.impl)
+    _played_again(_play_of(models, run, options, observers), adapter, adapter.rng_state(), [keeper])
     np.savez(to, *keeper.kept.values())
 
 
-def _play_of(models: Any, run: Any, impl: str, given: Mapping[str, Any]) -> Play:
-    observers, seen = given["observers"], {"methods": given["methods"], "functions": given["functions"], "impl": impl}
-    return lambda further: observe(models, run, [*observers, *further], **seen)
+def _play_of(models: Any, run: Any, options: CaptureOptions, observers: Sequence[Observer]) -> Play:
+    return lambda further: observe(models, run, [*observers, *further], **options.observing())
 
 
 # -- a trace whose values are had by running again -------------------------------------------------------

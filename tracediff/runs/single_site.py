@@ -24,6 +24,7 @@ from tracediff.errors import CaptureError, SiteError, TraceFileError
 from tracediff.observe import adapter_of, stage
 from tracediff.observe.adapters import registry as adapters
 from tracediff.observe.containers import Nest, built
+from tracediff.observe.options import CaptureOptions
 from tracediff.observe.randomness import Playback
 from tracediff.observe.tree import modules_below
 from tracediff.observe.types import Adapter
@@ -96,8 +97,9 @@ def tried(
 
         meta = {"tried": site, "calls": chosen, "axes": [list(order) for order in axes.values()]}
         mapping = {"pairs": [{"reference": site, "port": kind.path}]}
-        options: dict[str, Any] = {"observers": [Playback(part)], "impl": adapter.name, "meta": meta, "force": force, "say": say}
-        captured(_at(kind.path, module), run, to, feed=part, mapping=mapping, **options)
+        options = CaptureOptions(impl=adapter.name)
+        given: dict[str, Any] = {"observers": [Playback(part)], "meta": meta, "force": force, "progress": say}
+        captured(_at(kind.path, module), run, to, options=options, feed=part, mapping=mapping, **given)
     return part, mapping
 
 
