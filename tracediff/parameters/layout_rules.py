@@ -18,6 +18,7 @@ from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Join, Layout, Shape, apply, layouts
 from tracediff.dtype import Array
 from tracediff.parameters.sources import Weight
+from tracediff.tensors.weight_norm import gain_axis, norm_axes
 from tracediff.trace.fingerprint import Floats, Sketch
 
 MergeKind = Literal["weight_norm", "unit", "gain", "raw", "sum"]
@@ -155,7 +156,7 @@ def norm_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight, int]
     """Tensors of one module that by their shapes may be the gain and the direction of a weight norm, and the gain's axis (-1: all)."""
     for first, second in _module_pairs(weights):
         gain, direction = sorted((first, second), key=lambda weight: weight.count)
-        axis = _gain_axis(gain, direction)
+        axis = gain_axis(gain.shape, direction.shape) if gain.is_readable else None
         if axis is not None:
             yield gain, direction, axis
 
@@ -170,20 +171,9 @@ def _module_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight]]:
             yield from combinations(members, 2)
 
 
-def _gain_axis(gain: Weight, direction: Weight) -> int | None:
-    """The axis of a direction along which a tensor is its gain; None where the shapes say that it is none."""
-    rank = len(direction.shape)
-    if len(gain.shape) != rank or rank < 2 or gain.count >= direction.count or not gain.is_readable:
-        return None
-    long = [axis for axis, size in enumerate(gain.shape) if size != 1]
-    if len(long) > 1 or any(gain.shape[axis] != direction.shape[axis] for axis in long):
-        return None
-    return long[0] if long else -1
-
-
 def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[Made]:
     every = tuple(range(len(direction.shape)))
-    right = tuple(other for other in every if other != axis)
+    right = norm_axes(len(every), axis)
     parts = (gain, direction)
     if not wrong:
         yield Made(Merge("weight_norm", right), parts)

@@ -20,6 +20,7 @@ from tracediff.dtype import Array
 from tracediff.parameters.layout_rules import Made, Merge, Origin, axis_vectors, is_float, merges, norm_pairs, reading, ways
 from tracediff.parameters.resemblance import Resemblance, identical, of_arrays, of_vectors
 from tracediff.parameters.sources import Weight, Weights
+from tracediff.tensors.weight_norm import has_norm_of, is_merged, norm_axes
 from tracediff.trace import fingerprint
 from tracediff.trace.fingerprint import Floats
 
@@ -30,8 +31,6 @@ SKETCH_TOLERANCE = 1e-6
 MERGE_TOLERANCE = 1e-6
 """Relative L2 up to which a merged tensor (weight norm, sum) is called equal: the merge is arithmetic in the port's precision."""
 ALIKE = 0.9
-_UNSEEN = 1e-5  # relative error of the norm of a merged tensor that is known by its sketch alone
-_UNSEEN_ROWS = 1e-2  # the same of the norm that its rows imply: where a row's vector is nearly 0, rounding weighs more
 _SAMPLE = 2048
 _WIDENS = {
     ("bfloat16", "float32"), ("bfloat16", "float64"), ("float16", "float32"), ("float16", "float64"), ("float32", "float64"),
@@ -164,7 +163,7 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
     if not sources or not targets:
         return near
     blocks: dict[tuple[str, int], list[tuple[Weight, Weight, Shared]]] = defaultdict(list)
-    for shared in shared_parameters(sources, targets):  # type: ignore[arg-type]
+    for shared in shared_parameters(sources, targets):
         source, target = sources[shared.reference], targets[shared.port]
         if shared.part is not None:
             whole = (shared.whole, shared.port if shared.whole == "port" else shared.reference)
@@ -316,24 +315,20 @@ def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterato
         for target in by_axes.get(tuple(sorted(direction.shape)), ()):
             layout = norm_layout(gain, direction, axis, target)
             if layout is not None:
-                merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
+                merge = Merge("weight_norm", norm_axes(len(direction.shape), axis))
                 yield Held(target.name, Origin((gain.name, direction.name), layout, merge), "sketch")
 
 
 def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
     """The layout in which a tensor is a weight norm merged, by its sketch; None where it is not."""
-    if axis < 0 or abs(target.stats.l2 - gain.stats.l2) > _UNSEEN * gain.stats.l2:
+    if axis < 0 or not has_norm_of(gain.stats.l2, target.stats.l2):
         return None
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
     for layout in ways(direction.shape, target.shape):
         order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
         if layout.split not in (None, direction.shape) or len(order) != len(target.shape):
             continue
-        merged = target.sketch.axes[order.index(axis)]
-        if merged.size != rows.size or not merged.all() or np.any(np.sign(merged) != np.sign(scale * rows)):
-            continue
-        norm = float(np.linalg.norm(scale * rows / merged))
-        if abs(norm - direction.stats.l2) < _UNSEEN_ROWS * direction.stats.l2:
+        if is_merged(scale, rows, target.sketch.axes[order.index(axis)], direction.stats.l2):
             return layout
     return None
 

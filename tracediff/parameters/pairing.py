@@ -21,6 +21,7 @@ from tracediff.parameters.matching import ALIKE, Held, compared, match, measured
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
 from tracediff.parameters.sources import Weight, Weights
+from tracediff.tensors.weight_norm import norm_axes
 
 Named = Literal["exact", "renamed", "likeness"]
 
@@ -221,7 +222,7 @@ def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | N
     """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
     for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
         if best.origin.names == (direction.name,) and not direction.is_readable:
-            merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
+            merge = Merge("weight_norm", norm_axes(len(direction.shape), axis))
             return replace(best, origin=replace(best.origin, names=(gain.name, direction.name), merge=merge))
     return None
 
@@ -287,8 +288,7 @@ def _regain_unseen(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Wei
         if direction.is_readable or gain not in gains or held is None:
             continue
         right = norm_layout(gain, direction, axis, pairing.port[held.port])
-        axes = tuple(other for other in range(len(direction.shape)) if other != axis)
-        merge = Merge("raw") if right is None else Merge("weight_norm", axes)
+        merge = Merge("raw") if right is None else Merge("weight_norm", norm_axes(len(direction.shape), axis))
         origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
         pairing.held[held.port] = replace(held, origin=origin, by="sketch")
 

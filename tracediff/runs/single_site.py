@@ -7,7 +7,6 @@ is judged against that part of the reference's: seconds instead of a run of the 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from tracediff.observe.randomness import Playback
 from tracediff.observe.tree import modules_below
 from tracediff.runs.captured import captured
 from tracediff.site import End, Site, is_returned
+from tracediff.tensors.files import open_array_file
 from tracediff.trace import Record, Trace
 from tracediff.trace.subtrace import Part, calls_of, part_of
 
@@ -414,13 +414,9 @@ def load_weights(module: Any, file: str | os.PathLike[str]) -> None:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    if path.suffix == ".safetensors" and path.is_file():
-        read: Callable[[Path], dict[str, Array]] = importlib.import_module("safetensors.numpy").load_file
-        return read(path)
-    if path.suffix == ".npz" and path.is_file():
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    raise CaptureError(f"{str(path)!r} is no .safetensors or .npz file that is there.")
+    if path.suffix not in (".npz", ".safetensors") or not path.is_file():
+        raise CaptureError(f"{str(path)!r} is no .safetensors or .npz file that is there.")
+    return {array.name: np.array(array.read()) for array in open_array_file(path).arrays}
 
 
 def find_module(models: Any, part: Trace, site: str, adapter: Adapter, wanted: str | None = None) -> tuple[str, Any]:
