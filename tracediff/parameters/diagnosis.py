@@ -1,6 +1,6 @@
 """Which of the port's weights are not the reference's, and why: never loaded, missing, exchanged, transposed, rounded, merged wrongly.
 
-No model is run. `weights` compares two sources of weights (`checkpoint.open_weights`) and returns a `WeightsReport`; a third, the
+No model is run. `weights` compares two sources of weights (`sources.open_weights`) and returns a `WeightsReport`; a third, the
 checkpoint that both should hold, tells which side is wrong.
 """
 
@@ -13,24 +13,20 @@ from dataclasses import replace
 import numpy as np
 
 from tracediff.errors import WeightsError
-from tracediff.parameters.findings import Kind, Side, WeightFinding, is_bias, judged, numbers_of
+from tracediff.parameters.findings import Difference, Kind, WeightFinding, WrongSide, fault_of, is_bias, numbers_of
 from tracediff.parameters.layout_rules import Origin, ways
-from tracediff.parameters.matching import ALIKE, MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
-from tracediff.parameters.pairing import Pairing, Placed, pair
-from tracediff.parameters.placement import Layouts, Placement, move, placement
+from tracediff.parameters.matching import Held, has_rows_of
+from tracediff.parameters.pairing import Named, Pairing, Placed, pair
+from tracediff.parameters.placement import Conventions, Placement, move, placement
 from tracediff.parameters.renames import parent
 from tracediff.parameters.resemblance import identical
 from tracediff.parameters.result import Compared, FindingGroup, WeightPair, WeightsReport, modules_of
 from tracediff.parameters.sources import Source, Weight, Weights, open_weights
+from tracediff.parameters.thresholds import THRESHOLDS
 
 __all__ = ["Compared", "FindingGroup", "WeightFinding", "WeightPair", "WeightsReport", "weights"]
 
-_NAMED = {
-    "exact": ("of the same name", 1.0),
-    "renamed": ("by the renaming of its siblings", 0.98),
-    "likeness": ("by likeness of names", 0.75),
-}
-_LONGEST_TABLE = 1 << 16
+_NAMED = {"exact": "of the same name", "renamed": "by the renaming of its siblings", "likeness": "by likeness of names"}
 
 
 def weights(reference: Source, port: Source, *, checkpoint: Source | None = None) -> WeightsReport:
@@ -90,7 +86,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
 
 
 def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[WeightPair]:
-    layouts = Layouts(pairing)
+    conventions = Conventions(pairing)
     for name in pairing.port:
         held, by_name = pairing.held.get(name), pairing.placed.get(name)
         origin = placed.right.get(name)
@@ -98,15 +94,15 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
             origin = origin or held.origin
             yield WeightPair(origin.names, name, origin.text, held.by, name not in wrong, origin)
         elif by_name is not None:
-            origin = _named_origin(layouts, by_name)
+            origin = _named_origin(conventions, by_name)
             yield WeightPair(origin.names, name, origin.text, "name", False, origin)
 
 
-def _named_origin(layouts: Layouts, placed: Placed) -> Origin:
+def _named_origin(conventions: Conventions, placed: Placed) -> Origin:
     """The origin of a tensor whose values do not tell: in the layout of its family."""
     if placed.held is not None and not placed.held.origin.is_copy:
         return placed.held.origin
-    return layouts.right(placed.names[0], placed.port)
+    return conventions.right(placed.names[0], placed.port)
 
 
 def _side(weights: Weights) -> Compared:
@@ -117,13 +113,13 @@ def _side(weights: Weights) -> Compared:
 
 
 def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
-    layouts = Layouts(pairing)
+    conventions = Conventions(pairing)
     for placed in pairing.placed.values():
-        yield _placed_finding(pairing, placed, layouts)
+        yield _placed_finding(pairing, placed, conventions)
     for name, held in pairing.held.items():
         if held.rounded:
             label = f"rounded to {held.rounded}"
-            yield WeightFinding("weights.precision", held.origin.names[0], name, label, {}, 0.99, True, label=label)
+            yield WeightFinding("weights.precision", held.origin.names[0], name, label, {}, THRESHOLDS.sure_rounded, True, label=label)
         elif _is_wrong_merge(pairing, held):
             yield _wrong_merge(pairing, held)
 
@@ -132,19 +128,21 @@ def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
     """Tensors too small to tell by themselves go with those of their module: never loaded where those were not."""
     lost = {module for finding in findings if finding.kind == "weights.unloaded" for module in modules_of(finding.port)[-2:]}
 
-    def judged_anew(finding: WeightFinding) -> WeightFinding:
-        small = finding.kind == "weights.value" and finding.label == "other values" and finding.numbers.get("count", 0) < 16
-        if not small or finding.numbers.get("correlation", 0) > 0.9 or not lost.intersection(modules_of(finding.port)[-2:]):
+    def with_module(finding: WeightFinding) -> WeightFinding:
+        count, correlation = finding.numbers.get("count", 0), finding.numbers.get("correlation", 0)
+        is_small = finding.kind == "weights.value" and finding.label == "other values" and count < THRESHOLDS.few_values
+        if not is_small or correlation > THRESHOLDS.alike or not lost.intersection(modules_of(finding.port)[-2:]):
             return finding
         evidence = f"{finding.evidence}; its siblings were not loaded"
-        return replace(finding, kind="weights.unloaded", label="never loaded", evidence=evidence, confidence=0.8)
+        sure = THRESHOLDS.sure_with_siblings
+        return replace(finding, kind="weights.unloaded", label="never loaded", evidence=evidence, confidence=sure)
 
-    return [judged_anew(finding) for finding in findings]
+    return [with_module(finding) for finding in findings]
 
 
-def _placed_finding(pairing: Pairing, placed: Placed, layouts: Layouts) -> WeightFinding:
+def _placed_finding(pairing: Pairing, placed: Placed, conventions: Conventions) -> WeightFinding:
     target = pairing.port[placed.port]
-    how, sure = _NAMED[placed.named]
+    sure = _sureness_of_place(placed.named)
     held = placed.held
     if held is None or held.resemblance is None:
         return _other_shape(pairing, placed, sure)
@@ -153,33 +151,38 @@ def _placed_finding(pairing: Pairing, placed: Placed, layouts: Layouts) -> Weigh
     reference = port = None
     if held.by == "values":
         reference, port = held.origin.values(lambda name: pairing.reference[name].read()), target.read()
-    found = judged(held.resemblance, held.rounded, reference, port, target)
-    evidence = f"{found.evidence} (found {how})" if placed.named == "likeness" else found.evidence
-    evidence += _layout_besides(layouts, pairing, held)
+    fault = fault_of(Difference(held.resemblance, held.rounded, reference, port, target))
+    evidence = f"{fault.evidence} (found {_NAMED['likeness']})" if placed.named == "likeness" else fault.evidence
+    evidence += _layout_besides(conventions, pairing, held)
     other = pairing.elsewhere.get(placed.port)
-    if other is not None and found.kind == "weights.unloaded":
+    if other is not None and fault.kind == "weights.unloaded":
         evidence += f"; it is nearer to {other.origin.names[0]!r}"
     return WeightFinding(
-        found.kind,
+        fault.kind,
         " + ".join(held.origin.names),
         placed.port,
         evidence,
         numbers_of(held.resemblance),
-        found.confidence * sure,
-        found.confirmed,
-        label=found.label,
+        fault.confidence * sure,
+        fault.confirmed,
+        label=fault.label,
     )
 
 
-def _layout_besides(layouts: Layouts, pairing: Pairing, held: Held) -> str:
+def _sureness_of_place(named: Named) -> float:
+    """How sure it is that a tensor belongs where names place it."""
+    return {"exact": THRESHOLDS.sure_name, "renamed": THRESHOLDS.sure_rename, "likeness": THRESHOLDS.sure_likeness}[named]
+
+
+def _layout_besides(conventions: Conventions, pairing: Pairing, held: Held) -> str:
     """What is to be said of the layout of a tensor whose values differ, but are those of the reference."""
     found = held.resemblance
-    if found is None or abs(found.correlation) < ALIKE or not held.origin.is_copy or found.count < 16:
+    if found is None or abs(found.correlation) < THRESHOLDS.alike or not held.origin.is_copy or found.count < THRESHOLDS.few_values:
         return ""
     shape = pairing.reference[held.origin.key].shape
     if len(ways(shape, pairing.port[held.port].shape)) < 2:
         return ""
-    reason = layouts.against(move(shape, held.origin.layout), held.port, shape)
+    reason = conventions.against(move(shape, held.origin.layout), held.port, shape)
     return f"; besides, {reason[1]}" if reason is not None else ""
 
 
@@ -187,14 +190,16 @@ def _rows_scaled(held: Held, sure: float) -> WeightFinding:
     """A weight norm whose rows are the direction's up to their scale, though not to the right one."""
     what = "weight norm merged otherwise than over the right axes"
     evidence = "the rows have the direction's signs, but not the norm that the gain says: merged over other axes, or not at all"
-    return WeightFinding("weights.value", " + ".join(held.origin.names), held.port, evidence, {}, 0.85 * sure, label=what)
+    return WeightFinding(
+        "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_rows * sure, label=what
+    )
 
 
 def _other_shape(pairing: Pairing, placed: Placed, sure: float) -> WeightFinding:
     source, target = pairing.reference[placed.names[0]], pairing.port[placed.port]
     common = _common_block(source, target)
     evidence = f"shape {source.shape} in the reference, {target.shape} in the port{common}"
-    return WeightFinding("weights.value", source.name, placed.port, evidence, {}, 0.95 * sure, label="another shape")
+    return WeightFinding("weights.value", source.name, placed.port, evidence, {}, THRESHOLDS.sure_other_shape * sure, label="another shape")
 
 
 def _common_block(source: Weight, target: Weight) -> str:
@@ -228,8 +233,10 @@ def _wrong_merge(pairing: Pairing, held: Held) -> WeightFinding:
         "gain": "weight norm merged without its norm",
         "raw": "weight norm not merged: the direction stands for the weight",
     }[merge.how]
-    evidence = f"{what}: that gives the port's values within {MERGE_TOLERANCE:g}"
-    return WeightFinding("weights.value", " + ".join(held.origin.names), held.port, evidence, {}, 0.97, True, label=what)
+    evidence = f"{what}: that gives the port's values within {THRESHOLDS.merge_tolerance:g}"
+    return WeightFinding(
+        "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_merge, True, label=what
+    )
 
 
 def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
@@ -248,7 +255,8 @@ def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
         if expected:
             evidence += "; all zero, so nothing is lost" if zero else "; a counter, a mask or a table that code computes, not a parameter"
         place = pairing.renames(name)
-        findings.append(WeightFinding(kind, name, "", evidence, {}, 0.9, expected=expected, label="missing in the port", place=place))
+        sure, label = THRESHOLDS.sure_missing, "missing in the port"
+        findings.append(WeightFinding(kind, name, "", evidence, {}, sure, expected=expected, label=label, place=place))
     return findings
 
 
@@ -260,20 +268,20 @@ def _is_bookkeeping(weight: Weight) -> bool:
         return weight.dtype.name not in ("uint8", "int8", "uint32")  # these hold quantised weights
     stats = weight.stats
     ones = stats.count - stats.zero
-    is_mask = stats.count > 1 and (stats.min, stats.max) == (0.0, 1.0) and abs(stats.mean * stats.count - ones) < 0.5
-    return (is_mask and abs(stats.l2**2 - ones) < 0.5) or _is_even(weight)
+    is_mask = stats.count > 1 and (stats.min, stats.max) == (0.0, 1.0) and abs(stats.mean * stats.count - ones) < THRESHOLDS.mask_error
+    return (is_mask and abs(stats.l2**2 - ones) < THRESHOLDS.mask_error) or _is_even(weight)
 
 
 def _is_even(weight: Weight) -> bool:
     """Whether a vector goes in equal steps or equal ratios: positions, the frequencies of a rotary embedding."""
-    if len(weight.shape) != 1 or not 4 <= weight.count <= _LONGEST_TABLE or not weight.is_readable:
+    if len(weight.shape) != 1 or not THRESHOLDS.shortest_table <= weight.count <= THRESHOLDS.longest_table or not weight.is_readable:
         return False
     vector = weight.read().astype(np.float64)
     steps = np.diff(vector)
     if not steps.all() or not np.isfinite(vector).all():
         return False
     ratios = vector[1:] / vector[:-1] if vector.all() else steps
-    return any(np.ptp(found) <= 1e-4 * abs(found).max() for found in (steps, ratios))
+    return any(np.ptp(found) <= THRESHOLDS.even_steps * abs(found).max() for found in (steps, ratios))
 
 
 def _expected_dtypes(findings: Sequence[WeightFinding], pairing: Pairing) -> list[WeightFinding]:
@@ -301,11 +309,11 @@ def _ordered(findings: Iterable[WeightFinding], pairing: Pairing) -> list[Weight
 def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
     sketches = sum(one.by == "sketch" for one in equal)
     if sketches:
-        within = f"within {SKETCH_TOLERANCE:g} relative L2: their values were not stored"
+        within = f"within {THRESHOLDS.sketch_tolerance:g} relative L2: their values were not stored"
         yield f"{sketches:,} tensors are called equal by their sketches, {within}"
     merged = sum(one.origin.merge is not None for one in equal)
     if merged:
-        yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {MERGE_TOLERANCE:g} relative L2"
+        yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {THRESHOLDS.merge_tolerance:g} relative L2"
     constant = sum(1 for one in equal if pairing.port[one.port].is_constant and pairing.port[one.port].count > 1)
     if constant:
         yield f"{constant:,} equal tensors are constant (zeros or ones) on both sides: a mistake in placing them would not show"
@@ -325,8 +333,9 @@ def _with_checkpoint(report: WeightsReport, a: Weights, b: Weights, c: Weights) 
     def marked(finding: WeightFinding) -> WeightFinding:
         names_a = sources.get(finding.port) or tuple(finding.reference.split(" + "))
         in_a, in_b = bool(wrong_a.intersection(names_a)), finding.port in wrong_b or not finding.port
-        side: Side | None = "both" if in_a and in_b else "reference" if in_a else "port" if in_b else None
-        return replace(finding, wrong_side=side, confidence=min(0.99, finding.confidence + 0.02) if side else finding.confidence)
+        side: WrongSide | None = "both" if in_a and in_b else "reference" if in_a else "port" if in_b else None
+        surer = min(THRESHOLDS.surest, finding.confidence + THRESHOLDS.surer_by_checkpoint)
+        return replace(finding, wrong_side=side, confidence=surer if side else finding.confidence)
 
     different, missing = tuple(map(marked, report.different)), tuple(map(marked, report.missing))
     return replace(report, different=different, missing=missing, checkpoint=_side(c))

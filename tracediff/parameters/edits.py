@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracediff.parameters.renames import Number, Pair, number_source, template
-
-_MOST_ROUNDS = 400
+from tracediff.parameters.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def edits(pairs: Mapping[str, str]) -> Edits:
     """
     result = Edits()
     current = {name: name for name in pairs}
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(THRESHOLDS.most_edits):
         wrong = {name: goal for name, goal in pairs.items() if current.get(name, goal) != goal}
         if not wrong:
             break
@@ -153,7 +152,7 @@ def _common(left: Sequence[str], right: Sequence[str], members: Sequence[Pair]) 
 
 def _proposed(wrong: Mapping[str, str], current: Mapping[str, str], pairs: Mapping[str, str]) -> Iterator[Edit]:
     """Edits for the groups of names, the smallest change in the smallest context first; only those that do no harm."""
-    for _, text, aim, (_, members) in _groups(wrong, current)[:12]:
+    for _, text, aim, (_, members) in _groups(wrong, current)[: THRESHOLDS.groups_edited]:
         left, right = text.split("."), aim.split(".")
         sources = _sources(aim, members)
         head, tail = _common(left, right, members)
@@ -166,7 +165,7 @@ def _proposed(wrong: Mapping[str, str], current: Mapping[str, str], pairs: Mappi
 def _contexts(head: int, tail: int) -> Iterator[tuple[int, int]]:
     """How many parts before and after a change to take into its pattern: none first, all of them last."""
     sizes = [(before, after) for before in range(head + 1) for after in range(tail + 1)]
-    yield from sorted(sizes, key=lambda size: (size[0] + size[1], size[0]))[:24]
+    yield from sorted(sizes, key=lambda size: (size[0] + size[1], size[0]))[: THRESHOLDS.contexts_tried]
     yield head, tail
 
 

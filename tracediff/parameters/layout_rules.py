@@ -15,15 +15,14 @@ from typing import Literal
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.alignment.axes import Join, Layout, Shape, apply, layouts
+from tracediff.alignment.axes import Layout, Shape, apply, layouts
 from tracediff.dtype import Array
 from tracediff.parameters.sources import Weight
+from tracediff.parameters.thresholds import THRESHOLDS
 from tracediff.tensors.weight_norm import gain_axis, norm_axes
 from tracediff.trace.fingerprint import Floats, Sketch
 
 MergeKind = Literal["weight_norm", "unit", "gain", "raw", "sum"]
-
-_MOST_MEMBERS = 64  # tensors of one module among which merged ones are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,16 @@ def ways(source: Shape, target: Shape) -> tuple[Layout, ...]:
     return tuple(layout for layout in layouts(target, source) if layout.window is None)
 
 
+def axis_order(layout: Layout) -> tuple[int, ...]:
+    """For each axis of the port's tensor the axis of the reference's that a layout puts there."""
+    return layout.permutation if layout.permutation is not None else tuple(range(len(layout.shape)))
+
+
+def long_axes(shape: Shape) -> list[int]:
+    """The axes longer than 1: the others say nothing of an order."""
+    return [axis for axis, size in enumerate(shape) if size != 1]
+
+
 def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> list[Floats] | None:
     """A sketch's vectors of the axes longer than 1, in the order that a layout gives them; None where it does not keep the axes."""
     vectors = list(sketch.axes)
@@ -167,29 +176,29 @@ def _module_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight]]:
         if is_float(weight):
             modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
     for members in modules.values():
-        if len(members) <= _MOST_MEMBERS:
+        if len(members) <= THRESHOLDS.most_in_module:
             yield from combinations(members, 2)
 
 
+def right_merge(direction: Weight, axis: int) -> Merge:
+    """The weight norm of a direction whose gain varies along one axis."""
+    return Merge("weight_norm", norm_axes(len(direction.shape), axis))
+
+
 def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[Made]:
-    every = tuple(range(len(direction.shape)))
-    right = norm_axes(len(every), axis)
+    right = right_merge(direction, axis)
     parts = (gain, direction)
     if not wrong:
-        yield Made(Merge("weight_norm", right), parts)
+        yield Made(right, parts)
         return
-    for length in range(1, len(every) + 1):
-        for axes in combinations(every, length):
-            if axes != right:
+    rank = len(direction.shape)
+    for length in range(1, rank + 1):
+        for axes in combinations(range(rank), length):
+            if axes != right.axes:
                 yield Made(Merge("weight_norm", axes), parts)
-    yield Made(Merge("unit", right), parts)
+    yield Made(Merge("unit", right.axes), parts)
     yield Made(Merge("gain"), parts)
     yield Made(Merge("raw"), parts)
-
-
-def joined(parts: Sequence[Weight], axis: int, target: Shape, permutation: tuple[int, ...] | None) -> Origin:
-    """The origin that lays parts end to end along an axis, and then permutes."""
-    return Origin(tuple(part.name for part in parts), Layout(target, join=Join(axis), permutation=permutation))
 
 
 def is_float(weight: Weight) -> bool:

@@ -16,27 +16,34 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.parameters import Shared, shared_parameters
-from tracediff.dtype import Array
-from tracediff.parameters.layout_rules import Made, Merge, Origin, axis_vectors, is_float, merges, norm_pairs, reading, ways
+from tracediff.dtype import Array, DType
+from tracediff.parameters.layout_rules import (
+    Made,
+    Origin,
+    axis_order,
+    axis_vectors,
+    is_float,
+    merges,
+    norm_pairs,
+    reading,
+    right_merge,
+    ways,
+)
 from tracediff.parameters.resemblance import Resemblance, identical, of_arrays, of_vectors
 from tracediff.parameters.sources import Weight, Weights
-from tracediff.tensors.weight_norm import has_norm_of, is_merged, norm_axes
+from tracediff.parameters.thresholds import THRESHOLDS
+from tracediff.tensors.weight_norm import has_norm_of, is_merged
 from tracediff.trace import fingerprint
 from tracediff.trace.fingerprint import Floats
 
 By = Literal["digest", "values", "sketch"]
 
-SKETCH_TOLERANCE = 1e-6
-"""Relative L2 of the axis vectors up to which two tensors known by sketch alone are called equal."""
-MERGE_TOLERANCE = 1e-6
-"""Relative L2 up to which a merged tensor (weight norm, sum) is called equal: the merge is arithmetic in the port's precision."""
-ALIKE = 0.9
-_SAMPLE = 2048
 _WIDENS = {
     ("bfloat16", "float32"), ("bfloat16", "float64"), ("float16", "float32"), ("float16", "float64"), ("float32", "float64"),
     ("float8_e4m3fn", "float32"), ("float8_e5m2", "float32"), ("float8_e4m3fn", "float16"), ("float8_e5m2", "float16"),
     ("float8_e4m3fn", "bfloat16"), ("float8_e5m2", "bfloat16"), ("float8_e4m3fn", "float64"), ("float8_e5m2", "float64"),
 }  # fmt: skip
+"""(narrow, wide) dtypes of which the wide one holds every value of the narrow one: no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def match(reference: Weights, port: Weights) -> Matches:
 
 
 def _tells(weight: Weight) -> bool:
-    return weight.count >= 4 and not weight.dtype.is_complex and not weight.is_constant
+    return weight.count >= THRESHOLDS.least_telling and not weight.dtype.is_complex and not weight.is_constant
 
 
 # -- by digest ---------------------------------------------------------------------------------------------------------
@@ -187,8 +194,8 @@ def _take(held: Held, matches: Matches, near: list[Held]) -> None:
 
 def _convinces(held: Held) -> bool:
     """Whether values alone, whatever the names, say that this is the tensor."""
-    resemblance = held.resemblance
-    return resemblance is None or (resemblance.correlation > ALIKE and resemblance.significance > 6)
+    seen = held.resemblance
+    return seen is None or (seen.correlation > THRESHOLDS.alike and seen.significance > THRESHOLDS.convincing)
 
 
 def _is_better(held: Held, other: Held | None) -> bool:
@@ -213,7 +220,8 @@ def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) 
     origin = reading(source, layout)
     seen = Origin((source.name,), layout).values(lambda name: values)
     resemblance, rounded = measured(seen, port)
-    if isinstance(source, Made) and resemblance is not None and resemblance.rel_l2 <= max(MERGE_TOLERANCE, 2 * target.dtype.roundoff):
+    tolerance = max(THRESHOLDS.merge_tolerance, 2 * target.dtype.roundoff)
+    if isinstance(source, Made) and resemblance is not None and resemblance.rel_l2 <= tolerance:
         resemblance = None
     return Held(target.name, origin, "values", resemblance, rounded)
 
@@ -233,24 +241,29 @@ def rounding(reference: Array, port: Array) -> str:
     own, theirs = dtypes.of(reference), dtypes.of(port)
     if own.is_exact or theirs.is_exact or own.is_complex or theirs.is_complex:
         return ""
-    sample = reference.reshape(-1)[:_SAMPLE] if reference.flags.c_contiguous else reference[:4]
-    beside = port.reshape(-1)[:_SAMPLE] if reference.flags.c_contiguous else port[:4]
+    if reference.flags.c_contiguous:
+        sample, beside = (array.reshape(-1)[: THRESHOLDS.sampled] for array in (reference, port))
+    else:
+        sample, beside = (array[: THRESHOLDS.sampled_rows] for array in (reference, port))
     for name in dict.fromkeys((theirs.name, "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float32")):
         coarse = dtypes.named(name)
-        if coarse.roundoff > own.roundoff or (coarse.name != own.name and coarse.roundoff == own.roundoff):
-            with np.errstate(over="ignore", invalid="ignore"):
-                if identical(sample.astype(coarse.view).astype(port.dtype), beside) and identical(
-                    reference.astype(coarse.view).astype(port.dtype), port
-                ):
-                    return name
+        is_coarser = coarse.roundoff > own.roundoff or (coarse.name != own.name and coarse.roundoff == own.roundoff)
+        if is_coarser and _gives_rounded(sample, coarse, beside) and _gives_rounded(reference, coarse, port):
+            return name
     return ""
+
+
+def _gives_rounded(reference: Array, coarse: DType, port: Array) -> bool:
+    """Whether the reference's values, rounded to a dtype and seen in the port's, are the port's."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return identical(reference.astype(coarse.view).astype(port.dtype), port)
 
 
 def _best_layout(source: Array, target: Array, layouts: Sequence[Layout]) -> Layout:
     """Of the layouts that fit by shape the one in which sampled values go together best, the plainest of equals."""
     if len(layouts) == 1:
         return layouts[0]
-    places = tuple(_spread(size, step, min(_SAMPLE, target.size)) for step, size in enumerate(target.shape))
+    places = tuple(_spread(size, step, min(THRESHOLDS.sampled, target.size)) for step, size in enumerate(target.shape))
     wanted = np.nan_to_num(target[places].astype(np.float64))
     best, best_score = layouts[0], (-1.0, -np.inf)
     for layout in layouts:
@@ -284,7 +297,7 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
             seen, wanted = [np.array([source.stats.mean])], [np.array([target.stats.mean])]
         constant = target.stats.min if target.is_constant else None
         found = of_vectors(seen, wanted, count=target.count, constant_b=constant)
-        equal = found.rel_l2 <= SKETCH_TOLERANCE and _like_statistics(source, target)
+        equal = found.rel_l2 <= THRESHOLDS.sketch_tolerance and _like_statistics(source, target)
         rounded = target.dtype.name if target.dtype.roundoff > max(source.dtype.roundoff, found.rel_l2) and not equal else ""
         held = Held(target.name, reading(source, layout), "sketch", None if equal or rounded else found, rounded)
         if best is None or _is_better(held, best):
@@ -294,8 +307,11 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
 
 def _like_statistics(source: Weight, target: Weight) -> bool:
     a, b = source.stats, target.stats
-    near = all(abs(x - y) <= SKETCH_TOLERANCE * max(abs(x), abs(y), a.l2) for x, y in ((a.min, b.min), (a.max, b.max), (a.l2, b.l2)))
-    return near and (a.nan, a.inf) == (b.nan, b.inf)
+
+    def near(x: float, y: float) -> bool:
+        return abs(x - y) <= THRESHOLDS.sketch_tolerance * max(abs(x), abs(y), a.l2)
+
+    return near(a.min, b.min) and near(a.max, b.max) and near(a.l2, b.l2) and (a.nan, a.inf) == (b.nan, b.inf)
 
 
 # -- weight norms whose values were not stored ----------------------------------------------------------------------
@@ -315,8 +331,8 @@ def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterato
         for target in by_axes.get(tuple(sorted(direction.shape)), ()):
             layout = norm_layout(gain, direction, axis, target)
             if layout is not None:
-                merge = Merge("weight_norm", norm_axes(len(direction.shape), axis))
-                yield Held(target.name, Origin((gain.name, direction.name), layout, merge), "sketch")
+                origin = Origin((gain.name, direction.name), layout, right_merge(direction, axis))
+                yield Held(target.name, origin, "sketch")
 
 
 def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
@@ -325,7 +341,7 @@ def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> L
         return None
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
     for layout in ways(direction.shape, target.shape):
-        order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
+        order = axis_order(layout)
         if layout.split not in (None, direction.shape) or len(order) != len(target.shape):
             continue
         if is_merged(scale, rows, target.sketch.axes[order.index(axis)], direction.stats.l2):
@@ -339,11 +355,11 @@ def has_rows_of(direction: Weight, target: Weight, origin: Origin) -> bool:
     if merge is None or layout.split not in (None, direction.shape) or len(target.shape) != len(direction.shape):
         return False
     axis = next((axis for axis in range(len(direction.shape)) if axis not in merge.axes), None)
-    order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
-    if axis is None or direction.shape[axis] < 8:
+    order = axis_order(layout)
+    if axis is None or direction.shape[axis] < THRESHOLDS.telling_rows:
         return False
     rows, merged = direction.sketch.axes[axis], target.sketch.axes[order.index(axis)]
-    return rows.size == merged.size and abs(float(np.mean(np.sign(rows) * np.sign(merged)))) > 0.9
+    return rows.size == merged.size and abs(float(np.mean(np.sign(rows) * np.sign(merged)))) > THRESHOLDS.same_signs
 
 
 # -- joined, cut, stacked ----------------------------------------------------------------------------------------------
@@ -364,7 +380,8 @@ def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
     moved = _is_moved(sources[0], placed[0][0], target)
     join = Join(1 - part.axis if moved else part.axis, groups=part.groups)
     layout = Layout(target.shape, join=join, permutation=(1, 0) if moved else None)
-    yield _decided(Origin(tuple(source.name for source in sources), layout), sources, target)
+    # Where values cannot be read, the sketches have said that they are equal.
+    yield compared_origin(Origin(tuple(source.name for source in sources), layout), sources, target)
 
 
 def _is_moved(source: Weight, part: Part, target: Weight) -> bool:
@@ -389,10 +406,10 @@ def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
         part = _part(shared)
         cut = [*source.shape]
         cut[part.axis] = (part.stop - part.start) * part.groups
-        for layout in ways(tuple(cut), target.shape)[:4]:
+        for layout in ways(tuple(cut), target.shape)[: THRESHOLDS.cut_layouts]:
             if not _keeps_block(source, part, layout, target):
                 continue
-            held = _decided(Origin((source.name,), replace(layout, part=part)), [source], target)
+            held = compared_origin(Origin((source.name,), replace(layout, part=part)), [source], target)
             if held.is_equal:
                 yield held
                 break
@@ -402,9 +419,9 @@ def _keeps_block(source: Weight, part: Part, layout: Layout, target: Weight) -> 
     """Whether the axis along which a block was cut is where a layout puts it, where the layout only permutes."""
     if layout.split is not None or len(source.shape) != len(target.shape):
         return True
-    order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
+    order = axis_order(layout)
     block, own = _block(source.sketch.axes[part.axis], part), target.sketch.axes[order.index(part.axis)]
-    return own.size == block.size and float(np.abs(own - block).sum()) < 0.1 * float(np.abs(block).sum())
+    return own.size == block.size and float(np.abs(own - block).sum()) < THRESHOLDS.cut_axis_error * float(np.abs(block).sum())
 
 
 def _part(shared: Shared) -> Part:
@@ -412,10 +429,10 @@ def _part(shared: Shared) -> Part:
     return shared.part
 
 
-def _decided(origin: Origin, sources: Sequence[Weight], target: Weight) -> Held:
-    """What the values say of an origin; where they cannot be read the sketches have said it."""
+def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, unseen: Resemblance | None = None) -> Held:
+    """What a tensor of the port is to an origin, by values; ``unseen`` is taken for their resemblance where they cannot be read."""
     if not target.is_readable or not all(source.is_readable for source in sources):
-        return Held(target.name, origin, "sketch")
+        return Held(target.name, origin, "sketch", unseen)
     by_name = {source.name: source for source in sources}
     resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
     return Held(target.name, origin, "values", resemblance, rounded)
@@ -427,7 +444,7 @@ def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Hel
     for weight in left_a:
         by_digest.setdefault((weight.dtype.name, weight.count, weight.digest), weight)
     for target in left_b:
-        if len(target.shape) < 3 or not target.is_readable or target.shape[0] > 4096:
+        if len(target.shape) < 3 or not target.is_readable or target.shape[0] > THRESHOLDS.most_stacked:
             continue
         values = target.read()
         found = [by_digest.get((target.dtype.name, part.size, fingerprint.digest(dtypes.bits(part)))) for part in values]

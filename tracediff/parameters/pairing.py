@@ -16,17 +16,15 @@ from typing import Literal
 import numpy as np
 
 from tracediff.alignment.axes import Join, Layout, Part
-from tracediff.parameters.layout_rules import Made, Merge, Origin, merges, norm_pairs, ways
-from tracediff.parameters.matching import ALIKE, Held, compared, match, measured, norm_layout, same_bits
+from tracediff.alignment.order import best_assignment
+from tracediff.parameters.layout_rules import Made, Merge, Origin, merges, norm_pairs, right_merge, ways
+from tracediff.parameters.matching import Held, compared, compared_origin, match, norm_layout, same_bits
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
 from tracediff.parameters.sources import Weight, Weights
-from tracediff.tensors.weight_norm import norm_axes
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Named = Literal["exact", "renamed", "likeness"]
-
-_LEAST_LIKE = 0.4
-_LARGEST_ASSIGNMENT = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +42,19 @@ class Placed:
 
 @dataclass(slots=True)
 class Pairing:
-    """The pairs of two sets of weights: ``held`` by equal values, ``placed`` by names alone, and what is left on each side."""
+    """The pairs of two sets of weights, as far as `STEPS` have found them.
+
+    ``held``: the port's tensors whose values are those of the reference, and ``near`` those whose values are much alike one.
+    ``placed``: the port's tensors that names place. ``elsewhere``: tensors that are much alike one which has its place already.
+    ``twins``: tensors of equal values on each side. ``tied``: the reference's tensors that are another one of it, which has a place.
+    ``doubles``: the port's tensors that hold what a tensor of a likelier name holds as well.
+    """
 
     reference: Weights
     port: Weights
     held: dict[str, Held] = field(default_factory=dict)
+    near: dict[str, Held] = field(default_factory=dict)
+    twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
     placed: dict[str, Placed] = field(default_factory=dict)
     elsewhere: dict[str, Held] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
@@ -76,32 +82,41 @@ class Pairing:
         """Whether a tensor of the port has room for one of the reference, in some layout."""
         return reference in self.reference and port in self.port and bool(ways(self.reference[reference].shape, self.port[port].shape))
 
-    def learn(self) -> None:
-        """Learns the renaming anew from all pairs so far."""
-        pairs = [(name, held.port) for held in self.held.values() if held.port not in self.doubles for name in held.origin.names]
-        self.renames = Renames(sorted(pairs, key=_order_in(self.reference)), fits=self.fits, reference=self.reference, port=self.port)
-
 
 def pair(reference: Weights, port: Weights) -> Pairing:
-    """The pairs of two sets of weights."""
+    """The pairs of two sets of weights, found by `STEPS` in their order."""
     pairing = Pairing(reference, port)
-    matches = match(reference, port)
-    pairing.held = {name: held for name, held in matches.held.items() if held.is_equal or held.reshaped}
-    near = {name: held for name, held in matches.held.items() if name not in pairing.held}
-    pairing.doubles.update(_doubles(pairing.held))
-    pairing.learn()
-    for names, twins in matches.twins:
-        _part_twins(pairing, names, twins)
-    pairing.learn()
-    _place_by_renames(pairing, near)
-    _place_near(pairing, near)
-    pairing.learn()
-    _place_by_renames(pairing, {})
-    _place_by_likeness(pairing)
-    _regain(pairing)
-    _place_blocks(pairing)
-    _find_ties(pairing)
+    for step in STEPS:
+        step.run(pairing)
     return pairing
+
+
+# -- equal values, and the renaming that they tell -----------------------------------------------------------------------
+
+
+def _match_values(pairing: Pairing) -> None:
+    """Pairs what the values pair, and sets aside what they only make likely."""
+    matches = match(pairing.reference, pairing.port)
+    pairing.held = {name: held for name, held in matches.held.items() if held.is_equal or held.reshaped}
+    pairing.near = {name: held for name, held in matches.held.items() if name not in pairing.held}
+    pairing.twins = matches.twins
+
+
+def _mark_doubles(pairing: Pairing) -> None:
+    """Marks the port's tensors that hold what another one of a likelier name holds as well."""
+    by_origin: dict[str, list[str]] = defaultdict(list)
+    for name, held in pairing.held.items():
+        if held.origin.is_copy:
+            by_origin[held.origin.key].append(name)
+    for key, names in by_origin.items():
+        pairing.doubles.update(sorted(names, key=lambda name: -likeness(key, name))[1:])
+
+
+def _learn_renames(pairing: Pairing) -> None:
+    """Learns the renaming anew from all pairs of equal values so far."""
+    pairs = [(name, held.port) for held in pairing.held.values() if held.port not in pairing.doubles for name in held.origin.names]
+    in_order = sorted(pairs, key=_order_in(pairing.reference))
+    pairing.renames = Renames(in_order, fits=pairing.fits, reference=pairing.reference, port=pairing.port)
 
 
 def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
@@ -109,22 +124,14 @@ def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
     return lambda item: order[item[0]]
 
 
-def _doubles(held: Mapping[str, Held]) -> Iterator[str]:
-    """The port's tensors that hold what another one of a likelier name holds as well."""
-    by_origin: dict[str, list[str]] = defaultdict(list)
-    for name, found in held.items():
-        if found.origin.is_copy:
-            by_origin[found.origin.key].append(name)
-    for key, names in by_origin.items():
-        if len(names) > 1:
-            yield from sorted(names, key=lambda name: -likeness(key, name))[1:]
-
-
-# -- tensors of equal values -------------------------------------------------------------------------------------------
-
-
-def _part_twins(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) -> None:
+def _part_twins(pairing: Pairing) -> None:
     """Pairs tensors of equal values by their names; what the port has more of holds what it is most like."""
+    for names, twins in pairing.twins:
+        _part(pairing, names, twins)
+
+
+def _part(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) -> None:
+    """Pairs the reference's tensors of one value (``names``) with the port's (``twins``)."""
     free_a, free_b = list(names), list(twins)
     for name in names:
         goal = next((goal for goal in pairing.renames.candidates(name) if goal in free_b), None)
@@ -132,7 +139,7 @@ def _part_twins(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) ->
             _hold(pairing, name, goal)
             free_a.remove(name)
             free_b.remove(goal)
-    for name, goal in _assigned(free_a, free_b):
+    for name, goal in _most_alike(free_a, free_b):
         _hold(pairing, name, goal)
         free_b.remove(goal)
     pairing.doubles.update(free_b)
@@ -148,18 +155,16 @@ def _hold(pairing: Pairing, name: str, goal: str) -> None:
     pairing.held[goal] = held
 
 
-def _assigned(names: Sequence[str], goals: Sequence[str], least: float = 0.0) -> list[tuple[str, str]]:
-    """The pairs of names that are together most alike; in order where there are too many to weigh."""
+def _most_alike(names: Sequence[str], goals: Sequence[str], least: float = 0.0) -> list[tuple[str, str]]:
+    """The pairs of names that are together most alike, each by ``least`` or more; in order where there are too many to weigh."""
     if not names or not goals:
         return []
-    if len(names) * len(goals) > _LARGEST_ASSIGNMENT**2 // 4:
+    if len(names) * len(goals) > THRESHOLDS.most_assigned:
         return list(zip(names, goals, strict=False))
-    from scipy.optimize import linear_sum_assignment
-
-    score = np.array([[likeness(name, goal) for goal in goals] for name in names])
-    score -= 1e-4 * np.abs(np.subtract.outer(np.arange(len(names)) / len(names), np.arange(len(goals)) / len(goals)))
-    rows, columns = (found.tolist() for found in linear_sum_assignment(-score))
-    return [(names[i], goals[j]) for i, j in zip(rows, columns, strict=True) if score[i, j] >= least]
+    scores = np.array([[likeness(name, goal) for goal in goals] for name in names])  # (names, goals)
+    apart = np.abs(np.subtract.outer(np.arange(len(names)) / len(names), np.arange(len(goals)) / len(goals)))
+    scores -= THRESHOLDS.out_of_order * apart
+    return [(names[i], goals[j]) for i, j in best_assignment(scores) if scores[i, j] >= least]
 
 
 def _find_ties(pairing: Pairing) -> None:
@@ -177,8 +182,17 @@ def _find_ties(pairing: Pairing) -> None:
 # -- tensors that names place ------------------------------------------------------------------------------------------
 
 
-def _place_by_renames(pairing: Pairing, near: dict[str, Held]) -> None:
-    """Places what is left of the reference where the renaming, or its own name, puts it."""
+def _place_by_renames(pairing: Pairing) -> None:
+    """Places what is left of the reference where the renaming, or its own name, puts it, unless values speak clearly against it."""
+    _place_where_named(pairing, pairing.near)
+
+
+def _place_the_rest_by_renames(pairing: Pairing) -> None:
+    """Places what is still left where the renaming puts it, whatever the values say."""
+    _place_where_named(pairing, {})
+
+
+def _place_where_named(pairing: Pairing, near: Mapping[str, Held]) -> None:
     claimed = pairing.claimed
     open_names = {name for name in pairing.port if name not in pairing.held and name not in pairing.placed}
     wanted: dict[str, list[str]] = defaultdict(list)
@@ -203,7 +217,7 @@ def _place(pairing: Pairing, names: Sequence[str], goal: str, near: Held | None)
     composed = min(_compositions(pairing, names, target), key=_distance, default=None)
     singles = [held for name in names if (held := compared(pairing.reference[name], target)) is not None]
     best = min(singles, key=_distance, default=None)
-    if composed is not None and (best is None or _distance(best) > 0.5 * _distance(composed)):
+    if composed is not None and (best is None or _distance(best) > THRESHOLDS.gain_of_parts * _distance(composed)):
         best = composed
     named: Named = "exact" if goal in names else "renamed"
     if best is None:
@@ -222,22 +236,22 @@ def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | N
     """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
     for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
         if best.origin.names == (direction.name,) and not direction.is_readable:
-            merge = Merge("weight_norm", norm_axes(len(direction.shape), axis))
-            return replace(best, origin=replace(best.origin, names=(gain.name, direction.name), merge=merge))
+            origin = replace(best.origin, names=(gain.name, direction.name), merge=right_merge(direction, axis))
+            return replace(best, origin=origin)
     return None
 
 
 def _distance(held: Held) -> float:
     """How far values are from an origin's: their relative error, or what a scale and a shift leave of it."""
-    found = held.resemblance
-    return 0.0 if found is None else min(found.rel_l2, math.sqrt(1 - found.correlation**2))
+    seen = held.resemblance
+    return 0.0 if seen is None else min(seen.rel_l2, math.sqrt(1 - seen.correlation**2))
 
 
 def _is_clearly_nearer(near: Held, other: Held) -> bool:
     """Whether a tensor's values speak for another origin than its name, beyond what likely tensors of one kind share."""
     if other.resemblance is None or near.resemblance is None:
         return near.resemblance is None
-    return near.resemblance.rel_l2 < 0.25 * other.resemblance.rel_l2
+    return near.resemblance.rel_l2 < THRESHOLDS.clearly_nearer * other.resemblance.rel_l2
 
 
 def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[Held]:
@@ -252,10 +266,10 @@ def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Ite
     for axis in range(len(target.shape)):
         if all(_joins(source, target, axis) for source in sources) and sum(source.shape[axis] for source in sources) == target.shape[axis]:
             origin = Origin(tuple(names), Layout(target.shape, join=Join(axis)))
-            yield _compared_origin(origin, sources, target)
+            yield compared_origin(origin, sources, target, _unknown(target))
 
 
-def _regain(pairing: Pairing) -> None:
+def _regain_norms(pairing: Pairing) -> None:
     """Sees a weight norm where the port holds its direction alone: right where the gain changes nothing, else a wrong merge."""
     left = set(pairing.missing)
     by_direction = {held.origin.names[0]: held for held in pairing.held.values() if held.origin.is_copy and held.origin.merge is None}
@@ -266,11 +280,11 @@ def _regain(pairing: Pairing) -> None:
         for wrong in (False, True):
             norms = [made for made in merges(pool, wrong=wrong) if made.merge.how != "sum"]
             fitting = [made for made in norms if made.parts[0].name in left and made.parts[1].name in by_direction]
-            _regain_one(pairing, fitting, by_direction)
-        _regain_unseen(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
+            _regain_by_values(pairing, fitting, by_direction)
+        _regain_by_sketches(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
 
 
-def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
+def _regain_by_values(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
     for weight in made:
         goal = by_direction[weight.parts[1].name].port
         if len(pairing.held[goal].origin.names) > 1:
@@ -281,14 +295,14 @@ def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, 
             return
 
 
-def _regain_unseen(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
+def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
     """The same where the direction's values were not stored, by the sketches."""
     for gain, direction, axis in norm_pairs(pool):
         held = by_direction.get(direction.name)
         if direction.is_readable or gain not in gains or held is None:
             continue
         right = norm_layout(gain, direction, axis, pairing.port[held.port])
-        merge = Merge("raw") if right is None else Merge("weight_norm", norm_axes(len(direction.shape), axis))
+        merge = Merge("raw") if right is None else right_merge(direction, axis)
         origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
         pairing.held[held.port] = replace(held, origin=origin, by="sketch")
 
@@ -305,7 +319,8 @@ def _place_blocks(pairing: Pairing) -> None:
                 continue
             goal = max(fitting, key=lambda goal: likeness(name, goal))
             layout = replace(ways(shape, pairing.port[goal].shape)[0], part=part)
-            held = _compared_origin(Origin((name,), layout), [source], pairing.port[goal])
+            target = pairing.port[goal]
+            held = compared_origin(Origin((name,), layout), [source], target, _unknown(target))
             pairing.placed[goal] = Placed(goal, (name,), "renamed", held)
 
 
@@ -327,27 +342,21 @@ def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]
 
 
 def _joins(source: Weight, target: Weight, axis: int) -> bool:
+    """Whether a tensor is as long as another along every axis but one."""
     same = [a == b for place, (a, b) in enumerate(zip(source.shape, target.shape, strict=False)) if place != axis]
     return len(source.shape) == len(target.shape) and all(same)
 
 
-def _compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight) -> Held:
-    by_name = {source.name: source for source in sources}
-    if not target.is_readable or not all(source.is_readable for source in sources):
-        return Held(target.name, origin, "sketch", _unknown(target))
-    resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
-    return Held(target.name, origin, "values", resemblance, rounded)
-
-
 def _unknown(target: Weight) -> Resemblance:
+    """The resemblance of a tensor of which nothing is known."""
     unknown = math.inf
     return Resemblance(target.count, None, unknown, 0.0, 1.0, unknown, 0.0, unknown, math.nan, (0.0, 0.0), False, None, 0)
 
 
-def _place_near(pairing: Pairing, near: dict[str, Held]) -> None:
+def _place_near(pairing: Pairing) -> None:
     """Places what is much alike by value and was not placed by name."""
     claimed = pairing.claimed
-    for goal, held in near.items():
+    for goal, held in pairing.near.items():
         if goal in pairing.held or goal in pairing.placed:
             continue
         if claimed.intersection(held.origin.names):
@@ -362,12 +371,12 @@ def _place_by_likeness(pairing: Pairing) -> None:
     groups_a: dict[tuple[int, ...], list[str]] = defaultdict(list)
     groups_b: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in pairing.missing:
-        groups_a[_long_axes(pairing.reference[name])].append(name)
+        groups_a[_lengths(pairing.reference[name])].append(name)
     for name in pairing.unexpected:
-        groups_b[_long_axes(pairing.port[name])].append(name)
+        groups_b[_lengths(pairing.port[name])].append(name)
     for shape, names in groups_a.items():
-        least = _LEAST_LIKE if shape else 0.7
-        for name, goal in _assigned(names, groups_b.get(shape, []), least):
+        least = THRESHOLDS.least_likeness if shape else THRESHOLDS.least_likeness_of_numbers
+        for name, goal in _most_alike(names, groups_b.get(shape, []), least):
             held = compared(pairing.reference[name], pairing.port[goal])
             if held is None:
                 continue
@@ -380,15 +389,16 @@ def _place_by_likeness(pairing: Pairing) -> None:
 def _belongs(pairing: Pairing, name: str, goal: str, held: Held) -> bool:
     """Whether a likeness of names is enough to say that a tensor belongs there: more so the less else speaks against it."""
     resemblance = held.resemblance
-    if resemblance is not None and resemblance.correlation > ALIKE:
+    if resemblance is not None and resemblance.correlation > THRESHOLDS.alike:
         return True
     known = pairing.renames.rule(name)
-    if known is not None and known.share > 0.5:
+    if known is not None and known.share > THRESHOLDS.kind_elsewhere:
         return False  # its kind goes elsewhere
-    return likeness(name, goal) >= _LEAST_LIKE
+    return likeness(name, goal) >= THRESHOLDS.least_likeness
 
 
-def _long_axes(weight: Weight) -> tuple[int, ...]:
+def _lengths(weight: Weight) -> tuple[int, ...]:
+    """The lengths of a tensor's axes, ones left out: what no layout changes."""
     return tuple(sorted(size for size in weight.shape if size != 1))
 
 
@@ -398,3 +408,32 @@ def siblings(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         found[parent(name)].append(name)
     return found
+
+
+# -- the order of all this ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the pairing, which adds to what the steps before it found."""
+
+    name: str
+    run: Callable[[Pairing], None]
+
+
+STEPS: tuple[Step, ...] = (
+    Step("match values", _match_values),
+    Step("mark doubles", _mark_doubles),
+    Step("learn renames from values", _learn_renames),
+    Step("part twins", _part_twins),
+    Step("learn renames from twins", _learn_renames),
+    Step("place by renames", _place_by_renames),
+    Step("place what is much alike", _place_near),
+    Step("learn renames from all", _learn_renames),
+    Step("place the rest by renames", _place_the_rest_by_renames),
+    Step("place by likeness of names", _place_by_likeness),
+    Step("regain weight norms", _regain_norms),
+    Step("place blocks", _place_blocks),
+    Step("find ties", _find_ties),
+)
+"""What `pair` does, in its order. A step may be left out; those after it then have less to go by."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from tracediff.alignment.axes import Layout
+from tracediff.alignment.names import likeness as word_likeness
 from tracediff.alignment.names import tokens
 from tracediff.parameters.findings import WeightFinding
-from tracediff.parameters.layout_rules import Origin, merges, reading, ways
+from tracediff.parameters.layout_rules import Origin, long_axes, merges, reading, ways
 from tracediff.parameters.matching import Held
 from tracediff.parameters.pairing import Pairing
 from tracediff.parameters.renames import likeness, parent, template
 from tracediff.parameters.resemblance import identical
-
-CROSSED = 0.8  # by how much more alike exchanged names must be than those that hold the values
+from tracediff.parameters.thresholds import THRESHOLDS
 
 
 @dataclass(slots=True)
@@ -33,13 +34,13 @@ class Placement:
 def placement(pairing: Pairing) -> Placement:
     """The tensors that hold right values in the wrong place or layout."""
     result = Placement()
-    layouts = Layouts(pairing)
+    conventions = Conventions(pairing)
     crossed = _crossed(pairing)
-    _find_misplaced(pairing, _expected(pairing, crossed), crossed, layouts, result)
+    _find_misplaced(pairing, _expected(pairing, crossed), crossed, conventions, result)
     misplaced = set(result.right)
     for name, held in pairing.held.items():
         if name not in misplaced:
-            _find_layout(pairing, held, layouts, result)
+            _find_layout(pairing, held, conventions, result)
     return result
 
 
@@ -109,13 +110,12 @@ def _alike_but_one_part(goals: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     families: dict[tuple[int, str], list[str]] = defaultdict(list)
     for text in goals:
         parts = text.split(".")
-        for place in range(max(0, len(parts) - 4), len(parts)):
+        for place in range(max(0, len(parts) - THRESHOLDS.crossed_parts), len(parts)):
             families[place, ".".join([*parts[:place], "*", *parts[place + 1 :]])].append(text)
     for members in families.values():
-        for place, one in enumerate(members[:32]):
-            for other in members[place + 1 : 32]:
-                if _differing(goals[one], goals[other]) is not None:
-                    yield one, other
+        for one, other in combinations(members[: THRESHOLDS.crossed_templates], 2):
+            if _differing(goals[one], goals[other]) is not None:
+                yield one, other
 
 
 def _differing(one: str, other: str) -> tuple[str, str] | None:
@@ -129,15 +129,10 @@ def _is_crossing(one: str, other: str, goal_one: str, goal_other: str) -> bool:
     source, goal = _differing(one, other), _differing(goal_one, goal_other)
     if source is None or goal is None:
         return False
-    straight = _alike(source[0], goal[0]) + _alike(source[1], goal[1])
-    across = _alike(source[0], goal[1]) + _alike(source[1], goal[0])
-    return across > straight + CROSSED
-
-
-def _alike(a: str, b: str) -> float:
-    """How alike two parts of names are by what their words say beyond what both sides' siblings share."""
-    words_a, words_b = set(tokens(a)), set(tokens(b))
-    return 2 * len(words_a & words_b) / (len(words_a) + len(words_b)) if words_a and words_b else 0.0
+    words = {part: tokens(part) for part in (*source, *goal)}
+    straight = word_likeness(words[source[0]], words[goal[0]]) + word_likeness(words[source[1]], words[goal[1]])
+    across = word_likeness(words[source[0]], words[goal[1]]) + word_likeness(words[source[1]], words[goal[0]])
+    return across > straight + THRESHOLDS.crossing
 
 
 def _exchange(pairing: Pairing, one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -151,7 +146,9 @@ def _exchange(pairing: Pairing, one: Sequence[tuple[str, str]], other: Sequence[
     return found
 
 
-def _find_misplaced(pairing: Pairing, expected: Mapping[str, str], crossed: Mapping[str, str], layouts: Layouts, result: Placement) -> None:
+def _find_misplaced(
+    pairing: Pairing, expected: Mapping[str, str], crossed: Mapping[str, str], conventions: Conventions, result: Placement
+) -> None:
     copies = _copies(pairing)
     belongs = {goal: name for name, goal in expected.items()}
     uniform = _uniform(crossed, copies)
@@ -161,9 +158,12 @@ def _find_misplaced(pairing: Pairing, expected: Mapping[str, str], crossed: Mapp
             continue
         label, evidence, confidence = _misplaced(name, meant, goal, place, copies)
         if template(name)[0] in uniform and name != goal:
-            evidence, confidence = f"{evidence}; all of its kind are, so only the names speak against it", 0.85 * confidence
+            evidence, confidence = (
+                f"{evidence}; all of its kind are, so only the names speak against it",
+                THRESHOLDS.uniform_exchange * confidence,
+            )
         result.findings.append(WeightFinding("weights.swapped", meant, goal, evidence, {}, confidence, True, label=label))
-        result.right[goal] = layouts.right(meant, goal)
+        result.right[goal] = conventions.right(meant, goal)
 
 
 def _uniform(crossed: Mapping[str, str], copies: Mapping[str, str]) -> set[str]:
@@ -176,11 +176,14 @@ def _uniform(crossed: Mapping[str, str], copies: Mapping[str, str]) -> set[str]:
 def _misplaced(name: str, meant: str, goal: str, place: str, copies: Mapping[str, str]) -> tuple[str, str, float]:
     """Label, evidence and confidence of a tensor (``goal``) that holds ``name``, which belongs in ``place``, instead of ``meant``."""
     if copies.get(place) == meant:
-        return f"exchanged with {_kin(place, goal)}", f"holds the values of {name!r}, and {place!r} those of {meant!r}: exchanged", 0.97
+        evidence = f"holds the values of {name!r}, and {place!r} those of {meant!r}: exchanged"
+        return f"exchanged with {_kin(place, goal)}", evidence, THRESHOLDS.sure_exchanged
     if copies.get(place) == name:
         nowhere = "instead of" if meant in copies.values() else "and nothing holds"
-        return f"a copy of {_kin(place, goal)}", f"holds the values of {name!r} as {place!r} does, {nowhere} those of {meant!r}", 0.95
-    return f"the values of {_kin(name, meant)}", f"holds the values of {name!r} instead of those of {meant!r}", 0.9
+        evidence = f"holds the values of {name!r} as {place!r} does, {nowhere} those of {meant!r}"
+        return f"a copy of {_kin(place, goal)}", evidence, THRESHOLDS.sure_copied
+    evidence = f"holds the values of {name!r} instead of those of {meant!r}"
+    return f"the values of {_kin(name, meant)}", evidence, THRESHOLDS.sure_other_tensor
 
 
 def _kin(name: str, beside: str) -> str:
@@ -205,7 +208,7 @@ class _Vote:
     forced: bool
 
 
-class Layouts:
+class Conventions:
     """What layouts the families of a port use: tensors whose names are alike but for numbers, those with one ending, those of one rank."""
 
     def __init__(self, pairing: Pairing) -> None:
@@ -235,12 +238,12 @@ class Layouts:
         With ``wide`` the wider families alone, of which only those count whose shapes leave them no other layout.
         """
         nearest, *wider = (self._votes.get(key, []) for key in _families(name, shape))
-        near = _majority([vote for vote in nearest if vote.port != but], 0.5)
+        near = _majority([vote for vote in nearest if vote.port != but], THRESHOLDS.family_majority)
         if near is not None and near[1] > 1 and not wide:
             return (*near, True)
         for votes in wider:
-            found = _majority([vote for vote in votes if vote.forced and vote.port != but], 0.9)
-            if found is not None and found[1] >= 3:
+            found = _majority([vote for vote in votes if vote.forced and vote.port != but], THRESHOLDS.wide_majority)
+            if found is not None and found[1] >= THRESHOLDS.wide_votes:
                 return (*found, False)
         return (*near, True) if near is not None and not wide else None
 
@@ -254,12 +257,13 @@ class Layouts:
             convention, count, near = self.convention(port, shape, port, wide=True) or found
         if convention == own:
             return None
-        if own == "same" and sum(size != 1 for size in shape) == 2 and not (near and count > 1):
+        if own == "same" and len(long_axes(shape)) == 2 and not (near and count > 1):
             return None  # a lone square table that stays as it is among transposed matrices: an embedding
         kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
         how = "not permuted" if convention == "same" else f"permuted {convention}"
         mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
-        return convention, f"{mine}, where {kin} {how}", 0.96 if near and count > 1 else 0.85
+        sure = THRESHOLDS.sure_layout_of_siblings if near and count > 1 else THRESHOLDS.sure_layout
+        return convention, f"{mine}, where {kin} {how}", sure
 
     def is_forced(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the nearest family has members whose shapes leave them no other layout."""
@@ -293,7 +297,7 @@ def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
     """
     text = template(name)[0]
     parts = text.split(".")
-    rank = sum(size != 1 for size in shape), len(shape)
+    rank = len(long_axes(shape)), len(shape)
     return [("alike", *rank, text), ("ending", *rank, ".".join(parts[-2:])), ("rank", *rank, parts[-1])]
 
 
@@ -312,12 +316,12 @@ def _long_move(shape: tuple[int, ...], layout: Layout) -> str | None:
     seen = layout.split if layout.split is not None else shape
     if [size for size in seen if size != 1] != [size for size in shape if size != 1]:
         return None
-    long = [axis for axis, size in enumerate(seen) if size != 1]
+    long = long_axes(seen)
     order = tuple(long.index(axis) for axis in layout.permutation if axis in long)
     return "same" if order == tuple(range(len(order))) else str(order)
 
 
-def _find_layout(pairing: Pairing, held: Held, layouts: Layouts, result: Placement) -> None:
+def _find_layout(pairing: Pairing, held: Held, conventions: Conventions, result: Placement) -> None:
     origin = held.origin
     if not origin.is_copy:
         return
@@ -325,17 +329,18 @@ def _find_layout(pairing: Pairing, held: Held, layouts: Layouts, result: Placeme
     source, target = pairing.reference[name], pairing.port[held.port]
     if held.reshaped:
         evidence = f"the bytes of {source.shape} read as {target.shape}: reshaped where a transpose was meant"
-        result.findings.append(WeightFinding("weights.layout", name, held.port, evidence, {}, 0.95, True, label="reshaped, not transposed"))
-        result.right[held.port] = layouts.right(name, held.port)
+        label, sure = "reshaped, not transposed", THRESHOLDS.sure_reshaped
+        result.findings.append(WeightFinding("weights.layout", name, held.port, evidence, {}, sure, True, label=label))
+        result.right[held.port] = conventions.right(name, held.port)
         return
-    if sum(size != 1 for size in source.shape) < 2 or len(ways(source.shape, target.shape)) < 2 or source.is_constant:
+    if len(long_axes(source.shape)) < 2 or len(ways(source.shape, target.shape)) < 2 or source.is_constant:
         return
     own = move(source.shape, origin.layout)
-    reason = layouts.against(own, held.port, source.shape)
+    reason = conventions.against(own, held.port, source.shape)
     if reason is None:
         return
     convention, evidence, confidence = reason
-    right = layouts.right(name, held.port, convention)
+    right = conventions.right(name, held.port, convention)
     if _gives(pairing, right, held.port):
         return  # it looks the same either way
     finding = WeightFinding("weights.layout", name, held.port, evidence, {}, confidence, True, label=_layout_label(own))

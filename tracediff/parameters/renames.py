@@ -10,17 +10,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import lru_cache
 
-from tracediff.alignment.names import tokens
+from tracediff.alignment.names import ordered_likeness
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Numbers = tuple[int, ...]
 Fits = Callable[[str, str], bool]
 """Whether a tensor of the reference could be held by one of the port, by shape."""
 
 _NUMBER = re.compile(r"\d+")
-_LONGEST_ENDING = 6
+_TIE = 1e-9
+"""Shares that differ by less are equal."""
 
 
 @lru_cache(maxsize=1 << 17)
@@ -48,25 +49,14 @@ def parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-@lru_cache(maxsize=1 << 18)
 def likeness(reference: str, port: str) -> float:
-    """How alike two tensors' names are, 0 to 1: their words in order, synonyms made one, and their numbers.
+    """How alike two tensors' names are, 0 to 1.
 
     >>> likeness("h.3.attn.query.weight", "layers.3.self_attention.q_proj.weight") > likeness("h.3.attn.query.weight", "layers.3.k.weight")
     True
     """
-    (text_a, numbers_a), (text_b, numbers_b) = template(reference), template(port)
-    words = _word_likeness(text_a, text_b)
-    return 0.75 * words + 0.25 * _ratio(numbers_a, numbers_b)
-
-
-@lru_cache(maxsize=1 << 16)
-def _word_likeness(a: str, b: str) -> float:
-    return _ratio(tokens(a.replace("#", ".")), tokens(b.replace("#", ".")))
-
-
-def _ratio(a: Sequence[object], b: Sequence[object]) -> float:
-    return SequenceMatcher(None, a, b, autojunk=False).ratio() if a or b else 1.0
+    words, numbers = ordered_likeness(reference, port)
+    return THRESHOLDS.words_in_likeness * words + (1 - THRESHOLDS.words_in_likeness) * numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +189,11 @@ def _endings(pairs: Iterable[tuple[str, str]], modules: Mapping[str, str]) -> di
     for a, b in pairs:
         parts = a.split(".")
         counts[parts[-1]][b.rpartition(".")[2]] += 1
-        for length in range(1, min(_LONGEST_ENDING, len(parts) + 1)):
+        for length in range(1, min(THRESHOLDS.longest_ending, len(parts) + 1)):
             goal = modules.get(".".join(parts[:-length]))
             if goal is not None and (not goal or b.startswith(goal + ".")):
                 counts[".".join(parts[-length:])][b[len(goal) :].lstrip(".")] += 1
-    return {own: [goal for goal, _ in found.most_common(3) if goal != own] for own, found in counts.items()}
+    return {own: [goal for goal, _ in found.most_common(THRESHOLDS.endings_kept) if goal != own] for own, found in counts.items()}
 
 
 def _shortened(a: str, b: str) -> Iterator[tuple[str, str]]:
@@ -260,10 +250,10 @@ def _dividing(members: Sequence[Pair], share: float) -> int | None:
         for numbers, goal, _ in members:
             parts[numbers[position]][goal] += 1
         lonely = any(sum(part.values()) < 2 for part in parts.values())
-        if len(parts) < 2 or (lonely and share > 0.6):
+        if len(parts) < 2 or (lonely and share > THRESHOLDS.clear_goal):
             continue
         purity = sum(max(part.values()) for part in parts.values()) / len(members)
-        if purity > best_purity + 1e-9:
+        if purity > best_purity + _TIE:
             best, best_purity = position, purity
     return best
 
@@ -290,7 +280,7 @@ def _number(
         values = sorted({member[0][source] for member in members})
         if len(values) == len(goals):
             share = _decides(source, position, members)
-            if share > best_share + 1e-9:
+            if share > best_share + _TIE:
                 best, best_share = source, share
     if best is not None:
         values = sorted({member[0][best] for member in members})
@@ -299,7 +289,7 @@ def _number(
             return Number(best, {value: value for value in sorted(every_a)})
         ordered = dict(zip(values, goals, strict=True))
         agree = sum(ordered[member[0][best]] == member[2][position] for member in members)
-        return Number(best, ordered) if agree > 0.5 * len(members) else _as_seen(Number(best), position, members)
+        return Number(best, ordered) if agree > THRESHOLDS.order_kept * len(members) else _as_seen(Number(best), position, members)
     counts = Counter(member[2][position] for member in members)
     return Number(None, constant=counts.most_common(1)[0][0])
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tracediff.parameters.findings import Kind, WeightFinding
+from tracediff.parameters.findings import GRAVITY, Kind, WeightFinding
 from tracediff.parameters.layout_rules import Origin
-from tracediff.parameters.matching import MERGE_TOLERANCE, SKETCH_TOLERANCE
 from tracediff.parameters.renames import grouped, pattern
+from tracediff.parameters.rules import rules_text
+from tracediff.parameters.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -106,14 +107,6 @@ class WeightsReport:
         return (*self.reference.skipped, *self.port.skipped)
 
     @property
-    def swaps(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.swapped")
-
-    @property
-    def transposes(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.layout")
-
-    @property
     def groups(self) -> tuple[FindingGroup, ...]:
         """The findings grouped by kind and pattern of names, the gravest and largest first."""
         return tuple(_groups(self))
@@ -139,7 +132,7 @@ class WeightsReport:
             "total": self.total,
             "by_sketch": self.by_sketch,
             "rounded": self.rounded,
-            "tolerance": {"sketch": SKETCH_TOLERANCE, "merge": MERGE_TOLERANCE},
+            "tolerance": {"sketch": THRESHOLDS.sketch_tolerance, "merge": THRESHOLDS.merge_tolerance},
             **self.summary(),
             "tied": dict(self.tied),
             "groups": [
@@ -189,9 +182,18 @@ class WeightsReport:
 
     def write_rules(self, path: str | Path) -> Path:
         """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold."""
-        from tracediff.parameters.rules import write
+        origins = {pair.port: pair.origin for pair in self.pairs}
+        goal = Path(path)
+        goal.write_text(rules_text(origins, self.shapes, self._title()), encoding="utf-8")
+        return goal
 
-        return write(self, path)
+    def _title(self) -> str:
+        return f"Weights of {_bare(self.reference.source)} for {_bare(self.port.source)}: {len(self.pairs)} of {self.total} tensors."
+
+
+def _bare(source: str) -> str:
+    """A source's name without its folder, as it may stand in a docstring."""
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2].replace('"', "'")
 
 
 def _side_dict(side: Compared) -> dict[str, Any]:
@@ -209,16 +211,6 @@ def _side_dict(side: Compared) -> dict[str, Any]:
 
 
 _NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
-_LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
-_MOST_LINES = 3  # findings that are no fault are told one by one up to so many
-_GRAVITY = {
-    "weights.unloaded": 0,
-    "weights.missing_bias": 1,
-    "weights.swapped": 2,
-    "weights.layout": 3,
-    "weights.value": 4,
-    "weights.precision": 5,
-}
 
 
 def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
@@ -230,12 +222,12 @@ def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
         told = {id(finding) for group in whole for finding in group.findings}
         found += whole
         for alike in _alike([finding for finding in findings if id(finding) not in told]):
-            if alike[0].expected and len(alike) > _MOST_LINES:
+            if alike[0].expected and len(alike) > THRESHOLDS.most_lines:
                 found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
                 continue
             whole, rest = _whole_modules(category, alike, totals, alike[0].label)
             found += [*whole, *_by_pattern(category, rest)]
-    found.sort(key=lambda group: (group.findings[0].expected, _GRAVITY[group.kind or ""], -group.count))
+    found.sort(key=lambda group: (group.findings[0].expected, GRAVITY[group.kind or ""], -group.count))
     yield from found
     for text, names in grouped(report.unexpected):
         nothing = tuple(WeightFinding("weights.value", "", name, "", expected=True) for name in names)
@@ -270,7 +262,7 @@ def _whole_modules(
 ) -> tuple[list[FindingGroup], list[WeightFinding]]:
     """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
     counts = Counter(module for finding in findings for module in modules_of(_name(finding)))
-    full = {module for module, count in counts.items() if count == totals[module] and count >= _LEAST_MODULE}
+    full = {module for module, count in counts.items() if count == totals[module] and count >= THRESHOLDS.least_module}
     outermost: dict[str, list[WeightFinding]] = defaultdict(list)
     rest: list[WeightFinding] = []
     for finding in findings:
@@ -279,7 +271,7 @@ def _whole_modules(
     groups = []
     for text, modules in grouped(list(outermost)):
         members = tuple(finding for module in modules for finding in outermost[module])
-        kind = min((finding.kind for finding in members), key=_GRAVITY.__getitem__)
+        kind = min((finding.kind for finding in members), key=GRAVITY.__getitem__)
         groups.append(FindingGroup(category, kind, f"{text}.**", "", f"{label}: the whole module", members))
     return groups, rest
 

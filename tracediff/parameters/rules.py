@@ -12,16 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tracediff.errors import WeightsError
 from tracediff.parameters.edits import Edits, edits
-from tracediff.parameters.layout_rules import Origin
+from tracediff.parameters.layout_rules import Origin, long_axes
 from tracediff.parameters.renames import grouped, template
-
-if TYPE_CHECKING:
-    from tracediff.parameters.result import WeightsReport
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Shape = tuple[int, ...]
 Axes = tuple[int, ...]
@@ -43,20 +39,15 @@ class Plan:
     before: list[str] = field(default_factory=list)
 
 
-def write(report: WeightsReport, path: str | Path) -> Path:
-    """Writes the rules of a report and returns the path. Raises WeightsError where no tensor of the port has an origin."""
-    goal = Path(path)
-    goal.write_text(source(report), encoding="utf-8")
-    return goal
+def rules_text(origins: Mapping[str, Origin], shapes: Mapping[str, Shape], title: str) -> str:
+    """The Python text of the rules, ``title`` the first line of its docstring.
 
-
-def source(report: WeightsReport) -> str:
-    """The Python text of a report's rules."""
-    origins = {one.port: one.origin for one in report.pairs}
+    ``origins``: what each of the port's tensors should be made from. ``shapes``: those of all of the reference's tensors, in its order.
+    Raises WeightsError where no tensor of the port has an origin.
+    """
     if not origins:
         raise WeightsError("No tensor of the port is known to come from the reference, so there are no rules to write.")
-    plan = _plan(origins, report.shapes)
-    return "\n".join(_text(plan, report))
+    return "\n".join(_text(_plan(origins, shapes), title))
 
 
 # -- what to do --------------------------------------------------------------------------------------------------------
@@ -167,13 +158,13 @@ def _orders(shape: Shape, origin: Origin) -> list[Axes]:
     if len(layout.shape) != len(shape) or sorted(layout.shape) != sorted(shape):
         return []
     seen = layout.split if layout.split is not None else shape
-    long_seen = [axis for axis, size in enumerate(shape) if size != 1]
-    if [size for size in seen if size != 1] != [shape[axis] for axis in long_seen]:
+    long_shape = long_axes(shape)
+    if [size for size in seen if size != 1] != [shape[axis] for axis in long_shape]:
         return []
     wanted = layout.permutation if layout.permutation is not None else tuple(range(len(seen)))
-    long_axes = [axis for axis, size in enumerate(seen) if size != 1]
-    order = [long_seen[long_axes.index(axis)] for axis in wanted if axis in long_axes]
-    every = permutations(range(len(shape))) if len(shape) <= 5 else [tuple(range(len(shape)))]
+    long = long_axes(seen)
+    order = [long_shape[long.index(axis)] for axis in wanted if axis in long]
+    every = permutations(range(len(shape))) if len(shape) <= THRESHOLDS.most_axes_permuted else [tuple(range(len(shape)))]
     fitting = (axes for axes in every if tuple(shape[axis] for axis in axes) == layout.shape)
     return [axes for axes in fitting if [axis for axis in axes if shape[axis] != 1] == order]
 
@@ -222,11 +213,11 @@ def _as_pattern(text: str) -> str:
 # -- the text ----------------------------------------------------------------------------------------------------------
 
 
-def _text(plan: Plan, report: WeightsReport) -> Iterator[str]:
+def _text(plan: Plan, title: str) -> Iterator[str]:
     renames = edits(plan.names)
     arrangement = _arrangement(plan.arranged)
     steps = [*_merging(plan), *_joining(plan)]
-    yield f'"""Weights of {_bare(report.reference.source)} for {_bare(report.port.source)}: {len(report.pairs)} of {report.total} tensors.'
+    yield f'"""{title}'
     yield ""
     yield "Written by `tracediff weights --write-rules`; the arrays may be NumPy's or MLX's."
     yield '"""'
@@ -257,11 +248,6 @@ def _text(plan: Plan, report: WeightsReport) -> Iterator[str]:
         yield ""
         yield from helper.splitlines()
     yield ""
-
-
-def _bare(text: str) -> str:
-    """A source's name as it may stand in a docstring: without its folder."""
-    return text.replace("\\", "/").rstrip("/").rpartition("/")[2].replace('"', "'")
 
 
 def _tables(plan: Plan, renames: Edits, arrangement: _Arrangement) -> Iterator[str]:
