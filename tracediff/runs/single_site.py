@@ -30,7 +30,7 @@ from tracediff.runs.captured import captured
 from tracediff.site import End, Site, is_returned
 from tracediff.tensors.files import open_array_file
 from tracediff.trace import Record, Trace
-from tracediff.trace.subtrace import Part, calls_of, part_of
+from tracediff.trace.subtrace import Subtrace, calls_of, subtrace_of
 
 Axes = tuple[int, ...]
 _FITS = 1e-2
@@ -64,7 +64,7 @@ def tried(
     impl: str | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[Part, dict[str, Any]]:
+) -> tuple[Subtrace, dict[str, Any]]:
     """Runs ``module`` on the recorded inputs of a site, and records it to the new trace ``to``.
 
     Returns that part of the reference, and the mapping that states which site is meant.
@@ -81,7 +81,7 @@ def tried(
         raise SiteError(f"{site!r} is a {kind.kind}, not a module, method or function: there is nothing to try. Name the module around it.")
     chosen = _chosen(reference, site, calls)
     adapter, module = _callable(module, site, impl)
-    part = part_of(reference, site, chosen, kind.path)
+    part = subtrace_of(reference, site, chosen, kind.path)
     recorded = [_recorded(reference, site, text) for text in chosen]
     bound = _bindings(recorded, module, adapter, arguments or {}, site)
     with adapter.no_grad():
