@@ -14,10 +14,10 @@ import numpy as np
 
 from tracediff.errors import WeightsError
 from tracediff.parameters.findings import Difference, Kind, WeightFinding, WrongSide, fault_of, is_bias, numbers_of
-from tracediff.parameters.layout_rules import Origin, ways
-from tracediff.parameters.matching import Held, has_rows_of
-from tracediff.parameters.pairing import Named, Pairing, Placed, pair
-from tracediff.parameters.placement import Conventions, Placement, move, placement
+from tracediff.parameters.layout_rules import Origin, fitting_layouts
+from tracediff.parameters.matching import ValuePair, has_rows_of
+from tracediff.parameters.pairing import Named, NamePair, Pairing, pair
+from tracediff.parameters.placement import Conventions, Placement, move_text, placement
 from tracediff.parameters.renames import parent
 from tracediff.parameters.resemblance import identical
 from tracediff.parameters.result import Compared, FindingGroup, WeightPair, WeightsReport, modules_of
@@ -98,7 +98,7 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
             yield WeightPair(origin.names, name, origin.text, "name", False, origin)
 
 
-def _named_origin(conventions: Conventions, placed: Placed) -> Origin:
+def _named_origin(conventions: Conventions, placed: NamePair) -> Origin:
     """The origin of a tensor whose values do not tell: in the layout of its family."""
     if placed.held is not None and not placed.held.origin.is_copy:
         return placed.held.origin
@@ -140,7 +140,7 @@ def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
     return [with_module(finding) for finding in findings]
 
 
-def _placed_finding(pairing: Pairing, placed: Placed, conventions: Conventions) -> WeightFinding:
+def _placed_finding(pairing: Pairing, placed: NamePair, conventions: Conventions) -> WeightFinding:
     target = pairing.port[placed.port]
     sure = _sureness_of_place(placed.named)
     held = placed.held
@@ -174,19 +174,19 @@ def _sureness_of_place(named: Named) -> float:
     return {"exact": THRESHOLDS.sure_name, "renamed": THRESHOLDS.sure_rename, "likeness": THRESHOLDS.sure_likeness}[named]
 
 
-def _layout_besides(conventions: Conventions, pairing: Pairing, held: Held) -> str:
+def _layout_besides(conventions: Conventions, pairing: Pairing, held: ValuePair) -> str:
     """What is to be said of the layout of a tensor whose values differ, but are those of the reference."""
     found = held.resemblance
     if found is None or abs(found.correlation) < THRESHOLDS.alike or not held.origin.is_copy or found.count < THRESHOLDS.few_values:
         return ""
     shape = pairing.reference[held.origin.key].shape
-    if len(ways(shape, pairing.port[held.port].shape)) < 2:
+    if len(fitting_layouts(shape, pairing.port[held.port].shape)) < 2:
         return ""
-    reason = conventions.against(move(shape, held.origin.layout), held.port, shape)
+    reason = conventions.against(move_text(shape, held.origin.layout), held.port, shape)
     return f"; besides, {reason[1]}" if reason is not None else ""
 
 
-def _rows_scaled(held: Held, sure: float) -> WeightFinding:
+def _rows_scaled(held: ValuePair, sure: float) -> WeightFinding:
     """A weight norm whose rows are the direction's up to their scale, though not to the right one."""
     what = "weight norm merged otherwise than over the right axes"
     evidence = "the rows have the direction's signs, but not the norm that the gain says: merged over other axes, or not at all"
@@ -195,7 +195,7 @@ def _rows_scaled(held: Held, sure: float) -> WeightFinding:
     )
 
 
-def _other_shape(pairing: Pairing, placed: Placed, sure: float) -> WeightFinding:
+def _other_shape(pairing: Pairing, placed: NamePair, sure: float) -> WeightFinding:
     source, target = pairing.reference[placed.names[0]], pairing.port[placed.port]
     common = _common_block(source, target)
     evidence = f"shape {source.shape} in the reference, {target.shape} in the port{common}"
@@ -211,7 +211,7 @@ def _common_block(source: Weight, target: Weight) -> str:
     return f"; the first {lengths} are equal" if identical(source.read()[block], target.read()[block]) else ""
 
 
-def _is_wrong_merge(pairing: Pairing, held: Held) -> bool:
+def _is_wrong_merge(pairing: Pairing, held: ValuePair) -> bool:
     merge = held.origin.merge
     if merge is None or merge.how == "sum":
         return False
@@ -223,7 +223,7 @@ def _right_axes(gain: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis, size in enumerate(gain) if size == 1)
 
 
-def _wrong_merge(pairing: Pairing, held: Held) -> WeightFinding:
+def _wrong_merge(pairing: Pairing, held: ValuePair) -> WeightFinding:
     merge = held.origin.merge
     assert merge is not None
     right = _right_axes(pairing.reference[held.origin.names[0]].shape)

@@ -158,7 +158,7 @@ def _proposed(wrong: Mapping[str, str], current: Mapping[str, str], pairs: Mappi
         head, tail = _common(left, right, members)
         for before, after in _contexts(head, tail):
             edit = _edit(left, right, head - before, tail - after, members, sources)
-            if edit is not None and _does_good(edit, current, pairs):
+            if edit is not None and _does_only_good(edit, current, pairs):
                 yield edit
 
 
@@ -225,7 +225,7 @@ def _pieces(
     return tuple(piece for piece in pieces if piece != "")
 
 
-def _does_good(edit: Edit, current: Mapping[str, str], pairs: Mapping[str, str]) -> bool:
+def _does_only_good(edit: Edit, current: Mapping[str, str], pairs: Mapping[str, str]) -> bool:
     """Whether an edit brings some name nearer, spoils none that is right and leads none further away."""
     better = False
     for name, now in current.items():

@@ -95,7 +95,7 @@ class Origin:
         return "; ".join(parts) or "same"
 
 
-class Made(Weight):
+class MergedWeight(Weight):
     """A tensor that the reference does not hold as such but that a port may: its merged parts, known by their sketch."""
 
     def __init__(self, merge: Merge, parts: Sequence[Weight]) -> None:
@@ -105,15 +105,15 @@ class Made(Weight):
         super().__init__(name, last.shape, last.dtype, lambda: merge([part.read() for part in parts]))
 
 
-def reading(source: Weight, layout: Layout) -> Origin:
+def origin_of(source: Weight, layout: Layout) -> Origin:
     """The origin that reads a tensor of the reference, or a merged one, by a layout."""
-    if isinstance(source, Made):
+    if isinstance(source, MergedWeight):
         return Origin(tuple(part.name for part in source.parts), layout, source.merge)
     return Origin((source.name,), layout)
 
 
 @lru_cache(maxsize=1 << 12)
-def ways(source: Shape, target: Shape) -> tuple[Layout, ...]:
+def fitting_layouts(source: Shape, target: Shape) -> tuple[Layout, ...]:
     """The layouts that read a tensor of shape ``source`` in shape ``target`` with all of its values, the plainest first."""
     if math.prod(source) != math.prod(target):
         return ()
@@ -147,7 +147,7 @@ def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> 
     return kept
 
 
-def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Made]:
+def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[MergedWeight]:
     """The tensors that a port may have merged from these: weight norms, and sums of like vectors of one module.
 
     With ``wrong`` instead the ways in which a weight norm is merged wrongly: over other axes, without gain, without norm.
@@ -158,7 +158,7 @@ def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Made]:
     for first, second in _module_pairs(weights):
         vectors = len(first.shape) == 1 and first.shape == second.shape and first.is_readable and second.is_readable
         if vectors and not wrong:
-            yield Made(Merge("sum"), (first, second))
+            yield MergedWeight(Merge("sum"), (first, second))
 
 
 def norm_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight, int]]:
@@ -185,20 +185,20 @@ def right_merge(direction: Weight, axis: int) -> Merge:
     return Merge("weight_norm", norm_axes(len(direction.shape), axis))
 
 
-def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[Made]:
+def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[MergedWeight]:
     right = right_merge(direction, axis)
     parts = (gain, direction)
     if not wrong:
-        yield Made(right, parts)
+        yield MergedWeight(right, parts)
         return
     rank = len(direction.shape)
     for length in range(1, rank + 1):
         for axes in combinations(range(rank), length):
             if axes != right.axes:
-                yield Made(Merge("weight_norm", axes), parts)
-    yield Made(Merge("unit", right.axes), parts)
-    yield Made(Merge("gain"), parts)
-    yield Made(Merge("raw"), parts)
+                yield MergedWeight(Merge("weight_norm", axes), parts)
+    yield MergedWeight(Merge("unit", right.axes), parts)
+    yield MergedWeight(Merge("gain"), parts)
+    yield MergedWeight(Merge("raw"), parts)
 
 
 def is_float(weight: Weight) -> bool:

@@ -18,18 +18,18 @@ from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.parameters import Shared, shared_parameters
 from tracediff.dtype import Array, DType
 from tracediff.parameters.layout_rules import (
-    Made,
+    MergedWeight,
     Origin,
     axis_order,
     axis_vectors,
+    fitting_layouts,
     is_float,
     merges,
     norm_pairs,
-    reading,
+    origin_of,
     right_merge,
-    ways,
 )
-from tracediff.parameters.resemblance import Resemblance, identical, of_arrays, of_vectors
+from tracediff.parameters.resemblance import Resemblance, compare_arrays, compare_vectors, identical
 from tracediff.parameters.sources import Weight, Weights
 from tracediff.parameters.thresholds import THRESHOLDS
 from tracediff.tensors.weight_norm import has_norm_of, is_merged
@@ -47,7 +47,7 @@ _WIDENS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ValuePair:
     """What a tensor of the port holds, and how that is known.
 
     ``resemblance`` is None where the values are equal; ``rounded`` names the dtype to which the reference's were rounded.
@@ -70,7 +70,7 @@ class Held:
 class Matches:
     """What each tensor of the port holds. ``twins`` are tensors of equal values on either side, which only names can tell apart."""
 
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, ValuePair] = field(default_factory=dict)
     twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
 
@@ -80,14 +80,14 @@ def match(reference: Weights, port: Weights) -> Matches:
     _by_digest(reference, port, matches)
     in_twins = {name for _, members in matches.twins for name in members}
     taken = {name for held in matches.held.values() for name in held.origin.names} | {name for names, _ in matches.twins for name in names}
-    left_a = [weight for name, weight in reference.items() if name not in taken and _tells(weight)]
-    left_b = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _tells(weight)]
+    left_a = [weight for name, weight in reference.items() if name not in taken and _is_telling(weight)]
+    left_b = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _is_telling(weight)]
     if left_a and left_b:
         _by_sketch(left_a, left_b, matches)
     return matches
 
 
-def _tells(weight: Weight) -> bool:
+def _is_telling(weight: Weight) -> bool:
     return weight.count >= THRESHOLDS.least_telling and not weight.dtype.is_complex and not weight.is_constant
 
 
@@ -128,11 +128,11 @@ def _keys(weight: Weight, wanted: Iterable[str]) -> Iterator[tuple[Key, str]]:
                 yield (name, weight.count, weight.digest_as(dtypes.named(name))), rounded
 
 
-def same_bits(source: Weight, target: Weight, rounded: str = "") -> Held:
+def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
     """What a tensor holds whose values stand in the reference's order."""
-    plain = next((layout for layout in ways(source.shape, target.shape) if layout.is_same), None)
+    plain = next((layout for layout in fitting_layouts(source.shape, target.shape) if layout.is_same), None)
     layout = plain or Layout(target.shape)
-    return Held(target.name, Origin((source.name,), layout), "digest", rounded=rounded, reshaped=plain is None)
+    return ValuePair(target.name, Origin((source.name,), layout), "digest", rounded=rounded, reshaped=plain is None)
 
 
 # -- by sketch ---------------------------------------------------------------------------------------------------------
@@ -142,19 +142,19 @@ def _by_sketch(left_a: list[Weight], left_b: list[Weight], matches: Matches) -> 
     """Permuted tensors first, then merged ones, then joined and cut ones: each step takes what it explains."""
     left_a, left_b = [w for w in left_a if is_float(w)], [w for w in left_b if is_float(w)]
     near = _propose(left_a, left_b, matches)
-    for held in _stacked(_still(left_a, matches), _unheld(left_b, matches)):
+    for held in _stacked(_unclaimed(left_a, matches), _unheld(left_b, matches)):
         matches.held[held.port] = held
     for wrong in (False, True):
         if _unheld(left_b, matches):
-            _propose(list(merges(_still(left_a, matches), wrong=wrong)), left_b, matches)
-    for held in merged_unseen(_still(left_a, matches), _unheld(left_b, matches)):
+            _propose(list(merges(_unclaimed(left_a, matches), wrong=wrong)), left_b, matches)
+    for held in merged_unseen(_unclaimed(left_a, matches), _unheld(left_b, matches)):
         matches.held[held.port] = held
     for held in near:
-        if _convinces(held) and _is_better(held, matches.held.get(held.port)):
+        if _is_convincing(held) and _is_better(held, matches.held.get(held.port)):
             matches.held[held.port] = held
 
 
-def _still(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
+def _unclaimed(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
     taken = {name for held in matches.held.values() for name in held.origin.names}
     return [weight for weight in weights if weight.name not in taken]
 
@@ -163,10 +163,10 @@ def _unheld(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
     return [weight for weight in weights if weight.name not in matches.held]
 
 
-def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[Held]:
+def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[ValuePair]:
     """Takes what the sketches propose and the values bear out exactly; returns what is only alike."""
     targets = _unheld(targets, matches)
-    near: list[Held] = []
+    near: list[ValuePair] = []
     if not sources or not targets:
         return near
     blocks: dict[tuple[str, int], list[tuple[Weight, Weight, Shared]]] = defaultdict(list)
@@ -185,28 +185,28 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
     return near
 
 
-def _take(held: Held, matches: Matches, near: list[Held]) -> None:
+def _take(held: ValuePair, matches: Matches, near: list[ValuePair]) -> None:
     if not held.is_equal:
         near.append(held)
     elif held.port not in matches.held:
         matches.held[held.port] = held
 
 
-def _convinces(held: Held) -> bool:
+def _is_convincing(held: ValuePair) -> bool:
     """Whether values alone, whatever the names, say that this is the tensor."""
     seen = held.resemblance
     return seen is None or (seen.correlation > THRESHOLDS.alike and seen.significance > THRESHOLDS.convincing)
 
 
-def _is_better(held: Held, other: Held | None) -> bool:
+def _is_better(held: ValuePair, other: ValuePair | None) -> bool:
     if other is None or other.resemblance is None:
         return other is None
     return held.resemblance is None or held.resemblance.rel_l2 < other.resemblance.rel_l2
 
 
-def compared(source: Weight, target: Weight) -> Held | None:
+def compared(source: Weight, target: Weight) -> ValuePair | None:
     """What a tensor of the port is to one of the reference (or a merged one) in the best layout; None where no layout fits."""
-    layouts = ways(source.shape, target.shape)
+    layouts = fitting_layouts(source.shape, target.shape)
     if not layouts:
         return None
     if source.is_readable and target.is_readable:
@@ -214,16 +214,16 @@ def compared(source: Weight, target: Weight) -> Held | None:
     return _compared_sketches(source, target, layouts)
 
 
-def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) -> Held:
+def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) -> ValuePair:
     values, port = source.read(), target.read()
     layout = _best_layout(values, port, layouts)
-    origin = reading(source, layout)
+    origin = origin_of(source, layout)
     seen = Origin((source.name,), layout).values(lambda name: values)
     resemblance, rounded = measured(seen, port)
     tolerance = max(THRESHOLDS.merge_tolerance, 2 * target.dtype.roundoff)
-    if isinstance(source, Made) and resemblance is not None and resemblance.rel_l2 <= tolerance:
+    if isinstance(source, MergedWeight) and resemblance is not None and resemblance.rel_l2 <= tolerance:
         resemblance = None
-    return Held(target.name, origin, "values", resemblance, rounded)
+    return ValuePair(target.name, origin, "values", resemblance, rounded)
 
 
 def measured(reference: Array, port: Array) -> tuple[Resemblance | None, str]:
@@ -233,7 +233,7 @@ def measured(reference: Array, port: Array) -> tuple[Resemblance | None, str]:
     rounded = rounding(reference, port)
     if rounded and port.dtype.name == rounded:
         return None, rounded
-    return of_arrays(reference, port), rounded
+    return compare_arrays(reference, port), rounded
 
 
 def rounding(reference: Array, port: Array) -> str:
@@ -286,8 +286,8 @@ def _spread(size: int, axis: int, count: int) -> Array:
     return np.random.default_rng((axis, size)).integers(0, max(size, 1), count)
 
 
-def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]) -> Held | None:
-    best: Held | None = None
+def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]) -> ValuePair | None:
+    best: ValuePair | None = None
     wanted = axis_vectors(target.sketch, target.shape)
     for layout in layouts:
         seen = axis_vectors(source.sketch, source.shape, layout)
@@ -296,10 +296,10 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
         if not seen:
             seen, wanted = [np.array([source.stats.mean])], [np.array([target.stats.mean])]
         constant = target.stats.min if target.is_constant else None
-        found = of_vectors(seen, wanted, count=target.count, constant_b=constant)
+        found = compare_vectors(seen, wanted, count=target.count, constant_b=constant)
         equal = found.rel_l2 <= THRESHOLDS.sketch_tolerance and _like_statistics(source, target)
         rounded = target.dtype.name if target.dtype.roundoff > max(source.dtype.roundoff, found.rel_l2) and not equal else ""
-        held = Held(target.name, reading(source, layout), "sketch", None if equal or rounded else found, rounded)
+        held = ValuePair(target.name, origin_of(source, layout), "sketch", None if equal or rounded else found, rounded)
         if best is None or _is_better(held, best):
             best = held
     return best
@@ -317,7 +317,7 @@ def _like_statistics(source: Weight, target: Weight) -> bool:
 # -- weight norms whose values were not stored ----------------------------------------------------------------------
 
 
-def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Held]:
+def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
     """Weight norms merged right, as far as sketches can tell: by the norm of the whole, and by each row's sign and scale.
 
     With w = g * v / |v| for each row: |w| is |g|; and as the axis vectors give (g / |v|) row by row, they give |v| as well.
@@ -332,7 +332,7 @@ def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterato
             layout = norm_layout(gain, direction, axis, target)
             if layout is not None:
                 origin = Origin((gain.name, direction.name), layout, right_merge(direction, axis))
-                yield Held(target.name, origin, "sketch")
+                yield ValuePair(target.name, origin, "sketch")
 
 
 def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
@@ -340,7 +340,7 @@ def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> L
     if axis < 0 or not has_norm_of(gain.stats.l2, target.stats.l2):
         return None
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
-    for layout in ways(direction.shape, target.shape):
+    for layout in fitting_layouts(direction.shape, target.shape):
         order = axis_order(layout)
         if layout.split not in (None, direction.shape) or len(order) != len(target.shape):
             continue
@@ -365,7 +365,7 @@ def has_rows_of(direction: Weight, target: Weight, origin: Origin) -> bool:
 # -- joined, cut, stacked ----------------------------------------------------------------------------------------------
 
 
-def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
+def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
     """A tensor of the port that several of the reference's were laid into, end to end, where they fill it."""
     target = members[0][1]
     placed = sorted(((_part(shared), source) for source, _, shared in members), key=lambda item: item[0].start)
@@ -398,7 +398,7 @@ def _block(vector: Floats, part: Part) -> Floats:
     return vector.reshape(part.groups, -1)[:, part.start : part.stop].ravel()
 
 
-def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
+def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
     """Tensors of the port that are each a block of one of the reference's; a single one is only a shorter table."""
     if len({target.name for _, target, _ in members}) < 2:
         return
@@ -406,7 +406,7 @@ def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
         part = _part(shared)
         cut = [*source.shape]
         cut[part.axis] = (part.stop - part.start) * part.groups
-        for layout in ways(tuple(cut), target.shape)[: THRESHOLDS.cut_layouts]:
+        for layout in fitting_layouts(tuple(cut), target.shape)[: THRESHOLDS.cut_layouts]:
             if not _keeps_block(source, part, layout, target):
                 continue
             held = compared_origin(Origin((source.name,), replace(layout, part=part)), [source], target)
@@ -429,16 +429,16 @@ def _part(shared: Shared) -> Part:
     return shared.part
 
 
-def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, unseen: Resemblance | None = None) -> Held:
+def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, unseen: Resemblance | None = None) -> ValuePair:
     """What a tensor of the port is to an origin, by values; ``unseen`` is taken for their resemblance where they cannot be read."""
     if not target.is_readable or not all(source.is_readable for source in sources):
-        return Held(target.name, origin, "sketch", unseen)
+        return ValuePair(target.name, origin, "sketch", unseen)
     by_name = {source.name: source for source in sources}
     resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
-    return Held(target.name, origin, "values", resemblance, rounded)
+    return ValuePair(target.name, origin, "values", resemblance, rounded)
 
 
-def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Held]:
+def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
     """Tensors of the port that are the reference's stacked on a new first axis (the experts of a mixture)."""
     by_digest: dict[Key, Weight] = {}
     for weight in left_a:
@@ -451,4 +451,4 @@ def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Hel
         sources = [weight for weight in found if weight is not None and weight.shape == target.shape[1:]]
         if sources and len(sources) == len(found):
             names = tuple(source.name for source in sources)
-            yield Held(target.name, Origin(names, Layout(target.shape, join=Join(0, "stack"))), "values")
+            yield ValuePair(target.name, Origin(names, Layout(target.shape, join=Join(0, "stack"))), "values")

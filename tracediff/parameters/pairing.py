@@ -17,8 +17,8 @@ import numpy as np
 
 from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.order import best_assignment
-from tracediff.parameters.layout_rules import Made, Merge, Origin, merges, norm_pairs, right_merge, ways
-from tracediff.parameters.matching import Held, compared, compared_origin, match, norm_layout, same_bits
+from tracediff.parameters.layout_rules import Merge, MergedWeight, Origin, fitting_layouts, merges, norm_pairs, right_merge
+from tracediff.parameters.matching import ValuePair, compared, compared_origin, match, norm_layout, same_bits
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
 from tracediff.parameters.sources import Weight, Weights
@@ -28,7 +28,7 @@ Named = Literal["exact", "renamed", "likeness"]
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class NamePair:
     """A tensor of the port whose values are not those that by name belong there; ``named`` says how the name was found.
 
     ``held`` compares it with what belongs there; None where no layout reconciles the shapes.
@@ -37,7 +37,7 @@ class Placed:
     port: str
     names: tuple[str, ...]
     named: Named
-    held: Held | None
+    held: ValuePair | None
 
 
 @dataclass(slots=True)
@@ -52,11 +52,11 @@ class Pairing:
 
     reference: Weights
     port: Weights
-    held: dict[str, Held] = field(default_factory=dict)
-    near: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, ValuePair] = field(default_factory=dict)
+    near: dict[str, ValuePair] = field(default_factory=dict)
     twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
-    placed: dict[str, Placed] = field(default_factory=dict)
-    elsewhere: dict[str, Held] = field(default_factory=dict)
+    placed: dict[str, NamePair] = field(default_factory=dict)
+    elsewhere: dict[str, ValuePair] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     doubles: set[str] = field(default_factory=set)
     renames: Renames = field(default_factory=lambda: Renames(()))
@@ -80,7 +80,9 @@ class Pairing:
 
     def fits(self, reference: str, port: str) -> bool:
         """Whether a tensor of the port has room for one of the reference, in some layout."""
-        return reference in self.reference and port in self.port and bool(ways(self.reference[reference].shape, self.port[port].shape))
+        if reference not in self.reference or port not in self.port:
+            return False
+        return bool(fitting_layouts(self.reference[reference].shape, self.port[port].shape))
 
 
 def pair(reference: Weights, port: Weights) -> Pairing:
@@ -192,7 +194,7 @@ def _place_the_rest_by_renames(pairing: Pairing) -> None:
     _place_where_named(pairing, {})
 
 
-def _place_where_named(pairing: Pairing, near: Mapping[str, Held]) -> None:
+def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair]) -> None:
     claimed = pairing.claimed
     open_names = {name for name in pairing.port if name not in pairing.held and name not in pairing.placed}
     wanted: dict[str, list[str]] = defaultdict(list)
@@ -212,7 +214,7 @@ def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
     return next((goal for goal in candidates if pairing.fits(name, goal)), candidates[0] if candidates else None)
 
 
-def _place(pairing: Pairing, names: Sequence[str], goal: str, near: Held | None) -> None:
+def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | None) -> None:
     target = pairing.port[goal]
     composed = min(_compositions(pairing, names, target), key=_distance, default=None)
     singles = [held for name in names if (held := compared(pairing.reference[name], target)) is not None]
@@ -221,18 +223,18 @@ def _place(pairing: Pairing, names: Sequence[str], goal: str, near: Held | None)
         best = composed
     named: Named = "exact" if goal in names else "renamed"
     if best is None:
-        pairing.placed[goal] = Placed(goal, tuple(names[:1]), named, None)
+        pairing.placed[goal] = NamePair(goal, tuple(names[:1]), named, None)
     elif not best.is_equal and (whole := _unseen_norm(pairing, names, best)) is not None:
-        pairing.placed[goal] = Placed(goal, whole.origin.names, named, whole)
+        pairing.placed[goal] = NamePair(goal, whole.origin.names, named, whole)
     elif best.is_equal:
         pairing.held[goal] = best
     elif near is not None and near.origin.names != best.origin.names and _is_clearly_nearer(near, best):
         return
     else:
-        pairing.placed[goal] = Placed(goal, best.origin.names, named, best)
+        pairing.placed[goal] = NamePair(goal, best.origin.names, named, best)
 
 
-def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | None:
+def _unseen_norm(pairing: Pairing, names: Sequence[str], best: ValuePair) -> ValuePair | None:
     """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
     for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
         if best.origin.names == (direction.name,) and not direction.is_readable:
@@ -241,20 +243,20 @@ def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | N
     return None
 
 
-def _distance(held: Held) -> float:
+def _distance(held: ValuePair) -> float:
     """How far values are from an origin's: their relative error, or what a scale and a shift leave of it."""
     seen = held.resemblance
     return 0.0 if seen is None else min(seen.rel_l2, math.sqrt(1 - seen.correlation**2))
 
 
-def _is_clearly_nearer(near: Held, other: Held) -> bool:
+def _is_clearly_nearer(near: ValuePair, other: ValuePair) -> bool:
     """Whether a tensor's values speak for another origin than its name, beyond what likely tensors of one kind share."""
     if other.resemblance is None or near.resemblance is None:
         return near.resemblance is None
     return near.resemblance.rel_l2 < THRESHOLDS.clearly_nearer * other.resemblance.rel_l2
 
 
-def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[Held]:
+def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[ValuePair]:
     """A tensor of the port as several of the reference's: merged, or laid end to end."""
     if len(names) < 2:
         return
@@ -284,7 +286,7 @@ def _regain_norms(pairing: Pairing) -> None:
         _regain_by_sketches(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
 
 
-def _regain_by_values(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
+def _regain_by_values(pairing: Pairing, made: Sequence[MergedWeight], by_direction: dict[str, ValuePair]) -> None:
     for weight in made:
         goal = by_direction[weight.parts[1].name].port
         if len(pairing.held[goal].origin.names) > 1:
@@ -295,7 +297,7 @@ def _regain_by_values(pairing: Pairing, made: Sequence[Made], by_direction: dict
             return
 
 
-def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
+def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, ValuePair]) -> None:
     """The same where the direction's values were not stored, by the sketches."""
     for gain, direction, axis in norm_pairs(pool):
         held = by_direction.get(direction.name)
@@ -314,14 +316,14 @@ def _place_blocks(pairing: Pairing) -> None:
         for start, stop in gaps:
             part = Part(axis, start, stop, groups)
             shape = (*source.shape[:axis], (stop - start) * groups, *source.shape[axis + 1 :])
-            fitting = [goal for goal in pairing.unexpected if ways(shape, pairing.port[goal].shape)]
+            fitting = [goal for goal in pairing.unexpected if fitting_layouts(shape, pairing.port[goal].shape)]
             if not fitting:
                 continue
             goal = max(fitting, key=lambda goal: likeness(name, goal))
-            layout = replace(ways(shape, pairing.port[goal].shape)[0], part=part)
+            layout = replace(fitting_layouts(shape, pairing.port[goal].shape)[0], part=part)
             target = pairing.port[goal]
             held = compared_origin(Origin((name,), layout), [source], target, _unknown(target))
-            pairing.placed[goal] = Placed(goal, (name,), "renamed", held)
+            pairing.placed[goal] = NamePair(goal, (name,), "renamed", held)
 
 
 def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
@@ -362,7 +364,7 @@ def _place_near(pairing: Pairing) -> None:
         if claimed.intersection(held.origin.names):
             pairing.elsewhere[goal] = held
             continue
-        pairing.placed[goal] = Placed(goal, held.origin.names, "renamed", held)
+        pairing.placed[goal] = NamePair(goal, held.origin.names, "renamed", held)
         claimed.update(held.origin.names)
 
 
@@ -383,10 +385,10 @@ def _place_by_likeness(pairing: Pairing) -> None:
             if held.is_equal:
                 pairing.held[goal] = held
             elif _belongs(pairing, name, goal, held):
-                pairing.placed[goal] = Placed(goal, (name,), "likeness", held)
+                pairing.placed[goal] = NamePair(goal, (name,), "likeness", held)
 
 
-def _belongs(pairing: Pairing, name: str, goal: str, held: Held) -> bool:
+def _belongs(pairing: Pairing, name: str, goal: str, held: ValuePair) -> bool:
     """Whether a likeness of names is enough to say that a tensor belongs there: more so the less else speaks against it."""
     resemblance = held.resemblance
     if resemblance is not None and resemblance.correlation > THRESHOLDS.alike:

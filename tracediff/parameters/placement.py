@@ -15,8 +15,8 @@ from tracediff.alignment.axes import Layout
 from tracediff.alignment.names import likeness as word_likeness
 from tracediff.alignment.names import tokens
 from tracediff.parameters.findings import WeightFinding
-from tracediff.parameters.layout_rules import Origin, long_axes, merges, reading, ways
-from tracediff.parameters.matching import Held
+from tracediff.parameters.layout_rules import Origin, fitting_layouts, long_axes, merges, origin_of
+from tracediff.parameters.matching import ValuePair
 from tracediff.parameters.pairing import Pairing
 from tracediff.parameters.renames import likeness, parent, template
 from tracediff.parameters.resemblance import identical
@@ -215,22 +215,22 @@ class Conventions:
         self._pairing = pairing
         self._origins: dict[str, Origin] = {}
         left = [pairing.reference[name] for name in pairing.missing]
-        self._unmerged = {made.parts[-1].name: reading(made, Layout(made.shape)) for made in merges(left) if made.merge.how != "sum"}
+        self._unmerged = {made.parts[-1].name: origin_of(made, Layout(made.shape)) for made in merges(left) if made.merge.how != "sum"}
         self._votes: dict[_Family, list[_Vote]] = defaultdict(list)
         for name, held in pairing.held.items():
             if held.origin.is_copy and not held.reshaped:
                 self._add(name, held)
                 self._origins.setdefault(held.origin.key, held.origin)
 
-    def _add(self, name: str, held: Held) -> None:
+    def _add(self, name: str, held: ValuePair) -> None:
         shape = self._pairing.reference[held.origin.key].shape
-        vote = _Vote(name, move(shape, held.origin.layout), len(self._options(held)) == 1)
+        vote = _Vote(name, move_text(shape, held.origin.layout), len(self._options(held)) == 1)
         for key in _families(name, shape):
             self._votes[key].append(vote)
 
-    def _options(self, held: Held) -> tuple[Layout, ...]:
+    def _options(self, held: ValuePair) -> tuple[Layout, ...]:
         source, target = self._pairing.reference[held.origin.key], self._pairing.port[held.port]
-        return ways(source.shape, target.shape)
+        return fitting_layouts(source.shape, target.shape)
 
     def convention(self, name: str, shape: tuple[int, ...], but: str = "", *, wide: bool = False) -> tuple[str, int, bool] | None:
         """The layout of a tensor's family without the tensor itself, how many use it, and whether it is the nearest family.
@@ -272,10 +272,10 @@ class Conventions:
     def right(self, name: str, goal: str, convention: str | None = None) -> Origin:
         """The origin that a tensor of the port should have, in the given layout or that of its family, where there is one."""
         shape = self._pairing.reference[name].shape
-        options = ways(shape, self._pairing.port[goal].shape)
+        options = fitting_layouts(shape, self._pairing.port[goal].shape)
         found = self.convention(goal, shape, goal)
         wanted = convention or (found[0] if found is not None else None)
-        chosen = next((option for option in options if move(shape, option) == wanted), None)
+        chosen = next((option for option in options if move_text(shape, option) == wanted), None)
         layout = chosen or (options[0] if options else Layout(self._pairing.port[goal].shape))
         known = self._origins.get(name) or self._unmerged.get(name) or Origin((name,), layout)
         return replace(known, layout=layout)
@@ -301,7 +301,7 @@ def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
     return [("alike", *rank, text), ("ending", *rank, ".".join(parts[-2:])), ("rank", *rank, parts[-1])]
 
 
-def move(shape: tuple[int, ...], layout: Layout) -> str:
+def move_text(shape: tuple[int, ...], layout: Layout) -> str:
     """What a layout does to the axes longer than 1, as text that does not depend on their lengths."""
     text = str(layout)
     if layout.permutation is None or layout.split not in (None, shape) or 1 in shape:
@@ -321,7 +321,7 @@ def _long_move(shape: tuple[int, ...], layout: Layout) -> str | None:
     return "same" if order == tuple(range(len(order))) else str(order)
 
 
-def _find_layout(pairing: Pairing, held: Held, conventions: Conventions, result: Placement) -> None:
+def _find_layout(pairing: Pairing, held: ValuePair, conventions: Conventions, result: Placement) -> None:
     origin = held.origin
     if not origin.is_copy:
         return
@@ -333,9 +333,9 @@ def _find_layout(pairing: Pairing, held: Held, conventions: Conventions, result:
         result.findings.append(WeightFinding("weights.layout", name, held.port, evidence, {}, sure, True, label=label))
         result.right[held.port] = conventions.right(name, held.port)
         return
-    if len(long_axes(source.shape)) < 2 or len(ways(source.shape, target.shape)) < 2 or source.is_constant:
+    if len(long_axes(source.shape)) < 2 or len(fitting_layouts(source.shape, target.shape)) < 2 or source.is_constant:
         return
-    own = move(source.shape, origin.layout)
+    own = move_text(source.shape, origin.layout)
     reason = conventions.against(own, held.port, source.shape)
     if reason is None:
         return

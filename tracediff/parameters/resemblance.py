@@ -71,7 +71,7 @@ def _comparable(array: Array) -> Array:
     return array.astype(np.float32) if small else array
 
 
-def of_arrays(a: Array, b: Array) -> Resemblance:
+def compare_arrays(a: Array, b: Array) -> Resemblance:
     """What ``b`` is to ``a``, two arrays of one shape, read once."""
     sums = _Sums()
     for x, y in _blocks(a, b):
@@ -139,11 +139,11 @@ class _Sums:
         )
 
 
-def of_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
+def compare_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
     """What ``b`` is to ``a``, estimated from their axis vectors, which stand in the same order of axes."""
     x, y = np.concatenate([v.ravel() for v in a]), np.concatenate([v.ravel() for v in b])
-    exact = of_arrays(x, y)
-    centred = [of_arrays(v, w) for v, w in zip(a, b, strict=True)]
+    exact = compare_arrays(x, y)
+    centred = [compare_arrays(v, w) for v, w in zip(a, b, strict=True)]
     weight = max(sum(part.count for part in centred), 1)
     return Resemblance(
         count=exact.count,

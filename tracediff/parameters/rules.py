@@ -183,20 +183,20 @@ def _rows(rank: int, names: Mapping[str, Sequence[Axes]]) -> Iterator[tuple[str,
     for axes, members in groups.items():
         if axes != main:
             others = [name for name in names if chosen[name] != axes]
-            yield from ((pattern, rank, None if axes == plain else axes) for pattern in _telling(members, others))
+            yield from ((pattern, rank, None if axes == plain else axes) for pattern in _telling_patterns(members, others))
     if main != plain:
         yield "", rank, main
 
 
-def _telling(names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _telling_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Patterns that match all of some names and none of the others: endings where they tell, else beginnings, else whole names."""
     patterns = []
     for _, members in grouped(list(names)):
-        patterns += _telling_one(members, others)
+        patterns += _patterns_of_one(members, others)
     return list(dict.fromkeys(patterns))
 
 
-def _telling_one(names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _patterns_of_one(names: Sequence[str], others: Sequence[str]) -> list[str]:
     texts = {template(name)[0] for name in names}
     for length in range(1, 1 + max(text.count(".") + 1 for text in texts)):
         tails = {".".join(text.split(".")[-length:]) for text in texts}
@@ -279,7 +279,7 @@ def _tables(plan: Plan, renames: Edits, arrangement: _Arrangement) -> Iterator[s
 
 
 def _dropped_patterns(plan: Plan) -> list[str]:
-    return _telling(plan.dropped, list(plan.names))
+    return _telling_patterns(plan.dropped, list(plan.names))
 
 
 def _renaming(plan: Plan, renames: Edits) -> Iterator[str]:
@@ -412,7 +412,7 @@ def _partners(members: Sequence[tuple[str, ...]], count: int, every: Sequence[st
 
 def _chooser(names: Sequence[str], others: Sequence[str]) -> str:
     """One pattern that matches some names and none of the others."""
-    return "|".join(_telling(names, others))
+    return "|".join(_telling_patterns(names, others))
 
 
 def _same_kind(one: Sequence[str], names: Sequence[str], other: int) -> bool:
