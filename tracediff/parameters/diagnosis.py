@@ -99,7 +99,7 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
 
 
 def _named_origin(conventions: Conventions, placed: NamePair) -> Origin:
-    """The origin of a tensor whose values do not tell: in the layout of its family."""
+    """The origin of a tensor that a name places: in the layout of its family, unless it is made from several."""
     if placed.held is not None and not placed.held.origin.is_copy:
         return placed.held.origin
     return conventions.right(placed.names[0], placed.port)
@@ -125,7 +125,7 @@ def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
 
 
 def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
-    """Tensors too small to tell by themselves go with those of their module: never loaded where those were not."""
+    """Calls tensors with too few values to tell never loaded, where other tensors of their module were never loaded."""
     lost = {module for finding in findings if finding.kind == "weights.unloaded" for module in modules_of(finding.port)[-2:]}
 
     def with_module(finding: WeightFinding) -> WeightFinding:
@@ -175,7 +175,7 @@ def _sureness_of_place(named: Named) -> float:
 
 
 def _layout_besides(conventions: Conventions, pairing: Pairing, held: ValuePair) -> str:
-    """What is to be said of the layout of a tensor whose values differ, but are those of the reference."""
+    """What is wrong with the layout of a tensor whose values are the reference's, changed; "" for nothing."""
     found = held.resemblance
     if found is None or abs(found.correlation) < THRESHOLDS.alike or not held.origin.is_copy or found.count < THRESHOLDS.few_values:
         return ""
@@ -187,7 +187,7 @@ def _layout_besides(conventions: Conventions, pairing: Pairing, held: ValuePair)
 
 
 def _rows_scaled(held: ValuePair, sure: float) -> WeightFinding:
-    """A weight norm whose rows are the direction's up to their scale, though not to the right one."""
+    """A weight norm whose rows are the direction's with a wrong scale."""
     what = "weight norm merged otherwise than over the right axes"
     evidence = "the rows have the direction's signs, but not the norm that the gain says: merged over other axes, or not at all"
     return WeightFinding(
@@ -203,7 +203,7 @@ def _other_shape(pairing: Pairing, placed: NamePair, sure: float) -> WeightFindi
 
 
 def _common_block(source: Weight, target: Weight) -> str:
-    """What the block that two tensors of different lengths have in common says."""
+    """Whether the block that two tensors of different lengths have in common is equal, in words; "" where it is not."""
     if len(source.shape) != len(target.shape) or not (source.is_readable and target.is_readable):
         return ""
     block = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
@@ -219,7 +219,7 @@ def _is_wrong_merge(pairing: Pairing, held: ValuePair) -> bool:
 
 
 def _right_axes(gain: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes over which a weight norm is merged: those along which its gain does not vary."""
+    """The axes over which a weight norm is rightly merged: those along which its gain does not vary."""
     return tuple(axis for axis, size in enumerate(gain) if size == 1)
 
 
@@ -240,7 +240,7 @@ def _wrong_merge(pairing: Pairing, held: ValuePair) -> WeightFinding:
 
 
 def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
-    """The reference's tensors without a place, but for those whose place holds another one."""
+    """Findings on the reference's tensors without a place, but for those whose place holds another tensor (``wanted``)."""
     findings = []
     trained = {parent(name) for name, weight in pairing.reference.items() if weight.kind == "parameter"}
     for name in pairing.missing:
@@ -285,7 +285,7 @@ def _is_even(weight: Weight) -> bool:
 
 
 def _expected_dtypes(findings: Sequence[WeightFinding], pairing: Pairing) -> list[WeightFinding]:
-    """Marks roundings to the dtype that most of the port's values have: the port's choice."""
+    """Marks roundings to the dtype that most of the port's values have as expected: that dtype is the port's choice."""
     sizes: Counter[str] = Counter()
     for weight in pairing.port.values():
         if not weight.dtype.is_exact:
@@ -342,5 +342,5 @@ def _with_checkpoint(report: WeightsReport, a: Weights, b: Weights, c: Weights) 
 
 
 def _departures(report: WeightsReport) -> set[str]:
-    """The tensors of a report's port that are not as in its reference."""
+    """The names of the port's tensors that differ from the reference's, or that it does not have."""
     return {finding.port for finding in report.different if not finding.expected} | set(report.unexpected)

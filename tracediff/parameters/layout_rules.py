@@ -84,7 +84,7 @@ class Origin:
 
     @property
     def key(self) -> str:
-        """The tensor of the reference by which the origin goes: the last one, for a merged weight its direction."""
+        """The tensor of the reference that the origin is named after: the last one, which of a weight norm is the direction."""
         return self.names[-1]
 
     @property
@@ -96,7 +96,7 @@ class Origin:
 
 
 class MergedWeight(Weight):
-    """A tensor that the reference does not hold as such but that a port may: its merged parts, known by their sketch."""
+    """Tensors of the reference merged to one, as a port may hold it. Its values are made when they are read."""
 
     def __init__(self, merge: Merge, parts: Sequence[Weight]) -> None:
         self.merge, self.parts = merge, tuple(parts)
@@ -126,12 +126,12 @@ def axis_order(layout: Layout) -> tuple[int, ...]:
 
 
 def long_axes(shape: Shape) -> list[int]:
-    """The axes longer than 1: the others say nothing of an order."""
+    """The axes longer than 1. Axes of length 1 can be moved without a change of order."""
     return [axis for axis, size in enumerate(shape) if size != 1]
 
 
 def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> list[Floats] | None:
-    """A sketch's vectors of the axes longer than 1, in the order that a layout gives them; None where it does not keep the axes."""
+    """A sketch's vectors of the axes longer than 1, in a layout's order; None where the layout does not keep axes whole."""
     vectors = list(sketch.axes)
     if layout is not None and layout.split is not None and layout.split != shape:
         vectors = [vector for vector in vectors if vector.size != 1]
@@ -148,9 +148,9 @@ def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> 
 
 
 def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[MergedWeight]:
-    """The tensors that a port may have merged from these: weight norms, and sums of like vectors of one module.
+    """The tensors that a port may have merged from ``weights``: weight norms, and sums of two vectors of one module and shape.
 
-    With ``wrong`` instead the ways in which a weight norm is merged wrongly: over other axes, without gain, without norm.
+    With ``wrong``, weight norms merged wrongly instead: over other axes, without gain, without norm.
     """
     for gain, direction, axis in norm_pairs(weights):
         if direction.is_readable:
@@ -162,7 +162,7 @@ def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Merged
 
 
 def norm_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight, int]]:
-    """Tensors of one module that by their shapes may be the gain and the direction of a weight norm, and the gain's axis (-1: all)."""
+    """(gain, direction, axis) of each two tensors of one module whose shapes fit a weight norm; the axis as `gain_axis` gives it."""
     for first, second in _module_pairs(weights):
         gain, direction = sorted((first, second), key=lambda weight: weight.count)
         axis = gain_axis(gain.shape, direction.shape) if gain.is_readable else None
@@ -207,6 +207,6 @@ def is_float(weight: Weight) -> bool:
 
 
 def rounded(array: Array, name: str) -> Array:
-    """The values rounded to a dtype, seen in their own."""
+    """The values rounded to the dtype of that name, in the array's own dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(dtypes.named(name).view).astype(array.dtype)

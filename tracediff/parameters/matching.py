@@ -68,14 +68,14 @@ class ValuePair:
 
 @dataclass(slots=True)
 class Matches:
-    """What each tensor of the port holds. ``twins`` are tensors of equal values on either side, which only names can tell apart."""
+    """The pairs that values tell, by the port's name. ``twins`` are tensors of equal values, which only names can tell apart."""
 
     held: dict[str, ValuePair] = field(default_factory=dict)
     twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
 
 def match(reference: Weights, port: Weights) -> Matches:
-    """What each tensor of the port holds, as far as values alone decide."""
+    """The pairs of tensors that values alone decide."""
     matches = Matches()
     _by_digest(reference, port, matches)
     in_twins = {name for _, members in matches.twins for name in members}
@@ -119,7 +119,7 @@ def _by_digest(reference: Weights, port: Weights, matches: Matches) -> None:
 
 
 def _keys(weight: Weight, wanted: Iterable[str]) -> Iterator[tuple[Key, str]]:
-    """What a tensor of the reference may be known by in the port: its bits, and those of each dtype that the port uses for its size."""
+    """The keys that the port may hold a tensor of the reference under: its own bits, and its values in each dtype of ``wanted``."""
     yield (weight.dtype.name, weight.count, weight.digest), ""
     if weight.is_readable and is_float(weight):
         for name in wanted:
@@ -129,7 +129,7 @@ def _keys(weight: Weight, wanted: Iterable[str]) -> Iterator[tuple[Key, str]]:
 
 
 def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
-    """What a tensor holds whose values stand in the reference's order."""
+    """The pair of two tensors whose values are the same in the same order."""
     plain = next((layout for layout in fitting_layouts(source.shape, target.shape) if layout.is_same), None)
     layout = plain or Layout(target.shape)
     return ValuePair(target.name, Origin((source.name,), layout), "digest", rounded=rounded, reshaped=plain is None)
@@ -139,7 +139,7 @@ def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
 
 
 def _by_sketch(left_a: list[Weight], left_b: list[Weight], matches: Matches) -> None:
-    """Permuted tensors first, then merged ones, then joined and cut ones: each step takes what it explains."""
+    """Pairs permuted, stacked, merged, joined and cut tensors. Each step takes the tensors that it explains; the next ones see the rest."""
     left_a, left_b = [w for w in left_a if is_float(w)], [w for w in left_b if is_float(w)]
     near = _propose(left_a, left_b, matches)
     for held in _stacked(_unclaimed(left_a, matches), _unheld(left_b, matches)):
@@ -164,7 +164,7 @@ def _unheld(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
 
 
 def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[ValuePair]:
-    """Takes what the sketches propose and the values bear out exactly; returns what is only alike."""
+    """Pairs what sketches propose where values confirm it; returns the proposals whose values are only alike."""
     targets = _unheld(targets, matches)
     near: list[ValuePair] = []
     if not sources or not targets:
@@ -193,7 +193,7 @@ def _take(held: ValuePair, matches: Matches, near: list[ValuePair]) -> None:
 
 
 def _is_convincing(held: ValuePair) -> bool:
-    """Whether values alone, whatever the names, say that this is the tensor."""
+    """Whether values alone prove a pair, whatever the names."""
     seen = held.resemblance
     return seen is None or (seen.correlation > THRESHOLDS.alike and seen.significance > THRESHOLDS.convincing)
 
@@ -205,7 +205,7 @@ def _is_better(held: ValuePair, other: ValuePair | None) -> bool:
 
 
 def compared(source: Weight, target: Weight) -> ValuePair | None:
-    """What a tensor of the port is to one of the reference (or a merged one) in the best layout; None where no layout fits."""
+    """The pair of a tensor of the reference (or a merged one) and one of the port, in the best layout; None where no layout fits."""
     layouts = fitting_layouts(source.shape, target.shape)
     if not layouts:
         return None
@@ -260,7 +260,7 @@ def _gives_rounded(reference: Array, coarse: DType, port: Array) -> bool:
 
 
 def _best_layout(source: Array, target: Array, layouts: Sequence[Layout]) -> Layout:
-    """Of the layouts that fit by shape the one in which sampled values go together best, the plainest of equals."""
+    """The layout in which sampled values correlate best; the plainest of several that are equally good."""
     if len(layouts) == 1:
         return layouts[0]
     places = tuple(_spread(size, step, min(THRESHOLDS.sampled, target.size)) for step, size in enumerate(target.shape))
@@ -282,7 +282,7 @@ def _going_together(a: Array, b: Array) -> float:
 
 
 def _spread(size: int, axis: int, count: int) -> Array:
-    """Seeded places along one axis of a sample."""
+    """Seeded random places along one axis: (count,) int64."""
     return np.random.default_rng((axis, size)).integers(0, max(size, 1), count)
 
 
@@ -318,10 +318,7 @@ def _like_statistics(source: Weight, target: Weight) -> bool:
 
 
 def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
-    """Weight norms merged right, as far as sketches can tell: by the norm of the whole, and by each row's sign and scale.
-
-    With w = g * v / |v| for each row: |w| is |g|; and as the axis vectors give (g / |v|) row by row, they give |v| as well.
-    """
+    """The pairs of the port's tensors and weight norms whose direction is known by its sketch alone (see `tensors.weight_norm`)."""
     by_axes: dict[tuple[int, ...], list[Weight]] = defaultdict(list)
     for weight in left_b:
         by_axes[tuple(sorted(weight.shape))].append(weight)
@@ -336,7 +333,7 @@ def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterato
 
 
 def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
-    """The layout in which a tensor is a weight norm merged, by its sketch; None where it is not."""
+    """The layout in which a tensor is a merged weight norm, by its sketch; None where it is none."""
     if axis < 0 or not has_norm_of(gain.stats.l2, target.stats.l2):
         return None
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
@@ -350,7 +347,7 @@ def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> L
 
 
 def has_rows_of(direction: Weight, target: Weight, origin: Origin) -> bool:
-    """Whether the rows of a tensor have the signs of a weight norm's direction, as far as the sketches of eight rows or more tell."""
+    """Whether the rows of a tensor have the signs of a weight norm's direction, by sketch; False for few rows, which tell nothing."""
     merge, layout = origin.merge, origin.layout
     if merge is None or layout.split not in (None, direction.shape) or len(target.shape) != len(direction.shape):
         return False
@@ -366,7 +363,7 @@ def has_rows_of(direction: Weight, target: Weight, origin: Origin) -> bool:
 
 
 def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
-    """A tensor of the port that several of the reference's were laid into, end to end, where they fill it."""
+    """The pair of a tensor of the port and the reference's tensors that fill it end to end; none where they leave a gap."""
     target = members[0][1]
     placed = sorted(((_part(shared), source) for source, _, shared in members), key=lambda item: item[0].start)
     part = placed[0][0]
@@ -385,7 +382,7 @@ def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValueP
 
 
 def _is_moved(source: Weight, part: Part, target: Weight) -> bool:
-    """Whether a matrix stands transposed in the whole that it is a block of, by the vector along the axis on which it was laid."""
+    """Whether a matrix is transposed in the whole of which it is a block: its other axis then has the vector of the joined axis."""
     if len(source.shape) != 2 or len(target.shape) != 2:
         return False
     block = _block(target.sketch.axes[part.axis], part)
@@ -399,7 +396,7 @@ def _block(vector: Floats, part: Part) -> Floats:
 
 
 def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
-    """Tensors of the port that are each a block of one of the reference's; a single one is only a shorter table."""
+    """The pairs of a tensor of the reference and the port's tensors that are blocks of it. A single block is a shorter table."""
     if len({target.name for _, target, _ in members}) < 2:
         return
     for source, target, shared in members:
@@ -416,7 +413,7 @@ def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair
 
 
 def _keeps_block(source: Weight, part: Part, layout: Layout, target: Weight) -> bool:
-    """Whether the axis along which a block was cut is where a layout puts it, where the layout only permutes."""
+    """Whether a layout puts the axis of a cut where the port has it. Only a layout that permutes can be asked."""
     if layout.split is not None or len(source.shape) != len(target.shape):
         return True
     order = axis_order(layout)
@@ -430,7 +427,7 @@ def _part(shared: Shared) -> Part:
 
 
 def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, unseen: Resemblance | None = None) -> ValuePair:
-    """What a tensor of the port is to an origin, by values; ``unseen`` is taken for their resemblance where they cannot be read."""
+    """The pair of an origin and a tensor of the port, by values; ``unseen`` is the resemblance where values cannot be read."""
     if not target.is_readable or not all(source.is_readable for source in sources):
         return ValuePair(target.name, origin, "sketch", unseen)
     by_name = {source.name: source for source in sources}
@@ -439,7 +436,7 @@ def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, u
 
 
 def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
-    """Tensors of the port that are the reference's stacked on a new first axis (the experts of a mixture)."""
+    """The pairs of the port's tensors and those of the reference that are stacked on a new first axis (the experts of a mixture)."""
     by_digest: dict[Key, Weight] = {}
     for weight in left_a:
         by_digest.setdefault((weight.dtype.name, weight.count, weight.digest), weight)

@@ -1,4 +1,4 @@
-"""Which tensor of the reference belongs in the place of each tensor of the port: by values, and where those do not tell, by names.
+"""Which tensor of the reference belongs in the place of each tensor of the port: by values, and where values do not tell, by names.
 
 `pair` first takes what the values say. From the names of those pairs it learns the renaming; that tells apart tensors of equal values and
 finds the place of tensors whose values agree with nothing. What is left goes by likeness of names among tensors of fitting shapes.
@@ -29,9 +29,9 @@ Named = Literal["exact", "renamed", "likeness"]
 
 @dataclass(frozen=True, slots=True)
 class NamePair:
-    """A tensor of the port whose values are not those that by name belong there; ``named`` says how the name was found.
+    """A tensor of the port that a name places, whose values are not the reference's; ``named`` says how the name was found.
 
-    ``held`` compares it with what belongs there; None where no layout reconciles the shapes.
+    ``held`` compares the tensor with what belongs in its place; None where no layout reconciles the shapes.
     """
 
     port: str
@@ -105,7 +105,7 @@ def _match_values(pairing: Pairing) -> None:
 
 
 def _mark_doubles(pairing: Pairing) -> None:
-    """Marks the port's tensors that hold what another one of a likelier name holds as well."""
+    """Marks the port's tensors that are a second copy: another tensor of the port has the same values and a likelier name."""
     by_origin: dict[str, list[str]] = defaultdict(list)
     for name, held in pairing.held.items():
         if held.origin.is_copy:
@@ -127,7 +127,7 @@ def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
 
 
 def _part_twins(pairing: Pairing) -> None:
-    """Pairs tensors of equal values by their names; what the port has more of holds what it is most like."""
+    """Pairs tensors of equal values by names. A tensor that the port has besides is paired with the one whose name is most alike."""
     for names, twins in pairing.twins:
         _part(pairing, names, twins)
 
@@ -170,7 +170,7 @@ def _most_alike(names: Sequence[str], goals: Sequence[str], least: float = 0.0) 
 
 
 def _find_ties(pairing: Pairing) -> None:
-    """Marks the reference's tensors that have no place of their own because they are another one that has."""
+    """Marks the reference's tensors without a place that are a second name, or a copy, of a tensor with a place."""
     claimed = pairing.claimed
     digests = {pairing.reference[name].digest: name for name in claimed if pairing.reference[name].count > 1}
     for name in pairing.missing:
@@ -209,7 +209,7 @@ def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair]) -> None:
 
 
 def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
-    """The open place that a tensor's name leads to: the first with room for it, else the first that exists under a surely known name."""
+    """The open place that a tensor's name leads to: the first of a fitting shape, else the first that exists."""
     candidates = [goal for goal in dict.fromkeys(pairing.renames.candidates(name)) if goal in open_names]
     return next((goal for goal in candidates if pairing.fits(name, goal)), candidates[0] if candidates else None)
 
@@ -235,7 +235,7 @@ def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | 
 
 
 def _unseen_norm(pairing: Pairing, names: Sequence[str], best: ValuePair) -> ValuePair | None:
-    """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
+    """A weight norm of which only the direction was compared, since its values were not stored and the merge cannot be computed."""
     for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
         if best.origin.names == (direction.name,) and not direction.is_readable:
             origin = replace(best.origin, names=(gain.name, direction.name), merge=right_merge(direction, axis))
@@ -244,20 +244,20 @@ def _unseen_norm(pairing: Pairing, names: Sequence[str], best: ValuePair) -> Val
 
 
 def _distance(held: ValuePair) -> float:
-    """How far values are from an origin's: their relative error, or what a scale and a shift leave of it."""
+    """How far values are from an origin's: their relative error, or the error that remains after the best scale and shift."""
     seen = held.resemblance
     return 0.0 if seen is None else min(seen.rel_l2, math.sqrt(1 - seen.correlation**2))
 
 
 def _is_clearly_nearer(near: ValuePair, other: ValuePair) -> bool:
-    """Whether a tensor's values speak for another origin than its name, beyond what likely tensors of one kind share."""
+    """Whether values speak for another origin than the name, by more than tensors of one kind resemble each other."""
     if other.resemblance is None or near.resemblance is None:
         return near.resemblance is None
     return near.resemblance.rel_l2 < THRESHOLDS.clearly_nearer * other.resemblance.rel_l2
 
 
 def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[ValuePair]:
-    """A tensor of the port as several of the reference's: merged, or laid end to end."""
+    """The pairs of a tensor of the port with several of the reference's: merged, or laid end to end."""
     if len(names) < 2:
         return
     sources = [pairing.reference[name] for name in names]
@@ -272,7 +272,7 @@ def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Ite
 
 
 def _regain_norms(pairing: Pairing) -> None:
-    """Sees a weight norm where the port holds its direction alone: right where the gain changes nothing, else a wrong merge."""
+    """Pairs weight norms of which the port holds the direction alone: a right merge where the gain changes nothing, else a wrong one."""
     left = set(pairing.missing)
     by_direction = {held.origin.names[0]: held for held in pairing.held.values() if held.origin.is_copy and held.origin.merge is None}
     for members in siblings(pairing.reference).values():
@@ -310,7 +310,7 @@ def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequenc
 
 
 def _place_blocks(pairing: Pairing) -> None:
-    """Places what is left of the port where a tensor of the reference was cut, and one of the blocks is nowhere."""
+    """Places what is left of the port as the missing block of a tensor of the reference that was cut."""
     for name, (axis, groups, gaps) in _gaps(pairing).items():
         source = pairing.reference[name]
         for start, stop in gaps:
@@ -356,7 +356,7 @@ def _unknown(target: Weight) -> Resemblance:
 
 
 def _place_near(pairing: Pairing) -> None:
-    """Places what is much alike by value and was not placed by name."""
+    """Places tensors that are much alike by value and that no name has placed."""
     claimed = pairing.claimed
     for goal, held in pairing.near.items():
         if goal in pairing.held or goal in pairing.placed:
@@ -369,7 +369,7 @@ def _place_near(pairing: Pairing) -> None:
 
 
 def _place_by_likeness(pairing: Pairing) -> None:
-    """Places what no rule knows among tensors of fitting shapes, by likeness of names."""
+    """Places what no renaming knows, by likeness of names among tensors whose axes have the same lengths."""
     groups_a: dict[tuple[int, ...], list[str]] = defaultdict(list)
     groups_b: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in pairing.missing:
@@ -389,13 +389,13 @@ def _place_by_likeness(pairing: Pairing) -> None:
 
 
 def _belongs(pairing: Pairing, name: str, goal: str, held: ValuePair) -> bool:
-    """Whether a likeness of names is enough to say that a tensor belongs there: more so the less else speaks against it."""
+    """Whether a likeness of names is enough for a pair: always where values are alike, never where the tensor's kind goes elsewhere."""
     resemblance = held.resemblance
     if resemblance is not None and resemblance.correlation > THRESHOLDS.alike:
         return True
     known = pairing.renames.rule(name)
     if known is not None and known.share > THRESHOLDS.kind_elsewhere:
-        return False  # its kind goes elsewhere
+        return False
     return likeness(name, goal) >= THRESHOLDS.least_likeness
 
 

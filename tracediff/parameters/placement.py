@@ -25,14 +25,14 @@ from tracediff.parameters.thresholds import THRESHOLDS
 
 @dataclass(slots=True)
 class Placement:
-    """What is wrong with places and layouts, and what should be where: the origin each misplaced tensor of the port should have."""
+    """The findings on places and layouts, and ``right``: the origin that each misplaced tensor of the port should have."""
 
     findings: list[WeightFinding] = field(default_factory=list)
     right: dict[str, Origin] = field(default_factory=dict)
 
 
 def placement(pairing: Pairing) -> Placement:
-    """The tensors that hold right values in the wrong place or layout."""
+    """What is wrong with the places and layouts of a pairing."""
     result = Placement()
     conventions = Conventions(pairing)
     crossed = _crossed(pairing)
@@ -48,12 +48,12 @@ def placement(pairing: Pairing) -> Placement:
 
 
 def _copies(pairing: Pairing) -> dict[str, str]:
-    """The port's tensors that are all of one of the reference's, or of what was merged to one: port name -> reference name."""
+    """The port's tensors that are whole copies of a tensor of the reference, or of a merged one: port name -> reference name."""
     return {name: held.origin.key for name, held in pairing.held.items() if held.origin.is_copy}
 
 
 def _expected(pairing: Pairing, crossed: Mapping[str, str]) -> dict[str, str]:
-    """Where each tensor of the reference belongs by the renaming: reference name -> port name, where that is beyond doubt."""
+    """Where each tensor of the reference belongs by the renaming, reference name -> port name, where no other tensor claims the place."""
     goals: dict[str, str] = {}
     for name in pairing.reference:
         known = next((goal for goal in pairing.renames.candidates(name) if pairing.fits(name, goal)), None)
@@ -65,7 +65,7 @@ def _expected(pairing: Pairing, crossed: Mapping[str, str]) -> dict[str, str]:
 
 
 def _crossed(pairing: Pairing) -> dict[str, str]:
-    """Exchanges that the whole model makes alike, which no majority can show: names say that A's q went where its k belongs."""
+    """Exchanges, reference name -> right port name, that a whole model makes alike. No majority shows them, but names do."""
     goals: dict[str, Counter[str]] = defaultdict(Counter)
     members: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for goal, name in _copies(pairing).items():
@@ -81,14 +81,14 @@ def _crossed(pairing: Pairing) -> dict[str, str]:
 
 
 def _against_module(pairing: Pairing) -> dict[str, str]:
-    """Exchanges of single tensors between two modules whose other tensors are where they belong."""
+    """Exchanges of single tensors between two modules whose other tensors are in place."""
     copies = {name: goal for goal, name in _copies(pairing).items() if goal not in pairing.doubles}
     goals: dict[str, Counter[str]] = defaultdict(Counter)
     for name, goal in copies.items():
         goals[parent(name)][parent(goal)] += 1
 
     def by_siblings(name: str) -> str | None:
-        """Where a tensor would be if it were with the others of its module."""
+        """The place of a tensor beside the other tensors of its module."""
         others = goals[parent(name)] - Counter([parent(copies[name])])
         found = others.most_common(1)
         return f"{found[0][0]}.{copies[name].rpartition('.')[2]}" if found else None
@@ -106,7 +106,7 @@ def _against_module(pairing: Pairing) -> dict[str, str]:
 
 
 def _alike_but_one_part(goals: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Templates that differ in one part, whose goals differ in one part too."""
+    """Every two templates that differ in one part, and whose goals differ in one part too."""
     families: dict[tuple[int, str], list[str]] = defaultdict(list)
     for text in goals:
         parts = text.split(".")
@@ -136,7 +136,7 @@ def _is_crossing(one: str, other: str, goal_one: str, goal_other: str) -> bool:
 
 
 def _exchange(pairing: Pairing, one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Each tensor's place exchanged with that of its sibling of the other template, where both fit."""
+    """The places of tensors of one template exchanged with those of their siblings of the other, where both fit."""
     by_numbers = {template(name)[1]: (name, goal) for name, goal in other}
     found: dict[str, str] = {}
     for name, goal in one:
@@ -174,7 +174,7 @@ def _uniform(crossed: Mapping[str, str], copies: Mapping[str, str]) -> set[str]:
 
 
 def _misplaced(name: str, meant: str, goal: str, place: str, copies: Mapping[str, str]) -> tuple[str, str, float]:
-    """Label, evidence and confidence of a tensor (``goal``) that holds ``name``, which belongs in ``place``, instead of ``meant``."""
+    """Label, evidence and confidence. The port's ``goal`` should hold ``meant``; it holds ``name``, which belongs in ``place``."""
     if copies.get(place) == meant:
         evidence = f"holds the values of {name!r}, and {place!r} those of {meant!r}: exchanged"
         return f"exchanged with {_kin(place, goal)}", evidence, THRESHOLDS.sure_exchanged
@@ -187,7 +187,7 @@ def _misplaced(name: str, meant: str, goal: str, place: str, copies: Mapping[str
 
 
 def _kin(name: str, beside: str) -> str:
-    """A name as it is told from one beside it: the parts in which they differ, a bare number with the part before it."""
+    """What tells a name from another: the parts in which the two differ, a bare number with the part before it."""
     left, right = name.split("."), beside.split(".")
     if len(left) != len(right):
         return name
@@ -209,7 +209,7 @@ class _Vote:
 
 
 class Conventions:
-    """What layouts the families of a port use: tensors whose names are alike but for numbers, those with one ending, those of one rank."""
+    """The layouts that families of a port's tensors use: those of one template, of one ending, or of one last part."""
 
     def __init__(self, pairing: Pairing) -> None:
         self._pairing = pairing
@@ -233,9 +233,9 @@ class Conventions:
         return fitting_layouts(source.shape, target.shape)
 
     def convention(self, name: str, shape: tuple[int, ...], but: str = "", *, wide: bool = False) -> tuple[str, int, bool] | None:
-        """The layout of a tensor's family without the tensor itself, how many use it, and whether it is the nearest family.
+        """(layout, how many tensors have it, whether they are the nearest family) of a tensor's family, the tensor ``but`` left out.
 
-        With ``wide`` the wider families alone, of which only those count whose shapes leave them no other layout.
+        With ``wide``, the wider families alone. Of a wider family only tensors vote whose shapes leave them no other layout.
         """
         nearest, *wider = (self._votes.get(key, []) for key in _families(name, shape))
         near = _majority([vote for vote in nearest if vote.port != but], THRESHOLDS.family_majority)
@@ -248,7 +248,7 @@ class Conventions:
         return (*near, True) if near is not None and not wide else None
 
     def against(self, own: str, port: str, shape: tuple[int, ...]) -> tuple[str, str, float] | None:
-        """The layout that a tensor should have, why, and how surely; None where its own is not wrong for its family."""
+        """(layout, evidence, confidence) of the layout that a tensor should have; None where its own is right for its family."""
         found = self.convention(port, shape, port)
         if found is None:
             return None
@@ -258,7 +258,7 @@ class Conventions:
         if convention == own:
             return None
         if own == "same" and len(long_axes(shape)) == 2 and not (near and count > 1):
-            return None  # a lone square table that stays as it is among transposed matrices: an embedding
+            return None  # an embedding is a lone table that stays as it is among transposed matrices
         kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
         how = "not permuted" if convention == "same" else f"permuted {convention}"
         mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
@@ -270,7 +270,7 @@ class Conventions:
         return any(vote.forced for vote in self._votes.get(_families(name, shape)[0], ()))
 
     def right(self, name: str, goal: str, convention: str | None = None) -> Origin:
-        """The origin that a tensor of the port should have, in the given layout or that of its family, where there is one."""
+        """The origin that a tensor of the port should have: in layout ``convention``, else its family's, else the plainest."""
         shape = self._pairing.reference[name].shape
         options = fitting_layouts(shape, self._pairing.port[goal].shape)
         found = self.convention(goal, shape, goal)
@@ -291,7 +291,7 @@ _Family = tuple[str, int, int, str]
 
 
 def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
-    """The families of a tensor, the nearest first: of as many axes and as many longer than 1.
+    """The families of a tensor, the nearest first. All have as many axes, and as many axes longer than 1, as the tensor.
 
     A kernel over two dimensions with one input channel has as many long axes as one over a single dimension, which goes another way.
     """
@@ -302,7 +302,7 @@ def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
 
 
 def move_text(shape: tuple[int, ...], layout: Layout) -> str:
-    """What a layout does to the axes longer than 1, as text that does not depend on their lengths."""
+    """What a layout does to the axes longer than 1, in words that are the same for tensors of other lengths."""
     text = str(layout)
     if layout.permutation is None or layout.split not in (None, shape) or 1 in shape:
         return "same" if layout.is_same else _long_move(shape, layout) or text
@@ -342,14 +342,14 @@ def _find_layout(pairing: Pairing, held: ValuePair, conventions: Conventions, re
     convention, evidence, confidence = reason
     right = conventions.right(name, held.port, convention)
     if _gives(pairing, right, held.port):
-        return  # it looks the same either way
+        return  # the tensor is the same in either layout
     finding = WeightFinding("weights.layout", name, held.port, evidence, {}, confidence, True, label=_layout_label(own))
     result.findings.append(finding)
     result.right[held.port] = right
 
 
 def _gives(pairing: Pairing, origin: Origin, port: str) -> bool:
-    """Whether an origin gives the values that the port holds, where they can be read."""
+    """Whether an origin gives the values that the port holds; False where they cannot be read."""
     target, sources = pairing.port[port], [pairing.reference[name] for name in origin.names]
     if not target.is_readable or not all(source.is_readable for source in sources):
         return False

@@ -49,7 +49,7 @@ class Resemblance:
 
     @property
     def significance(self) -> float:
-        """The correlation in standard deviations of what independent values of this number would have (Fisher's z)."""
+        """The correlation in standard deviations of the correlation that as many independent values would have (Fisher's z)."""
         return math.atanh(min(abs(self.correlation), 1 - 1e-12)) * math.sqrt(max(self.count - 3, 0))
 
 
@@ -72,7 +72,7 @@ def _comparable(array: Array) -> Array:
 
 
 def compare_arrays(a: Array, b: Array) -> Resemblance:
-    """What ``b`` is to ``a``, two arrays of one shape, read once."""
+    """What ``b`` is to ``a``, two arrays of one shape, in one pass."""
     sums = _Sums()
     for x, y in _blocks(a, b):
         sums.add(x, y)
@@ -140,7 +140,7 @@ class _Sums:
 
 
 def compare_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
-    """What ``b`` is to ``a``, estimated from their axis vectors, which stand in the same order of axes."""
+    """What ``b`` is to ``a``, estimated from their axis vectors, (axis length,) each, both in the same order of axes."""
     x, y = np.concatenate([v.ravel() for v in a]), np.concatenate([v.ravel() for v in b])
     exact = compare_arrays(x, y)
     centred = [compare_arrays(v, w) for v, w in zip(a, b, strict=True)]

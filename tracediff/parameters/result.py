@@ -26,7 +26,7 @@ Category = Literal["different", "missing", "unexpected"]
 
 @dataclass(frozen=True, slots=True)
 class WeightPair:
-    """One tensor of the port and what it is made from. ``by`` says what it rests on: digest, values, sketch or name."""
+    """One tensor of the port and those that it is made from. ``by`` says how that is known: digest, values, sketch or name."""
 
     reference: tuple[str, ...]
     port: str
@@ -38,7 +38,7 @@ class WeightPair:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One side of a comparison: what it was, how many tensors and values it has, and what was not compared of it."""
+    """One side of a comparison: its source, how many tensors and values it has, and the tensors that were not compared."""
 
     source: str
     kind: str
@@ -50,7 +50,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class FindingGroup:
-    """Findings alike: of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
+    """Findings of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
 
     category: Category
     kind: Kind | None
@@ -96,7 +96,7 @@ class WeightsReport:
 
     @property
     def verdict(self) -> Literal["same", "different"] | None:
-        """ "different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
+        """ "different" where anything differs that the port did not choose, else "same" where everything was compared, else None."""
         if any(not finding.expected for finding in self.findings):
             return "different"
         return "same" if self.compared and not self.uncompared else None
@@ -240,7 +240,7 @@ def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[Weight
 
 
 def _all_names(report: WeightsReport) -> Iterable[str]:
-    """The reference's tensors, those that are merged to one as one."""
+    """The names of the reference's tensors; tensors that are merged to one have one name together."""
     yield from (" + ".join(one.reference) for one in report.pairs)
     yield from (finding.reference for finding in report.missing)
 
@@ -260,7 +260,7 @@ def _alike(findings: Sequence[WeightFinding]) -> Iterable[list[WeightFinding]]:
 def _whole_modules(
     category: Category, findings: Sequence[WeightFinding], totals: Mapping[str, int], label: str
 ) -> tuple[list[FindingGroup], list[WeightFinding]]:
-    """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
+    """The findings on modules of which every tensor has one, in a group for each kind of module; and the findings that are left."""
     counts = Counter(module for finding in findings for module in modules_of(_name(finding)))
     full = {module for module, count in counts.items() if count == totals[module] and count >= THRESHOLDS.least_module}
     outermost: dict[str, list[WeightFinding]] = defaultdict(list)
@@ -296,5 +296,5 @@ def modules_of(name: str) -> list[str]:
 
 
 def _general(label: str) -> str:
-    """A label without the numbers that differ from tensor to tensor; dtypes stay what they are."""
+    """A label without the numbers that differ from tensor to tensor; a label that names a dtype stays as it is."""
     return label if "float" in label else re.sub(r"-?\d[\d.e+-]*", "*", label)

@@ -101,7 +101,7 @@ def _norm_suffixes(origins: Iterable[Origin]) -> dict[str, tuple[str, str, str]]
 
 
 def _plan_cuts(plan: Plan, origins: Mapping[str, Origin]) -> None:
-    """Tensors of the port cut from one of the reference's: that one is given the first's name, and then divided."""
+    """Plans tensors of the port that are cut from one of the reference's: the whole is given the first one's name, and then divided."""
     wholes: dict[str, list[tuple[int, int, str, int, int]]] = defaultdict(list)
     for port, origin in origins.items():
         part = origin.layout.part
@@ -115,7 +115,7 @@ def _plan_cuts(plan: Plan, origins: Mapping[str, Origin]) -> None:
 
 
 def _before(shape: Shape, origin: Origin, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape of a tensor when its axes are about to be arranged: after merging, joining and cutting."""
+    """The shape of a tensor before its axes are arranged: after merging, joining and cutting."""
     join, part = origin.layout.join, origin.layout.part
     if join is not None and join.how == "stack":
         return (*shape[: join.axis], len(origin.names), *shape[join.axis :])
@@ -132,7 +132,7 @@ def _before(shape: Shape, origin: Origin, shapes: Mapping[str, Shape]) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Arrangement:
-    """The rows of TRANSPOSES: pattern, number of axes, their order (None for as it is); and the tensors that need explicit shapes."""
+    """The rows of TRANSPOSES (pattern, number of axes, their order or None), and the tensors that need explicit shapes."""
 
     rows: tuple[tuple[str, int, Axes | None], ...]
     explicit: Mapping[str, tuple[Shape, Axes | None, Shape]]
@@ -170,7 +170,7 @@ def _orders(shape: Shape, origin: Origin) -> list[Axes]:
 
 
 def _rows(rank: int, names: Mapping[str, Sequence[Axes]]) -> Iterator[tuple[str, int, Axes | None]]:
-    """Rows for the tensors of one rank: first those that depart from what most do, then the rule for all others."""
+    """Rows for the tensors of one rank: first those that depart from the most frequent order, then that order for all others."""
     plain = tuple(range(rank))
     counts = Counter(axes for choices in names.values() for axes in choices)
     if not rank or counts[plain] == len(names):
@@ -398,7 +398,7 @@ def _joining(plan: Plan) -> Iterator[_Step]:
 
 
 def _partners(members: Sequence[tuple[str, ...]], count: int, every: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """For tensors that go together the pattern of the first, and the substitutions that lead from it to the others."""
+    """For tensors that go together: the pattern of the first names, and the substitutions that lead from them to the other names."""
     kinds: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for names in members:
         found = []

@@ -48,7 +48,7 @@ class Weight:
 
     ``kind`` is "parameter", "buffer" or "" where the source does not say; ``aliases`` are other names of the same storage; ``codes`` the
     bits of each value, and how many share a scale, where the module holds it quantised.
-    What is computed from the values is kept, the values are not.
+    Whatever is computed from the values is kept; the values are not.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Weight:
 
     @property
     def is_readable(self) -> bool:
-        """Whether its values are at hand, not only what was computed from them."""
+        """Whether its values can be read, not only what was computed from them."""
         return self._reader is not None
 
     def read(self) -> Array:
@@ -121,7 +121,7 @@ class Weight:
         return self.stats.min == self.stats.max
 
     def _ends_alike(self) -> bool:
-        """Whether a few values are the same: what spares most tensors the pass over all of them."""
+        """Whether a few values are the same. Most tensors have others, and need no pass over all values."""
         flat = self.read().reshape(-1)[:: max(1, self.count // 8)]
         return bool((flat == flat[0]).all())
 
@@ -147,7 +147,7 @@ class Weights(Mapping[str, Weight]):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the values of every tensor are at hand."""
+        """Whether the values of every tensor can be read."""
         return all(weight.is_readable for weight in self.values())
 
     @property
@@ -209,7 +209,7 @@ def _parameters_of(model: Any) -> dict[str, Any]:
 
 
 def _codes_of(model: Any) -> dict[str, tuple[int, int]]:
-    """By the name of its weight, how each quantised module of a live model holds it."""
+    """The bits and group size of each quantised module of a live model, by the name of its weight."""
     modules = model.named_modules() if _is_of(model, "mlx.nn", "Module") else ()
     return {_dotted(path, "weight"): codes for path, module in modules if (codes := _codes(vars(module))) is not None}
 
@@ -285,7 +285,7 @@ def _kind_of(array: Any) -> str:
 
 
 def _to_numpy(array: Any) -> Array:
-    """The stored bits of a framework's tensor as a NumPy array, without a copy where that can be."""
+    """The stored bits of a framework's tensor as a NumPy array, copied only where they must be."""
     if isinstance(array, np.ndarray | np.generic):
         return np.asarray(array)
     dtype = _dtype_of(array)
@@ -359,7 +359,7 @@ def _nearest(path: Path) -> str:
 
 
 def _kind_of_file(path: Path) -> str:
-    """The suffix that says how to read a file; where it has none of ours, the one that its first bytes call for."""
+    """The suffix that says how to read a file: its own where that is known, else the one that its first bytes call for."""
     if path.suffix in _PREFERRED:
         return path.suffix
     with path.open("rb") as file:
