@@ -210,7 +210,6 @@ def test_exchanged_siblings_are_named_on_both_places() -> None:
     faulty[Q], faulty[K] = faulty[K], faulty[Q]
     report = weights(reference, faulty)
     assert kinds(report) == {Q: "weights.swapped", K: "weights.swapped"}
-    assert {finding.kind for finding in report.different} == {"weights.swapped"}
     assert "'layers.2.attn1.to_k.weight'" in evidence(report, Q)
     assert "exchanged" in evidence(report, Q)
 

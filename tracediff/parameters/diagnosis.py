@@ -213,9 +213,9 @@ def _common_block(source: Weight, target: Weight) -> str:
 
 def _is_wrong_merge(pairing: Pairing, held: ValuePair) -> bool:
     merge = held.origin.merge
-    if merge is None or merge.how == "sum":
+    if merge is None or merge.kind == "sum":
         return False
-    return merge.how != "weight_norm" or merge.axes != _right_axes(pairing.reference[held.origin.names[0]].shape)
+    return merge.kind != "weight_norm" or merge.axes != _right_axes(pairing.reference[held.origin.names[0]].shape)
 
 
 def _right_axes(gain: tuple[int, ...]) -> tuple[int, ...]:
@@ -232,7 +232,7 @@ def _wrong_merge(pairing: Pairing, held: ValuePair) -> WeightFinding:
         "unit": "weight norm merged without its gain",
         "gain": "weight norm merged without its norm",
         "raw": "weight norm not merged: the direction stands for the weight",
-    }[merge.how]
+    }[merge.kind]
     evidence = f"{what}: that gives the port's values within {THRESHOLDS.merge_tolerance:g}"
     return WeightFinding(
         "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_merge, True, label=what

@@ -32,21 +32,21 @@ class Merge:
     "weight_norm" is ``g * v / norm(v over axes)``; "unit" leaves ``g`` out, "gain" the norm, "raw" both; "sum" adds its two parts.
     """
 
-    how: MergeKind
+    kind: MergeKind
     axes: tuple[int, ...] = ()
 
     def __call__(self, parts: Sequence[Array]) -> Array:
         wide = [np.asarray(part).astype(np.float64) for part in parts]
         dtype = parts[-1].dtype
-        if self.how == "sum":
+        if self.kind == "sum":
             return sum(wide[1:], wide[0]).astype(dtype)
         g, v = wide
-        if self.how == "raw":
+        if self.kind == "raw":
             return np.asarray(parts[1])
-        if self.how != "gain":
+        if self.kind != "gain":
             norm = np.sqrt(np.square(v).sum(axis=self.axes, keepdims=True))
             v = np.divide(v, norm, out=np.zeros_like(v), where=norm > 0)
-        return (v if self.how == "unit" else g * v).astype(dtype)
+        return (v if self.kind == "unit" else g * v).astype(dtype)
 
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.axes))
@@ -56,7 +56,7 @@ class Merge:
             "gain": "gain times direction, not normalised",
             "raw": "direction alone",
             "sum": "sum",
-        }[self.how]
+        }[self.kind]
 
 
 @dataclass(frozen=True, slots=True)

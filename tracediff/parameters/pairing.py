@@ -44,10 +44,9 @@ class NamePair:
 class Pairing:
     """The pairs of two sets of weights, as far as `STEPS` have found them.
 
-    ``held``: the port's tensors whose values are those of the reference, and ``near`` those whose values are much alike one.
-    ``placed``: the port's tensors that names place. ``elsewhere``: tensors that are much alike one which has its place already.
-    ``twins``: tensors of equal values on each side. ``tied``: the reference's tensors that are another one of it, which has a place.
-    ``doubles``: the port's tensors that hold what a tensor of a likelier name holds as well.
+    By the port's names: ``held`` are pairs of equal values, ``near`` pairs of values much alike, ``placed`` pairs by name. ``elsewhere``
+    are pairs of values much alike whose tensor of the reference has another place. ``doubles`` are the port's tensors that are a second
+    copy. ``twins``: the names on each side of tensors of equal values. ``tied``: names of the reference, each with the name it repeats.
     """
 
     reference: Weights
@@ -280,7 +279,7 @@ def _regain_norms(pairing: Pairing) -> None:
         if left.isdisjoint(members):
             continue
         for wrong in (False, True):
-            norms = [made for made in merges(pool, wrong=wrong) if made.merge.how != "sum"]
+            norms = [made for made in merges(pool, wrong=wrong) if made.merge.kind != "sum"]
             fitting = [made for made in norms if made.parts[0].name in left and made.parts[1].name in by_direction]
             _regain_by_values(pairing, fitting, by_direction)
         _regain_by_sketches(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)

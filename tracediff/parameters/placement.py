@@ -215,7 +215,7 @@ class Conventions:
         self._pairing = pairing
         self._origins: dict[str, Origin] = {}
         left = [pairing.reference[name] for name in pairing.missing]
-        self._unmerged = {made.parts[-1].name: origin_of(made, Layout(made.shape)) for made in merges(left) if made.merge.how != "sum"}
+        self._unmerged = {made.parts[-1].name: origin_of(made, Layout(made.shape)) for made in merges(left) if made.merge.kind != "sum"}
         self._votes: dict[_Family, list[_Vote]] = defaultdict(list)
         for name, held in pairing.held.items():
             if held.origin.is_copy and not held.reshaped:
@@ -260,10 +260,10 @@ class Conventions:
         if own == "same" and len(long_axes(shape)) == 2 and not (near and count > 1):
             return None  # an embedding is a lone table that stays as it is among transposed matrices
         kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
-        how = "not permuted" if convention == "same" else f"permuted {convention}"
+        rule = "not permuted" if convention == "same" else f"permuted {convention}"
         mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
         sure = THRESHOLDS.sure_layout_of_siblings if near and count > 1 else THRESHOLDS.sure_layout
-        return convention, f"{mine}, where {kin} {how}", sure
+        return convention, f"{mine}, where {kin} {rule}", sure
 
     def is_forced(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the nearest family has members whose shapes leave them no other layout."""

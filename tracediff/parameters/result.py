@@ -150,10 +150,10 @@ class WeightsReport:
         """One row a tensor: reference, port, kind ("equal", a cause, "missing", "unexpected"), layout, by, confidence, evidence."""
         from pandas import DataFrame
 
-        said = {finding.port: finding for finding in self.different}
+        findings = {finding.port: finding for finding in self.different}
         rows: list[tuple[Any, ...]] = []
         for one in self.pairs:
-            finding = said.get(one.port)
+            finding = findings.get(one.port)
             kind, confidence, evidence = ("equal", 1.0, "") if finding is None else (finding.kind, finding.confidence, finding.evidence)
             rows.append((" + ".join(one.reference), one.port, kind, one.layout, one.by, confidence, evidence))
         rows += [(finding.reference, None, "missing", None, None, finding.confidence, finding.evidence) for finding in self.missing]
@@ -219,9 +219,9 @@ def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
     for category, findings in _by_category(report):
         lost = [finding for finding in findings if finding.kind in _NOT_LOADED and not finding.expected]
         whole, _ = _whole_modules(category, lost, totals, "never loaded" if category == "different" else "missing in the port")
-        told = {id(finding) for group in whole for finding in group.findings}
+        in_modules = {id(finding) for group in whole for finding in group.findings}
         found += whole
-        for alike in _alike([finding for finding in findings if id(finding) not in told]):
+        for alike in _alike([finding for finding in findings if id(finding) not in in_modules]):
             if alike[0].expected and len(alike) > THRESHOLDS.most_lines:
                 found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -27,7 +27,7 @@ Axes = tuple[int, ...]
 class Plan:
     """What the file will do, in the order in which it does it."""
 
-    norms: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    norms: list[tuple[str, str, str]] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
     joins: dict[tuple[int, int, int], list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
     stacks: dict[int, list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
@@ -72,11 +72,11 @@ def _plan(origins: Mapping[str, Origin], shapes: Mapping[str, Shape]) -> Plan:
 def _plan_whole(plan: Plan, port: str, origin: Origin, suffixes: Mapping[str, tuple[str, str, str]]) -> None:
     names, join = origin.names, origin.layout.join
     name = names[0]
-    if origin.merge is not None and origin.merge.how == "sum":
+    if origin.merge is not None and origin.merge.kind == "sum":
         plan.sums[names[0]] = names[1]
     elif origin.merge is not None:
         gain, direction, merged = suffixes[names[0]]
-        plan.norms[gain, direction, merged].append(names[0])
+        plan.norms.append((gain, direction, merged))
         name = names[0].removesuffix(gain) + merged
     elif join is not None and join.how == "stack":
         plan.stacks[join.axis].append(names)
@@ -92,7 +92,7 @@ def _norm_suffixes(origins: Iterable[Origin]) -> dict[str, tuple[str, str, str]]
     """For each gain the endings of gain, direction and merged tensor: (".weight_g", ".weight_v", ".weight")."""
     found = {}
     for origin in origins:
-        if origin.merge is None or origin.merge.how == "sum":
+        if origin.merge is None or origin.merge.kind == "sum":
             continue
         gain, direction = (name.split(".") for name in origin.names)
         length = 3 if "parametrizations" in gain[-3:-2] else 1
@@ -216,14 +216,14 @@ def _as_pattern(text: str) -> str:
 def _text(plan: Plan, title: str) -> Iterator[str]:
     renames = edits(plan.names)
     arrangement = _arrangement(plan.arranged)
-    steps = [*_merging(plan), *_joining(plan)]
+    before, after = ([step for kind in kinds for step in kind(plan)] for kinds in (BEFORE_RENAMING, AFTER_RENAMING))
     yield f'"""{title}'
     yield ""
     yield "Written by `tracediff weights --write-rules`; the arrays may be NumPy's or MLX's."
     yield '"""'
     yield ""
     yield "import re"
-    if any(text.startswith("def _joined") for step in steps for text in step.helpers):
+    if any(_JOINED in step.helpers for step in before):
         yield "import sys"
     yield ""
     yield from _tables(plan, renames, arrangement)
@@ -231,11 +231,10 @@ def _text(plan: Plan, title: str) -> Iterator[str]:
     yield "def sanitize(weights):"
     yield '    """The weights by the port\'s names and in its layouts."""'
     yield "    weights = dict(weights)"
-    for step in steps:
+    for step in before:
         yield from (f"    {line}" for line in step.lines)
-    yield from _renaming(plan, renames)
-    cutting = _cutting(plan)
-    for step in cutting:
+    yield from _renaming(plan)
+    for step in after:
         yield from (f"    {line}" for line in step.lines)
     for copy, original in plan.copies.items():
         yield f'    renamed["{copy}"] = renamed["{original}"]'
@@ -243,7 +242,7 @@ def _text(plan: Plan, title: str) -> Iterator[str]:
     yield ""
     yield ""
     yield from _helpers(renames, arrangement)
-    for helper in dict.fromkeys(text for step in [*steps, *cutting] for text in step.helpers):
+    for helper in dict.fromkeys(text for step in [*before, *after] for text in step.helpers):
         yield ""
         yield ""
         yield from helper.splitlines()
@@ -282,7 +281,7 @@ def _dropped_patterns(plan: Plan) -> list[str]:
     return _telling_patterns(plan.dropped, list(plan.names))
 
 
-def _renaming(plan: Plan, renames: Edits) -> Iterator[str]:
+def _renaming(plan: Plan) -> Iterator[str]:
     if plan.dropped:
         yield '    kept = {name: value for name, value in weights.items() if not re.search("|".join(DROPPED), name)}'
         yield "    renamed = {_renamed(name): value for name, value in kept.items()}"
@@ -360,8 +359,8 @@ _CUT = '''def _cut(value, axis, lengths, groups=1):
         start += length'''
 
 
-def _merging(plan: Plan) -> Iterator[_Step]:
-    for (gain, direction, merged), _ in plan.norms.items():
+def _norm_steps(plan: Plan) -> Iterator[_Step]:
+    for gain, direction, merged in dict.fromkeys(plan.norms):
         yield _Step(
             (
                 f'for name in [name for name in weights if name.endswith("{gain}")]:',
@@ -370,6 +369,9 @@ def _merging(plan: Plan) -> Iterator[_Step]:
             ),
             (_MERGED,),
         )
+
+
+def _sum_steps(plan: Plan) -> Iterator[_Step]:
     for edit in edits(plan.sums).edits:
         firsts = _chooser([name for name in plan.sums if edit(name) != name], [name for name in plan.before if name not in plan.sums])
         yield _Step(
@@ -380,7 +382,7 @@ def _merging(plan: Plan) -> Iterator[_Step]:
         )
 
 
-def _joining(plan: Plan) -> Iterator[_Step]:
+def _join_steps(plan: Plan) -> Iterator[_Step]:
     for (axis, groups, count), members in plan.joins.items():
         for first_pattern, others in _partners(members, count, plan.before):
             rest = ", ".join(f'weights.pop(re.sub(r"{pattern}", {code}, name))' for pattern, code in others)
@@ -392,6 +394,9 @@ def _joining(plan: Plan) -> Iterator[_Step]:
                 ),
                 (_JOINED,),
             )
+
+
+def _stack_steps(plan: Plan) -> Iterator[_Step]:
     for axis, members in plan.stacks.items():
         for pattern in dict.fromkeys(_numbered_pattern(names) for names in members):
             yield _Step((f'_stacked(weights, r"{pattern}", {axis})',), (_STACKED, _JOINED))
@@ -429,8 +434,7 @@ def _numbered_pattern(names: Sequence[str]) -> str:
     return rf"({before})(\d+)({after})"
 
 
-def _cutting(plan: Plan) -> list[_Step]:
-    steps = []
+def _cut_steps(plan: Plan) -> Iterator[_Step]:
     for (axis, groups, lengths), members in plan.cuts.items():
         if len(members[0]) < 2:
             continue
@@ -442,5 +446,10 @@ def _cutting(plan: Plan) -> list[_Step]:
                 f"    names = ({names})",
                 f"    renamed.update(zip(names, list(_cut(renamed[name], {axis}, {lengths}{runs}))))",
             )
-            steps.append(_Step(lines, (_CUT,)))
-    return steps
+            yield _Step(lines, (_CUT,))
+
+
+_StepsOf = Callable[[Plan], Iterator[_Step]]
+BEFORE_RENAMING: tuple[_StepsOf, ...] = (_norm_steps, _sum_steps, _join_steps, _stack_steps)
+AFTER_RENAMING: tuple[_StepsOf, ...] = (_cut_steps,)
+"""The kinds of step in a ``sanitize``, in their order: on the reference's names, and on the port's."""

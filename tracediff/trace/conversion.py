@@ -70,16 +70,16 @@ def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool =
     ``force``. Raises TraceNotFoundError, TraceExistsError, and TracediffError for what cannot be converted: two traces, an unknown
     suffix, pickled objects, names that are none or that occur twice, nothing at all.
     """
-    one, other = Path(source), Path(target)
-    if not one.exists():
-        raise TraceNotFoundError(f"There is no {os.fspath(one)!r} to convert.")
-    forms = _form(one, is_source=True), _form(other)
-    if (forms[0] in TRACES) == (forms[1] in TRACES):
-        both = "both are traces" if forms[0] in TRACES else "neither is a trace (.h5)"
-        raise TracediffError(f"{os.fspath(one)!r} cannot be converted to {os.fspath(other)!r}: {both}; known are {_FORMS}.")
-    if forms[0] in TRACES:
-        return write_arrays(one, other, force=force)
-    return read_arrays(one, other, impl=impl, force=force)
+    origin, goal = Path(source), Path(target)
+    if not origin.exists():
+        raise TraceNotFoundError(f"There is no {os.fspath(origin)!r} to convert.")
+    is_from_trace, is_to_trace = _form(origin, is_source=True) in TRACES, _form(goal) in TRACES
+    if is_from_trace == is_to_trace:
+        both = "both are traces" if is_from_trace else "neither is a trace (.h5)"
+        raise TracediffError(f"{os.fspath(origin)!r} cannot be converted to {os.fspath(goal)!r}: {both}; known are {_FORMS}.")
+    if is_from_trace:
+        return write_arrays(origin, goal, force=force)
+    return read_arrays(origin, goal, impl=impl, force=force)
 
 
 def _form(path: Path, *, is_source: bool = False) -> str:
@@ -173,7 +173,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class _Ordered:
-    """The arrays of a file in execution order: each with what its name and the header say of it."""
+    """The arrays of a file in execution order, each with its parsed name and its row of the header."""
 
     def __init__(self, arrays: _Arrays, path: Path) -> None:
         self.header = arrays.header
@@ -197,8 +197,8 @@ class _Ordered:
             return {name: Name.parse(name) for name in (*self.rows, *rest)}, "header"
         numbered = [_ORDER.fullmatch(name) for name in names]
         if all(numbered):
-            found = sorted(((int(match[1]), match[2], match[0]) for match in numbered if match), key=lambda one: one[0])
-            return {name: Name.parse(rest) for _, rest, name in found}, "numbers"
+            by_number = sorted((match for match in numbered if match), key=lambda match: int(match[1]))
+            return {match[0]: Name.parse(match[2]) for match in by_number}, "numbers"
         if not self.arrays.is_ordered:
             names.sort(key=_natural)
         return {name: Name.parse(name) for name in names}, "file" if self.arrays.is_ordered else "names"
@@ -212,7 +212,7 @@ class _Ordered:
 
 
 def _meta(ordered: _Ordered, path: Path, impl: str) -> dict[str, Any]:
-    """The meta of a trace that nobody captured: what the header says, and what has to be known of where it comes from."""
+    """The meta of a trace that nobody captured: the header's, and where the arrays came from."""
     given = ordered.header.get("meta") or {}
     if not isinstance(given, dict):
         raise TracediffError(f"The header of {os.fspath(path)!r} is wrong: 'meta' is an object.")
@@ -280,7 +280,7 @@ def _add_param(writer: TraceWriter, name: Name, values: Array, dtype: str, row: 
 
 
 def _moment(name: Name, dtype: str, row: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What the header says of a record besides its name; ``rows`` were written before it, so its parent is one of them."""
+    """The header's columns of a record besides its name. Its parent is one of the ``rows`` that were written before it."""
     moment = {column: row[column] for column in _ABSENT if column in row}
     for column, value in moment.items():
         limit = rows if column in ("parent", "producer") else 2**31
@@ -391,7 +391,7 @@ def _items(trace: Trace) -> Iterator[tuple[str, tuple[dict[str, Any], Record | P
 
 
 def _safe(name: Name, trace: Trace) -> str:
-    """A record's name, which a file may bear: a trace from a stranger could bring one that leads elsewhere."""
+    """A record's name as part of a path. Refuses names that no capture gives: a stranger's trace could hold one that leads elsewhere."""
     with suppress(TracediffError):
         if Name.parse(str(name)) == name:
             return str(name)
@@ -401,7 +401,7 @@ def _safe(name: Name, trace: Trace) -> str:
 
 
 def _replaced(target: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the target and puts it in its place when it is whole."""
+    """Writes a file beside the target, and moves it to the target's place once it is whole."""
     part = target.with_name(f".{target.name}.new")
     _remove(part)
     try:
