@@ -130,21 +130,30 @@ def long_axes(shape: Shape) -> list[int]:
     return [axis for axis, size in enumerate(shape) if size != 1]
 
 
+def long_lengths(shape: Shape) -> list[int]:
+    """The lengths of the axes longer than 1, in their order."""
+    return [size for size in shape if size != 1]
+
+
 def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> list[Floats] | None:
     """A sketch's vectors of the axes longer than 1, in a layout's order; None where the layout does not keep axes whole."""
     vectors = list(sketch.axes)
-    if layout is not None and layout.split is not None and layout.split != shape:
-        vectors = [vector for vector in vectors if vector.size != 1]
-        if tuple(vector.size for vector in vectors) != tuple(size for size in layout.split if size != 1):
+    if layout is None:
+        return _long_vectors(vectors)
+    if layout.split is not None and layout.split != shape:
+        vectors = _long_vectors(vectors)
+        if [vector.size for vector in vectors] != long_lengths(layout.split):
             return None
         if len(vectors) != len(layout.split):
             return vectors if layout.permutation is None else None
-    if layout is not None and layout.permutation is not None:
+    if layout.permutation is not None:
         vectors = [vectors[axis] for axis in layout.permutation]
-    kept = [vector for vector in vectors if vector.size != 1]
-    if layout is not None and [vector.size for vector in kept] != [size for size in layout.shape if size != 1]:
-        return None
-    return kept
+    kept = _long_vectors(vectors)
+    return kept if [vector.size for vector in kept] == long_lengths(layout.shape) else None
+
+
+def _long_vectors(vectors: Sequence[Floats]) -> list[Floats]:
+    return [vector for vector in vectors if vector.size != 1]
 
 
 def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[MergedWeight]:

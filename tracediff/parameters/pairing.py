@@ -17,7 +17,7 @@ import numpy as np
 
 from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.order import best_assignment
-from tracediff.parameters.layout_rules import Merge, MergedWeight, Origin, fitting_layouts, merges, norm_pairs, right_merge
+from tracediff.parameters.layout_rules import Merge, MergedWeight, Origin, fitting_layouts, long_lengths, merges, norm_pairs, right_merge
 from tracediff.parameters.matching import ValuePair, compared, compared_origin, match, norm_layout, same_bits
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
@@ -214,23 +214,32 @@ def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
 
 
 def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | None) -> None:
-    target = pairing.port[goal]
-    composed = min(_compositions(pairing, names, target), key=_distance, default=None)
-    singles = [held for name in names if (held := compared(pairing.reference[name], target)) is not None]
-    best = min(singles, key=_distance, default=None)
-    if composed is not None and (best is None or _distance(best) > THRESHOLDS.gain_of_parts * _distance(composed)):
-        best = composed
+    """Pairs a place of the port with those of the reference's tensors that a name leads there, unless ``near`` speaks against them."""
+    best = _best_source(pairing, names, pairing.port[goal])
     named: Named = "exact" if goal in names else "renamed"
     if best is None:
         pairing.placed[goal] = NamePair(goal, tuple(names[:1]), named, None)
-    elif not best.is_equal and (whole := _unseen_norm(pairing, names, best)) is not None:
-        pairing.placed[goal] = NamePair(goal, whole.origin.names, named, whole)
-    elif best.is_equal:
-        pairing.held[goal] = best
-    elif near is not None and near.origin.names != best.origin.names and _is_clearly_nearer(near, best):
         return
-    else:
+    if best.is_equal:
+        pairing.held[goal] = best
+        return
+    whole = _unseen_norm(pairing, names, best)
+    if whole is not None:
+        pairing.placed[goal] = NamePair(goal, whole.origin.names, named, whole)
+    elif near is None or near.origin.names == best.origin.names or not _is_clearly_nearer(near, best):
         pairing.placed[goal] = NamePair(goal, best.origin.names, named, best)
+
+
+def _best_source(pairing: Pairing, names: Sequence[str], target: Weight) -> ValuePair | None:
+    """The nearest of tensors of the reference to one of the port, or the nearest composition of them where that is clearly nearer."""
+    pairs = (compared(pairing.reference[name], target) for name in names)
+    single = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
+    composed = min(_compositions(pairing, names, target), key=_distance, default=None)
+    if composed is None:
+        return single
+    if single is None or _distance(single) > THRESHOLDS.gain_of_parts * _distance(composed):
+        return composed
+    return single
 
 
 def _unseen_norm(pairing: Pairing, names: Sequence[str], best: ValuePair) -> ValuePair | None:
@@ -265,7 +274,8 @@ def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Ite
         if held is not None:
             yield held
     for axis in range(len(target.shape)):
-        if all(_joins(source, target, axis) for source in sources) and sum(source.shape[axis] for source in sources) == target.shape[axis]:
+        is_joined = all(_joins(source, target, axis) for source in sources)
+        if is_joined and sum(source.shape[axis] for source in sources) == target.shape[axis]:
             origin = Origin(tuple(names), Layout(target.shape, join=Join(axis)))
             yield compared_origin(origin, sources, target, _unknown(target))
 
@@ -400,7 +410,7 @@ def _belongs(pairing: Pairing, name: str, goal: str, held: ValuePair) -> bool:
 
 def _lengths(weight: Weight) -> tuple[int, ...]:
     """The lengths of a tensor's axes, ones left out: what no layout changes."""
-    return tuple(sorted(size for size in weight.shape if size != 1))
+    return tuple(sorted(long_lengths(weight.shape)))
 
 
 def siblings(names: Iterable[str]) -> dict[str, list[str]]:

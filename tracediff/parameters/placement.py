@@ -15,7 +15,7 @@ from tracediff.alignment.axes import Layout
 from tracediff.alignment.names import likeness as word_likeness
 from tracediff.alignment.names import tokens
 from tracediff.parameters.findings import WeightFinding
-from tracediff.parameters.layout_rules import Origin, fitting_layouts, long_axes, merges, origin_of
+from tracediff.parameters.layout_rules import Origin, fitting_layouts, long_axes, long_lengths, merges, origin_of
 from tracediff.parameters.matching import ValuePair
 from tracediff.parameters.pairing import Pairing
 from tracediff.parameters.renames import likeness, parent, template
@@ -314,7 +314,7 @@ def _long_move(shape: tuple[int, ...], layout: Layout) -> str | None:
     if layout.permutation is None:
         return None
     seen = layout.split if layout.split is not None else shape
-    if [size for size in seen if size != 1] != [size for size in shape if size != 1]:
+    if long_lengths(seen) != long_lengths(shape):
         return None
     long = long_axes(seen)
     order = tuple(long.index(axis) for axis in layout.permutation if axis in long)

@@ -43,11 +43,6 @@ class Resemblance:
     lone: int
 
     @property
-    def is_equal(self) -> bool:
-        """Whether every value is equal, by value (of sketches: never)."""
-        return self.equal == 1.0 and not self.lone
-
-    @property
     def significance(self) -> float:
         """The correlation in standard deviations of the correlation that as many independent values would have (Fisher's z)."""
         return math.atanh(min(abs(self.correlation), 1 - 1e-12)) * math.sqrt(max(self.count - 3, 0))

@@ -15,7 +15,7 @@ from itertools import permutations
 
 from tracediff.errors import WeightsError
 from tracediff.parameters.edits import Edits, edits
-from tracediff.parameters.layout_rules import Origin, long_axes
+from tracediff.parameters.layout_rules import Origin, long_axes, long_lengths
 from tracediff.parameters.renames import grouped, template
 from tracediff.parameters.thresholds import THRESHOLDS
 
@@ -159,7 +159,7 @@ def _orders(shape: Shape, origin: Origin) -> list[Axes]:
         return []
     seen = layout.split if layout.split is not None else shape
     long_shape = long_axes(shape)
-    if [size for size in seen if size != 1] != [shape[axis] for axis in long_shape]:
+    if long_lengths(seen) != long_lengths(shape):
         return []
     wanted = layout.permutation if layout.permutation is not None else tuple(range(len(seen)))
     long = long_axes(seen)

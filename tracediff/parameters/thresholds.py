@@ -9,7 +9,6 @@ from tracediff.thresholds import threshold
 _ALONE = "set by hand, never measured alone"
 _KINDS = "set by hand; tests/test_parameters.py plants a fault of each kind, and guards the kind that is found"
 _PAIRS = "set by hand; tests/test_parameters.py and test_parameters_chatterbox.py guard the pairs, not this number"
-_RULES = "set by hand; tests/test_parameters_rules.py guards the rules that are written"
 _SKETCHES = "set by hand above float64 rounding of a sketch; tests/test_parameters_sources.py compares traces without values"
 _WORK = "set by hand to bound work; never measured"
 _WORDING = "set by hand; decides a wording alone"
