@@ -54,7 +54,7 @@ def _compare(reference: Weights, port: Weights) -> WeightsReport:
             "fitting shape: they are weights of different models, or of different parts of one."
         )
     placed = placement(pairing)
-    different = _with_siblings([*placed.findings, *_judged(pairing)])
+    different = _with_siblings([*placed.findings, *_value_findings(pairing)])
     different = _ordered(_expected_dtypes(different, pairing), pairing)
     wanted = {name for origin in placed.right.values() for name in origin.names}
     return _report(pairing, placed, different, _missing(pairing, wanted))
@@ -64,7 +64,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
     reference, port = pairing.reference, pairing.port
     wrong = {finding.port for finding in different if not finding.expected}
     pairs = tuple(_pairs(pairing, placed, wrong))
-    equal = [one for one in pairs if one.equal]
+    equal = [match for match in pairs if match.equal]
     shapes = {name: weight.shape for name, weight in reference.items()}
     return WeightsReport(
         reference=_side(reference),
@@ -72,7 +72,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
         checkpoint=None,
         pairs=pairs,
         equal=len(equal),
-        by_sketch=sum(one.by == "sketch" for one in equal),
+        by_sketch=sum(match.by == "sketch" for match in equal),
         rounded=sum(held.rounded != "" for name, held in pairing.held.items() if name not in wrong),
         compared=len(pairs),
         total=len(port) + len(port.skipped),
@@ -112,7 +112,7 @@ def _side(weights: Weights) -> Compared:
 # -- findings ----------------------------------------------------------------------------------------------------------
 
 
-def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
+def _value_findings(pairing: Pairing) -> Iterable[WeightFinding]:
     conventions = Conventions(pairing)
     for placed in pairing.placed.values():
         yield _placed_finding(pairing, placed, conventions)
@@ -307,14 +307,14 @@ def _ordered(findings: Iterable[WeightFinding], pairing: Pairing) -> list[Weight
 
 
 def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
-    sketches = sum(one.by == "sketch" for one in equal)
+    sketches = sum(match.by == "sketch" for match in equal)
     if sketches:
         within = f"within {THRESHOLDS.sketch_tolerance:g} relative L2: their values were not stored"
         yield f"{sketches:,} tensors are called equal by their sketches, {within}"
-    merged = sum(one.origin.merge is not None for one in equal)
+    merged = sum(match.origin.merge is not None for match in equal)
     if merged:
         yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {THRESHOLDS.merge_tolerance:g} relative L2"
-    constant = sum(1 for one in equal if pairing.port[one.port].is_constant and pairing.port[one.port].count > 1)
+    constant = sum(1 for match in equal if pairing.port[match.port].is_constant and pairing.port[match.port].count > 1)
     if constant:
         yield f"{constant:,} equal tensors are constant (zeros or ones) on both sides: a mistake in placing them would not show"
     for side in (pairing.reference, pairing.port):
@@ -328,7 +328,7 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
 def _with_checkpoint(report: WeightsReport, a: Weights, b: Weights, c: Weights) -> WeightsReport:
     """The same report, each finding with the side that departs from the checkpoint."""
     wrong_a, wrong_b = _departures(_compare(c, a)), _departures(_compare(c, b))
-    sources = {one.port: one.reference for one in report.pairs}
+    sources = {match.port: match.reference for match in report.pairs}
 
     def marked(finding: WeightFinding) -> WeightFinding:
         names_a = sources.get(finding.port) or tuple(finding.reference.split(" + "))

@@ -48,7 +48,7 @@ _WIDENS = {
 
 @dataclass(frozen=True, slots=True)
 class ValuePair:
-    """What a tensor of the port holds, and how that is known.
+    """A tensor of the port and the origin whose values it has, equal or alike; ``by`` says how that is known.
 
     ``resemblance`` is None where the values are equal; ``rounded`` names the dtype to which the reference's were rounded.
     ``reshaped`` is set where only the bytes agree: no layout reconciles the two shapes.
@@ -80,10 +80,10 @@ def match(reference: Weights, port: Weights) -> Matches:
     _by_digest(reference, port, matches)
     in_twins = {name for _, members in matches.twins for name in members}
     taken = {name for held in matches.held.values() for name in held.origin.names} | {name for names, _ in matches.twins for name in names}
-    left_a = [weight for name, weight in reference.items() if name not in taken and _is_telling(weight)]
-    left_b = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _is_telling(weight)]
-    if left_a and left_b:
-        _by_sketch(left_a, left_b, matches)
+    free_sources = [weight for name, weight in reference.items() if name not in taken and _is_telling(weight)]
+    free_targets = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _is_telling(weight)]
+    if free_sources and free_targets:
+        _by_sketch(free_sources, free_targets, matches)
     return matches
 
 
@@ -138,16 +138,16 @@ def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
 # -- by sketch ---------------------------------------------------------------------------------------------------------
 
 
-def _by_sketch(left_a: list[Weight], left_b: list[Weight], matches: Matches) -> None:
+def _by_sketch(free_sources: list[Weight], free_targets: list[Weight], matches: Matches) -> None:
     """Pairs permuted, stacked, merged, joined and cut tensors. Each step takes the tensors that it explains; the next ones see the rest."""
-    left_a, left_b = [w for w in left_a if is_float(w)], [w for w in left_b if is_float(w)]
-    near = _propose(left_a, left_b, matches)
-    for held in _stacked(_unclaimed(left_a, matches), _unheld(left_b, matches)):
+    free_sources, free_targets = [w for w in free_sources if is_float(w)], [w for w in free_targets if is_float(w)]
+    near = _propose(free_sources, free_targets, matches)
+    for held in _stacked(_unclaimed(free_sources, matches), _unheld(free_targets, matches)):
         matches.held[held.port] = held
     for wrong in (False, True):
-        if _unheld(left_b, matches):
-            _propose(list(merges(_unclaimed(left_a, matches), wrong=wrong)), left_b, matches)
-    for held in merged_unseen(_unclaimed(left_a, matches), _unheld(left_b, matches)):
+        if _unheld(free_targets, matches):
+            _propose(list(merges(_unclaimed(free_sources, matches), wrong=wrong)), free_targets, matches)
+    for held in merged_unseen(_unclaimed(free_sources, matches), _unheld(free_targets, matches)):
         matches.held[held.port] = held
     for held in near:
         if _is_convincing(held) and _is_better(held, matches.held.get(held.port)):
@@ -178,14 +178,14 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
             continue
         held = compared(source, target)
         if held is not None:
-            _take(held, matches, near)
+            _accept(held, matches, near)
     for (side, _), members in blocks.items():
         for held in _joined(members) if side == "port" else _cut(members):
-            _take(held, matches, near)
+            _accept(held, matches, near)
     return near
 
 
-def _take(held: ValuePair, matches: Matches, near: list[ValuePair]) -> None:
+def _accept(held: ValuePair, matches: Matches, near: list[ValuePair]) -> None:
     if not held.is_equal:
         near.append(held)
     elif held.port not in matches.held:
@@ -268,13 +268,13 @@ def _best_layout(source: Array, target: Array, layouts: Sequence[Layout]) -> Lay
     best, best_score = layouts[0], (-1.0, -np.inf)
     for layout in layouts:
         seen = np.nan_to_num(Origin(("",), layout).values(lambda _: source)[places].astype(np.float64))
-        score = round(_going_together(seen, wanted), 9), -float(np.abs(seen - wanted).sum())
+        score = round(_squared_correlation(seen, wanted), 9), -float(np.abs(seen - wanted).sum())
         if score > best_score:
             best, best_score = layout, score
     return best
 
 
-def _going_together(a: Array, b: Array) -> float:
+def _squared_correlation(a: Array, b: Array) -> float:
     """The square of the correlation of two samples, 0 where one is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(a @ a) * float(b @ b)
@@ -317,12 +317,12 @@ def _like_statistics(source: Weight, target: Weight) -> bool:
 # -- weight norms whose values were not stored ----------------------------------------------------------------------
 
 
-def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
+def merged_unseen(free_sources: Sequence[Weight], free_targets: Sequence[Weight]) -> Iterator[ValuePair]:
     """The pairs of the port's tensors and weight norms whose direction is known by its sketch alone (see `tensors.weight_norm`)."""
     by_axes: dict[tuple[int, ...], list[Weight]] = defaultdict(list)
-    for weight in left_b:
+    for weight in free_targets:
         by_axes[tuple(sorted(weight.shape))].append(weight)
-    for gain, direction, axis in norm_pairs(left_a):
+    for gain, direction, axis in norm_pairs(free_sources):
         if direction.is_readable:
             continue
         for target in by_axes.get(tuple(sorted(direction.shape)), ()):
@@ -374,14 +374,14 @@ def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValueP
     if any(place.axis != part.axis or place.groups != part.groups for place, _ in placed):
         return
     sources = [source for _, source in placed]
-    moved = _is_moved(sources[0], placed[0][0], target)
-    join = Join(1 - part.axis if moved else part.axis, groups=part.groups)
-    layout = Layout(target.shape, join=join, permutation=(1, 0) if moved else None)
+    transposed = _is_transposed(sources[0], placed[0][0], target)
+    join = Join(1 - part.axis if transposed else part.axis, groups=part.groups)
+    layout = Layout(target.shape, join=join, permutation=(1, 0) if transposed else None)
     # Where values cannot be read, the sketches have said that they are equal.
     yield compared_origin(Origin(tuple(source.name for source in sources), layout), sources, target)
 
 
-def _is_moved(source: Weight, part: Part, target: Weight) -> bool:
+def _is_transposed(source: Weight, part: Part, target: Weight) -> bool:
     """Whether a matrix is transposed in the whole of which it is a block: its other axis then has the vector of the joined axis."""
     if len(source.shape) != 2 or len(target.shape) != 2:
         return False
@@ -435,12 +435,12 @@ def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, u
     return ValuePair(target.name, origin, "values", resemblance, rounded)
 
 
-def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[ValuePair]:
+def _stacked(free_sources: Sequence[Weight], free_targets: Sequence[Weight]) -> Iterator[ValuePair]:
     """The pairs of the port's tensors and those of the reference that are stacked on a new first axis (the experts of a mixture)."""
     by_digest: dict[Key, Weight] = {}
-    for weight in left_a:
+    for weight in free_sources:
         by_digest.setdefault((weight.dtype.name, weight.count, weight.digest), weight)
-    for target in left_b:
+    for target in free_targets:
         if len(target.shape) < 3 or not target.is_readable or target.shape[0] > THRESHOLDS.most_stacked:
             continue
         values = target.read()

@@ -152,10 +152,10 @@ class WeightsReport:
 
         findings = {finding.port: finding for finding in self.different}
         rows: list[tuple[Any, ...]] = []
-        for one in self.pairs:
-            finding = findings.get(one.port)
+        for pair in self.pairs:
+            finding = findings.get(pair.port)
             kind, confidence, evidence = ("equal", 1.0, "") if finding is None else (finding.kind, finding.confidence, finding.evidence)
-            rows.append((" + ".join(one.reference), one.port, kind, one.layout, one.by, confidence, evidence))
+            rows.append((" + ".join(pair.reference), pair.port, kind, pair.layout, pair.by, confidence, evidence))
         rows += [(finding.reference, None, "missing", None, None, finding.confidence, finding.evidence) for finding in self.missing]
         rows += [(None, name, "unexpected", None, None, None, "") for name in self.unexpected]
         return DataFrame(rows, columns=["reference", "port", "kind", "layout", "by", "confidence", "evidence"])
@@ -241,7 +241,7 @@ def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[Weight
 
 def _all_names(report: WeightsReport) -> Iterable[str]:
     """The names of the reference's tensors; tensors that are merged to one have one name together."""
-    yield from (" + ".join(one.reference) for one in report.pairs)
+    yield from (" + ".join(pair.reference) for pair in report.pairs)
     yield from (finding.reference for finding in report.missing)
 
 
