@@ -23,7 +23,7 @@ import pytest
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
 from tracediff.trace import TraceWriter, open_trace, reader, recover, schema
 from tracediff.trace.amend import amend, amend_meta
-from tracediff.trace.background_writer import Lane
+from tracediff.trace.background_writer import BackgroundWriter
 from tracediff.trace.container import Output
 from tracediff.trace.journal import MAGIC, ROW, frames, journal_of
 
@@ -174,9 +174,9 @@ def test_an_exception_in_the_block_keeps_what_was_recorded(path: Path) -> None:
         assert (trace.complete, trace.was_killed) == (False, False)
 
 
-def interrupted(lane: Lane, put: Callable[..., None] | None, job: Callable[[], None], nbytes: int = 0) -> None:
+def interrupted(background: BackgroundWriter, put: Callable[..., None] | None, job: Callable[[], None], nbytes: int = 0) -> None:
     if put is not None:
-        put(lane, job, nbytes)
+        put(background, job, nbytes)
     raise KeyboardInterrupt
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_while_a_record_is_queued_leaves_rows_and_names_in_step(path: Pat
         for is_queued in (False, True):
             add(writer, writer._count)
             with monkeypatch.context() as patch:
-                patch.setattr(Lane, "put", partialmethod(interrupted, Lane.put if is_queued else None))
+                patch.setattr(BackgroundWriter, "put", partialmethod(interrupted, BackgroundWriter.put if is_queued else None))
                 with pytest.raises(KeyboardInterrupt):
                     add(writer, writer._count)
         add(writer, writer._count)

@@ -545,14 +545,14 @@ def try_named(
     from tracediff.observe import adapter_of
     from tracediff.observe.adapters.registry import named
     from tracediff.runs import single_site
-    from tracediff.trace.subtrace import calls_of, part_of
+    from tracediff.trace.subtrace import calls_of, subtrace_of
 
     with _opened(reference) as (whole,):
         chosen = calls_of(whole, site)
         if name is not None:
             made = single_site.load_object(name)
         else:
-            part = part_of(whole, site, chosen, site.partition(":")[0])
+            part = subtrace_of(whole, site, chosen, site.partition(":")[0])
             path, made = single_site.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
             progress(f"the port's module: {path or 'the root'} ({type(made).__name__})")
         if weights is not None:

@@ -26,7 +26,8 @@ class DType:
     """One dtype: its name, its stable code in trace files, and how its bits are stored and viewed.
 
     ``roundoff`` is the unit roundoff u (half the spacing at 1, so float32's is 2**-24) and 0 where values are exact.
-    ``rtol`` is the relative L2 error allowed at a site for which no noise floor was measured.
+    ``rtol`` is the relative L2 error allowed at a site for which no noise floor was measured. ``safetensors`` is the name that the
+    .safetensors format has for the stored bits, "" where it has none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class DType:
     view: np.dtype[Any]
     roundoff: float
     rtol: float
+    safetensors: str
 
     @property
     def is_exact(self) -> bool:
@@ -51,36 +53,37 @@ class DType:
         return int(self.stored.itemsize)
 
 
-def _row(name: str, code: int, stored: str, view: Any = None, roundoff: float = 0.0, rtol: float = 0.0) -> DType:
-    return DType(name, code, np.dtype(stored), np.dtype(stored if view is None else view), roundoff, rtol)
+def _row(name: str, code: int, stored: str, safetensors: str, view: Any = None, roundoff: float = 0.0, rtol: float = 0.0) -> DType:
+    return DType(name, code, np.dtype(stored), np.dtype(stored if view is None else view), roundoff, rtol, safetensors)
 
 
 # The codes are part of the file format: never renumber, only append.
 _ROWS = (
-    _row("bool", 1, "|b1"),
-    _row("uint8", 2, "|u1"),
-    _row("int8", 3, "|i1"),
-    _row("uint16", 4, "<u2"),
-    _row("int16", 5, "<i2"),
-    _row("uint32", 6, "<u4"),
-    _row("int32", 7, "<i4"),
-    _row("uint64", 8, "<u8"),
-    _row("int64", 9, "<i8"),
-    _row("float16", 10, "<f2", None, 2.0**-11, 3e-2),
-    _row("bfloat16", 11, "<u2", ml_dtypes.bfloat16, 2.0**-8, 3e-2),
-    _row("float32", 12, "<f4", None, 2.0**-24, 1e-4),
-    _row("float64", 13, "<f8", None, 2.0**-53, 1e-4),
-    _row("complex64", 14, "<c8", None, 2.0**-24, 1e-4),
-    _row("complex128", 15, "<c16", None, 2.0**-53, 1e-4),
-    _row("float8_e4m3fn", 16, "|u1", ml_dtypes.float8_e4m3fn, 2.0**-4, 1e-1),
-    _row("float8_e5m2", 17, "|u1", ml_dtypes.float8_e5m2, 2.0**-3, 2e-1),
-    _row("float8_e4m3fnuz", 18, "|u1", ml_dtypes.float8_e4m3fnuz, 2.0**-4, 1e-1),
-    _row("float8_e5m2fnuz", 19, "|u1", ml_dtypes.float8_e5m2fnuz, 2.0**-3, 2e-1),
-    _row("text", 20, "|u1"),  # UTF-8 bytes, one dimension
+    _row("bool", 1, "|b1", "BOOL"),
+    _row("uint8", 2, "|u1", "U8"),
+    _row("int8", 3, "|i1", "I8"),
+    _row("uint16", 4, "<u2", "U16"),
+    _row("int16", 5, "<i2", "I16"),
+    _row("uint32", 6, "<u4", "U32"),
+    _row("int32", 7, "<i4", "I32"),
+    _row("uint64", 8, "<u8", "U64"),
+    _row("int64", 9, "<i8", "I64"),
+    _row("float16", 10, "<f2", "F16", None, 2.0**-11, 3e-2),
+    _row("bfloat16", 11, "<u2", "BF16", ml_dtypes.bfloat16, 2.0**-8, 3e-2),
+    _row("float32", 12, "<f4", "F32", None, 2.0**-24, 1e-4),
+    _row("float64", 13, "<f8", "F64", None, 2.0**-53, 1e-4),
+    _row("complex64", 14, "<c8", "C64", None, 2.0**-24, 1e-4),
+    _row("complex128", 15, "<c16", "", None, 2.0**-53, 1e-4),
+    _row("float8_e4m3fn", 16, "|u1", "F8_E4M3", ml_dtypes.float8_e4m3fn, 2.0**-4, 1e-1),
+    _row("float8_e5m2", 17, "|u1", "F8_E5M2", ml_dtypes.float8_e5m2, 2.0**-3, 2e-1),
+    _row("float8_e4m3fnuz", 18, "|u1", "F8_E4M3FNUZ", ml_dtypes.float8_e4m3fnuz, 2.0**-4, 1e-1),
+    _row("float8_e5m2fnuz", 19, "|u1", "F8_E5M2FNUZ", ml_dtypes.float8_e5m2fnuz, 2.0**-3, 2e-1),
+    _row("text", 20, "|u1", "U8"),  # UTF-8 bytes, one dimension
 )
 
 BY_NAME: dict[str, DType] = {row.name: row for row in _ROWS}
 BY_CODE: dict[int, DType] = {row.code: row for row in _ROWS}
+BY_SAFETENSORS: dict[str, DType] = {row.safetensors: row for row in _ROWS if row.safetensors and row.name != "text"}
 _BY_VIEW: dict[np.dtype[Any], DType] = {row.view: row for row in reversed(_ROWS) if row.name != "text"}
 
 

@@ -45,11 +45,16 @@ def _path(scores: Floats, best: Floats) -> Pairs:
 
 
 def assigned(scores: Floats) -> Pairs:
-    """The matches with the greatest sum of scores whatever their order (Hungarian method), those without a score left out."""
+    """The matches with the greatest sum of scores whatever their order, those without a score left out."""
+    return [(row, column) for row, column in best_assignment(np.maximum(scores, 0.0)) if scores[row, column] > LEAST]
+
+
+def best_assignment(scores: Floats) -> Pairs:
+    """As many matches (row, column) as there are rows or columns, with the greatest sum of scores (Hungarian method)."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(np.maximum(scores, 0.0), maximize=True)
-    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if scores[row, column] > LEAST]
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def matched(scores: Floats) -> Pairs:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from tracediff.alignment.axes import Part
 from tracediff.alignment.structure import Side
-from tracediff.trace import Param
-from tracediff.trace.fingerprint import Sketch
+from tracediff.tensors.weight_norm import has_norm_of, is_merged
+from tracediff.trace.fingerprint import Fingerprinted, Sketch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,8 +32,6 @@ _ENTRIES = 256  # of each axis vector that are compared
 _CORNER = 4  # entries of each axis vector in the search tree
 _CROWD = 64  # a class with more members than this says nothing about any two of them
 _AT_ONCE = 4096  # strips that are looked for at once
-_SAME_NORM = 1e-5  # relative difference of the norm of a matrix from that of its gains, where it is their weight norm merged
-_SAME_NORMS = 1e-2  # and of the norm of its direction from that of its rows' norms, which rounding makes coarser
 _RUN = 4  # entries that must agree before a block of a fused parameter is looked at closely
 
 
@@ -118,7 +116,7 @@ def _holder(side: Side, sites: Sequence[int]) -> int | None:
     return None
 
 
-def shared_parameters(reference: Sequence[Param], port: Sequence[Param]) -> Iterator[Shared]:
+def shared_parameters(reference: Sequence[Fingerprinted], port: Sequence[Fingerprinted]) -> Iterator[Shared]:
     """Every two parameters, one of each side, that hold the same values in some form; the surest form first."""
     return _shared([_Form(param) for param in reference], [_Form(param) for param in port])
 
@@ -153,7 +151,7 @@ class _Form:
 
     __slots__ = ("_blocks", "_sketch", "digest", "is_constant", "key", "param", "size")
 
-    def __init__(self, param: Param) -> None:
+    def __init__(self, param: Fingerprinted) -> None:
         self.param = param
         self.digest = param.digest
         shape = param.shape
@@ -179,7 +177,7 @@ class _Form:
         return self._blocks
 
 
-def _blocks(param: Param, sketch: Sketch) -> Iterator[Floats]:
+def _blocks(param: Fingerprinted, sketch: Sketch) -> Iterator[Floats]:
     """For each axis length, one vector that no permutation of the axes changes: the axis vector, or symmetric sums of several."""
     by_length: dict[int, list[Floats]] = defaultdict(list)
     for size, vector in zip(param.shape, sketch.axes, strict=True):
@@ -329,7 +327,7 @@ def _merged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Cla
         found = []
         for direction, gain in _weight_norms(forms, left):
             wanted = gain.param.stats.l2
-            fits = [key for norm, key in norms.get(direction[1], ()) if abs(norm - wanted) <= _SAME_NORM * wanted]
+            fits = [key for norm, key in norms.get(direction[1], ()) if has_norm_of(wanted, norm)]
             fits = [key for key in fits if _is_merged(forms[left[direction][0]].param, gain.param, others[left_others[key][0]].param)]
             if len(fits) == 1:
                 found.append((direction, fits[0]))
@@ -356,23 +354,14 @@ def _weight_norms(forms: Sequence[_Form], left: Classes) -> Iterator[tuple[tuple
                 yield key, gains[0]
 
 
-def _is_merged(direction: Param, gain: Param, merged: Param) -> bool:
-    """Whether each row of a parameter is the direction's times its gain, over one norm each: together these are the direction's norm."""
+def _is_merged(direction: Fingerprinted, gain: Fingerprinted, merged: Fingerprinted) -> bool:
+    """Whether along some axis the rows of a parameter are the direction's by the gain."""
     rows = gain.stats.count
     scale = next(vector for size, vector in zip(gain.shape, gain.sketch.axes, strict=True) if size == rows)
     ours, theirs = (
-        [
-            vector
-            for size, vector in zip(one.shape, one.sketch.axes, strict=True)
-            if size == rows and vector.size == scale.size and vector.all()
-        ]
-        for one in (direction, merged)
+        [vector for size, vector in zip(one.shape, one.sketch.axes, strict=True) if size == rows] for one in (direction, merged)
     )
-    return any(
-        bool(np.all(scale * one / other > 0)) and abs(np.linalg.norm(scale * one / other) / (direction.stats.l2 or 1.0) - 1) < _SAME_NORMS
-        for one in ours
-        for other in theirs
-    )
+    return any(is_merged(scale, one, other, direction.stats.l2) for one in ours for other in theirs)
 
 
 def _signs(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
@@ -536,7 +525,7 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def largest(params: Iterable[Param]) -> Key:
+def largest(params: Iterable[Fingerprinted]) -> Key:
     """The lengths of the largest parameter's axes, sorted, ones left out: what layout, bias and weight norm do not change."""
     return max((_free(param.shape) for param in params), default=(0, ()))[1]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from tracediff.parameters.findings import Side, WeightFinding
+from tracediff.parameters.findings import WeightFinding, WrongSide
 from tracediff.parameters.renames import parent
 from tracediff.site import is_below
 
 
-def causes_for(findings: Iterable[WeightFinding], module_paths: Iterable[str], *, side: Side = "port") -> list[dict[str, Any]]:
+def causes_for(findings: Iterable[WeightFinding], module_paths: Iterable[str], *, side: WrongSide = "port") -> list[dict[str, Any]]:
     """The causes that findings give for culprits: those about a parameter that one of the modules owns.
 
     Each is ``{"kind", "confidence", "confirmed", "evidence"}``, the surest first; findings of one kind and label become one cause.
@@ -42,7 +42,7 @@ def owner(findings: Iterable[WeightFinding], culprit: tuple[str, str], seen: tup
     return hidden.pop() if len(hidden) == 1 and culprit not in inside else None
 
 
-def _names(finding: WeightFinding, side: Side) -> list[str]:
+def _names(finding: WeightFinding, side: WrongSide) -> list[str]:
     names = [finding.port or finding.place] if side != "reference" else []
     if side != "port":
         names += finding.reference.split(" + ")

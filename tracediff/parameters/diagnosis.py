@@ -1,6 +1,6 @@
 """Which of the port's weights are not the reference's, and why: never loaded, missing, exchanged, transposed, rounded, merged wrongly.
 
-No model is run. `weights` compares two sources of weights (`checkpoint.open_weights`) and returns a `WeightsReport`; a third, the
+No model is run. `weights` compares two sources of weights (`sources.open_weights`) and returns a `WeightsReport`; a third, the
 checkpoint that both should hold, tells which side is wrong.
 """
 
@@ -13,24 +13,20 @@ from dataclasses import replace
 import numpy as np
 
 from tracediff.errors import WeightsError
-from tracediff.parameters.findings import Kind, Side, WeightFinding, is_bias, judged, numbers_of
-from tracediff.parameters.layout_rules import Origin, ways
-from tracediff.parameters.matching import ALIKE, MERGE_TOLERANCE, SKETCH_TOLERANCE, Held, has_rows_of
-from tracediff.parameters.pairing import Pairing, Placed, pair
-from tracediff.parameters.placement import Layouts, Placement, move, placement
+from tracediff.parameters.findings import Difference, Kind, WeightFinding, WrongSide, fault_of, is_bias, numbers_of
+from tracediff.parameters.layout_rules import Origin, fitting_layouts
+from tracediff.parameters.matching import ValuePair, has_rows_of
+from tracediff.parameters.pairing import Named, NamePair, Pairing, pair
+from tracediff.parameters.placement import Conventions, Placement, move_text, placement
 from tracediff.parameters.renames import parent
 from tracediff.parameters.resemblance import identical
 from tracediff.parameters.result import Compared, FindingGroup, WeightPair, WeightsReport, modules_of
 from tracediff.parameters.sources import Source, Weight, Weights, open_weights
+from tracediff.parameters.thresholds import THRESHOLDS
 
 __all__ = ["Compared", "FindingGroup", "WeightFinding", "WeightPair", "WeightsReport", "weights"]
 
-_NAMED = {
-    "exact": ("of the same name", 1.0),
-    "renamed": ("by the renaming of its siblings", 0.98),
-    "likeness": ("by likeness of names", 0.75),
-}
-_LONGEST_TABLE = 1 << 16
+_NAMED = {"exact": "of the same name", "renamed": "by the renaming of its siblings", "likeness": "by likeness of names"}
 
 
 def weights(reference: Source, port: Source, *, checkpoint: Source | None = None) -> WeightsReport:
@@ -58,7 +54,7 @@ def _compare(reference: Weights, port: Weights) -> WeightsReport:
             "fitting shape: they are weights of different models, or of different parts of one."
         )
     placed = placement(pairing)
-    different = _with_siblings([*placed.findings, *_judged(pairing)])
+    different = _with_siblings([*placed.findings, *_value_findings(pairing)])
     different = _ordered(_expected_dtypes(different, pairing), pairing)
     wanted = {name for origin in placed.right.values() for name in origin.names}
     return _report(pairing, placed, different, _missing(pairing, wanted))
@@ -68,7 +64,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
     reference, port = pairing.reference, pairing.port
     wrong = {finding.port for finding in different if not finding.expected}
     pairs = tuple(_pairs(pairing, placed, wrong))
-    equal = [one for one in pairs if one.equal]
+    equal = [match for match in pairs if match.equal]
     shapes = {name: weight.shape for name, weight in reference.items()}
     return WeightsReport(
         reference=_side(reference),
@@ -76,7 +72,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
         checkpoint=None,
         pairs=pairs,
         equal=len(equal),
-        by_sketch=sum(one.by == "sketch" for one in equal),
+        by_sketch=sum(match.by == "sketch" for match in equal),
         rounded=sum(held.rounded != "" for name, held in pairing.held.items() if name not in wrong),
         compared=len(pairs),
         total=len(port) + len(port.skipped),
@@ -90,7 +86,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
 
 
 def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[WeightPair]:
-    layouts = Layouts(pairing)
+    conventions = Conventions(pairing)
     for name in pairing.port:
         held, by_name = pairing.held.get(name), pairing.placed.get(name)
         origin = placed.right.get(name)
@@ -98,15 +94,15 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
             origin = origin or held.origin
             yield WeightPair(origin.names, name, origin.text, held.by, name not in wrong, origin)
         elif by_name is not None:
-            origin = _named_origin(layouts, by_name)
+            origin = _named_origin(conventions, by_name)
             yield WeightPair(origin.names, name, origin.text, "name", False, origin)
 
 
-def _named_origin(layouts: Layouts, placed: Placed) -> Origin:
-    """The origin of a tensor whose values do not tell: in the layout of its family."""
+def _named_origin(conventions: Conventions, placed: NamePair) -> Origin:
+    """The origin of a tensor that a name places: in the layout of its family, unless it is made from several."""
     if placed.held is not None and not placed.held.origin.is_copy:
         return placed.held.origin
-    return layouts.right(placed.names[0], placed.port)
+    return conventions.right(placed.names[0], placed.port)
 
 
 def _side(weights: Weights) -> Compared:
@@ -116,35 +112,37 @@ def _side(weights: Weights) -> Compared:
 # -- findings ----------------------------------------------------------------------------------------------------------
 
 
-def _judged(pairing: Pairing) -> Iterable[WeightFinding]:
-    layouts = Layouts(pairing)
+def _value_findings(pairing: Pairing) -> Iterable[WeightFinding]:
+    conventions = Conventions(pairing)
     for placed in pairing.placed.values():
-        yield _placed_finding(pairing, placed, layouts)
+        yield _placed_finding(pairing, placed, conventions)
     for name, held in pairing.held.items():
         if held.rounded:
             label = f"rounded to {held.rounded}"
-            yield WeightFinding("weights.precision", held.origin.names[0], name, label, {}, 0.99, True, label=label)
+            yield WeightFinding("weights.precision", held.origin.names[0], name, label, {}, THRESHOLDS.sure_rounded, True, label=label)
         elif _is_wrong_merge(pairing, held):
             yield _wrong_merge(pairing, held)
 
 
 def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
-    """Tensors too small to tell by themselves go with those of their module: never loaded where those were not."""
+    """Calls tensors with too few values to tell never loaded, where other tensors of their module were never loaded."""
     lost = {module for finding in findings if finding.kind == "weights.unloaded" for module in modules_of(finding.port)[-2:]}
 
-    def judged_anew(finding: WeightFinding) -> WeightFinding:
-        small = finding.kind == "weights.value" and finding.label == "other values" and finding.numbers.get("count", 0) < 16
-        if not small or finding.numbers.get("correlation", 0) > 0.9 or not lost.intersection(modules_of(finding.port)[-2:]):
+    def with_module(finding: WeightFinding) -> WeightFinding:
+        count, correlation = finding.numbers.get("count", 0), finding.numbers.get("correlation", 0)
+        is_small = finding.kind == "weights.value" and finding.label == "other values" and count < THRESHOLDS.few_values
+        if not is_small or correlation > THRESHOLDS.alike or not lost.intersection(modules_of(finding.port)[-2:]):
             return finding
         evidence = f"{finding.evidence}; its siblings were not loaded"
-        return replace(finding, kind="weights.unloaded", label="never loaded", evidence=evidence, confidence=0.8)
+        sure = THRESHOLDS.sure_with_siblings
+        return replace(finding, kind="weights.unloaded", label="never loaded", evidence=evidence, confidence=sure)
 
-    return [judged_anew(finding) for finding in findings]
+    return [with_module(finding) for finding in findings]
 
 
-def _placed_finding(pairing: Pairing, placed: Placed, layouts: Layouts) -> WeightFinding:
+def _placed_finding(pairing: Pairing, placed: NamePair, conventions: Conventions) -> WeightFinding:
     target = pairing.port[placed.port]
-    how, sure = _NAMED[placed.named]
+    sure = _sureness_of_place(placed.named)
     held = placed.held
     if held is None or held.resemblance is None:
         return _other_shape(pairing, placed, sure)
@@ -153,52 +151,59 @@ def _placed_finding(pairing: Pairing, placed: Placed, layouts: Layouts) -> Weigh
     reference = port = None
     if held.by == "values":
         reference, port = held.origin.values(lambda name: pairing.reference[name].read()), target.read()
-    found = judged(held.resemblance, held.rounded, reference, port, target)
-    evidence = f"{found.evidence} (found {how})" if placed.named == "likeness" else found.evidence
-    evidence += _layout_besides(layouts, pairing, held)
+    fault = fault_of(Difference(held.resemblance, held.rounded, reference, port, target))
+    evidence = f"{fault.evidence} (found {_NAMED['likeness']})" if placed.named == "likeness" else fault.evidence
+    evidence += _layout_besides(conventions, pairing, held)
     other = pairing.elsewhere.get(placed.port)
-    if other is not None and found.kind == "weights.unloaded":
+    if other is not None and fault.kind == "weights.unloaded":
         evidence += f"; it is nearer to {other.origin.names[0]!r}"
     return WeightFinding(
-        found.kind,
+        fault.kind,
         " + ".join(held.origin.names),
         placed.port,
         evidence,
         numbers_of(held.resemblance),
-        found.confidence * sure,
-        found.confirmed,
-        label=found.label,
+        fault.confidence * sure,
+        fault.confirmed,
+        label=fault.label,
     )
 
 
-def _layout_besides(layouts: Layouts, pairing: Pairing, held: Held) -> str:
-    """What is to be said of the layout of a tensor whose values differ, but are those of the reference."""
+def _sureness_of_place(named: Named) -> float:
+    """How sure it is that a tensor belongs where names place it."""
+    return {"exact": THRESHOLDS.sure_name, "renamed": THRESHOLDS.sure_rename, "likeness": THRESHOLDS.sure_likeness}[named]
+
+
+def _layout_besides(conventions: Conventions, pairing: Pairing, held: ValuePair) -> str:
+    """What is wrong with the layout of a tensor whose values are the reference's, changed; "" for nothing."""
     found = held.resemblance
-    if found is None or abs(found.correlation) < ALIKE or not held.origin.is_copy or found.count < 16:
+    if found is None or abs(found.correlation) < THRESHOLDS.alike or not held.origin.is_copy or found.count < THRESHOLDS.few_values:
         return ""
     shape = pairing.reference[held.origin.key].shape
-    if len(ways(shape, pairing.port[held.port].shape)) < 2:
+    if len(fitting_layouts(shape, pairing.port[held.port].shape)) < 2:
         return ""
-    reason = layouts.against(move(shape, held.origin.layout), held.port, shape)
+    reason = conventions.against(move_text(shape, held.origin.layout), held.port, shape)
     return f"; besides, {reason[1]}" if reason is not None else ""
 
 
-def _rows_scaled(held: Held, sure: float) -> WeightFinding:
-    """A weight norm whose rows are the direction's up to their scale, though not to the right one."""
+def _rows_scaled(held: ValuePair, sure: float) -> WeightFinding:
+    """A weight norm whose rows are the direction's with a wrong scale."""
     what = "weight norm merged otherwise than over the right axes"
     evidence = "the rows have the direction's signs, but not the norm that the gain says: merged over other axes, or not at all"
-    return WeightFinding("weights.value", " + ".join(held.origin.names), held.port, evidence, {}, 0.85 * sure, label=what)
+    return WeightFinding(
+        "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_rows * sure, label=what
+    )
 
 
-def _other_shape(pairing: Pairing, placed: Placed, sure: float) -> WeightFinding:
+def _other_shape(pairing: Pairing, placed: NamePair, sure: float) -> WeightFinding:
     source, target = pairing.reference[placed.names[0]], pairing.port[placed.port]
     common = _common_block(source, target)
     evidence = f"shape {source.shape} in the reference, {target.shape} in the port{common}"
-    return WeightFinding("weights.value", source.name, placed.port, evidence, {}, 0.95 * sure, label="another shape")
+    return WeightFinding("weights.value", source.name, placed.port, evidence, {}, THRESHOLDS.sure_other_shape * sure, label="another shape")
 
 
 def _common_block(source: Weight, target: Weight) -> str:
-    """What the block that two tensors of different lengths have in common says."""
+    """Whether the block that two tensors of different lengths have in common is equal, in words; "" where it is not."""
     if len(source.shape) != len(target.shape) or not (source.is_readable and target.is_readable):
         return ""
     block = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
@@ -206,19 +211,19 @@ def _common_block(source: Weight, target: Weight) -> str:
     return f"; the first {lengths} are equal" if identical(source.read()[block], target.read()[block]) else ""
 
 
-def _is_wrong_merge(pairing: Pairing, held: Held) -> bool:
+def _is_wrong_merge(pairing: Pairing, held: ValuePair) -> bool:
     merge = held.origin.merge
-    if merge is None or merge.how == "sum":
+    if merge is None or merge.kind == "sum":
         return False
-    return merge.how != "weight_norm" or merge.axes != _right_axes(pairing.reference[held.origin.names[0]].shape)
+    return merge.kind != "weight_norm" or merge.axes != _right_axes(pairing.reference[held.origin.names[0]].shape)
 
 
 def _right_axes(gain: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes over which a weight norm is merged: those along which its gain does not vary."""
+    """The axes over which a weight norm is rightly merged: those along which its gain does not vary."""
     return tuple(axis for axis, size in enumerate(gain) if size == 1)
 
 
-def _wrong_merge(pairing: Pairing, held: Held) -> WeightFinding:
+def _wrong_merge(pairing: Pairing, held: ValuePair) -> WeightFinding:
     merge = held.origin.merge
     assert merge is not None
     right = _right_axes(pairing.reference[held.origin.names[0]].shape)
@@ -227,13 +232,15 @@ def _wrong_merge(pairing: Pairing, held: Held) -> WeightFinding:
         "unit": "weight norm merged without its gain",
         "gain": "weight norm merged without its norm",
         "raw": "weight norm not merged: the direction stands for the weight",
-    }[merge.how]
-    evidence = f"{what}: that gives the port's values within {MERGE_TOLERANCE:g}"
-    return WeightFinding("weights.value", " + ".join(held.origin.names), held.port, evidence, {}, 0.97, True, label=what)
+    }[merge.kind]
+    evidence = f"{what}: that gives the port's values within {THRESHOLDS.merge_tolerance:g}"
+    return WeightFinding(
+        "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_merge, True, label=what
+    )
 
 
 def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
-    """The reference's tensors without a place, but for those whose place holds another one."""
+    """Findings on the reference's tensors without a place, but for those whose place holds another tensor (``wanted``)."""
     findings = []
     trained = {parent(name) for name, weight in pairing.reference.items() if weight.kind == "parameter"}
     for name in pairing.missing:
@@ -248,7 +255,8 @@ def _missing(pairing: Pairing, wanted: set[str]) -> list[WeightFinding]:
         if expected:
             evidence += "; all zero, so nothing is lost" if zero else "; a counter, a mask or a table that code computes, not a parameter"
         place = pairing.renames(name)
-        findings.append(WeightFinding(kind, name, "", evidence, {}, 0.9, expected=expected, label="missing in the port", place=place))
+        sure, label = THRESHOLDS.sure_missing, "missing in the port"
+        findings.append(WeightFinding(kind, name, "", evidence, {}, sure, expected=expected, label=label, place=place))
     return findings
 
 
@@ -260,24 +268,24 @@ def _is_bookkeeping(weight: Weight) -> bool:
         return weight.dtype.name not in ("uint8", "int8", "uint32")  # these hold quantised weights
     stats = weight.stats
     ones = stats.count - stats.zero
-    is_mask = stats.count > 1 and (stats.min, stats.max) == (0.0, 1.0) and abs(stats.mean * stats.count - ones) < 0.5
-    return (is_mask and abs(stats.l2**2 - ones) < 0.5) or _is_even(weight)
+    is_mask = stats.count > 1 and (stats.min, stats.max) == (0.0, 1.0) and abs(stats.mean * stats.count - ones) < THRESHOLDS.mask_error
+    return (is_mask and abs(stats.l2**2 - ones) < THRESHOLDS.mask_error) or _is_even(weight)
 
 
 def _is_even(weight: Weight) -> bool:
     """Whether a vector goes in equal steps or equal ratios: positions, the frequencies of a rotary embedding."""
-    if len(weight.shape) != 1 or not 4 <= weight.count <= _LONGEST_TABLE or not weight.is_readable:
+    if len(weight.shape) != 1 or not THRESHOLDS.shortest_table <= weight.count <= THRESHOLDS.longest_table or not weight.is_readable:
         return False
     vector = weight.read().astype(np.float64)
     steps = np.diff(vector)
     if not steps.all() or not np.isfinite(vector).all():
         return False
     ratios = vector[1:] / vector[:-1] if vector.all() else steps
-    return any(np.ptp(found) <= 1e-4 * abs(found).max() for found in (steps, ratios))
+    return any(np.ptp(found) <= THRESHOLDS.even_steps * abs(found).max() for found in (steps, ratios))
 
 
 def _expected_dtypes(findings: Sequence[WeightFinding], pairing: Pairing) -> list[WeightFinding]:
-    """Marks roundings to the dtype that most of the port's values have: the port's choice."""
+    """Marks roundings to the dtype that most of the port's values have as expected: that dtype is the port's choice."""
     sizes: Counter[str] = Counter()
     for weight in pairing.port.values():
         if not weight.dtype.is_exact:
@@ -299,14 +307,14 @@ def _ordered(findings: Iterable[WeightFinding], pairing: Pairing) -> list[Weight
 
 
 def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
-    sketches = sum(one.by == "sketch" for one in equal)
+    sketches = sum(match.by == "sketch" for match in equal)
     if sketches:
-        within = f"within {SKETCH_TOLERANCE:g} relative L2: their values were not stored"
+        within = f"within {THRESHOLDS.sketch_tolerance:g} relative L2: their values were not stored"
         yield f"{sketches:,} tensors are called equal by their sketches, {within}"
-    merged = sum(one.origin.merge is not None for one in equal)
+    merged = sum(match.origin.merge is not None for match in equal)
     if merged:
-        yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {MERGE_TOLERANCE:g} relative L2"
-    constant = sum(1 for one in equal if pairing.port[one.port].is_constant and pairing.port[one.port].count > 1)
+        yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {THRESHOLDS.merge_tolerance:g} relative L2"
+    constant = sum(1 for match in equal if pairing.port[match.port].is_constant and pairing.port[match.port].count > 1)
     if constant:
         yield f"{constant:,} equal tensors are constant (zeros or ones) on both sides: a mistake in placing them would not show"
     for side in (pairing.reference, pairing.port):
@@ -320,18 +328,19 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
 def _with_checkpoint(report: WeightsReport, a: Weights, b: Weights, c: Weights) -> WeightsReport:
     """The same report, each finding with the side that departs from the checkpoint."""
     wrong_a, wrong_b = _departures(_compare(c, a)), _departures(_compare(c, b))
-    sources = {one.port: one.reference for one in report.pairs}
+    sources = {match.port: match.reference for match in report.pairs}
 
     def marked(finding: WeightFinding) -> WeightFinding:
         names_a = sources.get(finding.port) or tuple(finding.reference.split(" + "))
         in_a, in_b = bool(wrong_a.intersection(names_a)), finding.port in wrong_b or not finding.port
-        side: Side | None = "both" if in_a and in_b else "reference" if in_a else "port" if in_b else None
-        return replace(finding, wrong_side=side, confidence=min(0.99, finding.confidence + 0.02) if side else finding.confidence)
+        side: WrongSide | None = "both" if in_a and in_b else "reference" if in_a else "port" if in_b else None
+        surer = min(THRESHOLDS.surest, finding.confidence + THRESHOLDS.surer_by_checkpoint)
+        return replace(finding, wrong_side=side, confidence=surer if side else finding.confidence)
 
     different, missing = tuple(map(marked, report.different)), tuple(map(marked, report.missing))
     return replace(report, different=different, missing=missing, checkpoint=_side(c))
 
 
 def _departures(report: WeightsReport) -> set[str]:
-    """The tensors of a report's port that are not as in its reference."""
+    """The names of the port's tensors that differ from the reference's, or that it does not have."""
     return {finding.port for finding in report.different if not finding.expected} | set(report.unexpected)

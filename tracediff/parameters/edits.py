@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracediff.parameters.renames import Number, Pair, number_source, template
-
-_MOST_ROUNDS = 400
+from tracediff.parameters.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One substitution: a regular expression, and what takes its place: text, and numbers made from the groups of the match."""
+    """One substitution: a regular expression, and the pieces that replace it: text, and numbers made from groups of the match."""
 
     pattern: str
     pieces: tuple[str | tuple[int, Number], ...]
@@ -41,7 +40,7 @@ class Edit:
 
     @property
     def code(self) -> str:
-        """What `re.sub` takes for a replacement, as Python."""
+        """The replacement that `re.sub` takes, as Python text."""
         if all(isinstance(piece, str) or piece[1].line == (1, 0, 1) for piece in self.pieces):
             text = "".join(piece if isinstance(piece, str) else f"\\g<{piece[0]}>" for piece in self.pieces)
             text = re.sub(r"\\g<(\d+)>(?!\d)", r"\\\1", text)
@@ -86,7 +85,7 @@ def edits(pairs: Mapping[str, str]) -> Edits:
     """
     result = Edits()
     current = {name: name for name in pairs}
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(THRESHOLDS.most_edits):
         wrong = {name: goal for name, goal in pairs.items() if current.get(name, goal) != goal}
         if not wrong:
             break
@@ -106,7 +105,7 @@ Group = tuple[list[str], list[Pair]]
 
 
 def _groups(wrong: Mapping[str, str], current: Mapping[str, str]) -> list[tuple[int, str, str, Group]]:
-    """Names by the templates they have and should have, those least apart first."""
+    """Names by the templates that they have and should have, the templates with most parts in common first."""
     groups: dict[tuple[str, str], Group] = defaultdict(lambda: ([], []))
     for name, goal in wrong.items():
         (text, numbers), (aim, wanted) = template(current[name]), template(goal)
@@ -152,21 +151,21 @@ def _common(left: Sequence[str], right: Sequence[str], members: Sequence[Pair]) 
 
 
 def _proposed(wrong: Mapping[str, str], current: Mapping[str, str], pairs: Mapping[str, str]) -> Iterator[Edit]:
-    """Edits for the groups of names, the smallest change in the smallest context first; only those that do no harm."""
-    for _, text, aim, (_, members) in _groups(wrong, current)[:12]:
+    """Edits that do no harm, for each group of names: the smallest change in the smallest context first."""
+    for _, text, aim, (_, members) in _groups(wrong, current)[: THRESHOLDS.groups_edited]:
         left, right = text.split("."), aim.split(".")
         sources = _sources(aim, members)
         head, tail = _common(left, right, members)
         for before, after in _contexts(head, tail):
             edit = _edit(left, right, head - before, tail - after, members, sources)
-            if edit is not None and _does_good(edit, current, pairs):
+            if edit is not None and _does_only_good(edit, current, pairs):
                 yield edit
 
 
 def _contexts(head: int, tail: int) -> Iterator[tuple[int, int]]:
-    """How many parts before and after a change to take into its pattern: none first, all of them last."""
+    """How many parts before and after a change its pattern includes: none first, all of them last."""
     sizes = [(before, after) for before in range(head + 1) for after in range(tail + 1)]
-    yield from sorted(sizes, key=lambda size: (size[0] + size[1], size[0]))[:24]
+    yield from sorted(sizes, key=lambda size: (size[0] + size[1], size[0]))[: THRESHOLDS.contexts_tried]
     yield head, tail
 
 
@@ -206,7 +205,7 @@ def _number_pattern(position: int, members: Sequence[Pair], used: set[int], grou
 def _pieces(
     new: Sequence[str], first: int, sources: Sequence[Number], groups: Mapping[int, int], *, dot_before: bool, dot_after: bool
 ) -> tuple[str | tuple[int, Number], ...] | None:
-    """What takes the place of the match; None where it needs a number that the match does not hold."""
+    """The pieces that replace the match; None where they need a number that the match does not hold."""
     text = ".".join(new)
     text = ("." if dot_before else "") + text + ("." if dot_after and (text or not dot_before) else "")
     pieces: list[str | tuple[int, Number]] = []
@@ -226,8 +225,8 @@ def _pieces(
     return tuple(piece for piece in pieces if piece != "")
 
 
-def _does_good(edit: Edit, current: Mapping[str, str], pairs: Mapping[str, str]) -> bool:
-    """Whether an edit brings some name nearer, spoils none that is right and leads none further away."""
+def _does_only_good(edit: Edit, current: Mapping[str, str], pairs: Mapping[str, str]) -> bool:
+    """Whether an edit brings some name nearer to its goal, and neither spoils a right name nor leads one further away."""
     better = False
     for name, now in current.items():
         after = edit(now)
@@ -241,7 +240,7 @@ def _does_good(edit: Edit, current: Mapping[str, str], pairs: Mapping[str, str])
 
 
 def _distance(name: str, goal: str) -> int:
-    """How many parts of two names are left when what they share at either end is taken off."""
+    """How many parts of two names are left without the parts that they share at their beginnings and ends."""
     left, right = name.split("."), goal.split(".")
     head = 0
     while head < min(len(left), len(right)) and left[head] == right[head]:

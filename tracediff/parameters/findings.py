@@ -1,16 +1,16 @@
 """What is wrong with a tensor of the port, given the tensor of the reference that belongs in its place.
 
-Never loaded, zero, rounded, scaled, shifted, its rows in another order, cut, partly overwritten: each with its numbers, and confirmed where
-the one edit that is claimed, applied to the reference's values, gives exactly the port's.
+Never loaded, zero, rounded, scaled, shifted, its rows in another order, partly overwritten: each with its numbers. A finding is confirmed
+where the one edit that it claims, applied to the reference's values, gives exactly the port's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,17 +20,21 @@ from tracediff.parameters.layout_rules import rounded as rounded_to
 from tracediff.parameters.matching import rounding
 from tracediff.parameters.resemblance import Resemblance, identical
 from tracediff.parameters.sources import Weight
+from tracediff.parameters.thresholds import THRESHOLDS
 
-Kind = Literal[
-    "weights.unloaded", "weights.missing_bias", "weights.swapped", "weights.layout", "weights.value", "weights.precision"
-]  # fmt: skip
-Side = Literal["reference", "port", "both"]
+Kind = Literal["weights.unloaded", "weights.missing_bias", "weights.swapped", "weights.layout", "weights.value", "weights.precision"]
+"""The kinds of finding, the gravest first."""
+GRAVITY: Mapping[str, int] = {kind: place for place, kind in enumerate(get_args(Kind))}
+"""The place of each kind among them: 0 is the gravest."""
+WrongSide = Literal["reference", "port", "both"]
 
-SIGNIFICANT = 5.0  # standard deviations: a correlation below is that of independent values
-EXACT = 2e-6  # relative misfit up to which a scale, a shift or a permutation accounts for all of the difference in float32
-_WIDEST_GROUP = 10.0  # the range of a group's values, in parts of their root mean square, up to which codes explain the error
-_ROWS = 1 << 16  # rows whose order is worth looking for
 _UNIFORM_STD = 3**-0.5
+_NORMAL_ABSMEAN = 0.79788
+"""sqrt(2 / pi): the mean of abs(x) of a unit normal."""
+_GROUP_SIZES = (128, 64, 32)
+"""Values that share a scale in the common quantisations, besides whole rows."""
+_INITIALISATIONS = (1.0, 3.0, 6.0)
+"""The k of the frameworks' uniform initialisations within sqrt(k / fan_in)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class WeightFinding:
     numbers: Mapping[str, float] = field(default_factory=dict)
     confidence: float = 0.5
     confirmed: bool = False
-    wrong_side: Side | None = None
+    wrong_side: WrongSide | None = None
     expected: bool = False
     label: str = ""
     place: str = ""
@@ -70,8 +74,8 @@ class WeightFinding:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A kind with its evidence, before it is known of which names it is said. ``label`` is the evidence without its numbers."""
+class Fault:
+    """What is wrong with values, whatever the names of their tensors. ``label`` is the evidence without its numbers."""
 
     kind: Kind
     label: str
@@ -80,20 +84,37 @@ class Judged:
     confirmed: bool = False
 
 
-def judged(resemblance: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged:
-    """What is wrong with a tensor that resembles its counterpart so. The arrays stand in the port's layout, None where not readable."""
-    for detector in (_constant, _packed, _rounded, _scaled, _shifted, _reordered, _quantised, _partly, _correlated):
-        found = detector(resemblance, rounded, reference, port, target)
-        if found is not None:
-            return found
-    return _unloaded(resemblance, target)
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A tensor of the port (``target``) whose values are not its counterpart's, and all that is known of the two.
+
+    ``rounded`` names the dtype to which the reference's values were rounded, "" for none. The arrays are in the port's layout and shape,
+    None where the values cannot be read.
+    """
+
+    resemblance: Resemblance
+    rounded: str
+    reference: Array | None
+    port: Array | None
+    target: Weight
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are too few values for a correlation to say anything."""
+        return self.resemblance.count < THRESHOLDS.few_values
+
+
+def fault_of(difference: Difference) -> Fault:
+    """What is wrong with a tensor: the fault that the first of `DETECTORS` finds, else that it was never loaded."""
+    found = (detector(difference) for detector in DETECTORS)
+    return next((fault for fault in found if fault is not None), None) or _unloaded(difference)
 
 
 def numbers_of(resemblance: Resemblance | None) -> dict[str, float]:
     """The numbers of a resemblance that a finding carries."""
     if resemblance is None:
         return {}
-    found = {
+    numbers = {
         "rel_l2": resemblance.rel_l2,
         "correlation": resemblance.correlation,
         "scale": resemblance.scale,
@@ -101,62 +122,8 @@ def numbers_of(resemblance: Resemblance | None) -> dict[str, float]:
         "count": float(resemblance.count),
     }
     if resemblance.equal is not None:
-        found["equal"] = resemblance.equal
-    return {key: value for key, value in found.items() if math.isfinite(value)}
-
-
-def _rounded(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    if rounded:
-        return Judged("weights.precision", f"rounded to {rounded}", f"rounded to {rounded}: relative L2 {found.rel_l2:.2g}", 0.99, True)
-    if found.rel_l2 > 0.1:
-        return None
-    if reference is None or port is None:
-        return _seemingly_rounded(found, target)
-    theirs = rounding(port, reference)
-    if theirs:
-        text = f"the reference holds the port's values rounded to {theirs}"
-        return Judged("weights.precision", f"the reference is rounded to {theirs}", text, 0.95, True)
-    grid = coarse_grid(port) if found.correlation > 0.9 else ""
-    if grid and found.rel_l2 < 3 * dtypes.named(grid).roundoff and not coarse_grid(reference):
-        text = f"every value is one of {grid}, though not always the nearest to the reference's: relative L2 {found.rel_l2:.2g}"
-        return Judged("weights.precision", f"cut off to {grid}", text, 0.93)
-    return None
-
-
-def _seemingly_rounded(found: Resemblance, target: Weight) -> Judged | None:
-    """Without the values: an error of the size that rounding makes, and extremes that are numbers of the coarser dtype."""
-    extremes = np.array([target.stats.min, target.stats.max], np.float32)
-    grid = coarse_grid(extremes) if target.dtype.name == "float32" and found.count >= 16 and extremes.all() else ""
-    if not grid or not 0.3 <= found.rel_l2 / dtypes.named(grid).roundoff <= 1.2:
-        return None
-    text = f"an error of the size that rounding to {grid} makes (relative L2 {found.rel_l2:.2g}), and both extremes are {grid} numbers"
-    return Judged("weights.precision", f"rounded to {grid}", text, 0.9)
-
-
-def coarse_grid(array: Array) -> str:
-    """The coarsest dtype, narrower than an array's own, that holds each of its values; "" for none.
-
-    >>> coarse_grid(np.array([1.0, 1.5, 0.0078125], "float32")), coarse_grid(np.array([0.1, 0.2], "float32"))
-    ('float8_e5m2', '')
-    """
-    for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32"):
-        coarse = dtypes.named(name)
-        is_coarser = coarse.roundoff > dtypes.of(array).roundoff
-        if is_coarser and identical(rounded_to(array[:8], name), array[:8]) and identical(rounded_to(array, name), array):
-            return name
-    return ""
-
-
-def _constant(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    if found.constant_b is None or (target.count < 2 and found.constant_b not in (0.0, 1.0)):
-        return None
-    if found.constant_a and target.count > 1 and found.constant_b not in (0.0, 1.0):
-        return None
-    value = {0.0: "zero", 1.0: "one"}.get(found.constant_b, f"{found.constant_b:.6g}")
-    bias = found.constant_b == 0.0 and is_bias(target.name, target.shape)
-    kind: Kind = "weights.missing_bias" if bias else "weights.unloaded"
-    what = f"all {target.count:,} values are {value}" if target.count > 1 else f"its value is {value}"
-    return Judged(kind, f"all {value} in the port", f"{what}; the reference's are not", 0.97 if target.count >= 4 else 0.8, True)
+        numbers["equal"] = resemblance.equal
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def is_bias(name: str, shape: tuple[int, ...]) -> bool:
@@ -169,60 +136,138 @@ def is_bias(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) <= 1 and ("bias" in leaf or leaf in ("b", "beta"))
 
 
-def _scaled(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    limit = max(EXACT, 4 * target.dtype.roundoff)
-    if found.misfit > limit or found.lone or abs(found.scale - 1) < 4 * limit or not found.scale or found.count < 2:
+# -- constant, scaled, shifted -----------------------------------------------------------------------------------------
+
+
+def _constant(difference: Difference) -> Fault | None:
+    found, target = difference.resemblance, difference.target
+    is_usual = found.constant_b in (0.0, 1.0)
+    if found.constant_b is None or (not is_usual and (target.count < 2 or found.constant_a)):
         return None
-    text = f"{found.scale:.6g} times the reference's"
-    return Judged("weights.value", f"scaled by {found.scale:.4g}", f"{text}, exactly (misfit {found.misfit:.1g})", 0.97, True)
+    value = {0.0: "zero", 1.0: "one"}.get(found.constant_b, f"{found.constant_b:.6g}")
+    kind: Kind = "weights.missing_bias" if found.constant_b == 0.0 and is_bias(target.name, target.shape) else "weights.unloaded"
+    what = f"all {target.count:,} values are {value}" if target.count > 1 else f"its value is {value}"
+    sure = THRESHOLDS.sure_constant if target.count >= THRESHOLDS.constant_values else THRESHOLDS.sure_constant_few
+    return Fault(kind, f"all {value} in the port", f"{what}; the reference's are not", sure, True)
 
 
-def _shifted(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    if found.shift_misfit > max(1e-5, 8 * target.dtype.roundoff) or found.lone or found.count < 3:
+def _scaled(difference: Difference) -> Fault | None:
+    found = difference.resemblance
+    limit = max(THRESHOLDS.exact_misfit, THRESHOLDS.scale_roundoffs * difference.target.dtype.roundoff)
+    is_one = abs(found.scale - 1) < THRESHOLDS.scale_margin * limit
+    if found.misfit > limit or found.lone or is_one or not found.scale or found.count < 2:
         return None
-    return Judged("weights.value", f"shifted by {found.shift:.4g}", f"the reference's plus {found.shift:.6g} throughout", 0.95, True)
+    text = f"{found.scale:.6g} times the reference's, exactly (misfit {found.misfit:.1g})"
+    return Fault("weights.value", f"scaled by {found.scale:.4g}", text, THRESHOLDS.sure_scaled, True)
 
 
-def _packed(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
+def _shifted(difference: Difference) -> Fault | None:
+    found = difference.resemblance
+    limit = max(THRESHOLDS.exact_shift, THRESHOLDS.shift_roundoffs * difference.target.dtype.roundoff)
+    if found.shift_misfit > limit or found.lone or found.count < THRESHOLDS.least_shifted:
+        return None
+    text = f"the reference's plus {found.shift:.6g} throughout"
+    return Fault("weights.value", f"shifted by {found.shift:.4g}", text, THRESHOLDS.sure_shifted, True)
+
+
+# -- rounded, quantised ------------------------------------------------------------------------------------------------
+
+
+def _packed(difference: Difference) -> Fault | None:
     """An error of the size that the codes make in which the port holds its values."""
-    if target.codes is None or found.lone:
+    found, codes = difference.resemblance, difference.target.codes
+    if codes is None or found.lone:
         return None
-    bits, group = target.codes
-    if not 0 < found.rel_l2 <= _WIDEST_GROUP / ((2**bits - 1) * math.sqrt(12)):
+    bits, group = codes
+    if not 0 < found.rel_l2 <= THRESHOLDS.widest_group / ((2**bits - 1) * math.sqrt(12)):
         return None
     text = f"quantised to {bits} bits in groups of {group}: relative L2 {found.rel_l2:.2g}"
-    return Judged("weights.precision", f"quantised to {bits} bits", text, 0.95)
+    return Fault("weights.precision", f"quantised to {bits} bits", text, THRESHOLDS.sure_packed)
 
 
-def _quantised(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    """Few distinct values in each row or group of a row, where the reference has many, and close to it."""
-    if reference is None or port is None or found.correlation < 0.95 or found.rel_l2 < 1e-6 or target.dtype.is_exact or port.ndim < 2:
+def _rounded(difference: Difference) -> Fault | None:
+    found, rounded, reference, port = difference.resemblance, difference.rounded, difference.reference, difference.port
+    if rounded:
+        text = f"rounded to {rounded}: relative L2 {found.rel_l2:.2g}"
+        return Fault("weights.precision", f"rounded to {rounded}", text, THRESHOLDS.sure_rounded, True)
+    if found.rel_l2 > THRESHOLDS.rounding_error:
         return None
-    for size in (port.shape[-1], 128, 64, 32):
-        if size < 32 or port.shape[-1] % size:
+    if reference is None or port is None:
+        return _seemingly_rounded(difference)
+    theirs = rounding(port, reference)
+    if theirs:
+        text = f"the reference holds the port's values rounded to {theirs}"
+        return Fault("weights.precision", f"the reference is rounded to {theirs}", text, THRESHOLDS.sure_reference_rounded, True)
+    grid = coarse_grid(port) if found.correlation > THRESHOLDS.grid_correlation else ""
+    if grid and found.rel_l2 < THRESHOLDS.grid_roundoffs * dtypes.named(grid).roundoff and not coarse_grid(reference):
+        text = f"every value is one of {grid}, though not always the nearest to the reference's: relative L2 {found.rel_l2:.2g}"
+        return Fault("weights.precision", f"cut off to {grid}", text, THRESHOLDS.sure_cut_off)
+    return None
+
+
+def _seemingly_rounded(difference: Difference) -> Fault | None:
+    """Without the values: an error of the size that rounding makes, and extremes that are numbers of the coarser dtype."""
+    found, target = difference.resemblance, difference.target
+    extremes = np.array([target.stats.min, target.stats.max], np.float32)
+    grid = coarse_grid(extremes) if target.dtype.name == "float32" and not difference.is_small and extremes.all() else ""
+    if not grid or not THRESHOLDS.least_rounding <= found.rel_l2 / dtypes.named(grid).roundoff <= THRESHOLDS.most_rounding:
+        return None
+    text = f"an error of the size that rounding to {grid} makes (relative L2 {found.rel_l2:.2g}), and both extremes are {grid} numbers"
+    return Fault("weights.precision", f"rounded to {grid}", text, THRESHOLDS.sure_rounded_by_sketch)
+
+
+def coarse_grid(array: Array) -> str:
+    """The coarsest dtype, narrower than an array's own, that holds each of its values; "" for none.
+
+    >>> coarse_grid(np.array([1.0, 1.5, 0.0078125], "float32")), coarse_grid(np.array([0.1, 0.2], "float32"))
+    ('float8_e5m2', '')
+    """
+    sample = array[: THRESHOLDS.grid_sample]
+    for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32"):
+        is_coarser = dtypes.named(name).roundoff > dtypes.of(array).roundoff
+        if is_coarser and identical(rounded_to(sample, name), sample) and identical(rounded_to(array, name), array):
+            return name
+    return ""
+
+
+def _quantised(difference: Difference) -> Fault | None:
+    """Few distinct values in each row or group of a row, where the reference has many, and close to it."""
+    found, reference, port = difference.resemblance, difference.reference, difference.port
+    if reference is None or port is None or difference.target.dtype.is_exact or port.ndim < 2:
+        return None
+    if found.correlation < THRESHOLDS.quantised_correlation or found.rel_l2 < THRESHOLDS.quantised_error:
+        return None
+    for size in (port.shape[-1], *_GROUP_SIZES):
+        if size < THRESHOLDS.smallest_group or port.shape[-1] % size:
             continue
         ours, theirs = (_levels(array, size) for array in (port, reference))
-        if ours <= min(257, size // 2) and theirs > 1.5 * ours:
+        if ours <= min(THRESHOLDS.most_levels, size // 2) and theirs > THRESHOLDS.more_levels * ours:
             text = f"at most {ours} distinct values in each {size} of a row (the reference has {theirs}); relative L2 {found.rel_l2:.2g}"
-            return Judged("weights.precision", f"on a grid of {ours} levels", text, 0.95)
+            return Fault("weights.precision", f"on a grid of {ours} levels", text, THRESHOLDS.sure_quantised)
     return None
 
 
 def _levels(array: Array, size: int) -> int:
-    groups = np.ascontiguousarray(array[:: max(1, len(array) // 16)]).reshape(-1, size)[:64]
+    """The most distinct values in one of a sample of groups of that size."""
+    rows = array[:: max(1, len(array) // THRESHOLDS.sampled_group_rows)]
+    groups = np.ascontiguousarray(rows).reshape(-1, size)[: THRESHOLDS.sampled_groups]
     return max(np.unique(group.astype(np.float64)).size for group in groups)
 
 
-def _partly(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    if found.equal is None or not 0.02 < found.equal < 1 or found.count < 16 or reference is None or port is None:
+# -- other values ------------------------------------------------------------------------------------------------------
+
+
+def _partly(difference: Difference) -> Fault | None:
+    found, reference, port = difference.resemblance, difference.reference, difference.port
+    if found.equal is None or not THRESHOLDS.partly_equal < found.equal < 1 or difference.is_small or reference is None or port is None:
         return None
     where = _differing_rows(reference, port) if port.ndim else ""
     text = f"{found.equal:.1%} of {found.count:,} values are equal{where}; relative L2 {found.rel_l2:.2g}"
-    return Judged("weights.value", "partly other values", text, 0.85)
+    return Fault("weights.value", "partly other values", text, THRESHOLDS.sure_partly)
 
 
 def _differing_rows(reference: Array, port: Array) -> str:
-    """Which rows differ, where it is not all of them."""
+    """Which rows differ, where not all of them do."""
     rows = len(port)
     differs = np.fromiter((not identical(a, b) for a, b in zip(reference, port, strict=True)), bool, rows)
     places = np.flatnonzero(differs)
@@ -234,30 +279,35 @@ def _differing_rows(reference: Array, port: Array) -> str:
     return f": {places.size} of {rows} rows differ, the first is {first}"
 
 
-def _correlated(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
-    if abs(found.correlation) < 0.5 and found.count >= 16:
+def _related(difference: Difference) -> Fault | None:
+    """Values that have something to do with the reference's, but no simple relation to them."""
+    found = difference.resemblance
+    if not difference.is_small and abs(found.correlation) < THRESHOLDS.related:
         return None
     if found.lone:
-        return Judged("weights.value", "NaN or infinite", f"{found.lone:,} values are finite on one side only", 0.9)
-    if found.count >= 16 and found.significance < SIGNIFICANT:
-        return None
-    if found.count < 16:
+        text = f"{found.lone:,} values are finite on one side only"
+        return Fault("weights.value", "NaN or infinite", text, THRESHOLDS.sure_not_finite)
+    if difference.is_small:
         text = f"relative L2 {found.rel_l2:.2g} over {found.count} values, too few to say more"
-        return Judged("weights.value", "other values", text, 0.6)
-    small = "" if found.rel_l2 > 1e-3 else ", a small difference"
+        return Fault("weights.value", "other values", text, THRESHOLDS.sure_other_few)
+    if found.significance < THRESHOLDS.significant:
+        return None
+    small = "" if found.rel_l2 > THRESHOLDS.small_error else ", a small difference"
     text = f"relative L2 {found.rel_l2:.2g}, correlation {found.correlation:.4f}{small}"
-    return Judged("weights.value", "other values", text, 0.8)
+    return Fault("weights.value", "other values", text, THRESHOLDS.sure_other)
 
 
-def _unloaded(found: Resemblance, target: Weight) -> Judged:
+def _unloaded(difference: Difference) -> Fault:
     """Values that have nothing to do with the reference's."""
+    found = difference.resemblance
     about = "" if found.equal is not None else "about "
     text = f"correlation {about}{found.correlation:+.3f} over {found.count:,} values, relative L2 {about}{found.rel_l2:.2g}"
-    fresh = fresh_initialisation(target)
-    sure = 0.97 if found.count >= 64 else 0.85
-    if fresh:
-        return Judged("weights.unloaded", "never loaded", f"{text}; {fresh}", min(sure + 0.02, 0.99))
-    return Judged("weights.unloaded", "never loaded", text, sure)
+    sure = THRESHOLDS.sure_unloaded if found.count >= THRESHOLDS.unloaded_values else THRESHOLDS.sure_unloaded_few
+    fresh = fresh_initialisation(difference.target)
+    if not fresh:
+        return Fault("weights.unloaded", "never loaded", text, sure)
+    surer = min(sure + THRESHOLDS.surer_fresh, THRESHOLDS.surest)
+    return Fault("weights.unloaded", "never loaded", f"{text}; {fresh}", surer)
 
 
 def fresh_initialisation(target: Weight) -> str:
@@ -266,52 +316,55 @@ def fresh_initialisation(target: Weight) -> str:
     Uniform within ±sqrt(k / fan_in), k being 1, 3 or 6 as the frameworks have it, or a unit normal.
     """
     stats = target.stats
-    if stats.count < 64 or not stats.std:
+    if stats.count < THRESHOLDS.fresh_values or not stats.std:
         return ""
     bound = max(-stats.min, stats.max)
-    if abs(stats.mean) > 6 * stats.std / math.sqrt(stats.count):
+    if abs(stats.mean) > THRESHOLDS.fresh_mean * stats.std / math.sqrt(stats.count):
         return ""
-    if abs(stats.std / bound - _UNIFORM_STD) < 0.02 + 0.5 / math.sqrt(stats.count):
+    if abs(stats.std / bound - _UNIFORM_STD) < THRESHOLDS.uniform_std + THRESHOLDS.uniform_std_errors / math.sqrt(stats.count):
         for fan, numerator in _fans(target.shape):
             limit = math.sqrt(numerator / fan)
-            if limit * (1 - 8 / stats.count) - 1e-9 < bound <= limit * (1 + 1e-6):
+            least = limit * (1 - THRESHOLDS.bound_lacking / stats.count) - THRESHOLDS.bound_slack
+            if least < bound <= limit * (1 + THRESHOLDS.bound_excess):
                 return f"uniform within ±{limit:.4g} = sqrt({numerator:g}/{fan}), a fresh initialisation"
         return f"uniform within ±{bound:.4g}, like a fresh initialisation"
-    if abs(stats.std - 1) < 4 / math.sqrt(stats.count) and stats.absmean and abs(stats.absmean - 0.79788) < 4 / math.sqrt(stats.count):
+    allowed = THRESHOLDS.normal_errors / math.sqrt(stats.count)
+    if abs(stats.std - 1) < allowed and stats.absmean and abs(stats.absmean - _NORMAL_ABSMEAN) < allowed:
         return "a unit normal, like a fresh initialisation"
     return ""
 
 
 def _fans(shape: tuple[int, ...]) -> Iterator[tuple[int, float]]:
-    """Fan-ins that a tensor of this shape may have been initialised by, in either framework's layout."""
+    """(fan-in, k) by which a tensor of this shape may have been initialised, in either framework's layout."""
     if len(shape) < 2:
         fans = [shape[0]] if shape else []
     else:
         fans = [math.prod(shape[1:]), math.prod(shape[:-1]), shape[1], shape[0], shape[0] + shape[1]]
-    for numerator in (1.0, 3.0, 6.0):
+    for numerator in _INITIALISATIONS:
         yield from ((fan, numerator) for fan in dict.fromkeys(fans) if fan)
 
 
 # -- the same values in another order ----------------------------------------------------------------------------------
 
 
-def _reordered(found: Resemblance, rounded: str, reference: Array | None, port: Array | None, target: Weight) -> Judged | None:
+def _reordered(difference: Difference) -> Fault | None:
     """The reference's rows, along one axis, in another order: halves interleaved for a rotary embedding, gates or channels exchanged."""
-    if reference is None or port is None or not port.ndim or found.lone or (found.equal or 0) > 0.9:
+    found, reference, port = difference.resemblance, difference.reference, difference.port
+    if reference is None or port is None or not port.ndim or found.lone or (found.equal or 0) > THRESHOLDS.permuted_equal:
         return None
     norm, other = found.norms
-    if abs(norm - other) > 1e-5 * norm or not _same_multiset(reference, port):
+    if abs(norm - other) > THRESHOLDS.permuted_norm * norm or not _same_multiset(reference, port):
         return None
     if _is_reshaped(reference, port):
         text = "the reference's values in their order, read in another shape: reshaped where a transpose was meant"
-        return Judged("weights.layout", "reshaped, not transposed", text, 0.95, True)
+        return Fault("weights.layout", "reshaped, not transposed", text, THRESHOLDS.sure_reshaped, True)
     for axis in range(port.ndim):
         order = _order(reference, port, axis)
         if order is not None:
             label = f"axis {axis} in another order: {order_text(order)}"
-            return Judged("weights.layout", label, f"the reference's values with {label}", 0.95, True)
+            return Fault("weights.layout", label, f"the reference's values with {label}", THRESHOLDS.sure_row_order, True)
     text = "the same values in an order that no permutation of axes gives"
-    return Judged("weights.layout", "the same values in another order", text, 0.8)
+    return Fault("weights.layout", "the same values in another order", text, THRESHOLDS.sure_any_order)
 
 
 def _same_multiset(a: Array, b: Array) -> bool:
@@ -322,26 +375,26 @@ def _same_multiset(a: Array, b: Array) -> bool:
 
 def _near(a: Array, b: Array) -> bool:
     """Whether values are equal, but for what a merge in another precision moves them."""
-    return identical(a, b) or bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-5, atol=1e-12))
+    rtol, atol = THRESHOLDS.merged_rtol, THRESHOLDS.merged_atol
+    return identical(a, b) or bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=rtol, atol=atol))
 
 
 def _is_reshaped(reference: Array, port: Array) -> bool:
-    """Whether the port holds the reference's values as some other order of axes has them, in its own shape."""
-    if not 2 <= port.ndim <= 4:
+    """Whether the port holds, in its own shape, the reference's values in the order in which other axes would list them."""
+    if not 2 <= port.ndim <= THRESHOLDS.permuted_axes:
         return False
-    flat = port.reshape(-1)
-    return any(
-        _near(seen.reshape(-1)[:64], flat[:64]) and _near(seen.reshape(-1), flat)
-        for axes in permutations(range(reference.ndim))
-        for seen in (reference.transpose(axes),)
-        if axes != tuple(range(reference.ndim))
-    )
+    flat, sample = port.reshape(-1), slice(THRESHOLDS.permuted_sample)
+    for axes in permutations(range(reference.ndim)):
+        seen = reference.transpose(axes).reshape(-1)
+        if axes != tuple(range(reference.ndim)) and _near(seen[sample], flat[sample]) and _near(seen, flat):
+            return True
+    return False
 
 
 def _order(reference: Array, port: Array, axis: int) -> Array | None:
-    """The order of the reference's rows along an axis that gives the port; None where there is none."""
+    """The order of the reference's rows along an axis that gives the port, (rows,) int64; None where there is none."""
     rows = port.shape[axis]
-    if not 1 < rows <= _ROWS:
+    if not 1 < rows <= THRESHOLDS.permuted_rows:
         return None
     ours, theirs = (np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(rows, -1) for array in (port, reference))
     places: dict[bytes, list[int]] = {}
@@ -349,15 +402,15 @@ def _order(reference: Array, port: Array, axis: int) -> Array | None:
         places.setdefault(row.tobytes(), []).append(place)
     order = np.empty(rows, np.int64)
     for place, row in enumerate(ours):
-        found = places.get(row.tobytes())
-        if not found:
+        equal_rows = places.get(row.tobytes())
+        if not equal_rows:
             return None
-        order[place] = found.pop(0)
+        order[place] = equal_rows.pop(0)
     return order
 
 
 def order_text(order: Array) -> str:
-    """A permutation of rows in words.
+    """A permutation of rows, (rows,) int64, in words.
 
     >>> order_text(np.arange(6)[::-1]), order_text(np.array([2, 3, 0, 1])), order_text(np.array([0, 2, 1, 3]))
     ('reversed', 'blocks of 2 as (1, 0)', 'halves interleaved')
@@ -381,3 +434,8 @@ def order_text(order: Array) -> str:
     if np.count_nonzero(step != 1) == 1:
         return f"rolled by {int(rows - order[0])}"
     return f"{int(np.count_nonzero(order != np.arange(rows)))} of {rows} moved"
+
+
+Detector = Callable[[Difference], Fault | None]
+DETECTORS: tuple[Detector, ...] = (_constant, _packed, _rounded, _scaled, _shifted, _reordered, _quantised, _partly, _related)
+"""What may be wrong with values, in the order in which it is asked; the first that finds a fault is believed."""

@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.alignment.axes import Join, Layout, Shape, apply, layouts
+from tracediff.alignment.axes import Layout, Shape, apply, layouts
 from tracediff.dtype import Array
 from tracediff.parameters.sources import Weight
+from tracediff.parameters.thresholds import THRESHOLDS
+from tracediff.tensors.weight_norm import gain_axis, norm_axes
 from tracediff.trace.fingerprint import Floats, Sketch
 
 MergeKind = Literal["weight_norm", "unit", "gain", "raw", "sum"]
-
-_MOST_MEMBERS = 64  # tensors of one module among which merged ones are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,21 @@ class Merge:
     "weight_norm" is ``g * v / norm(v over axes)``; "unit" leaves ``g`` out, "gain" the norm, "raw" both; "sum" adds its two parts.
     """
 
-    how: MergeKind
+    kind: MergeKind
     axes: tuple[int, ...] = ()
 
     def __call__(self, parts: Sequence[Array]) -> Array:
         wide = [np.asarray(part).astype(np.float64) for part in parts]
         dtype = parts[-1].dtype
-        if self.how == "sum":
+        if self.kind == "sum":
             return sum(wide[1:], wide[0]).astype(dtype)
         g, v = wide
-        if self.how == "raw":
+        if self.kind == "raw":
             return np.asarray(parts[1])
-        if self.how != "gain":
+        if self.kind != "gain":
             norm = np.sqrt(np.square(v).sum(axis=self.axes, keepdims=True))
             v = np.divide(v, norm, out=np.zeros_like(v), where=norm > 0)
-        return (v if self.how == "unit" else g * v).astype(dtype)
+        return (v if self.kind == "unit" else g * v).astype(dtype)
 
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.axes))
@@ -56,7 +56,7 @@ class Merge:
             "gain": "gain times direction, not normalised",
             "raw": "direction alone",
             "sum": "sum",
-        }[self.how]
+        }[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Origin:
 
     @property
     def key(self) -> str:
-        """The tensor of the reference by which the origin goes: the last one, for a merged weight its direction."""
+        """The tensor of the reference that the origin is named after: the last one, which of a weight norm is the direction."""
         return self.names[-1]
 
     @property
@@ -95,8 +95,8 @@ class Origin:
         return "; ".join(parts) or "same"
 
 
-class Made(Weight):
-    """A tensor that the reference does not hold as such but that a port may: its merged parts, known by their sketch."""
+class MergedWeight(Weight):
+    """Tensors of the reference merged to one, as a port may hold it. Its values are made when they are read."""
 
     def __init__(self, merge: Merge, parts: Sequence[Weight]) -> None:
         self.merge, self.parts = merge, tuple(parts)
@@ -105,42 +105,61 @@ class Made(Weight):
         super().__init__(name, last.shape, last.dtype, lambda: merge([part.read() for part in parts]))
 
 
-def reading(source: Weight, layout: Layout) -> Origin:
+def origin_of(source: Weight, layout: Layout) -> Origin:
     """The origin that reads a tensor of the reference, or a merged one, by a layout."""
-    if isinstance(source, Made):
+    if isinstance(source, MergedWeight):
         return Origin(tuple(part.name for part in source.parts), layout, source.merge)
     return Origin((source.name,), layout)
 
 
 @lru_cache(maxsize=1 << 12)
-def ways(source: Shape, target: Shape) -> tuple[Layout, ...]:
+def fitting_layouts(source: Shape, target: Shape) -> tuple[Layout, ...]:
     """The layouts that read a tensor of shape ``source`` in shape ``target`` with all of its values, the plainest first."""
     if math.prod(source) != math.prod(target):
         return ()
     return tuple(layout for layout in layouts(target, source) if layout.window is None)
 
 
+def axis_order(layout: Layout) -> tuple[int, ...]:
+    """For each axis of the port's tensor the axis of the reference's that a layout puts there."""
+    return layout.permutation if layout.permutation is not None else tuple(range(len(layout.shape)))
+
+
+def long_axes(shape: Shape) -> list[int]:
+    """The axes longer than 1. Axes of length 1 can be moved without a change of order."""
+    return [axis for axis, size in enumerate(shape) if size != 1]
+
+
+def long_lengths(shape: Shape) -> list[int]:
+    """The lengths of the axes longer than 1, in their order."""
+    return [size for size in shape if size != 1]
+
+
 def axis_vectors(sketch: Sketch, shape: Shape, layout: Layout | None = None) -> list[Floats] | None:
-    """A sketch's vectors of the axes longer than 1, in the order that a layout gives them; None where it does not keep the axes."""
+    """A sketch's vectors of the axes longer than 1, in a layout's order; None where the layout does not keep axes whole."""
     vectors = list(sketch.axes)
-    if layout is not None and layout.split is not None and layout.split != shape:
-        vectors = [vector for vector in vectors if vector.size != 1]
-        if tuple(vector.size for vector in vectors) != tuple(size for size in layout.split if size != 1):
+    if layout is None:
+        return _long_vectors(vectors)
+    if layout.split is not None and layout.split != shape:
+        vectors = _long_vectors(vectors)
+        if [vector.size for vector in vectors] != long_lengths(layout.split):
             return None
         if len(vectors) != len(layout.split):
             return vectors if layout.permutation is None else None
-    if layout is not None and layout.permutation is not None:
+    if layout.permutation is not None:
         vectors = [vectors[axis] for axis in layout.permutation]
-    kept = [vector for vector in vectors if vector.size != 1]
-    if layout is not None and [vector.size for vector in kept] != [size for size in layout.shape if size != 1]:
-        return None
-    return kept
+    kept = _long_vectors(vectors)
+    return kept if [vector.size for vector in kept] == long_lengths(layout.shape) else None
 
 
-def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Made]:
-    """The tensors that a port may have merged from these: weight norms, and sums of like vectors of one module.
+def _long_vectors(vectors: Sequence[Floats]) -> list[Floats]:
+    return [vector for vector in vectors if vector.size != 1]
 
-    With ``wrong`` instead the ways in which a weight norm is merged wrongly: over other axes, without gain, without norm.
+
+def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[MergedWeight]:
+    """The tensors that a port may have merged from ``weights``: weight norms, and sums of two vectors of one module and shape.
+
+    With ``wrong``, weight norms merged wrongly instead: over other axes, without gain, without norm.
     """
     for gain, direction, axis in norm_pairs(weights):
         if direction.is_readable:
@@ -148,14 +167,14 @@ def merges(weights: Sequence[Weight], *, wrong: bool = False) -> Iterator[Made]:
     for first, second in _module_pairs(weights):
         vectors = len(first.shape) == 1 and first.shape == second.shape and first.is_readable and second.is_readable
         if vectors and not wrong:
-            yield Made(Merge("sum"), (first, second))
+            yield MergedWeight(Merge("sum"), (first, second))
 
 
 def norm_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight, int]]:
-    """Tensors of one module that by their shapes may be the gain and the direction of a weight norm, and the gain's axis (-1: all)."""
+    """(gain, direction, axis) of each two tensors of one module whose shapes fit a weight norm; the axis as `gain_axis` gives it."""
     for first, second in _module_pairs(weights):
         gain, direction = sorted((first, second), key=lambda weight: weight.count)
-        axis = _gain_axis(gain, direction)
+        axis = gain_axis(gain.shape, direction.shape) if gain.is_readable else None
         if axis is not None:
             yield gain, direction, axis
 
@@ -166,40 +185,29 @@ def _module_pairs(weights: Sequence[Weight]) -> Iterator[tuple[Weight, Weight]]:
         if is_float(weight):
             modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
     for members in modules.values():
-        if len(members) <= _MOST_MEMBERS:
+        if len(members) <= THRESHOLDS.most_in_module:
             yield from combinations(members, 2)
 
 
-def _gain_axis(gain: Weight, direction: Weight) -> int | None:
-    """The axis of a direction along which a tensor is its gain; None where the shapes say that it is none."""
-    rank = len(direction.shape)
-    if len(gain.shape) != rank or rank < 2 or gain.count >= direction.count or not gain.is_readable:
-        return None
-    long = [axis for axis, size in enumerate(gain.shape) if size != 1]
-    if len(long) > 1 or any(gain.shape[axis] != direction.shape[axis] for axis in long):
-        return None
-    return long[0] if long else -1
+def right_merge(direction: Weight, axis: int) -> Merge:
+    """The weight norm of a direction whose gain varies along one axis."""
+    return Merge("weight_norm", norm_axes(len(direction.shape), axis))
 
 
-def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[Made]:
-    every = tuple(range(len(direction.shape)))
-    right = tuple(other for other in every if other != axis)
+def _norms(gain: Weight, direction: Weight, axis: int, wrong: bool) -> Iterator[MergedWeight]:
+    right = right_merge(direction, axis)
     parts = (gain, direction)
     if not wrong:
-        yield Made(Merge("weight_norm", right), parts)
+        yield MergedWeight(right, parts)
         return
-    for length in range(1, len(every) + 1):
-        for axes in combinations(every, length):
-            if axes != right:
-                yield Made(Merge("weight_norm", axes), parts)
-    yield Made(Merge("unit", right), parts)
-    yield Made(Merge("gain"), parts)
-    yield Made(Merge("raw"), parts)
-
-
-def joined(parts: Sequence[Weight], axis: int, target: Shape, permutation: tuple[int, ...] | None) -> Origin:
-    """The origin that lays parts end to end along an axis, and then permutes."""
-    return Origin(tuple(part.name for part in parts), Layout(target, join=Join(axis), permutation=permutation))
+    rank = len(direction.shape)
+    for length in range(1, rank + 1):
+        for axes in combinations(range(rank), length):
+            if axes != right.axes:
+                yield MergedWeight(Merge("weight_norm", axes), parts)
+    yield MergedWeight(Merge("unit", right.axes), parts)
+    yield MergedWeight(Merge("gain"), parts)
+    yield MergedWeight(Merge("raw"), parts)
 
 
 def is_float(weight: Weight) -> bool:
@@ -208,6 +216,6 @@ def is_float(weight: Weight) -> bool:
 
 
 def rounded(array: Array, name: str) -> Array:
-    """The values rounded to a dtype, seen in their own."""
+    """The values rounded to the dtype of that name, in the array's own dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(dtypes.named(name).view).astype(array.dtype)

@@ -16,33 +16,39 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.parameters import Shared, shared_parameters
-from tracediff.dtype import Array
-from tracediff.parameters.layout_rules import Made, Merge, Origin, axis_vectors, is_float, merges, norm_pairs, reading, ways
-from tracediff.parameters.resemblance import Resemblance, identical, of_arrays, of_vectors
+from tracediff.dtype import Array, DType
+from tracediff.parameters.layout_rules import (
+    MergedWeight,
+    Origin,
+    axis_order,
+    axis_vectors,
+    fitting_layouts,
+    is_float,
+    merges,
+    norm_pairs,
+    origin_of,
+    right_merge,
+)
+from tracediff.parameters.resemblance import Resemblance, compare_arrays, compare_vectors, identical
 from tracediff.parameters.sources import Weight, Weights
+from tracediff.parameters.thresholds import THRESHOLDS
+from tracediff.tensors.weight_norm import has_norm_of, is_merged
 from tracediff.trace import fingerprint
 from tracediff.trace.fingerprint import Floats
 
 By = Literal["digest", "values", "sketch"]
 
-SKETCH_TOLERANCE = 1e-6
-"""Relative L2 of the axis vectors up to which two tensors known by sketch alone are called equal."""
-MERGE_TOLERANCE = 1e-6
-"""Relative L2 up to which a merged tensor (weight norm, sum) is called equal: the merge is arithmetic in the port's precision."""
-ALIKE = 0.9
-_UNSEEN = 1e-5  # relative error of the norm of a merged tensor that is known by its sketch alone
-_UNSEEN_ROWS = 1e-2  # the same of the norm that its rows imply: where a row's vector is nearly 0, rounding weighs more
-_SAMPLE = 2048
 _WIDENS = {
     ("bfloat16", "float32"), ("bfloat16", "float64"), ("float16", "float32"), ("float16", "float64"), ("float32", "float64"),
     ("float8_e4m3fn", "float32"), ("float8_e5m2", "float32"), ("float8_e4m3fn", "float16"), ("float8_e5m2", "float16"),
     ("float8_e4m3fn", "bfloat16"), ("float8_e5m2", "bfloat16"), ("float8_e4m3fn", "float64"), ("float8_e5m2", "float64"),
 }  # fmt: skip
+"""(narrow, wide) dtypes of which the wide one holds every value of the narrow one: no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a tensor of the port holds, and how that is known.
+class ValuePair:
+    """A tensor of the port and the origin whose values it has, equal or alike; ``by`` says how that is known.
 
     ``resemblance`` is None where the values are equal; ``rounded`` names the dtype to which the reference's were rounded.
     ``reshaped`` is set where only the bytes agree: no layout reconciles the two shapes.
@@ -62,27 +68,27 @@ class Held:
 
 @dataclass(slots=True)
 class Matches:
-    """What each tensor of the port holds. ``twins`` are tensors of equal values on either side, which only names can tell apart."""
+    """The pairs that values tell, by the port's name. ``twins`` are tensors of equal values, which only names can tell apart."""
 
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, ValuePair] = field(default_factory=dict)
     twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
 
 def match(reference: Weights, port: Weights) -> Matches:
-    """What each tensor of the port holds, as far as values alone decide."""
+    """The pairs of tensors that values alone decide."""
     matches = Matches()
     _by_digest(reference, port, matches)
     in_twins = {name for _, members in matches.twins for name in members}
     taken = {name for held in matches.held.values() for name in held.origin.names} | {name for names, _ in matches.twins for name in names}
-    left_a = [weight for name, weight in reference.items() if name not in taken and _tells(weight)]
-    left_b = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _tells(weight)]
-    if left_a and left_b:
-        _by_sketch(left_a, left_b, matches)
+    free_sources = [weight for name, weight in reference.items() if name not in taken and _is_telling(weight)]
+    free_targets = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _is_telling(weight)]
+    if free_sources and free_targets:
+        _by_sketch(free_sources, free_targets, matches)
     return matches
 
 
-def _tells(weight: Weight) -> bool:
-    return weight.count >= 4 and not weight.dtype.is_complex and not weight.is_constant
+def _is_telling(weight: Weight) -> bool:
+    return weight.count >= THRESHOLDS.least_telling and not weight.dtype.is_complex and not weight.is_constant
 
 
 # -- by digest ---------------------------------------------------------------------------------------------------------
@@ -113,7 +119,7 @@ def _by_digest(reference: Weights, port: Weights, matches: Matches) -> None:
 
 
 def _keys(weight: Weight, wanted: Iterable[str]) -> Iterator[tuple[Key, str]]:
-    """What a tensor of the reference may be known by in the port: its bits, and those of each dtype that the port uses for its size."""
+    """The keys that the port may hold a tensor of the reference under: its own bits, and its values in each dtype of ``wanted``."""
     yield (weight.dtype.name, weight.count, weight.digest), ""
     if weight.is_readable and is_float(weight):
         for name in wanted:
@@ -122,33 +128,33 @@ def _keys(weight: Weight, wanted: Iterable[str]) -> Iterator[tuple[Key, str]]:
                 yield (name, weight.count, weight.digest_as(dtypes.named(name))), rounded
 
 
-def same_bits(source: Weight, target: Weight, rounded: str = "") -> Held:
-    """What a tensor holds whose values stand in the reference's order."""
-    plain = next((layout for layout in ways(source.shape, target.shape) if layout.is_same), None)
+def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
+    """The pair of two tensors whose values are the same in the same order."""
+    plain = next((layout for layout in fitting_layouts(source.shape, target.shape) if layout.is_same), None)
     layout = plain or Layout(target.shape)
-    return Held(target.name, Origin((source.name,), layout), "digest", rounded=rounded, reshaped=plain is None)
+    return ValuePair(target.name, Origin((source.name,), layout), "digest", rounded=rounded, reshaped=plain is None)
 
 
 # -- by sketch ---------------------------------------------------------------------------------------------------------
 
 
-def _by_sketch(left_a: list[Weight], left_b: list[Weight], matches: Matches) -> None:
-    """Permuted tensors first, then merged ones, then joined and cut ones: each step takes what it explains."""
-    left_a, left_b = [w for w in left_a if is_float(w)], [w for w in left_b if is_float(w)]
-    near = _propose(left_a, left_b, matches)
-    for held in _stacked(_still(left_a, matches), _unheld(left_b, matches)):
+def _by_sketch(free_sources: list[Weight], free_targets: list[Weight], matches: Matches) -> None:
+    """Pairs permuted, stacked, merged, joined and cut tensors. Each step takes the tensors that it explains; the next ones see the rest."""
+    free_sources, free_targets = [w for w in free_sources if is_float(w)], [w for w in free_targets if is_float(w)]
+    near = _propose(free_sources, free_targets, matches)
+    for held in _stacked(_unclaimed(free_sources, matches), _unheld(free_targets, matches)):
         matches.held[held.port] = held
     for wrong in (False, True):
-        if _unheld(left_b, matches):
-            _propose(list(merges(_still(left_a, matches), wrong=wrong)), left_b, matches)
-    for held in merged_unseen(_still(left_a, matches), _unheld(left_b, matches)):
+        if _unheld(free_targets, matches):
+            _propose(list(merges(_unclaimed(free_sources, matches), wrong=wrong)), free_targets, matches)
+    for held in merged_unseen(_unclaimed(free_sources, matches), _unheld(free_targets, matches)):
         matches.held[held.port] = held
     for held in near:
-        if _convinces(held) and _is_better(held, matches.held.get(held.port)):
+        if _is_convincing(held) and _is_better(held, matches.held.get(held.port)):
             matches.held[held.port] = held
 
 
-def _still(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
+def _unclaimed(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
     taken = {name for held in matches.held.values() for name in held.origin.names}
     return [weight for weight in weights if weight.name not in taken]
 
@@ -157,14 +163,14 @@ def _unheld(weights: Iterable[Weight], matches: Matches) -> list[Weight]:
     return [weight for weight in weights if weight.name not in matches.held]
 
 
-def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[Held]:
-    """Takes what the sketches propose and the values bear out exactly; returns what is only alike."""
+def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matches) -> list[ValuePair]:
+    """Pairs what sketches propose where values confirm it; returns the proposals whose values are only alike."""
     targets = _unheld(targets, matches)
-    near: list[Held] = []
+    near: list[ValuePair] = []
     if not sources or not targets:
         return near
     blocks: dict[tuple[str, int], list[tuple[Weight, Weight, Shared]]] = defaultdict(list)
-    for shared in shared_parameters(sources, targets):  # type: ignore[arg-type]
+    for shared in shared_parameters(sources, targets):
         source, target = sources[shared.reference], targets[shared.port]
         if shared.part is not None:
             whole = (shared.whole, shared.port if shared.whole == "port" else shared.reference)
@@ -172,35 +178,35 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
             continue
         held = compared(source, target)
         if held is not None:
-            _take(held, matches, near)
+            _accept(held, matches, near)
     for (side, _), members in blocks.items():
         for held in _joined(members) if side == "port" else _cut(members):
-            _take(held, matches, near)
+            _accept(held, matches, near)
     return near
 
 
-def _take(held: Held, matches: Matches, near: list[Held]) -> None:
+def _accept(held: ValuePair, matches: Matches, near: list[ValuePair]) -> None:
     if not held.is_equal:
         near.append(held)
     elif held.port not in matches.held:
         matches.held[held.port] = held
 
 
-def _convinces(held: Held) -> bool:
-    """Whether values alone, whatever the names, say that this is the tensor."""
-    resemblance = held.resemblance
-    return resemblance is None or (resemblance.correlation > ALIKE and resemblance.significance > 6)
+def _is_convincing(held: ValuePair) -> bool:
+    """Whether values alone prove a pair, whatever the names."""
+    seen = held.resemblance
+    return seen is None or (seen.correlation > THRESHOLDS.alike and seen.significance > THRESHOLDS.convincing)
 
 
-def _is_better(held: Held, other: Held | None) -> bool:
+def _is_better(held: ValuePair, other: ValuePair | None) -> bool:
     if other is None or other.resemblance is None:
         return other is None
     return held.resemblance is None or held.resemblance.rel_l2 < other.resemblance.rel_l2
 
 
-def compared(source: Weight, target: Weight) -> Held | None:
-    """What a tensor of the port is to one of the reference (or a merged one) in the best layout; None where no layout fits."""
-    layouts = ways(source.shape, target.shape)
+def compared(source: Weight, target: Weight) -> ValuePair | None:
+    """The pair of a tensor of the reference (or a merged one) and one of the port, in the best layout; None where no layout fits."""
+    layouts = fitting_layouts(source.shape, target.shape)
     if not layouts:
         return None
     if source.is_readable and target.is_readable:
@@ -208,15 +214,16 @@ def compared(source: Weight, target: Weight) -> Held | None:
     return _compared_sketches(source, target, layouts)
 
 
-def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) -> Held:
+def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) -> ValuePair:
     values, port = source.read(), target.read()
     layout = _best_layout(values, port, layouts)
-    origin = reading(source, layout)
+    origin = origin_of(source, layout)
     seen = Origin((source.name,), layout).values(lambda name: values)
     resemblance, rounded = measured(seen, port)
-    if isinstance(source, Made) and resemblance is not None and resemblance.rel_l2 <= max(MERGE_TOLERANCE, 2 * target.dtype.roundoff):
+    tolerance = max(THRESHOLDS.merge_tolerance, 2 * target.dtype.roundoff)
+    if isinstance(source, MergedWeight) and resemblance is not None and resemblance.rel_l2 <= tolerance:
         resemblance = None
-    return Held(target.name, origin, "values", resemblance, rounded)
+    return ValuePair(target.name, origin, "values", resemblance, rounded)
 
 
 def measured(reference: Array, port: Array) -> tuple[Resemblance | None, str]:
@@ -226,7 +233,7 @@ def measured(reference: Array, port: Array) -> tuple[Resemblance | None, str]:
     rounded = rounding(reference, port)
     if rounded and port.dtype.name == rounded:
         return None, rounded
-    return of_arrays(reference, port), rounded
+    return compare_arrays(reference, port), rounded
 
 
 def rounding(reference: Array, port: Array) -> str:
@@ -234,35 +241,40 @@ def rounding(reference: Array, port: Array) -> str:
     own, theirs = dtypes.of(reference), dtypes.of(port)
     if own.is_exact or theirs.is_exact or own.is_complex or theirs.is_complex:
         return ""
-    sample = reference.reshape(-1)[:_SAMPLE] if reference.flags.c_contiguous else reference[:4]
-    beside = port.reshape(-1)[:_SAMPLE] if reference.flags.c_contiguous else port[:4]
+    if reference.flags.c_contiguous:
+        sample, beside = (array.reshape(-1)[: THRESHOLDS.sampled] for array in (reference, port))
+    else:
+        sample, beside = (array[: THRESHOLDS.sampled_rows] for array in (reference, port))
     for name in dict.fromkeys((theirs.name, "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float32")):
         coarse = dtypes.named(name)
-        if coarse.roundoff > own.roundoff or (coarse.name != own.name and coarse.roundoff == own.roundoff):
-            with np.errstate(over="ignore", invalid="ignore"):
-                if identical(sample.astype(coarse.view).astype(port.dtype), beside) and identical(
-                    reference.astype(coarse.view).astype(port.dtype), port
-                ):
-                    return name
+        is_coarser = coarse.roundoff > own.roundoff or (coarse.name != own.name and coarse.roundoff == own.roundoff)
+        if is_coarser and _gives_rounded(sample, coarse, beside) and _gives_rounded(reference, coarse, port):
+            return name
     return ""
 
 
+def _gives_rounded(reference: Array, coarse: DType, port: Array) -> bool:
+    """Whether the reference's values, rounded to a dtype and seen in the port's, are the port's."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return identical(reference.astype(coarse.view).astype(port.dtype), port)
+
+
 def _best_layout(source: Array, target: Array, layouts: Sequence[Layout]) -> Layout:
-    """Of the layouts that fit by shape the one in which sampled values go together best, the plainest of equals."""
+    """The layout in which sampled values correlate best; the plainest of several that are equally good."""
     if len(layouts) == 1:
         return layouts[0]
-    places = tuple(_spread(size, step, min(_SAMPLE, target.size)) for step, size in enumerate(target.shape))
+    places = tuple(_spread(size, step, min(THRESHOLDS.sampled, target.size)) for step, size in enumerate(target.shape))
     wanted = np.nan_to_num(target[places].astype(np.float64))
     best, best_score = layouts[0], (-1.0, -np.inf)
     for layout in layouts:
         seen = np.nan_to_num(Origin(("",), layout).values(lambda _: source)[places].astype(np.float64))
-        score = round(_going_together(seen, wanted), 9), -float(np.abs(seen - wanted).sum())
+        score = round(_squared_correlation(seen, wanted), 9), -float(np.abs(seen - wanted).sum())
         if score > best_score:
             best, best_score = layout, score
     return best
 
 
-def _going_together(a: Array, b: Array) -> float:
+def _squared_correlation(a: Array, b: Array) -> float:
     """The square of the correlation of two samples, 0 where one is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(a @ a) * float(b @ b)
@@ -270,12 +282,12 @@ def _going_together(a: Array, b: Array) -> float:
 
 
 def _spread(size: int, axis: int, count: int) -> Array:
-    """Seeded places along one axis of a sample."""
+    """Seeded random places along one axis: (count,) int64."""
     return np.random.default_rng((axis, size)).integers(0, max(size, 1), count)
 
 
-def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]) -> Held | None:
-    best: Held | None = None
+def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]) -> ValuePair | None:
+    best: ValuePair | None = None
     wanted = axis_vectors(target.sketch, target.shape)
     for layout in layouts:
         seen = axis_vectors(source.sketch, source.shape, layout)
@@ -284,10 +296,10 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
         if not seen:
             seen, wanted = [np.array([source.stats.mean])], [np.array([target.stats.mean])]
         constant = target.stats.min if target.is_constant else None
-        found = of_vectors(seen, wanted, count=target.count, constant_b=constant)
-        equal = found.rel_l2 <= SKETCH_TOLERANCE and _like_statistics(source, target)
+        found = compare_vectors(seen, wanted, count=target.count, constant_b=constant)
+        equal = found.rel_l2 <= THRESHOLDS.sketch_tolerance and _like_statistics(source, target)
         rounded = target.dtype.name if target.dtype.roundoff > max(source.dtype.roundoff, found.rel_l2) and not equal else ""
-        held = Held(target.name, reading(source, layout), "sketch", None if equal or rounded else found, rounded)
+        held = ValuePair(target.name, origin_of(source, layout), "sketch", None if equal or rounded else found, rounded)
         if best is None or _is_better(held, best):
             best = held
     return best
@@ -295,67 +307,63 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
 
 def _like_statistics(source: Weight, target: Weight) -> bool:
     a, b = source.stats, target.stats
-    near = all(abs(x - y) <= SKETCH_TOLERANCE * max(abs(x), abs(y), a.l2) for x, y in ((a.min, b.min), (a.max, b.max), (a.l2, b.l2)))
-    return near and (a.nan, a.inf) == (b.nan, b.inf)
+
+    def near(x: float, y: float) -> bool:
+        return abs(x - y) <= THRESHOLDS.sketch_tolerance * max(abs(x), abs(y), a.l2)
+
+    return near(a.min, b.min) and near(a.max, b.max) and near(a.l2, b.l2) and (a.nan, a.inf) == (b.nan, b.inf)
 
 
 # -- weight norms whose values were not stored ----------------------------------------------------------------------
 
 
-def merged_unseen(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Held]:
-    """Weight norms merged right, as far as sketches can tell: by the norm of the whole, and by each row's sign and scale.
-
-    With w = g * v / |v| for each row: |w| is |g|; and as the axis vectors give (g / |v|) row by row, they give |v| as well.
-    """
+def merged_unseen(free_sources: Sequence[Weight], free_targets: Sequence[Weight]) -> Iterator[ValuePair]:
+    """The pairs of the port's tensors and weight norms whose direction is known by its sketch alone (see `tensors.weight_norm`)."""
     by_axes: dict[tuple[int, ...], list[Weight]] = defaultdict(list)
-    for weight in left_b:
+    for weight in free_targets:
         by_axes[tuple(sorted(weight.shape))].append(weight)
-    for gain, direction, axis in norm_pairs(left_a):
+    for gain, direction, axis in norm_pairs(free_sources):
         if direction.is_readable:
             continue
         for target in by_axes.get(tuple(sorted(direction.shape)), ()):
             layout = norm_layout(gain, direction, axis, target)
             if layout is not None:
-                merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
-                yield Held(target.name, Origin((gain.name, direction.name), layout, merge), "sketch")
+                origin = Origin((gain.name, direction.name), layout, right_merge(direction, axis))
+                yield ValuePair(target.name, origin, "sketch")
 
 
 def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
-    """The layout in which a tensor is a weight norm merged, by its sketch; None where it is not."""
-    if axis < 0 or abs(target.stats.l2 - gain.stats.l2) > _UNSEEN * gain.stats.l2:
+    """The layout in which a tensor is a merged weight norm, by its sketch; None where it is none."""
+    if axis < 0 or not has_norm_of(gain.stats.l2, target.stats.l2):
         return None
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
-    for layout in ways(direction.shape, target.shape):
-        order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
+    for layout in fitting_layouts(direction.shape, target.shape):
+        order = axis_order(layout)
         if layout.split not in (None, direction.shape) or len(order) != len(target.shape):
             continue
-        merged = target.sketch.axes[order.index(axis)]
-        if merged.size != rows.size or not merged.all() or np.any(np.sign(merged) != np.sign(scale * rows)):
-            continue
-        norm = float(np.linalg.norm(scale * rows / merged))
-        if abs(norm - direction.stats.l2) < _UNSEEN_ROWS * direction.stats.l2:
+        if is_merged(scale, rows, target.sketch.axes[order.index(axis)], direction.stats.l2):
             return layout
     return None
 
 
 def has_rows_of(direction: Weight, target: Weight, origin: Origin) -> bool:
-    """Whether the rows of a tensor have the signs of a weight norm's direction, as far as the sketches of eight rows or more tell."""
+    """Whether the rows of a tensor have the signs of a weight norm's direction, by sketch; False for few rows, which tell nothing."""
     merge, layout = origin.merge, origin.layout
     if merge is None or layout.split not in (None, direction.shape) or len(target.shape) != len(direction.shape):
         return False
     axis = next((axis for axis in range(len(direction.shape)) if axis not in merge.axes), None)
-    order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
-    if axis is None or direction.shape[axis] < 8:
+    order = axis_order(layout)
+    if axis is None or direction.shape[axis] < THRESHOLDS.telling_rows:
         return False
     rows, merged = direction.sketch.axes[axis], target.sketch.axes[order.index(axis)]
-    return rows.size == merged.size and abs(float(np.mean(np.sign(rows) * np.sign(merged)))) > 0.9
+    return rows.size == merged.size and abs(float(np.mean(np.sign(rows) * np.sign(merged)))) > THRESHOLDS.same_signs
 
 
 # -- joined, cut, stacked ----------------------------------------------------------------------------------------------
 
 
-def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
-    """A tensor of the port that several of the reference's were laid into, end to end, where they fill it."""
+def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
+    """The pair of a tensor of the port and the reference's tensors that fill it end to end; none where they leave a gap."""
     target = members[0][1]
     placed = sorted(((_part(shared), source) for source, _, shared in members), key=lambda item: item[0].start)
     part = placed[0][0]
@@ -366,14 +374,15 @@ def _joined(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
     if any(place.axis != part.axis or place.groups != part.groups for place, _ in placed):
         return
     sources = [source for _, source in placed]
-    moved = _is_moved(sources[0], placed[0][0], target)
-    join = Join(1 - part.axis if moved else part.axis, groups=part.groups)
-    layout = Layout(target.shape, join=join, permutation=(1, 0) if moved else None)
-    yield _decided(Origin(tuple(source.name for source in sources), layout), sources, target)
+    transposed = _is_transposed(sources[0], placed[0][0], target)
+    join = Join(1 - part.axis if transposed else part.axis, groups=part.groups)
+    layout = Layout(target.shape, join=join, permutation=(1, 0) if transposed else None)
+    # Where values cannot be read, the sketches have said that they are equal.
+    yield compared_origin(Origin(tuple(source.name for source in sources), layout), sources, target)
 
 
-def _is_moved(source: Weight, part: Part, target: Weight) -> bool:
-    """Whether a matrix stands transposed in the whole that it is a block of, by the vector along the axis on which it was laid."""
+def _is_transposed(source: Weight, part: Part, target: Weight) -> bool:
+    """Whether a matrix is transposed in the whole of which it is a block: its other axis then has the vector of the joined axis."""
     if len(source.shape) != 2 or len(target.shape) != 2:
         return False
     block = _block(target.sketch.axes[part.axis], part)
@@ -386,30 +395,30 @@ def _block(vector: Floats, part: Part) -> Floats:
     return vector.reshape(part.groups, -1)[:, part.start : part.stop].ravel()
 
 
-def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[Held]:
-    """Tensors of the port that are each a block of one of the reference's; a single one is only a shorter table."""
+def _cut(members: Sequence[tuple[Weight, Weight, Shared]]) -> Iterator[ValuePair]:
+    """The pairs of a tensor of the reference and the port's tensors that are blocks of it. A single block is a shorter table."""
     if len({target.name for _, target, _ in members}) < 2:
         return
     for source, target, shared in members:
         part = _part(shared)
         cut = [*source.shape]
         cut[part.axis] = (part.stop - part.start) * part.groups
-        for layout in ways(tuple(cut), target.shape)[:4]:
+        for layout in fitting_layouts(tuple(cut), target.shape)[: THRESHOLDS.cut_layouts]:
             if not _keeps_block(source, part, layout, target):
                 continue
-            held = _decided(Origin((source.name,), replace(layout, part=part)), [source], target)
+            held = compared_origin(Origin((source.name,), replace(layout, part=part)), [source], target)
             if held.is_equal:
                 yield held
                 break
 
 
 def _keeps_block(source: Weight, part: Part, layout: Layout, target: Weight) -> bool:
-    """Whether the axis along which a block was cut is where a layout puts it, where the layout only permutes."""
+    """Whether a layout puts the axis of a cut where the port has it. Only a layout that permutes can be asked."""
     if layout.split is not None or len(source.shape) != len(target.shape):
         return True
-    order = layout.permutation if layout.permutation is not None else tuple(range(len(target.shape)))
+    order = axis_order(layout)
     block, own = _block(source.sketch.axes[part.axis], part), target.sketch.axes[order.index(part.axis)]
-    return own.size == block.size and float(np.abs(own - block).sum()) < 0.1 * float(np.abs(block).sum())
+    return own.size == block.size and float(np.abs(own - block).sum()) < THRESHOLDS.cut_axis_error * float(np.abs(block).sum())
 
 
 def _part(shared: Shared) -> Part:
@@ -417,26 +426,26 @@ def _part(shared: Shared) -> Part:
     return shared.part
 
 
-def _decided(origin: Origin, sources: Sequence[Weight], target: Weight) -> Held:
-    """What the values say of an origin; where they cannot be read the sketches have said it."""
+def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, unseen: Resemblance | None = None) -> ValuePair:
+    """The pair of an origin and a tensor of the port, by values; ``unseen`` is the resemblance where values cannot be read."""
     if not target.is_readable or not all(source.is_readable for source in sources):
-        return Held(target.name, origin, "sketch")
+        return ValuePair(target.name, origin, "sketch", unseen)
     by_name = {source.name: source for source in sources}
     resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
-    return Held(target.name, origin, "values", resemblance, rounded)
+    return ValuePair(target.name, origin, "values", resemblance, rounded)
 
 
-def _stacked(left_a: Sequence[Weight], left_b: Sequence[Weight]) -> Iterator[Held]:
-    """Tensors of the port that are the reference's stacked on a new first axis (the experts of a mixture)."""
+def _stacked(free_sources: Sequence[Weight], free_targets: Sequence[Weight]) -> Iterator[ValuePair]:
+    """The pairs of the port's tensors and those of the reference that are stacked on a new first axis (the experts of a mixture)."""
     by_digest: dict[Key, Weight] = {}
-    for weight in left_a:
+    for weight in free_sources:
         by_digest.setdefault((weight.dtype.name, weight.count, weight.digest), weight)
-    for target in left_b:
-        if len(target.shape) < 3 or not target.is_readable or target.shape[0] > 4096:
+    for target in free_targets:
+        if len(target.shape) < 3 or not target.is_readable or target.shape[0] > THRESHOLDS.most_stacked:
             continue
         values = target.read()
         found = [by_digest.get((target.dtype.name, part.size, fingerprint.digest(dtypes.bits(part)))) for part in values]
         sources = [weight for weight in found if weight is not None and weight.shape == target.shape[1:]]
         if sources and len(sources) == len(found):
             names = tuple(source.name for source in sources)
-            yield Held(target.name, Origin(names, Layout(target.shape, join=Join(0, "stack"))), "values")
+            yield ValuePair(target.name, Origin(names, Layout(target.shape, join=Join(0, "stack"))), "values")

@@ -1,4 +1,4 @@
-"""Which tensor of the reference belongs in the place of each tensor of the port: by values, and where those do not tell, by names.
+"""Which tensor of the reference belongs in the place of each tensor of the port: by values, and where values do not tell, by names.
 
 `pair` first takes what the values say. From the names of those pairs it learns the renaming; that tells apart tensors of equal values and
 finds the place of tensors whose values agree with nothing. What is left goes by likeness of names among tensors of fitting shapes.
@@ -16,40 +16,46 @@ from typing import Literal
 import numpy as np
 
 from tracediff.alignment.axes import Join, Layout, Part
-from tracediff.parameters.layout_rules import Made, Merge, Origin, merges, norm_pairs, ways
-from tracediff.parameters.matching import ALIKE, Held, compared, match, measured, norm_layout, same_bits
+from tracediff.alignment.order import best_assignment
+from tracediff.parameters.layout_rules import Merge, MergedWeight, Origin, fitting_layouts, long_lengths, merges, norm_pairs, right_merge
+from tracediff.parameters.matching import ValuePair, compared, compared_origin, match, norm_layout, same_bits
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
 from tracediff.parameters.sources import Weight, Weights
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Named = Literal["exact", "renamed", "likeness"]
 
-_LEAST_LIKE = 0.4
-_LARGEST_ASSIGNMENT = 1500
-
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A tensor of the port whose values are not those that by name belong there; ``named`` says how the name was found.
+class NamePair:
+    """A tensor of the port that a name places, whose values are not the reference's; ``named`` says how the name was found.
 
-    ``held`` compares it with what belongs there; None where no layout reconciles the shapes.
+    ``held`` compares the tensor with what belongs in its place; None where no layout reconciles the shapes.
     """
 
     port: str
     names: tuple[str, ...]
     named: Named
-    held: Held | None
+    held: ValuePair | None
 
 
 @dataclass(slots=True)
 class Pairing:
-    """The pairs of two sets of weights: ``held`` by equal values, ``placed`` by names alone, and what is left on each side."""
+    """The pairs of two sets of weights, as far as `STEPS` have found them.
+
+    By the port's names: ``held`` are pairs of equal values, ``near`` pairs of values much alike, ``placed`` pairs by name. ``elsewhere``
+    are pairs of values much alike whose tensor of the reference has another place. ``doubles`` are the port's tensors that are a second
+    copy. ``twins``: the names on each side of tensors of equal values. ``tied``: names of the reference, each with the name it repeats.
+    """
 
     reference: Weights
     port: Weights
-    held: dict[str, Held] = field(default_factory=dict)
-    placed: dict[str, Placed] = field(default_factory=dict)
-    elsewhere: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, ValuePair] = field(default_factory=dict)
+    near: dict[str, ValuePair] = field(default_factory=dict)
+    twins: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    placed: dict[str, NamePair] = field(default_factory=dict)
+    elsewhere: dict[str, ValuePair] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     doubles: set[str] = field(default_factory=set)
     renames: Renames = field(default_factory=lambda: Renames(()))
@@ -73,34 +79,45 @@ class Pairing:
 
     def fits(self, reference: str, port: str) -> bool:
         """Whether a tensor of the port has room for one of the reference, in some layout."""
-        return reference in self.reference and port in self.port and bool(ways(self.reference[reference].shape, self.port[port].shape))
-
-    def learn(self) -> None:
-        """Learns the renaming anew from all pairs so far."""
-        pairs = [(name, held.port) for held in self.held.values() if held.port not in self.doubles for name in held.origin.names]
-        self.renames = Renames(sorted(pairs, key=_order_in(self.reference)), fits=self.fits, reference=self.reference, port=self.port)
+        if reference not in self.reference or port not in self.port:
+            return False
+        return bool(fitting_layouts(self.reference[reference].shape, self.port[port].shape))
 
 
 def pair(reference: Weights, port: Weights) -> Pairing:
-    """The pairs of two sets of weights."""
+    """The pairs of two sets of weights, found by `STEPS` in their order."""
     pairing = Pairing(reference, port)
-    matches = match(reference, port)
-    pairing.held = {name: held for name, held in matches.held.items() if held.is_equal or held.reshaped}
-    near = {name: held for name, held in matches.held.items() if name not in pairing.held}
-    pairing.doubles.update(_doubles(pairing.held))
-    pairing.learn()
-    for names, twins in matches.twins:
-        _part_twins(pairing, names, twins)
-    pairing.learn()
-    _place_by_renames(pairing, near)
-    _place_near(pairing, near)
-    pairing.learn()
-    _place_by_renames(pairing, {})
-    _place_by_likeness(pairing)
-    _regain(pairing)
-    _place_blocks(pairing)
-    _find_ties(pairing)
+    for step in STEPS:
+        step.run(pairing)
     return pairing
+
+
+# -- equal values, and the renaming that they tell -----------------------------------------------------------------------
+
+
+def _match_values(pairing: Pairing) -> None:
+    """Pairs what the values pair, and sets aside what they only make likely."""
+    matches = match(pairing.reference, pairing.port)
+    pairing.held = {name: held for name, held in matches.held.items() if held.is_equal or held.reshaped}
+    pairing.near = {name: held for name, held in matches.held.items() if name not in pairing.held}
+    pairing.twins = matches.twins
+
+
+def _mark_doubles(pairing: Pairing) -> None:
+    """Marks the port's tensors that are a second copy: another tensor of the port has the same values and a likelier name."""
+    by_origin: dict[str, list[str]] = defaultdict(list)
+    for name, held in pairing.held.items():
+        if held.origin.is_copy:
+            by_origin[held.origin.key].append(name)
+    for key, names in by_origin.items():
+        pairing.doubles.update(sorted(names, key=lambda name: -likeness(key, name))[1:])
+
+
+def _learn_renames(pairing: Pairing) -> None:
+    """Learns the renaming anew from all pairs of equal values so far."""
+    pairs = [(name, held.port) for held in pairing.held.values() if held.port not in pairing.doubles for name in held.origin.names]
+    in_order = sorted(pairs, key=_order_in(pairing.reference))
+    pairing.renames = Renames(in_order, fits=pairing.fits, reference=pairing.reference, port=pairing.port)
 
 
 def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
@@ -108,22 +125,14 @@ def _order_in(weights: Weights) -> Callable[[tuple[str, str]], int]:
     return lambda item: order[item[0]]
 
 
-def _doubles(held: Mapping[str, Held]) -> Iterator[str]:
-    """The port's tensors that hold what another one of a likelier name holds as well."""
-    by_origin: dict[str, list[str]] = defaultdict(list)
-    for name, found in held.items():
-        if found.origin.is_copy:
-            by_origin[found.origin.key].append(name)
-    for key, names in by_origin.items():
-        if len(names) > 1:
-            yield from sorted(names, key=lambda name: -likeness(key, name))[1:]
+def _part_twins(pairing: Pairing) -> None:
+    """Pairs tensors of equal values by names. A tensor that the port has besides is paired with the one whose name is most alike."""
+    for names, twins in pairing.twins:
+        _part(pairing, names, twins)
 
 
-# -- tensors of equal values -------------------------------------------------------------------------------------------
-
-
-def _part_twins(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) -> None:
-    """Pairs tensors of equal values by their names; what the port has more of holds what it is most like."""
+def _part(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) -> None:
+    """Pairs the reference's tensors of one value (``names``) with the port's (``twins``)."""
     free_a, free_b = list(names), list(twins)
     for name in names:
         goal = next((goal for goal in pairing.renames.candidates(name) if goal in free_b), None)
@@ -131,7 +140,7 @@ def _part_twins(pairing: Pairing, names: Sequence[str], twins: Sequence[str]) ->
             _hold(pairing, name, goal)
             free_a.remove(name)
             free_b.remove(goal)
-    for name, goal in _assigned(free_a, free_b):
+    for name, goal in _most_alike(free_a, free_b):
         _hold(pairing, name, goal)
         free_b.remove(goal)
     pairing.doubles.update(free_b)
@@ -147,22 +156,20 @@ def _hold(pairing: Pairing, name: str, goal: str) -> None:
     pairing.held[goal] = held
 
 
-def _assigned(names: Sequence[str], goals: Sequence[str], least: float = 0.0) -> list[tuple[str, str]]:
-    """The pairs of names that are together most alike; in order where there are too many to weigh."""
+def _most_alike(names: Sequence[str], goals: Sequence[str], least: float = 0.0) -> list[tuple[str, str]]:
+    """The pairs of names that are together most alike, each by ``least`` or more; in order where there are too many to weigh."""
     if not names or not goals:
         return []
-    if len(names) * len(goals) > _LARGEST_ASSIGNMENT**2 // 4:
+    if len(names) * len(goals) > THRESHOLDS.most_assigned:
         return list(zip(names, goals, strict=False))
-    from scipy.optimize import linear_sum_assignment
-
-    score = np.array([[likeness(name, goal) for goal in goals] for name in names])
-    score -= 1e-4 * np.abs(np.subtract.outer(np.arange(len(names)) / len(names), np.arange(len(goals)) / len(goals)))
-    rows, columns = (found.tolist() for found in linear_sum_assignment(-score))
-    return [(names[i], goals[j]) for i, j in zip(rows, columns, strict=True) if score[i, j] >= least]
+    scores = np.array([[likeness(name, goal) for goal in goals] for name in names])  # (names, goals)
+    apart = np.abs(np.subtract.outer(np.arange(len(names)) / len(names), np.arange(len(goals)) / len(goals)))
+    scores -= THRESHOLDS.out_of_order * apart
+    return [(names[i], goals[j]) for i, j in best_assignment(scores) if scores[i, j] >= least]
 
 
 def _find_ties(pairing: Pairing) -> None:
-    """Marks the reference's tensors that have no place of their own because they are another one that has."""
+    """Marks the reference's tensors without a place that are a second name, or a copy, of a tensor with a place."""
     claimed = pairing.claimed
     digests = {pairing.reference[name].digest: name for name in claimed if pairing.reference[name].count > 1}
     for name in pairing.missing:
@@ -176,8 +183,17 @@ def _find_ties(pairing: Pairing) -> None:
 # -- tensors that names place ------------------------------------------------------------------------------------------
 
 
-def _place_by_renames(pairing: Pairing, near: dict[str, Held]) -> None:
-    """Places what is left of the reference where the renaming, or its own name, puts it."""
+def _place_by_renames(pairing: Pairing) -> None:
+    """Places what is left of the reference where the renaming, or its own name, puts it, unless values speak clearly against it."""
+    _place_where_named(pairing, pairing.near)
+
+
+def _place_the_rest_by_renames(pairing: Pairing) -> None:
+    """Places what is still left where the renaming puts it, whatever the values say."""
+    _place_where_named(pairing, {})
+
+
+def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair]) -> None:
     claimed = pairing.claimed
     open_names = {name for name in pairing.port if name not in pairing.held and name not in pairing.placed}
     wanted: dict[str, list[str]] = defaultdict(list)
@@ -192,55 +208,64 @@ def _place_by_renames(pairing: Pairing, near: dict[str, Held]) -> None:
 
 
 def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
-    """The open place that a tensor's name leads to: the first with room for it, else the first that exists under a surely known name."""
+    """The open place that a tensor's name leads to: the first of a fitting shape, else the first that exists."""
     candidates = [goal for goal in dict.fromkeys(pairing.renames.candidates(name)) if goal in open_names]
     return next((goal for goal in candidates if pairing.fits(name, goal)), candidates[0] if candidates else None)
 
 
-def _place(pairing: Pairing, names: Sequence[str], goal: str, near: Held | None) -> None:
-    target = pairing.port[goal]
-    composed = min(_compositions(pairing, names, target), key=_distance, default=None)
-    singles = [held for name in names if (held := compared(pairing.reference[name], target)) is not None]
-    best = min(singles, key=_distance, default=None)
-    if composed is not None and (best is None or _distance(best) > 0.5 * _distance(composed)):
-        best = composed
+def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | None) -> None:
+    """Pairs a place of the port with those of the reference's tensors that a name leads there, unless ``near`` speaks against them."""
+    best = _best_source(pairing, names, pairing.port[goal])
     named: Named = "exact" if goal in names else "renamed"
     if best is None:
-        pairing.placed[goal] = Placed(goal, tuple(names[:1]), named, None)
-    elif not best.is_equal and (whole := _unseen_norm(pairing, names, best)) is not None:
-        pairing.placed[goal] = Placed(goal, whole.origin.names, named, whole)
-    elif best.is_equal:
-        pairing.held[goal] = best
-    elif near is not None and near.origin.names != best.origin.names and _is_clearly_nearer(near, best):
+        pairing.placed[goal] = NamePair(goal, tuple(names[:1]), named, None)
         return
-    else:
-        pairing.placed[goal] = Placed(goal, best.origin.names, named, best)
+    if best.is_equal:
+        pairing.held[goal] = best
+        return
+    whole = _unseen_norm(pairing, names, best)
+    if whole is not None:
+        pairing.placed[goal] = NamePair(goal, whole.origin.names, named, whole)
+    elif near is None or near.origin.names == best.origin.names or not _is_clearly_nearer(near, best):
+        pairing.placed[goal] = NamePair(goal, best.origin.names, named, best)
 
 
-def _unseen_norm(pairing: Pairing, names: Sequence[str], best: Held) -> Held | None:
-    """A weight norm that cannot be computed since its direction's values were not stored, compared by the direction alone."""
+def _best_source(pairing: Pairing, names: Sequence[str], target: Weight) -> ValuePair | None:
+    """The nearest of tensors of the reference to one of the port, or the nearest composition of them where that is clearly nearer."""
+    pairs = (compared(pairing.reference[name], target) for name in names)
+    single = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
+    composed = min(_compositions(pairing, names, target), key=_distance, default=None)
+    if composed is None:
+        return single
+    if single is None or _distance(single) > THRESHOLDS.gain_of_parts * _distance(composed):
+        return composed
+    return single
+
+
+def _unseen_norm(pairing: Pairing, names: Sequence[str], best: ValuePair) -> ValuePair | None:
+    """A weight norm of which only the direction was compared, since its values were not stored and the merge cannot be computed."""
     for gain, direction, axis in norm_pairs([pairing.reference[name] for name in names]):
         if best.origin.names == (direction.name,) and not direction.is_readable:
-            merge = Merge("weight_norm", tuple(other for other in range(len(direction.shape)) if other != axis))
-            return replace(best, origin=replace(best.origin, names=(gain.name, direction.name), merge=merge))
+            origin = replace(best.origin, names=(gain.name, direction.name), merge=right_merge(direction, axis))
+            return replace(best, origin=origin)
     return None
 
 
-def _distance(held: Held) -> float:
-    """How far values are from an origin's: their relative error, or what a scale and a shift leave of it."""
-    found = held.resemblance
-    return 0.0 if found is None else min(found.rel_l2, math.sqrt(1 - found.correlation**2))
+def _distance(held: ValuePair) -> float:
+    """How far values are from an origin's: their relative error, or the error that remains after the best scale and shift."""
+    seen = held.resemblance
+    return 0.0 if seen is None else min(seen.rel_l2, math.sqrt(1 - seen.correlation**2))
 
 
-def _is_clearly_nearer(near: Held, other: Held) -> bool:
-    """Whether a tensor's values speak for another origin than its name, beyond what likely tensors of one kind share."""
+def _is_clearly_nearer(near: ValuePair, other: ValuePair) -> bool:
+    """Whether values speak for another origin than the name, by more than tensors of one kind resemble each other."""
     if other.resemblance is None or near.resemblance is None:
         return near.resemblance is None
-    return near.resemblance.rel_l2 < 0.25 * other.resemblance.rel_l2
+    return near.resemblance.rel_l2 < THRESHOLDS.clearly_nearer * other.resemblance.rel_l2
 
 
-def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[Held]:
-    """A tensor of the port as several of the reference's: merged, or laid end to end."""
+def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Iterator[ValuePair]:
+    """The pairs of a tensor of the port with several of the reference's: merged, or laid end to end."""
     if len(names) < 2:
         return
     sources = [pairing.reference[name] for name in names]
@@ -249,13 +274,14 @@ def _compositions(pairing: Pairing, names: Sequence[str], target: Weight) -> Ite
         if held is not None:
             yield held
     for axis in range(len(target.shape)):
-        if all(_joins(source, target, axis) for source in sources) and sum(source.shape[axis] for source in sources) == target.shape[axis]:
+        is_joined = all(_joins(source, target, axis) for source in sources)
+        if is_joined and sum(source.shape[axis] for source in sources) == target.shape[axis]:
             origin = Origin(tuple(names), Layout(target.shape, join=Join(axis)))
-            yield _compared_origin(origin, sources, target)
+            yield compared_origin(origin, sources, target, _unknown(target))
 
 
-def _regain(pairing: Pairing) -> None:
-    """Sees a weight norm where the port holds its direction alone: right where the gain changes nothing, else a wrong merge."""
+def _regain_norms(pairing: Pairing) -> None:
+    """Pairs weight norms of which the port holds the direction alone: a right merge where the gain changes nothing, else a wrong one."""
     left = set(pairing.missing)
     by_direction = {held.origin.names[0]: held for held in pairing.held.values() if held.origin.is_copy and held.origin.merge is None}
     for members in siblings(pairing.reference).values():
@@ -263,13 +289,13 @@ def _regain(pairing: Pairing) -> None:
         if left.isdisjoint(members):
             continue
         for wrong in (False, True):
-            norms = [made for made in merges(pool, wrong=wrong) if made.merge.how != "sum"]
+            norms = [made for made in merges(pool, wrong=wrong) if made.merge.kind != "sum"]
             fitting = [made for made in norms if made.parts[0].name in left and made.parts[1].name in by_direction]
-            _regain_one(pairing, fitting, by_direction)
-        _regain_unseen(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
+            _regain_by_values(pairing, fitting, by_direction)
+        _regain_by_sketches(pairing, [weight for weight in pool if weight.name in left], pool, by_direction)
 
 
-def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, Held]) -> None:
+def _regain_by_values(pairing: Pairing, made: Sequence[MergedWeight], by_direction: dict[str, ValuePair]) -> None:
     for weight in made:
         goal = by_direction[weight.parts[1].name].port
         if len(pairing.held[goal].origin.names) > 1:
@@ -280,33 +306,33 @@ def _regain_one(pairing: Pairing, made: Sequence[Made], by_direction: dict[str, 
             return
 
 
-def _regain_unseen(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, Held]) -> None:
+def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequence[Weight], by_direction: dict[str, ValuePair]) -> None:
     """The same where the direction's values were not stored, by the sketches."""
     for gain, direction, axis in norm_pairs(pool):
         held = by_direction.get(direction.name)
         if direction.is_readable or gain not in gains or held is None:
             continue
         right = norm_layout(gain, direction, axis, pairing.port[held.port])
-        axes = tuple(other for other in range(len(direction.shape)) if other != axis)
-        merge = Merge("raw") if right is None else Merge("weight_norm", axes)
+        merge = Merge("raw") if right is None else right_merge(direction, axis)
         origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
         pairing.held[held.port] = replace(held, origin=origin, by="sketch")
 
 
 def _place_blocks(pairing: Pairing) -> None:
-    """Places what is left of the port where a tensor of the reference was cut, and one of the blocks is nowhere."""
+    """Places what is left of the port as the missing block of a tensor of the reference that was cut."""
     for name, (axis, groups, gaps) in _gaps(pairing).items():
         source = pairing.reference[name]
         for start, stop in gaps:
             part = Part(axis, start, stop, groups)
             shape = (*source.shape[:axis], (stop - start) * groups, *source.shape[axis + 1 :])
-            fitting = [goal for goal in pairing.unexpected if ways(shape, pairing.port[goal].shape)]
+            fitting = [goal for goal in pairing.unexpected if fitting_layouts(shape, pairing.port[goal].shape)]
             if not fitting:
                 continue
             goal = max(fitting, key=lambda goal: likeness(name, goal))
-            layout = replace(ways(shape, pairing.port[goal].shape)[0], part=part)
-            held = _compared_origin(Origin((name,), layout), [source], pairing.port[goal])
-            pairing.placed[goal] = Placed(goal, (name,), "renamed", held)
+            layout = replace(fitting_layouts(shape, pairing.port[goal].shape)[0], part=part)
+            target = pairing.port[goal]
+            held = compared_origin(Origin((name,), layout), [source], target, _unknown(target))
+            pairing.placed[goal] = NamePair(goal, (name,), "renamed", held)
 
 
 def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
@@ -327,69 +353,64 @@ def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]
 
 
 def _joins(source: Weight, target: Weight, axis: int) -> bool:
+    """Whether a tensor is as long as another along every axis but one."""
     same = [a == b for place, (a, b) in enumerate(zip(source.shape, target.shape, strict=False)) if place != axis]
     return len(source.shape) == len(target.shape) and all(same)
 
 
-def _compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight) -> Held:
-    by_name = {source.name: source for source in sources}
-    if not target.is_readable or not all(source.is_readable for source in sources):
-        return Held(target.name, origin, "sketch", _unknown(target))
-    resemblance, rounded = measured(origin.values(lambda name: by_name[name].read()), target.read())
-    return Held(target.name, origin, "values", resemblance, rounded)
-
-
 def _unknown(target: Weight) -> Resemblance:
+    """The resemblance of a tensor of which nothing is known."""
     unknown = math.inf
     return Resemblance(target.count, None, unknown, 0.0, 1.0, unknown, 0.0, unknown, math.nan, (0.0, 0.0), False, None, 0)
 
 
-def _place_near(pairing: Pairing, near: dict[str, Held]) -> None:
-    """Places what is much alike by value and was not placed by name."""
+def _place_near(pairing: Pairing) -> None:
+    """Places tensors that are much alike by value and that no name has placed."""
     claimed = pairing.claimed
-    for goal, held in near.items():
+    for goal, held in pairing.near.items():
         if goal in pairing.held or goal in pairing.placed:
             continue
         if claimed.intersection(held.origin.names):
             pairing.elsewhere[goal] = held
             continue
-        pairing.placed[goal] = Placed(goal, held.origin.names, "renamed", held)
+        pairing.placed[goal] = NamePair(goal, held.origin.names, "renamed", held)
         claimed.update(held.origin.names)
 
 
 def _place_by_likeness(pairing: Pairing) -> None:
-    """Places what no rule knows among tensors of fitting shapes, by likeness of names."""
+    """Places what no renaming knows, by likeness of names among tensors whose axes have the same lengths."""
     groups_a: dict[tuple[int, ...], list[str]] = defaultdict(list)
     groups_b: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in pairing.missing:
-        groups_a[_long_axes(pairing.reference[name])].append(name)
+        groups_a[_lengths(pairing.reference[name])].append(name)
     for name in pairing.unexpected:
-        groups_b[_long_axes(pairing.port[name])].append(name)
+        groups_b[_lengths(pairing.port[name])].append(name)
     for shape, names in groups_a.items():
-        least = _LEAST_LIKE if shape else 0.7
-        for name, goal in _assigned(names, groups_b.get(shape, []), least):
+        least = THRESHOLDS.least_likeness if shape else THRESHOLDS.least_likeness_of_numbers
+        for name, goal in _most_alike(names, groups_b.get(shape, []), least):
             held = compared(pairing.reference[name], pairing.port[goal])
             if held is None:
                 continue
             if held.is_equal:
                 pairing.held[goal] = held
             elif _belongs(pairing, name, goal, held):
-                pairing.placed[goal] = Placed(goal, (name,), "likeness", held)
+                pairing.placed[goal] = NamePair(goal, (name,), "likeness", held)
 
 
-def _belongs(pairing: Pairing, name: str, goal: str, held: Held) -> bool:
-    """Whether a likeness of names is enough to say that a tensor belongs there: more so the less else speaks against it."""
+def _belongs(pairing: Pairing, name: str, goal: str, held: ValuePair) -> bool:
+    """Whether a likeness of names is enough for a pair: always where values are alike, never where the tensor's kind goes elsewhere."""
     resemblance = held.resemblance
-    if resemblance is not None and resemblance.correlation > ALIKE:
+    if resemblance is not None and resemblance.correlation > THRESHOLDS.alike:
         return True
     known = pairing.renames.rule(name)
-    if known is not None and known.share > 0.5:
-        return False  # its kind goes elsewhere
-    return likeness(name, goal) >= _LEAST_LIKE
+    if known is not None and known.share > THRESHOLDS.kind_elsewhere:
+        return False
+    return likeness(name, goal) >= THRESHOLDS.least_likeness
 
 
-def _long_axes(weight: Weight) -> tuple[int, ...]:
-    return tuple(sorted(size for size in weight.shape if size != 1))
+def _lengths(weight: Weight) -> tuple[int, ...]:
+    """The lengths of a tensor's axes, ones left out: what no layout changes."""
+    return tuple(sorted(long_lengths(weight.shape)))
 
 
 def siblings(names: Iterable[str]) -> dict[str, list[str]]:
@@ -398,3 +419,32 @@ def siblings(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         found[parent(name)].append(name)
     return found
+
+
+# -- the order of all this ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the pairing, which adds to what the steps before it found."""
+
+    name: str
+    run: Callable[[Pairing], None]
+
+
+STEPS: tuple[Step, ...] = (
+    Step("match values", _match_values),
+    Step("mark doubles", _mark_doubles),
+    Step("learn renames from values", _learn_renames),
+    Step("part twins", _part_twins),
+    Step("learn renames from twins", _learn_renames),
+    Step("place by renames", _place_by_renames),
+    Step("place what is much alike", _place_near),
+    Step("learn renames from all", _learn_renames),
+    Step("place the rest by renames", _place_the_rest_by_renames),
+    Step("place by likeness of names", _place_by_likeness),
+    Step("regain weight norms", _regain_norms),
+    Step("place blocks", _place_blocks),
+    Step("find ties", _find_ties),
+)
+"""What `pair` does, in its order. A step may be left out; those after it then have less to go by."""

@@ -9,37 +9,38 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from tracediff.alignment.axes import Layout
+from tracediff.alignment.names import likeness as word_likeness
 from tracediff.alignment.names import tokens
 from tracediff.parameters.findings import WeightFinding
-from tracediff.parameters.layout_rules import Origin, merges, reading, ways
-from tracediff.parameters.matching import Held
+from tracediff.parameters.layout_rules import Origin, fitting_layouts, long_axes, long_lengths, merges, origin_of
+from tracediff.parameters.matching import ValuePair
 from tracediff.parameters.pairing import Pairing
 from tracediff.parameters.renames import likeness, parent, template
 from tracediff.parameters.resemblance import identical
-
-CROSSED = 0.8  # by how much more alike exchanged names must be than those that hold the values
+from tracediff.parameters.thresholds import THRESHOLDS
 
 
 @dataclass(slots=True)
 class Placement:
-    """What is wrong with places and layouts, and what should be where: the origin each misplaced tensor of the port should have."""
+    """The findings on places and layouts, and ``right``: the origin that each misplaced tensor of the port should have."""
 
     findings: list[WeightFinding] = field(default_factory=list)
     right: dict[str, Origin] = field(default_factory=dict)
 
 
 def placement(pairing: Pairing) -> Placement:
-    """The tensors that hold right values in the wrong place or layout."""
+    """What is wrong with the places and layouts of a pairing."""
     result = Placement()
-    layouts = Layouts(pairing)
+    conventions = Conventions(pairing)
     crossed = _crossed(pairing)
-    _find_misplaced(pairing, _expected(pairing, crossed), crossed, layouts, result)
+    _find_misplaced(pairing, _expected(pairing, crossed), crossed, conventions, result)
     misplaced = set(result.right)
     for name, held in pairing.held.items():
         if name not in misplaced:
-            _find_layout(pairing, held, layouts, result)
+            _find_layout(pairing, held, conventions, result)
     return result
 
 
@@ -47,12 +48,12 @@ def placement(pairing: Pairing) -> Placement:
 
 
 def _copies(pairing: Pairing) -> dict[str, str]:
-    """The port's tensors that are all of one of the reference's, or of what was merged to one: port name -> reference name."""
+    """The port's tensors that are whole copies of a tensor of the reference, or of a merged one: port name -> reference name."""
     return {name: held.origin.key for name, held in pairing.held.items() if held.origin.is_copy}
 
 
 def _expected(pairing: Pairing, crossed: Mapping[str, str]) -> dict[str, str]:
-    """Where each tensor of the reference belongs by the renaming: reference name -> port name, where that is beyond doubt."""
+    """Where each tensor of the reference belongs by the renaming, reference name -> port name, where no other tensor claims the place."""
     goals: dict[str, str] = {}
     for name in pairing.reference:
         known = next((goal for goal in pairing.renames.candidates(name) if pairing.fits(name, goal)), None)
@@ -64,7 +65,7 @@ def _expected(pairing: Pairing, crossed: Mapping[str, str]) -> dict[str, str]:
 
 
 def _crossed(pairing: Pairing) -> dict[str, str]:
-    """Exchanges that the whole model makes alike, which no majority can show: names say that A's q went where its k belongs."""
+    """Exchanges, reference name -> right port name, that a whole model makes alike. No majority shows them, but names do."""
     goals: dict[str, Counter[str]] = defaultdict(Counter)
     members: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for goal, name in _copies(pairing).items():
@@ -80,14 +81,14 @@ def _crossed(pairing: Pairing) -> dict[str, str]:
 
 
 def _against_module(pairing: Pairing) -> dict[str, str]:
-    """Exchanges of single tensors between two modules whose other tensors are where they belong."""
+    """Exchanges of single tensors between two modules whose other tensors are in place."""
     copies = {name: goal for goal, name in _copies(pairing).items() if goal not in pairing.doubles}
     goals: dict[str, Counter[str]] = defaultdict(Counter)
     for name, goal in copies.items():
         goals[parent(name)][parent(goal)] += 1
 
     def by_siblings(name: str) -> str | None:
-        """Where a tensor would be if it were with the others of its module."""
+        """The place of a tensor beside the other tensors of its module."""
         others = goals[parent(name)] - Counter([parent(copies[name])])
         found = others.most_common(1)
         return f"{found[0][0]}.{copies[name].rpartition('.')[2]}" if found else None
@@ -105,17 +106,16 @@ def _against_module(pairing: Pairing) -> dict[str, str]:
 
 
 def _alike_but_one_part(goals: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Templates that differ in one part, whose goals differ in one part too."""
+    """Every two templates that differ in one part, and whose goals differ in one part too."""
     families: dict[tuple[int, str], list[str]] = defaultdict(list)
     for text in goals:
         parts = text.split(".")
-        for place in range(max(0, len(parts) - 4), len(parts)):
+        for place in range(max(0, len(parts) - THRESHOLDS.crossed_parts), len(parts)):
             families[place, ".".join([*parts[:place], "*", *parts[place + 1 :]])].append(text)
     for members in families.values():
-        for place, one in enumerate(members[:32]):
-            for other in members[place + 1 : 32]:
-                if _differing(goals[one], goals[other]) is not None:
-                    yield one, other
+        for one, other in combinations(members[: THRESHOLDS.crossed_templates], 2):
+            if _differing(goals[one], goals[other]) is not None:
+                yield one, other
 
 
 def _differing(one: str, other: str) -> tuple[str, str] | None:
@@ -129,19 +129,14 @@ def _is_crossing(one: str, other: str, goal_one: str, goal_other: str) -> bool:
     source, goal = _differing(one, other), _differing(goal_one, goal_other)
     if source is None or goal is None:
         return False
-    straight = _alike(source[0], goal[0]) + _alike(source[1], goal[1])
-    across = _alike(source[0], goal[1]) + _alike(source[1], goal[0])
-    return across > straight + CROSSED
-
-
-def _alike(a: str, b: str) -> float:
-    """How alike two parts of names are by what their words say beyond what both sides' siblings share."""
-    words_a, words_b = set(tokens(a)), set(tokens(b))
-    return 2 * len(words_a & words_b) / (len(words_a) + len(words_b)) if words_a and words_b else 0.0
+    words = {part: tokens(part) for part in (*source, *goal)}
+    straight = word_likeness(words[source[0]], words[goal[0]]) + word_likeness(words[source[1]], words[goal[1]])
+    across = word_likeness(words[source[0]], words[goal[1]]) + word_likeness(words[source[1]], words[goal[0]])
+    return across > straight + THRESHOLDS.crossing
 
 
 def _exchange(pairing: Pairing, one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Each tensor's place exchanged with that of its sibling of the other template, where both fit."""
+    """The places of tensors of one template exchanged with those of their siblings of the other, where both fit."""
     by_numbers = {template(name)[1]: (name, goal) for name, goal in other}
     found: dict[str, str] = {}
     for name, goal in one:
@@ -151,7 +146,9 @@ def _exchange(pairing: Pairing, one: Sequence[tuple[str, str]], other: Sequence[
     return found
 
 
-def _find_misplaced(pairing: Pairing, expected: Mapping[str, str], crossed: Mapping[str, str], layouts: Layouts, result: Placement) -> None:
+def _find_misplaced(
+    pairing: Pairing, expected: Mapping[str, str], crossed: Mapping[str, str], conventions: Conventions, result: Placement
+) -> None:
     copies = _copies(pairing)
     belongs = {goal: name for name, goal in expected.items()}
     uniform = _uniform(crossed, copies)
@@ -161,9 +158,12 @@ def _find_misplaced(pairing: Pairing, expected: Mapping[str, str], crossed: Mapp
             continue
         label, evidence, confidence = _misplaced(name, meant, goal, place, copies)
         if template(name)[0] in uniform and name != goal:
-            evidence, confidence = f"{evidence}; all of its kind are, so only the names speak against it", 0.85 * confidence
+            evidence, confidence = (
+                f"{evidence}; all of its kind are, so only the names speak against it",
+                THRESHOLDS.uniform_exchange * confidence,
+            )
         result.findings.append(WeightFinding("weights.swapped", meant, goal, evidence, {}, confidence, True, label=label))
-        result.right[goal] = layouts.right(meant, goal)
+        result.right[goal] = conventions.right(meant, goal)
 
 
 def _uniform(crossed: Mapping[str, str], copies: Mapping[str, str]) -> set[str]:
@@ -174,17 +174,20 @@ def _uniform(crossed: Mapping[str, str], copies: Mapping[str, str]) -> set[str]:
 
 
 def _misplaced(name: str, meant: str, goal: str, place: str, copies: Mapping[str, str]) -> tuple[str, str, float]:
-    """Label, evidence and confidence of a tensor (``goal``) that holds ``name``, which belongs in ``place``, instead of ``meant``."""
+    """Label, evidence and confidence. The port's ``goal`` should hold ``meant``; it holds ``name``, which belongs in ``place``."""
     if copies.get(place) == meant:
-        return f"exchanged with {_kin(place, goal)}", f"holds the values of {name!r}, and {place!r} those of {meant!r}: exchanged", 0.97
+        evidence = f"holds the values of {name!r}, and {place!r} those of {meant!r}: exchanged"
+        return f"exchanged with {_kin(place, goal)}", evidence, THRESHOLDS.sure_exchanged
     if copies.get(place) == name:
         nowhere = "instead of" if meant in copies.values() else "and nothing holds"
-        return f"a copy of {_kin(place, goal)}", f"holds the values of {name!r} as {place!r} does, {nowhere} those of {meant!r}", 0.95
-    return f"the values of {_kin(name, meant)}", f"holds the values of {name!r} instead of those of {meant!r}", 0.9
+        evidence = f"holds the values of {name!r} as {place!r} does, {nowhere} those of {meant!r}"
+        return f"a copy of {_kin(place, goal)}", evidence, THRESHOLDS.sure_copied
+    evidence = f"holds the values of {name!r} instead of those of {meant!r}"
+    return f"the values of {_kin(name, meant)}", evidence, THRESHOLDS.sure_other_tensor
 
 
 def _kin(name: str, beside: str) -> str:
-    """A name as it is told from one beside it: the parts in which they differ, a bare number with the part before it."""
+    """What tells a name from another: the parts in which the two differ, a bare number with the part before it."""
     left, right = name.split("."), beside.split(".")
     if len(left) != len(right):
         return name
@@ -205,47 +208,47 @@ class _Vote:
     forced: bool
 
 
-class Layouts:
-    """What layouts the families of a port use: tensors whose names are alike but for numbers, those with one ending, those of one rank."""
+class Conventions:
+    """The layouts that families of a port's tensors use: those of one template, of one ending, or of one last part."""
 
     def __init__(self, pairing: Pairing) -> None:
         self._pairing = pairing
         self._origins: dict[str, Origin] = {}
         left = [pairing.reference[name] for name in pairing.missing]
-        self._unmerged = {made.parts[-1].name: reading(made, Layout(made.shape)) for made in merges(left) if made.merge.how != "sum"}
+        self._unmerged = {made.parts[-1].name: origin_of(made, Layout(made.shape)) for made in merges(left) if made.merge.kind != "sum"}
         self._votes: dict[_Family, list[_Vote]] = defaultdict(list)
         for name, held in pairing.held.items():
             if held.origin.is_copy and not held.reshaped:
                 self._add(name, held)
                 self._origins.setdefault(held.origin.key, held.origin)
 
-    def _add(self, name: str, held: Held) -> None:
+    def _add(self, name: str, held: ValuePair) -> None:
         shape = self._pairing.reference[held.origin.key].shape
-        vote = _Vote(name, move(shape, held.origin.layout), len(self._options(held)) == 1)
+        vote = _Vote(name, move_text(shape, held.origin.layout), len(self._options(held)) == 1)
         for key in _families(name, shape):
             self._votes[key].append(vote)
 
-    def _options(self, held: Held) -> tuple[Layout, ...]:
+    def _options(self, held: ValuePair) -> tuple[Layout, ...]:
         source, target = self._pairing.reference[held.origin.key], self._pairing.port[held.port]
-        return ways(source.shape, target.shape)
+        return fitting_layouts(source.shape, target.shape)
 
     def convention(self, name: str, shape: tuple[int, ...], but: str = "", *, wide: bool = False) -> tuple[str, int, bool] | None:
-        """The layout of a tensor's family without the tensor itself, how many use it, and whether it is the nearest family.
+        """(layout, how many tensors have it, whether they are the nearest family) of a tensor's family, the tensor ``but`` left out.
 
-        With ``wide`` the wider families alone, of which only those count whose shapes leave them no other layout.
+        With ``wide``, the wider families alone. Of a wider family only tensors vote whose shapes leave them no other layout.
         """
         nearest, *wider = (self._votes.get(key, []) for key in _families(name, shape))
-        near = _majority([vote for vote in nearest if vote.port != but], 0.5)
+        near = _majority([vote for vote in nearest if vote.port != but], THRESHOLDS.family_majority)
         if near is not None and near[1] > 1 and not wide:
             return (*near, True)
         for votes in wider:
-            found = _majority([vote for vote in votes if vote.forced and vote.port != but], 0.9)
-            if found is not None and found[1] >= 3:
+            found = _majority([vote for vote in votes if vote.forced and vote.port != but], THRESHOLDS.wide_majority)
+            if found is not None and found[1] >= THRESHOLDS.wide_votes:
                 return (*found, False)
         return (*near, True) if near is not None and not wide else None
 
     def against(self, own: str, port: str, shape: tuple[int, ...]) -> tuple[str, str, float] | None:
-        """The layout that a tensor should have, why, and how surely; None where its own is not wrong for its family."""
+        """(layout, evidence, confidence) of the layout that a tensor should have; None where its own is right for its family."""
         found = self.convention(port, shape, port)
         if found is None:
             return None
@@ -254,24 +257,25 @@ class Layouts:
             convention, count, near = self.convention(port, shape, port, wide=True) or found
         if convention == own:
             return None
-        if own == "same" and sum(size != 1 for size in shape) == 2 and not (near and count > 1):
-            return None  # a lone square table that stays as it is among transposed matrices: an embedding
+        if own == "same" and len(long_axes(shape)) == 2 and not (near and count > 1):
+            return None  # an embedding is a lone table that stays as it is among transposed matrices
         kin = f"its {count} siblings are" if near else f"{count} tensors whose shapes leave no choice are"
-        how = "not permuted" if convention == "same" else f"permuted {convention}"
+        rule = "not permuted" if convention == "same" else f"permuted {convention}"
         mine = "it equals the reference as it is" if own == "same" else f"it equals the reference permuted {own}"
-        return convention, f"{mine}, where {kin} {how}", 0.96 if near and count > 1 else 0.85
+        sure = THRESHOLDS.sure_layout_of_siblings if near and count > 1 else THRESHOLDS.sure_layout
+        return convention, f"{mine}, where {kin} {rule}", sure
 
     def is_forced(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the nearest family has members whose shapes leave them no other layout."""
         return any(vote.forced for vote in self._votes.get(_families(name, shape)[0], ()))
 
     def right(self, name: str, goal: str, convention: str | None = None) -> Origin:
-        """The origin that a tensor of the port should have, in the given layout or that of its family, where there is one."""
+        """The origin that a tensor of the port should have: in layout ``convention``, else its family's, else the plainest."""
         shape = self._pairing.reference[name].shape
-        options = ways(shape, self._pairing.port[goal].shape)
+        options = fitting_layouts(shape, self._pairing.port[goal].shape)
         found = self.convention(goal, shape, goal)
         wanted = convention or (found[0] if found is not None else None)
-        chosen = next((option for option in options if move(shape, option) == wanted), None)
+        chosen = next((option for option in options if move_text(shape, option) == wanted), None)
         layout = chosen or (options[0] if options else Layout(self._pairing.port[goal].shape))
         known = self._origins.get(name) or self._unmerged.get(name) or Origin((name,), layout)
         return replace(known, layout=layout)
@@ -287,18 +291,18 @@ _Family = tuple[str, int, int, str]
 
 
 def _families(name: str, shape: tuple[int, ...]) -> list[_Family]:
-    """The families of a tensor, the nearest first: of as many axes and as many longer than 1.
+    """The families of a tensor, the nearest first. All have as many axes, and as many axes longer than 1, as the tensor.
 
     A kernel over two dimensions with one input channel has as many long axes as one over a single dimension, which goes another way.
     """
     text = template(name)[0]
     parts = text.split(".")
-    rank = sum(size != 1 for size in shape), len(shape)
+    rank = len(long_axes(shape)), len(shape)
     return [("alike", *rank, text), ("ending", *rank, ".".join(parts[-2:])), ("rank", *rank, parts[-1])]
 
 
-def move(shape: tuple[int, ...], layout: Layout) -> str:
-    """What a layout does to the axes longer than 1, as text that does not depend on their lengths."""
+def move_text(shape: tuple[int, ...], layout: Layout) -> str:
+    """What a layout does to the axes longer than 1, in words that are the same for tensors of other lengths."""
     text = str(layout)
     if layout.permutation is None or layout.split not in (None, shape) or 1 in shape:
         return "same" if layout.is_same else _long_move(shape, layout) or text
@@ -310,14 +314,14 @@ def _long_move(shape: tuple[int, ...], layout: Layout) -> str | None:
     if layout.permutation is None:
         return None
     seen = layout.split if layout.split is not None else shape
-    if [size for size in seen if size != 1] != [size for size in shape if size != 1]:
+    if long_lengths(seen) != long_lengths(shape):
         return None
-    long = [axis for axis, size in enumerate(seen) if size != 1]
+    long = long_axes(seen)
     order = tuple(long.index(axis) for axis in layout.permutation if axis in long)
     return "same" if order == tuple(range(len(order))) else str(order)
 
 
-def _find_layout(pairing: Pairing, held: Held, layouts: Layouts, result: Placement) -> None:
+def _find_layout(pairing: Pairing, held: ValuePair, conventions: Conventions, result: Placement) -> None:
     origin = held.origin
     if not origin.is_copy:
         return
@@ -325,26 +329,27 @@ def _find_layout(pairing: Pairing, held: Held, layouts: Layouts, result: Placeme
     source, target = pairing.reference[name], pairing.port[held.port]
     if held.reshaped:
         evidence = f"the bytes of {source.shape} read as {target.shape}: reshaped where a transpose was meant"
-        result.findings.append(WeightFinding("weights.layout", name, held.port, evidence, {}, 0.95, True, label="reshaped, not transposed"))
-        result.right[held.port] = layouts.right(name, held.port)
+        label, sure = "reshaped, not transposed", THRESHOLDS.sure_reshaped
+        result.findings.append(WeightFinding("weights.layout", name, held.port, evidence, {}, sure, True, label=label))
+        result.right[held.port] = conventions.right(name, held.port)
         return
-    if sum(size != 1 for size in source.shape) < 2 or len(ways(source.shape, target.shape)) < 2 or source.is_constant:
+    if len(long_axes(source.shape)) < 2 or len(fitting_layouts(source.shape, target.shape)) < 2 or source.is_constant:
         return
-    own = move(source.shape, origin.layout)
-    reason = layouts.against(own, held.port, source.shape)
+    own = move_text(source.shape, origin.layout)
+    reason = conventions.against(own, held.port, source.shape)
     if reason is None:
         return
     convention, evidence, confidence = reason
-    right = layouts.right(name, held.port, convention)
+    right = conventions.right(name, held.port, convention)
     if _gives(pairing, right, held.port):
-        return  # it looks the same either way
+        return  # the tensor is the same in either layout
     finding = WeightFinding("weights.layout", name, held.port, evidence, {}, confidence, True, label=_layout_label(own))
     result.findings.append(finding)
     result.right[held.port] = right
 
 
 def _gives(pairing: Pairing, origin: Origin, port: str) -> bool:
-    """Whether an origin gives the values that the port holds, where they can be read."""
+    """Whether an origin gives the values that the port holds; False where they cannot be read."""
     target, sources = pairing.port[port], [pairing.reference[name] for name in origin.names]
     if not target.is_readable or not all(source.is_readable for source in sources):
         return False

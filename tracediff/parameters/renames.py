@@ -1,7 +1,7 @@
 """How the port names what the reference named: learnt from tensors whose values agree, used for those whose values do not.
 
-Names are generalised over their numbers: ``layers.3.attn.to_q`` is the template ``layers.#.attn.to_q`` with the numbers (3,). Of each
-template the pairs tell into which template it goes, and from which of its numbers each of the port's numbers comes, in which order.
+Names are generalised over their numbers: ``layers.3.attn.to_q`` is the template ``layers.#.attn.to_q`` with the numbers (3,). A rule says
+which template of the port a template becomes, and from which of its numbers each number of the port's name comes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import lru_cache
 
-from tracediff.alignment.names import tokens
+from tracediff.alignment.names import ordered_likeness
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Numbers = tuple[int, ...]
 Fits = Callable[[str, str], bool]
 """Whether a tensor of the reference could be held by one of the port, by shape."""
 
 _NUMBER = re.compile(r"\d+")
-_LONGEST_ENDING = 6
+_TIE = 1e-9
+"""Shares that differ by less are equal."""
 
 
 @lru_cache(maxsize=1 << 17)
@@ -48,25 +49,14 @@ def parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-@lru_cache(maxsize=1 << 18)
 def likeness(reference: str, port: str) -> float:
-    """How alike two tensors' names are, 0 to 1: their words in order, synonyms made one, and their numbers.
+    """How alike two tensors' names are, 0 to 1.
 
     >>> likeness("h.3.attn.query.weight", "layers.3.self_attention.q_proj.weight") > likeness("h.3.attn.query.weight", "layers.3.k.weight")
     True
     """
-    (text_a, numbers_a), (text_b, numbers_b) = template(reference), template(port)
-    words = _word_likeness(text_a, text_b)
-    return 0.75 * words + 0.25 * _ratio(numbers_a, numbers_b)
-
-
-@lru_cache(maxsize=1 << 16)
-def _word_likeness(a: str, b: str) -> float:
-    return _ratio(tokens(a.replace("#", ".")), tokens(b.replace("#", ".")))
-
-
-def _ratio(a: Sequence[object], b: Sequence[object]) -> float:
-    return SequenceMatcher(None, a, b, autojunk=False).ratio() if a or b else 1.0
+    words, numbers = ordered_likeness(reference, port)
+    return THRESHOLDS.words_in_likeness * words + (1 - THRESHOLDS.words_in_likeness) * numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +75,7 @@ class Number:
 
     @property
     def line(self) -> tuple[int, int, int] | None:
-        """(a, b, c) where the table is ``(a * n + b) // c`` throughout, the simplest such; None where it is no line."""
+        """(a, b, c) such that the table is ``(a * n + b) // c`` throughout; None where the table is no line."""
         points = sorted(self.table.items())
         (x0, y0), (x1, y1) = points[0], points[-1]
         if x0 == x1:
@@ -107,7 +97,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Into which template one goes, and how its numbers do. ``share`` of the pairs seen agree; ``count`` were seen."""
+    """The template that one becomes, and the source of each of its numbers. ``share`` of the ``count`` pairs that were seen agree."""
 
     text: str
     numbers: tuple[Number, ...]
@@ -137,9 +127,9 @@ Every = tuple[Mapping[str, set[Numbers]], Mapping[str, set[Numbers]]]
 
 
 class Renames:
-    """What the names of the reference become in the port, learnt from pairs of names; ``fits`` refuses pairs of other shapes.
+    """What the reference's names become in the port, learnt from pairs of names; ``fits`` refuses pairs of other shapes.
 
-    ``reference`` and ``port`` are all names of either side: where both number the same things alike, numbers stay what they are.
+    ``reference`` and ``port`` are all names of each side. Where both sides number the same things alike, numbers stay as they are.
 
     >>> renames = Renames([(f"block.{2 * i}.weight", f"convs_{i}.weight") for i in range(4)])
     >>> renames("block.4.weight"), renames("block.4.bias"), renames("block.10.weight")
@@ -174,7 +164,7 @@ class Renames:
         return found.rule(numbers) if isinstance(found, Branch) else found
 
     def candidates(self, name: str) -> Iterator[str]:
-        """The port's possible names for a tensor, the best founded first, ending with the reference's own name."""
+        """The port's possible names for a tensor: from its whole template, from ever shorter beginnings, and last its own name."""
         whole = self.whole(name)
         if whole is not None:
             yield whole
@@ -194,20 +184,20 @@ class Renames:
 
 
 def _endings(pairs: Iterable[tuple[str, str]], modules: Mapping[str, str]) -> dict[str, list[str]]:
-    """What the end of a name becomes below a module that has a counterpart ("attn1.to_k.weight": "attn.key_proj.weight")."""
+    """What the end of a name may become below a module that has a counterpart ("attn1.to_k.weight": "attn.key_proj.weight")."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for a, b in pairs:
         parts = a.split(".")
         counts[parts[-1]][b.rpartition(".")[2]] += 1
-        for length in range(1, min(_LONGEST_ENDING, len(parts) + 1)):
+        for length in range(1, min(THRESHOLDS.longest_ending, len(parts) + 1)):
             goal = modules.get(".".join(parts[:-length]))
             if goal is not None and (not goal or b.startswith(goal + ".")):
                 counts[".".join(parts[-length:])][b[len(goal) :].lstrip(".")] += 1
-    return {own: [goal for goal, _ in found.most_common(3) if goal != own] for own, found in counts.items()}
+    return {own: [goal for goal, _ in found.most_common(THRESHOLDS.endings_kept) if goal != own] for own, found in counts.items()}
 
 
 def _shortened(a: str, b: str) -> Iterator[tuple[str, str]]:
-    """The modules that two tensors tell of: theirs, and those above them for as long as the parts left out are alike."""
+    """The pairs of modules that a pair of tensors implies: their own, and those above for as long as the parts between are the same."""
     left, right = a.split("."), b.split(".")
     left, right = left[:-1], right[:-1]
     yield ".".join(left), ".".join(right)
@@ -253,17 +243,17 @@ def _rule_or_branch(text: str, members: Sequence[Pair], fits: Fits, every: Every
 
 
 def _dividing(members: Sequence[Pair], share: float) -> int | None:
-    """The number that decides the goal, where it decides it better than the most frequent goal does and not by chance."""
+    """The position of the number that decides which template a name becomes; None where the most frequent template is as good a guess."""
     best, best_purity = None, share
     for position in range(len(members[0][0])):
         parts: dict[int, Counter[str]] = defaultdict(Counter)
         for numbers, goal, _ in members:
             parts[numbers[position]][goal] += 1
         lonely = any(sum(part.values()) < 2 for part in parts.values())
-        if len(parts) < 2 or (lonely and share > 0.6):
+        if len(parts) < 2 or (lonely and share > THRESHOLDS.clear_goal):
             continue
         purity = sum(max(part.values()) for part in parts.values()) / len(members)
-        if purity > best_purity + 1e-9:
+        if purity > best_purity + _TIE:
             best, best_purity = position, purity
     return best
 
@@ -281,7 +271,7 @@ def _rule(text: str, goal: str, members: Sequence[Pair], share: float, fits: Fit
 def _number(
     position: int, members: Sequence[Pair], known: tuple[set[Numbers], set[Numbers]] = (set(), set()), texts: tuple[str, str] = ("", "")
 ) -> Number:
-    """The source of one of the port's numbers: the reference's number that decides it best, taken to keep its order."""
+    """The source of one of the port's numbers: the reference's number that decides it best. The order of both is taken to be the same."""
     goals = sorted({member[2][position] for member in members})
     if len(goals) == 1:
         return _lone_number(position, goals[0], members, texts)
@@ -290,7 +280,7 @@ def _number(
         values = sorted({member[0][source] for member in members})
         if len(values) == len(goals):
             share = _decides(source, position, members)
-            if share > best_share + 1e-9:
+            if share > best_share + _TIE:
                 best, best_share = source, share
     if best is not None:
         values = sorted({member[0][best] for member in members})
@@ -299,13 +289,13 @@ def _number(
             return Number(best, {value: value for value in sorted(every_a)})
         ordered = dict(zip(values, goals, strict=True))
         agree = sum(ordered[member[0][best]] == member[2][position] for member in members)
-        return Number(best, ordered) if agree > 0.5 * len(members) else _as_seen(Number(best), position, members)
+        return Number(best, ordered) if agree > THRESHOLDS.order_kept * len(members) else _as_seen(Number(best), position, members)
     counts = Counter(member[2][position] for member in members)
     return Number(None, constant=counts.most_common(1)[0][0])
 
 
 def _lone_number(position: int, goal: int, members: Sequence[Pair], texts: tuple[str, str]) -> Number:
-    """A number that was seen with one value only: it stays what it is where it stands behind the same word on both sides."""
+    """The source of a number that had one value only: the reference's number of that value behind the same word, else none."""
     words_a, words_b = (text.split("#") for text in texts)
     for source in range(len(members[0][0])):
         alike = bool(texts[0]) and _last_word(words_a[source]) == _last_word(words_b[position])
@@ -320,12 +310,12 @@ def _last_word(text: str) -> str:
 
 
 def number_source(position: int, members: Sequence[Pair]) -> Number:
-    """The source of one of the port's numbers as the pairs show it, for rules that must reproduce them."""
+    """The source of one of the port's numbers, with the table that reproduces the pairs."""
     return _as_seen(_number(position, members), position, members)
 
 
 def _decides(source: int, position: int, members: Sequence[Pair]) -> float:
-    """The share of pairs in which the port's number is the one that most often goes with the reference's."""
+    """The share of pairs in which the reference's number predicts the port's."""
     seen: dict[int, Counter[int]] = defaultdict(Counter)
     for numbers_a, _, numbers_b in members:
         seen[numbers_a[source]][numbers_b[position]] += 1
@@ -333,7 +323,7 @@ def _decides(source: int, position: int, members: Sequence[Pair]) -> float:
 
 
 def _as_seen(number: Number, position: int, members: Sequence[Pair]) -> Number:
-    """The same source with the table that the pairs show, for a renumbering that does not keep the order."""
+    """The same source with the table that the pairs show, whether or not it keeps the order."""
     if number.source is None:
         return number
     seen: dict[int, Counter[int]] = defaultdict(Counter)
@@ -346,7 +336,7 @@ def _as_seen(number: Number, position: int, members: Sequence[Pair]) -> Number:
 
 
 def pattern(names: Sequence[str]) -> str:
-    """One pattern for several names: what varies is ``*``; different beginnings are one ``*``.
+    """One pattern for several names: ``*`` stands for what varies, and for different beginnings.
 
     >>> pattern(["layers.0.q.bias", "layers.7.q.bias"]), pattern(["down.0.1.q.bias", "mid.3.q.bias"]), pattern(["one"])
     ('layers.*.q.bias', '*.q.bias', 'one')
@@ -374,7 +364,7 @@ def _common_tail(names: Sequence[Sequence[str]]) -> list[str]:
 
 
 def grouped(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Names by pattern, in order of first appearance: those of one template, and templates that end alike after what varies.
+    """(pattern, names) in order of first appearance. One pattern has the names of one template, and of templates of the same ending.
 
     >>> [(text, len(found)) for text, found in grouped(["a.0.to_out.bias", "a.1.to_out.bias", "b.c.0.to_out.bias", "head.weight"])]
     [('*.to_out.bias', 3), ('head.weight', 1)]
@@ -391,7 +381,7 @@ def grouped(names: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _tail_key(text: str, members: Sequence[str]) -> str:
-    """What a template's names end with after their last varying number and its part; the template itself where that is too little."""
+    """The ending of a template's names after the last number that varies; the template itself where the ending has one part only."""
     if not text.count("#"):
         return text
     shown = pattern(members) if len(members) > 1 else _NUMBER.sub("*", members[0], count=0)

@@ -43,13 +43,8 @@ class Resemblance:
     lone: int
 
     @property
-    def is_equal(self) -> bool:
-        """Whether every value is equal, by value (of sketches: never)."""
-        return self.equal == 1.0 and not self.lone
-
-    @property
     def significance(self) -> float:
-        """The correlation in standard deviations of what independent values of this number would have (Fisher's z)."""
+        """The correlation in standard deviations of the correlation that as many independent values would have (Fisher's z)."""
         return math.atanh(min(abs(self.correlation), 1 - 1e-12)) * math.sqrt(max(self.count - 3, 0))
 
 
@@ -71,8 +66,8 @@ def _comparable(array: Array) -> Array:
     return array.astype(np.float32) if small else array
 
 
-def of_arrays(a: Array, b: Array) -> Resemblance:
-    """What ``b`` is to ``a``, two arrays of one shape, read once."""
+def compare_arrays(a: Array, b: Array) -> Resemblance:
+    """What ``b`` is to ``a``, two arrays of one shape, in one pass."""
     sums = _Sums()
     for x, y in _blocks(a, b):
         sums.add(x, y)
@@ -139,11 +134,11 @@ class _Sums:
         )
 
 
-def of_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
-    """What ``b`` is to ``a``, estimated from their axis vectors, which stand in the same order of axes."""
+def compare_vectors(a: Sequence[Floats], b: Sequence[Floats], *, count: int, constant_b: float | None = None) -> Resemblance:
+    """What ``b`` is to ``a``, estimated from their axis vectors, (axis length,) each, both in the same order of axes."""
     x, y = np.concatenate([v.ravel() for v in a]), np.concatenate([v.ravel() for v in b])
-    exact = of_arrays(x, y)
-    centred = [of_arrays(v, w) for v, w in zip(a, b, strict=True)]
+    exact = compare_arrays(x, y)
+    centred = [compare_arrays(v, w) for v, w in zip(a, b, strict=True)]
     weight = max(sum(part.count for part in centred), 1)
     return Resemblance(
         count=exact.count,

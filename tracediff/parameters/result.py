@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tracediff.parameters.findings import Kind, WeightFinding
+from tracediff.parameters.findings import GRAVITY, Kind, WeightFinding
 from tracediff.parameters.layout_rules import Origin
-from tracediff.parameters.matching import MERGE_TOLERANCE, SKETCH_TOLERANCE
 from tracediff.parameters.renames import grouped, pattern
+from tracediff.parameters.rules import rules_text
+from tracediff.parameters.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +26,7 @@ Category = Literal["different", "missing", "unexpected"]
 
 @dataclass(frozen=True, slots=True)
 class WeightPair:
-    """One tensor of the port and what it is made from. ``by`` says what it rests on: digest, values, sketch or name."""
+    """One tensor of the port and those that it is made from. ``by`` says how that is known: digest, values, sketch or name."""
 
     reference: tuple[str, ...]
     port: str
@@ -37,7 +38,7 @@ class WeightPair:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One side of a comparison: what it was, how many tensors and values it has, and what was not compared of it."""
+    """One side of a comparison: its source, how many tensors and values it has, and the tensors that were not compared."""
 
     source: str
     kind: str
@@ -49,7 +50,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class FindingGroup:
-    """Findings alike: of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
+    """Findings of one kind and one pattern of names. ``port`` is the pattern of the port's names."""
 
     category: Category
     kind: Kind | None
@@ -95,7 +96,7 @@ class WeightsReport:
 
     @property
     def verdict(self) -> Literal["same", "different"] | None:
-        """ "different" where anything differs that is no choice of the port's, "same" where everything was compared, else None."""
+        """ "different" where anything differs that the port did not choose, else "same" where everything was compared, else None."""
         if any(not finding.expected for finding in self.findings):
             return "different"
         return "same" if self.compared and not self.uncompared else None
@@ -104,14 +105,6 @@ class WeightsReport:
     def uncompared(self) -> tuple[str, ...]:
         """Tensors that could not be compared at all."""
         return (*self.reference.skipped, *self.port.skipped)
-
-    @property
-    def swaps(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.swapped")
-
-    @property
-    def transposes(self) -> tuple[WeightFinding, ...]:
-        return tuple(finding for finding in self.different if finding.kind == "weights.layout")
 
     @property
     def groups(self) -> tuple[FindingGroup, ...]:
@@ -139,7 +132,7 @@ class WeightsReport:
             "total": self.total,
             "by_sketch": self.by_sketch,
             "rounded": self.rounded,
-            "tolerance": {"sketch": SKETCH_TOLERANCE, "merge": MERGE_TOLERANCE},
+            "tolerance": {"sketch": THRESHOLDS.sketch_tolerance, "merge": THRESHOLDS.merge_tolerance},
             **self.summary(),
             "tied": dict(self.tied),
             "groups": [
@@ -157,12 +150,12 @@ class WeightsReport:
         """One row a tensor: reference, port, kind ("equal", a cause, "missing", "unexpected"), layout, by, confidence, evidence."""
         from pandas import DataFrame
 
-        said = {finding.port: finding for finding in self.different}
+        findings = {finding.port: finding for finding in self.different}
         rows: list[tuple[Any, ...]] = []
-        for one in self.pairs:
-            finding = said.get(one.port)
+        for pair in self.pairs:
+            finding = findings.get(pair.port)
             kind, confidence, evidence = ("equal", 1.0, "") if finding is None else (finding.kind, finding.confidence, finding.evidence)
-            rows.append((" + ".join(one.reference), one.port, kind, one.layout, one.by, confidence, evidence))
+            rows.append((" + ".join(pair.reference), pair.port, kind, pair.layout, pair.by, confidence, evidence))
         rows += [(finding.reference, None, "missing", None, None, finding.confidence, finding.evidence) for finding in self.missing]
         rows += [(None, name, "unexpected", None, None, None, "") for name in self.unexpected]
         return DataFrame(rows, columns=["reference", "port", "kind", "layout", "by", "confidence", "evidence"])
@@ -189,9 +182,18 @@ class WeightsReport:
 
     def write_rules(self, path: str | Path) -> Path:
         """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold."""
-        from tracediff.parameters.rules import write
+        origins = {pair.port: pair.origin for pair in self.pairs}
+        goal = Path(path)
+        goal.write_text(rules_text(origins, self.shapes, self._title()), encoding="utf-8")
+        return goal
 
-        return write(self, path)
+    def _title(self) -> str:
+        return f"Weights of {_bare(self.reference.source)} for {_bare(self.port.source)}: {len(self.pairs)} of {self.total} tensors."
+
+
+def _bare(source: str) -> str:
+    """A source's name without its folder, as it may stand in a docstring."""
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2].replace('"', "'")
 
 
 def _side_dict(side: Compared) -> dict[str, Any]:
@@ -209,16 +211,6 @@ def _side_dict(side: Compared) -> dict[str, Any]:
 
 
 _NOT_LOADED = ("weights.unloaded", "weights.missing_bias")
-_LEAST_MODULE = 3  # tensors that a module must have to be told of as a whole
-_MOST_LINES = 3  # findings that are no fault are told one by one up to so many
-_GRAVITY = {
-    "weights.unloaded": 0,
-    "weights.missing_bias": 1,
-    "weights.swapped": 2,
-    "weights.layout": 3,
-    "weights.value": 4,
-    "weights.precision": 5,
-}
 
 
 def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
@@ -227,15 +219,15 @@ def _groups(report: WeightsReport) -> Iterable[FindingGroup]:
     for category, findings in _by_category(report):
         lost = [finding for finding in findings if finding.kind in _NOT_LOADED and not finding.expected]
         whole, _ = _whole_modules(category, lost, totals, "never loaded" if category == "different" else "missing in the port")
-        told = {id(finding) for group in whole for finding in group.findings}
+        in_modules = {id(finding) for group in whole for finding in group.findings}
         found += whole
-        for alike in _alike([finding for finding in findings if id(finding) not in told]):
-            if alike[0].expected and len(alike) > _MOST_LINES:
+        for alike in _alike([finding for finding in findings if id(finding) not in in_modules]):
+            if alike[0].expected and len(alike) > THRESHOLDS.most_lines:
                 found.append(_group(category, pattern([_name(finding) for finding in alike]), alike))
                 continue
             whole, rest = _whole_modules(category, alike, totals, alike[0].label)
             found += [*whole, *_by_pattern(category, rest)]
-    found.sort(key=lambda group: (group.findings[0].expected, _GRAVITY[group.kind or ""], -group.count))
+    found.sort(key=lambda group: (group.findings[0].expected, GRAVITY[group.kind or ""], -group.count))
     yield from found
     for text, names in grouped(report.unexpected):
         nothing = tuple(WeightFinding("weights.value", "", name, "", expected=True) for name in names)
@@ -248,8 +240,8 @@ def _by_category(report: WeightsReport) -> Iterable[tuple[Category, tuple[Weight
 
 
 def _all_names(report: WeightsReport) -> Iterable[str]:
-    """The reference's tensors, those that are merged to one as one."""
-    yield from (" + ".join(one.reference) for one in report.pairs)
+    """The names of the reference's tensors; tensors that are merged to one have one name together."""
+    yield from (" + ".join(pair.reference) for pair in report.pairs)
     yield from (finding.reference for finding in report.missing)
 
 
@@ -268,9 +260,9 @@ def _alike(findings: Sequence[WeightFinding]) -> Iterable[list[WeightFinding]]:
 def _whole_modules(
     category: Category, findings: Sequence[WeightFinding], totals: Mapping[str, int], label: str
 ) -> tuple[list[FindingGroup], list[WeightFinding]]:
-    """Modules of which each tensor has one of these findings, as one group each kind of module; and the findings that are left."""
+    """The findings on modules of which every tensor has one, in a group for each kind of module; and the findings that are left."""
     counts = Counter(module for finding in findings for module in modules_of(_name(finding)))
-    full = {module for module, count in counts.items() if count == totals[module] and count >= _LEAST_MODULE}
+    full = {module for module, count in counts.items() if count == totals[module] and count >= THRESHOLDS.least_module}
     outermost: dict[str, list[WeightFinding]] = defaultdict(list)
     rest: list[WeightFinding] = []
     for finding in findings:
@@ -279,7 +271,7 @@ def _whole_modules(
     groups = []
     for text, modules in grouped(list(outermost)):
         members = tuple(finding for module in modules for finding in outermost[module])
-        kind = min((finding.kind for finding in members), key=_GRAVITY.__getitem__)
+        kind = min((finding.kind for finding in members), key=GRAVITY.__getitem__)
         groups.append(FindingGroup(category, kind, f"{text}.**", "", f"{label}: the whole module", members))
     return groups, rest
 
@@ -304,5 +296,5 @@ def modules_of(name: str) -> list[str]:
 
 
 def _general(label: str) -> str:
-    """A label without the numbers that differ from tensor to tensor; dtypes stay what they are."""
+    """A label without the numbers that differ from tensor to tensor; a label that names a dtype stays as it is."""
     return label if "float" in label else re.sub(r"-?\d[\d.e+-]*", "*", label)

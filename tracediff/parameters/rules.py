@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tracediff.errors import WeightsError
 from tracediff.parameters.edits import Edits, edits
-from tracediff.parameters.layout_rules import Origin
+from tracediff.parameters.layout_rules import Origin, long_axes, long_lengths
 from tracediff.parameters.renames import grouped, template
-
-if TYPE_CHECKING:
-    from tracediff.parameters.result import WeightsReport
+from tracediff.parameters.thresholds import THRESHOLDS
 
 Shape = tuple[int, ...]
 Axes = tuple[int, ...]
@@ -31,7 +27,7 @@ Axes = tuple[int, ...]
 class Plan:
     """What the file will do, in the order in which it does it."""
 
-    norms: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    norms: list[tuple[str, str, str]] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
     joins: dict[tuple[int, int, int], list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
     stacks: dict[int, list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
@@ -43,20 +39,15 @@ class Plan:
     before: list[str] = field(default_factory=list)
 
 
-def write(report: WeightsReport, path: str | Path) -> Path:
-    """Writes the rules of a report and returns the path. Raises WeightsError where no tensor of the port has an origin."""
-    goal = Path(path)
-    goal.write_text(source(report), encoding="utf-8")
-    return goal
+def rules_text(origins: Mapping[str, Origin], shapes: Mapping[str, Shape], title: str) -> str:
+    """The Python text of the rules, ``title`` the first line of its docstring.
 
-
-def source(report: WeightsReport) -> str:
-    """The Python text of a report's rules."""
-    origins = {one.port: one.origin for one in report.pairs}
+    ``origins``: what each of the port's tensors should be made from. ``shapes``: those of all of the reference's tensors, in its order.
+    Raises WeightsError where no tensor of the port has an origin.
+    """
     if not origins:
         raise WeightsError("No tensor of the port is known to come from the reference, so there are no rules to write.")
-    plan = _plan(origins, report.shapes)
-    return "\n".join(_text(plan, report))
+    return "\n".join(_text(_plan(origins, shapes), title))
 
 
 # -- what to do --------------------------------------------------------------------------------------------------------
@@ -81,11 +72,11 @@ def _plan(origins: Mapping[str, Origin], shapes: Mapping[str, Shape]) -> Plan:
 def _plan_whole(plan: Plan, port: str, origin: Origin, suffixes: Mapping[str, tuple[str, str, str]]) -> None:
     names, join = origin.names, origin.layout.join
     name = names[0]
-    if origin.merge is not None and origin.merge.how == "sum":
+    if origin.merge is not None and origin.merge.kind == "sum":
         plan.sums[names[0]] = names[1]
     elif origin.merge is not None:
         gain, direction, merged = suffixes[names[0]]
-        plan.norms[gain, direction, merged].append(names[0])
+        plan.norms.append((gain, direction, merged))
         name = names[0].removesuffix(gain) + merged
     elif join is not None and join.how == "stack":
         plan.stacks[join.axis].append(names)
@@ -101,7 +92,7 @@ def _norm_suffixes(origins: Iterable[Origin]) -> dict[str, tuple[str, str, str]]
     """For each gain the endings of gain, direction and merged tensor: (".weight_g", ".weight_v", ".weight")."""
     found = {}
     for origin in origins:
-        if origin.merge is None or origin.merge.how == "sum":
+        if origin.merge is None or origin.merge.kind == "sum":
             continue
         gain, direction = (name.split(".") for name in origin.names)
         length = 3 if "parametrizations" in gain[-3:-2] else 1
@@ -110,7 +101,7 @@ def _norm_suffixes(origins: Iterable[Origin]) -> dict[str, tuple[str, str, str]]
 
 
 def _plan_cuts(plan: Plan, origins: Mapping[str, Origin]) -> None:
-    """Tensors of the port cut from one of the reference's: that one is given the first's name, and then divided."""
+    """Plans tensors of the port that are cut from one of the reference's: the whole is given the first one's name, and then divided."""
     wholes: dict[str, list[tuple[int, int, str, int, int]]] = defaultdict(list)
     for port, origin in origins.items():
         part = origin.layout.part
@@ -124,7 +115,7 @@ def _plan_cuts(plan: Plan, origins: Mapping[str, Origin]) -> None:
 
 
 def _before(shape: Shape, origin: Origin, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape of a tensor when its axes are about to be arranged: after merging, joining and cutting."""
+    """The shape of a tensor before its axes are arranged: after merging, joining and cutting."""
     join, part = origin.layout.join, origin.layout.part
     if join is not None and join.how == "stack":
         return (*shape[: join.axis], len(origin.names), *shape[join.axis :])
@@ -141,7 +132,7 @@ def _before(shape: Shape, origin: Origin, shapes: Mapping[str, Shape]) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Arrangement:
-    """The rows of TRANSPOSES: pattern, number of axes, their order (None for as it is); and the tensors that need explicit shapes."""
+    """The rows of TRANSPOSES (pattern, number of axes, their order or None), and the tensors that need explicit shapes."""
 
     rows: tuple[tuple[str, int, Axes | None], ...]
     explicit: Mapping[str, tuple[Shape, Axes | None, Shape]]
@@ -167,19 +158,19 @@ def _orders(shape: Shape, origin: Origin) -> list[Axes]:
     if len(layout.shape) != len(shape) or sorted(layout.shape) != sorted(shape):
         return []
     seen = layout.split if layout.split is not None else shape
-    long_seen = [axis for axis, size in enumerate(shape) if size != 1]
-    if [size for size in seen if size != 1] != [shape[axis] for axis in long_seen]:
+    long_shape = long_axes(shape)
+    if long_lengths(seen) != long_lengths(shape):
         return []
     wanted = layout.permutation if layout.permutation is not None else tuple(range(len(seen)))
-    long_axes = [axis for axis, size in enumerate(seen) if size != 1]
-    order = [long_seen[long_axes.index(axis)] for axis in wanted if axis in long_axes]
-    every = permutations(range(len(shape))) if len(shape) <= 5 else [tuple(range(len(shape)))]
+    long = long_axes(seen)
+    order = [long_shape[long.index(axis)] for axis in wanted if axis in long]
+    every = permutations(range(len(shape))) if len(shape) <= THRESHOLDS.most_axes_permuted else [tuple(range(len(shape)))]
     fitting = (axes for axes in every if tuple(shape[axis] for axis in axes) == layout.shape)
     return [axes for axes in fitting if [axis for axis in axes if shape[axis] != 1] == order]
 
 
 def _rows(rank: int, names: Mapping[str, Sequence[Axes]]) -> Iterator[tuple[str, int, Axes | None]]:
-    """Rows for the tensors of one rank: first those that depart from what most do, then the rule for all others."""
+    """Rows for the tensors of one rank: first those that depart from the most frequent order, then that order for all others."""
     plain = tuple(range(rank))
     counts = Counter(axes for choices in names.values() for axes in choices)
     if not rank or counts[plain] == len(names):
@@ -192,20 +183,20 @@ def _rows(rank: int, names: Mapping[str, Sequence[Axes]]) -> Iterator[tuple[str,
     for axes, members in groups.items():
         if axes != main:
             others = [name for name in names if chosen[name] != axes]
-            yield from ((pattern, rank, None if axes == plain else axes) for pattern in _telling(members, others))
+            yield from ((pattern, rank, None if axes == plain else axes) for pattern in _telling_patterns(members, others))
     if main != plain:
         yield "", rank, main
 
 
-def _telling(names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _telling_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Patterns that match all of some names and none of the others: endings where they tell, else beginnings, else whole names."""
     patterns = []
     for _, members in grouped(list(names)):
-        patterns += _telling_one(members, others)
+        patterns += _patterns_of_one(members, others)
     return list(dict.fromkeys(patterns))
 
 
-def _telling_one(names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _patterns_of_one(names: Sequence[str], others: Sequence[str]) -> list[str]:
     texts = {template(name)[0] for name in names}
     for length in range(1, 1 + max(text.count(".") + 1 for text in texts)):
         tails = {".".join(text.split(".")[-length:]) for text in texts}
@@ -222,17 +213,17 @@ def _as_pattern(text: str) -> str:
 # -- the text ----------------------------------------------------------------------------------------------------------
 
 
-def _text(plan: Plan, report: WeightsReport) -> Iterator[str]:
+def _text(plan: Plan, title: str) -> Iterator[str]:
     renames = edits(plan.names)
     arrangement = _arrangement(plan.arranged)
-    steps = [*_merging(plan), *_joining(plan)]
-    yield f'"""Weights of {_bare(report.reference.source)} for {_bare(report.port.source)}: {len(report.pairs)} of {report.total} tensors.'
+    before, after = ([step for kind in kinds for step in kind(plan)] for kinds in (BEFORE_RENAMING, AFTER_RENAMING))
+    yield f'"""{title}'
     yield ""
     yield "Written by `tracediff weights --write-rules`; the arrays may be NumPy's or MLX's."
     yield '"""'
     yield ""
     yield "import re"
-    if any(text.startswith("def _joined") for step in steps for text in step.helpers):
+    if any(_JOINED in step.helpers for step in before):
         yield "import sys"
     yield ""
     yield from _tables(plan, renames, arrangement)
@@ -240,11 +231,10 @@ def _text(plan: Plan, report: WeightsReport) -> Iterator[str]:
     yield "def sanitize(weights):"
     yield '    """The weights by the port\'s names and in its layouts."""'
     yield "    weights = dict(weights)"
-    for step in steps:
+    for step in before:
         yield from (f"    {line}" for line in step.lines)
-    yield from _renaming(plan, renames)
-    cutting = _cutting(plan)
-    for step in cutting:
+    yield from _renaming(plan)
+    for step in after:
         yield from (f"    {line}" for line in step.lines)
     for copy, original in plan.copies.items():
         yield f'    renamed["{copy}"] = renamed["{original}"]'
@@ -252,16 +242,11 @@ def _text(plan: Plan, report: WeightsReport) -> Iterator[str]:
     yield ""
     yield ""
     yield from _helpers(renames, arrangement)
-    for helper in dict.fromkeys(text for step in [*steps, *cutting] for text in step.helpers):
+    for helper in dict.fromkeys(text for step in [*before, *after] for text in step.helpers):
         yield ""
         yield ""
         yield from helper.splitlines()
     yield ""
-
-
-def _bare(text: str) -> str:
-    """A source's name as it may stand in a docstring: without its folder."""
-    return text.replace("\\", "/").rstrip("/").rpartition("/")[2].replace('"', "'")
 
 
 def _tables(plan: Plan, renames: Edits, arrangement: _Arrangement) -> Iterator[str]:
@@ -293,10 +278,10 @@ def _tables(plan: Plan, renames: Edits, arrangement: _Arrangement) -> Iterator[s
 
 
 def _dropped_patterns(plan: Plan) -> list[str]:
-    return _telling(plan.dropped, list(plan.names))
+    return _telling_patterns(plan.dropped, list(plan.names))
 
 
-def _renaming(plan: Plan, renames: Edits) -> Iterator[str]:
+def _renaming(plan: Plan) -> Iterator[str]:
     if plan.dropped:
         yield '    kept = {name: value for name, value in weights.items() if not re.search("|".join(DROPPED), name)}'
         yield "    renamed = {_renamed(name): value for name, value in kept.items()}"
@@ -374,8 +359,8 @@ _CUT = '''def _cut(value, axis, lengths, groups=1):
         start += length'''
 
 
-def _merging(plan: Plan) -> Iterator[_Step]:
-    for (gain, direction, merged), _ in plan.norms.items():
+def _norm_steps(plan: Plan) -> Iterator[_Step]:
+    for gain, direction, merged in dict.fromkeys(plan.norms):
         yield _Step(
             (
                 f'for name in [name for name in weights if name.endswith("{gain}")]:',
@@ -384,6 +369,9 @@ def _merging(plan: Plan) -> Iterator[_Step]:
             ),
             (_MERGED,),
         )
+
+
+def _sum_steps(plan: Plan) -> Iterator[_Step]:
     for edit in edits(plan.sums).edits:
         firsts = _chooser([name for name in plan.sums if edit(name) != name], [name for name in plan.before if name not in plan.sums])
         yield _Step(
@@ -394,7 +382,7 @@ def _merging(plan: Plan) -> Iterator[_Step]:
         )
 
 
-def _joining(plan: Plan) -> Iterator[_Step]:
+def _join_steps(plan: Plan) -> Iterator[_Step]:
     for (axis, groups, count), members in plan.joins.items():
         for first_pattern, others in _partners(members, count, plan.before):
             rest = ", ".join(f'weights.pop(re.sub(r"{pattern}", {code}, name))' for pattern, code in others)
@@ -406,13 +394,16 @@ def _joining(plan: Plan) -> Iterator[_Step]:
                 ),
                 (_JOINED,),
             )
+
+
+def _stack_steps(plan: Plan) -> Iterator[_Step]:
     for axis, members in plan.stacks.items():
         for pattern in dict.fromkeys(_numbered_pattern(names) for names in members):
             yield _Step((f'_stacked(weights, r"{pattern}", {axis})',), (_STACKED, _JOINED))
 
 
 def _partners(members: Sequence[tuple[str, ...]], count: int, every: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """For tensors that go together the pattern of the first, and the substitutions that lead from it to the others."""
+    """For tensors that go together: the pattern of the first names, and the substitutions that lead from them to the other names."""
     kinds: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for names in members:
         found = []
@@ -426,7 +417,7 @@ def _partners(members: Sequence[tuple[str, ...]], count: int, every: Sequence[st
 
 def _chooser(names: Sequence[str], others: Sequence[str]) -> str:
     """One pattern that matches some names and none of the others."""
-    return "|".join(_telling(names, others))
+    return "|".join(_telling_patterns(names, others))
 
 
 def _same_kind(one: Sequence[str], names: Sequence[str], other: int) -> bool:
@@ -443,8 +434,7 @@ def _numbered_pattern(names: Sequence[str]) -> str:
     return rf"({before})(\d+)({after})"
 
 
-def _cutting(plan: Plan) -> list[_Step]:
-    steps = []
+def _cut_steps(plan: Plan) -> Iterator[_Step]:
     for (axis, groups, lengths), members in plan.cuts.items():
         if len(members[0]) < 2:
             continue
@@ -456,5 +446,10 @@ def _cutting(plan: Plan) -> list[_Step]:
                 f"    names = ({names})",
                 f"    renamed.update(zip(names, list(_cut(renamed[name], {axis}, {lengths}{runs}))))",
             )
-            steps.append(_Step(lines, (_CUT,)))
-    return steps
+            yield _Step(lines, (_CUT,))
+
+
+_StepsOf = Callable[[Plan], Iterator[_Step]]
+BEFORE_RENAMING: tuple[_StepsOf, ...] = (_norm_steps, _sum_steps, _join_steps, _stack_steps)
+AFTER_RENAMING: tuple[_StepsOf, ...] = (_cut_steps,)
+"""The kinds of step in a ``sanitize``, in their order: on the reference's names, and on the port's."""

@@ -16,15 +16,15 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
-from tracediff.errors import MissingDependencyError, TracediffError, WeightsError
+from tracediff.errors import MissingDependencyError, WeightsError
 from tracediff.observe.adapters.registry import named
+from tracediff.tensors.files import ArrayFileError, open_npz, open_safetensors
 from tracediff.trace import fingerprint
 from tracediff.trace.fingerprint import Sketch, Stats
 
@@ -35,17 +35,12 @@ Shape = tuple[int, ...]
 Source = Any
 """Whatever `open_weights` takes."""
 
+ARRAY_SUFFIXES = (".safetensors", ".npz")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 TRACE_SUFFIXES = (".h5", ".hdf5")
-_PREFERRED = (".safetensors", ".npz", *TORCH_SUFFIXES, *TRACE_SUFFIXES)
+_PREFERRED = (*ARRAY_SUFFIXES, *TORCH_SUFFIXES, *TRACE_SUFFIXES)
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights", "params", "parameters")
 _TRAINING_STATE = ("optim", "ema", "sched", "lr_", "amp", "scaler")
-_SAFETENSORS = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}  # fmt: skip
 
 
 class Weight:
@@ -53,7 +48,7 @@ class Weight:
 
     ``kind`` is "parameter", "buffer" or "" where the source does not say; ``aliases`` are other names of the same storage; ``codes`` the
     bits of each value, and how many share a scale, where the module holds it quantised.
-    What is computed from the values is kept, the values are not.
+    Whatever is computed from the values is kept; the values are not.
     """
 
     def __init__(
@@ -82,7 +77,7 @@ class Weight:
 
     @property
     def is_readable(self) -> bool:
-        """Whether its values are at hand, not only what was computed from them."""
+        """Whether its values can be read, not only what was computed from them."""
         return self._reader is not None
 
     def read(self) -> Array:
@@ -126,7 +121,7 @@ class Weight:
         return self.stats.min == self.stats.max
 
     def _ends_alike(self) -> bool:
-        """Whether a few values are the same: what spares most tensors the pass over all of them."""
+        """Whether a few values are the same. Most tensors have others, and need no pass over all values."""
         flat = self.read().reshape(-1)[:: max(1, self.count // 8)]
         return bool((flat == flat[0]).all())
 
@@ -152,7 +147,7 @@ class Weights(Mapping[str, Weight]):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the values of every tensor are at hand."""
+        """Whether the values of every tensor can be read."""
         return all(weight.is_readable for weight in self.values())
 
     @property
@@ -214,7 +209,7 @@ def _parameters_of(model: Any) -> dict[str, Any]:
 
 
 def _codes_of(model: Any) -> dict[str, tuple[int, int]]:
-    """By the name of its weight, how each quantised module of a live model holds it."""
+    """The bits and group size of each quantised module of a live model, by the name of its weight."""
     modules = model.named_modules() if _is_of(model, "mlx.nn", "Module") else ()
     return {_dotted(path, "weight"): codes for path, module in modules if (codes := _codes(vars(module))) is not None}
 
@@ -290,7 +285,7 @@ def _kind_of(array: Any) -> str:
 
 
 def _to_numpy(array: Any) -> Array:
-    """The stored bits of a framework's tensor as a NumPy array, without a copy where that can be."""
+    """The stored bits of a framework's tensor as a NumPy array, copied only where they must be."""
     if isinstance(array, np.ndarray | np.generic):
         return np.asarray(array)
     dtype = _dtype_of(array)
@@ -347,10 +342,8 @@ def _from_path(path: Path) -> Weights:
     if not path.exists():
         raise WeightsError(f"No file or folder {str(path)!r}.{_nearest(path)}")
     suffix = _kind_of_file(path)
-    if suffix == ".safetensors":
-        return _from_safetensors(path)
-    if suffix == ".npz":
-        return _from_npz(path)
+    if suffix in ARRAY_SUFFIXES:
+        return _from_array_file(path, suffix)
     if suffix in TORCH_SUFFIXES:
         return _from_torch(path)
     if suffix in TRACE_SUFFIXES:
@@ -366,15 +359,16 @@ def _nearest(path: Path) -> str:
 
 
 def _kind_of_file(path: Path) -> str:
-    """The suffix that says how to read a file; where it has none of ours, the one that its first bytes call for."""
+    """The suffix that says how to read a file: its own where that is known, else the one that its first bytes call for."""
     if path.suffix in _PREFERRED:
         return path.suffix
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"\x89HDF"):
         return ".h5"
-    if head.startswith(b"PK"):
-        return ".npz" if any(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist()) else ".pt"
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return ".npz" if any(name.endswith(".npy") for name in archive.namelist()) else ".pt"
     return ".safetensors" if head[8:9] == b"{" else path.suffix
 
 
@@ -418,77 +412,20 @@ def _indexed(index: Path) -> list[Path]:
     return files
 
 
-def _from_safetensors(path: Path) -> Weights:
-    from safetensors import SafetensorError, safe_open
-
+def _from_array_file(path: Path, suffix: str) -> Weights:
+    """The tensors of a .safetensors file, in the order of their values, or of an .npz file, in the order of its members."""
     try:
-        with safe_open(path, framework="numpy"):
-            pass  # the library checks lengths, offsets and overlaps
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{str(path)!r} is not a readable safetensors file: {error}. Copy or download it again.") from None
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+        arrays = (open_safetensors if suffix == ".safetensors" else open_npz)(path).arrays
+    except ArrayFileError as error:
+        form, cure = ("safetensors", " Copy or download it again.") if suffix == ".safetensors" else (".npz", "")
+        raise WeightsError(f"{str(path)!r} is not a readable {form} file: {error.reason}.{cure}") from None
     entries, skipped = {}, []
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype = dtypes.BY_NAME.get(_SAFETENSORS.get(entry["dtype"], ""))
-        if dtype is None:
-            skipped.append(name)
-            continue
-        start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
-        entries[name] = Weight(name, shape, dtype, partial(_mapped, path, start, shape, dtype))
-    return Weights(str(path), "safetensors", entries, tuple(skipped))
-
-
-def _mapped(path: Path, offset: int, shape: Shape, dtype: DType) -> Array:
-    if 0 in shape:
-        return np.zeros(shape, dtype.view)
-    return np.memmap(path, dtype.view, "r", offset, shape)
-
-
-def _from_npz(path: Path) -> Weights:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-            headers = {name: _npy_header(archive, name) for name in members}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise WeightsError(f"{str(path)!r} is not a readable .npz file: {error}.") from None
-    entries, skipped = {}, []
-    for member, (shape, numpy_dtype) in headers.items():
-        name = member.removesuffix(".npy")
-        if numpy_dtype.hasobject:
-            raise WeightsError(f"{name!r} in {str(path)!r} is an object array, which only a pickle can hold; save it as a plain array.")
-        dtype = _npz_dtype(numpy_dtype)
-        if dtype is None:
-            skipped.append(name)
-            continue
-        entries[name] = Weight(name, shape, dtype, partial(_from_member, path, member, dtype))
-    return Weights(str(path), "npz", entries, tuple(skipped))
-
-
-def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[Shape, np.dtype[Any]]:
-    with archive.open(name) as file:
-        stream: BinaryIO = file  # type: ignore[assignment]
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    return shape, dtype
-
-
-def _npz_dtype(dtype: np.dtype[Any]) -> DType | None:
-    if dtype.kind == "V" and dtype.itemsize == 2:  # how NumPy writes bfloat16
-        dtype = np.dtype(ml_dtypes.bfloat16)
-    try:
-        return dtypes.of(np.empty(0, dtype))
-    except TracediffError:
-        return None
-
-
-def _from_member(path: Path, member: str, dtype: DType) -> Array:
-    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    return array.view(dtype.view) if array.dtype.kind == "V" else array.astype(dtype.view, copy=False)
+    for array in sorted(arrays, key=lambda array: array.offset):
+        if array.dtype is None:
+            skipped.append(array.name)
+        else:
+            entries[array.name] = Weight(array.name, array.shape, array.dtype, array.read)
+    return Weights(str(path), suffix.removeprefix("."), entries, tuple(skipped))
 
 
 def _from_torch(path: Path) -> Weights:

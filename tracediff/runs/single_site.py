@@ -7,7 +7,6 @@ is judged against that part of the reference's: seconds instead of a run of the 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,8 +29,9 @@ from tracediff.observe.tree import modules_below
 from tracediff.observe.types import Adapter
 from tracediff.runs.captured import captured
 from tracediff.site import End, Site, is_returned
+from tracediff.tensors.files import open_array_file
 from tracediff.trace import Record, Trace
-from tracediff.trace.subtrace import Part, calls_of, part_of
+from tracediff.trace.subtrace import Subtrace, calls_of, subtrace_of
 
 Axes = tuple[int, ...]
 _FITS = 1e-2
@@ -65,7 +65,7 @@ def tried(
     impl: str | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[Part, dict[str, Any]]:
+) -> tuple[Subtrace, dict[str, Any]]:
     """Runs ``module`` on the recorded inputs of a site, and records it to the new trace ``to``.
 
     Returns that part of the reference, and the mapping that states which site is meant.
@@ -82,7 +82,7 @@ def tried(
         raise SiteError(f"{site!r} is a {kind.kind}, not a module, method or function: there is nothing to try. Name the module around it.")
     chosen = _chosen(reference, site, calls)
     adapter, module = _callable(module, site, impl)
-    part = part_of(reference, site, chosen, kind.path)
+    part = subtrace_of(reference, site, chosen, kind.path)
     recorded = [_recorded(reference, site, text) for text in chosen]
     bound = _bindings(recorded, module, adapter, arguments or {}, site)
     with adapter.no_grad():
@@ -416,13 +416,9 @@ def load_weights(module: Any, file: str | os.PathLike[str]) -> None:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    if path.suffix == ".safetensors" and path.is_file():
-        read: Callable[[Path], dict[str, Array]] = importlib.import_module("safetensors.numpy").load_file
-        return read(path)
-    if path.suffix == ".npz" and path.is_file():
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    raise CaptureError(f"{str(path)!r} is no .safetensors or .npz file that is there.")
+    if path.suffix not in (".npz", ".safetensors") or not path.is_file():
+        raise CaptureError(f"{str(path)!r} is no .safetensors or .npz file that is there.")
+    return {array.name: np.array(array.read()) for array in open_array_file(path).arrays}
 
 
 def find_module(models: Any, part: Trace, site: str, adapter: Adapter, wanted: str | None = None) -> tuple[str, Any]:

@@ -37,9 +37,9 @@ def text(report: WeightsReport, *, width: int = 120) -> str:
 
 
 def _headline(report: WeightsReport) -> Text:
-    word, _, said = report.headline().partition(": ")
+    word, _, rest = report.headline().partition(": ")
     style = {"same": GOOD, "different": BAD}.get(report.verdict or "", DOUBTFUL)
-    return Text.assemble((word.capitalize(), style), f": {said}")
+    return Text.assemble((word.capitalize(), style), f": {rest}")
 
 
 def _is_expected(group: FindingGroup) -> bool:
@@ -93,7 +93,7 @@ def _rest(report: WeightsReport) -> Iterable[RenderableType]:
 
 
 def _coverage(report: WeightsReport) -> Iterable[RenderableType]:
-    yield Text(f"Compared: {report.compared:,} of {counted(report.total, 'tensor')} of the port. {_how(report)}")
+    yield Text(f"Compared: {report.compared:,} of {counted(report.total, 'tensor')} of the port. {_layouts(report)}")
     for name, side in (("reference", report.reference), ("port", report.port), ("checkpoint", report.checkpoint)):
         if side is not None:
             yield Text(f"{name.capitalize()}: {_side(side)}", QUIET)
@@ -101,11 +101,11 @@ def _coverage(report: WeightsReport) -> Iterable[RenderableType]:
         yield Text(f"Note: {note}", QUIET)
 
 
-def _how(report: WeightsReport) -> str:
-    """What the equal tensors were equal by, and in which layouts."""
+def _layouts(report: WeightsReport) -> str:
+    """In which layouts the equal tensors are equal."""
     layouts = Counter(_layout(pair.layout) for pair in report.pairs if pair.equal)
-    told = ", ".join(f"{count:,} {layout}" for layout, count in layouts.most_common(6))
-    return f"Equal: {told}." if told else ""
+    counts = ", ".join(f"{count:,} {layout}" for layout, count in layouts.most_common(6))
+    return f"Equal: {counts}." if counts else ""
 
 
 def _layout(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Lane: jobs done one after another on a thread of their own, with a bound on the bytes that wait."""
+"""The thread that writes a trace: jobs done one after another beside the model, with a bound on the bytes that wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 Job = Callable[[], None]
 
 
-class Lane:
+class BackgroundWriter:
     """Runs jobs in the order in which they were put; the first error stops it and is raised by every later call."""
 
     def __init__(self, limit: int) -> None:

@@ -15,7 +15,6 @@ out. What is written here has it, so that a trace comes back as it was, but for 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -23,18 +22,19 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
-from tracediff.errors import TracediffError, TraceExistsError, TraceFileError, TraceNotFoundError
+from tracediff.errors import TracediffError, TraceExistsError, TraceNotFoundError
 from tracediff.site import End, escape
+from tracediff.tensors.files import StoredArray, open_npy, open_npz, open_safetensors
 from tracediff.trace import schema
 from tracediff.trace.reader import Param, Record, Trace, open_trace
 from tracediff.trace.writer import TraceWriter
@@ -46,34 +46,10 @@ NPZ, SAFETENSORS, FOLDER = ".npz", ".safetensors", ""
 HEADER = "tracediff.json"
 METADATA = "tracediff"
 ROOT = "(root)"
-MOST_HEADER = 100_000_000
-"""Bytes that the header of a .safetensors file may take: the format's own limit."""
 
 _FORMS = ".npz, .safetensors and folders of .npy"
 _SITE = re.compile(r"(?!\.+$)[^\[\]@^/\x00-\x1f\x7f]+")
 _ORDER = re.compile(r"(\d+)-(.+)", re.DOTALL)
-_SAFETENSORS = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "uint16": "U16",
-    "int16": "I16",
-    "uint32": "U32",
-    "int32": "I32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "text": "U8",
-}
-_OF_SAFETENSORS = {code: name for name, code in _SAFETENSORS.items() if name != "text"}
 _ABSENT: dict[str, str | int] = {
     "call": "",
     "stage": "",
@@ -94,16 +70,16 @@ def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool =
     ``force``. Raises TraceNotFoundError, TraceExistsError, and TracediffError for what cannot be converted: two traces, an unknown
     suffix, pickled objects, names that are none or that occur twice, nothing at all.
     """
-    one, other = Path(source), Path(target)
-    if not one.exists():
-        raise TraceNotFoundError(f"There is no {os.fspath(one)!r} to convert.")
-    forms = _form(one, is_source=True), _form(other)
-    if (forms[0] in TRACES) == (forms[1] in TRACES):
-        both = "both are traces" if forms[0] in TRACES else "neither is a trace (.h5)"
-        raise TracediffError(f"{os.fspath(one)!r} cannot be converted to {os.fspath(other)!r}: {both}; known are {_FORMS}.")
-    if forms[0] in TRACES:
-        return write_arrays(one, other, force=force)
-    return read_arrays(one, other, impl=impl, force=force)
+    origin, goal = Path(source), Path(target)
+    if not origin.exists():
+        raise TraceNotFoundError(f"There is no {os.fspath(origin)!r} to convert.")
+    is_from_trace, is_to_trace = _form(origin, is_source=True) in TRACES, _form(goal) in TRACES
+    if is_from_trace == is_to_trace:
+        both = "both are traces" if is_from_trace else "neither is a trace (.h5)"
+        raise TracediffError(f"{os.fspath(origin)!r} cannot be converted to {os.fspath(goal)!r}: {both}; known are {_FORMS}.")
+    if is_from_trace:
+        return write_arrays(origin, goal, force=force)
+    return read_arrays(origin, goal, impl=impl, force=force)
 
 
 def _form(path: Path, *, is_source: bool = False) -> str:
@@ -162,14 +138,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 class _Arrays:
     """Arrays by name, read one at a time, in the order of their file, and the header that came with them."""
 
-    read: dict[str, Callable[[], tuple[Array, str | None]]] = field(default_factory=dict)
-    header: dict[str, Any] = field(default_factory=dict)
+    by_name: dict[str, StoredArray]
+    header: dict[str, Any]
     is_ordered: bool = False
-
-    def add(self, name: str, read: Callable[[], tuple[Array, str | None]], where: Path) -> None:
-        if name in self.read:
-            raise TracediffError(f"{os.fspath(where)!r} holds {name!r} twice; every array needs a name of its own.")
-        self.read[name] = read
 
 
 def read_arrays(source: PathLike, to: PathLike, *, impl: str = "", force: bool = False) -> Path:
@@ -177,12 +148,12 @@ def read_arrays(source: PathLike, to: PathLike, *, impl: str = "", force: bool =
     path, target = Path(source), Path(to)
     openers = {NPZ: _open_npz, SAFETENSORS: _open_safetensors, FOLDER: _open_folder}
     _refuse_existing(target, force)
-    with openers[_form(path, is_source=True)](path) as arrays:
-        if not arrays.read:
-            raise TracediffError(f"{os.fspath(path)!r} holds no arrays, so there is nothing to convert.")
-        told = _Told(arrays, path)
-        meta = _meta(told, path, impl)
-        _replaced(target, lambda part: _write_trace(told, part, meta))
+    arrays = openers[_form(path, is_source=True)](path)
+    if not arrays.by_name:
+        raise TracediffError(f"{os.fspath(path)!r} holds no arrays, so there is nothing to convert.")
+    ordered = _Ordered(arrays, path)
+    meta = _meta(ordered, path, impl)
+    _replaced(target, lambda part: _write_trace(ordered, part, meta))
     return target
 
 
@@ -201,8 +172,8 @@ def _files(folder: Path) -> Iterator[Path]:
     return (file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
 
 
-class _Told:
-    """The arrays of a file in execution order: each with what its name and the header say of it."""
+class _Ordered:
+    """The arrays of a file in execution order, each with its parsed name and its row of the header."""
 
     def __init__(self, arrays: _Arrays, path: Path) -> None:
         self.header = arrays.header
@@ -212,11 +183,11 @@ class _Told:
         if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows):
             raise TracediffError(f"The header of {os.fspath(path)!r} is wrong: 'records' is a list of objects that each have a 'name'.")
         self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in rows}
-        absent = [name for name in self.rows if name not in arrays.read]
+        absent = [name for name in self.rows if name not in arrays.by_name]
         if absent or len(self.rows) != len(rows):
             what = f"{absent[0]!r}, which the file does not hold" if absent else "one name twice"
             raise TracediffError(f"The header of {os.fspath(path)!r} names {what}.")
-        self.names, self.how = self._ordered(list(arrays.read))
+        self.names, self.order = self._ordered(list(arrays.by_name))
         self._check()
 
     def _ordered(self, names: list[str]) -> tuple[dict[str, Name], str]:
@@ -226,8 +197,8 @@ class _Told:
             return {name: Name.parse(name) for name in (*self.rows, *rest)}, "header"
         numbered = [_ORDER.fullmatch(name) for name in names]
         if all(numbered):
-            found = sorted(((int(match[1]), match[2], match[0]) for match in numbered if match), key=lambda one: one[0])
-            return {name: Name.parse(rest) for _, rest, name in found}, "numbers"
+            by_number = sorted((match for match in numbered if match), key=lambda match: int(match[1]))
+            return {match[0]: Name.parse(match[2]) for match in by_number}, "numbers"
         if not self.arrays.is_ordered:
             names.sort(key=_natural)
         return {name: Name.parse(name) for name in names}, "file" if self.arrays.is_ordered else "names"
@@ -240,9 +211,9 @@ class _Told:
             raise TracediffError(f"{os.fspath(self.path)!r} holds {str(twice)!r} more than once: {both}.")
 
 
-def _meta(told: _Told, path: Path, impl: str) -> dict[str, Any]:
-    """The meta of a trace that nobody captured: what the header says, and what has to be known of where it comes from."""
-    given = told.header.get("meta") or {}
+def _meta(ordered: _Ordered, path: Path, impl: str) -> dict[str, Any]:
+    """The meta of a trace that nobody captured: the header's, and where the arrays came from."""
+    given = ordered.header.get("meta") or {}
     if not isinstance(given, dict):
         raise TracediffError(f"The header of {os.fspath(path)!r} is wrong: 'meta' is an object.")
     kept = {name: value for name, value in given.items() if name != "format_version"}
@@ -250,14 +221,14 @@ def _meta(told: _Told, path: Path, impl: str) -> dict[str, Any]:
         "impl": impl or "converted",
         "mode_run": "free",
         "created": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
-        "modules": _modules(told.names.values()),
+        "modules": _modules(ordered.names.values()),
         "repeats": None,
         **kept,
-        "converted": {"from": path.name, "order": told.how, "names": "recorded" if "modules" in given else "stated"},
+        "converted": {"from": path.name, "order": ordered.order, "names": "recorded" if "modules" in given else "stated"},
     }
     if impl:
         made["impl"] = impl
-    if told.how == "names":
+    if ordered.order == "names":
         made["warnings"] = [*made.get("warnings", ()), "the arrays came without an order: the trace is in the order of their names"]
     return made
 
@@ -280,14 +251,14 @@ def _above(path: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
-def _write_trace(told: _Told, part: Path, meta: dict[str, Any]) -> None:
+def _write_trace(ordered: _Ordered, part: Path, meta: dict[str, Any]) -> None:
     counts: Counter[str] = Counter()
-    stages = {str(row["stage"]): "" for row in told.rows.values() if row.get("stage")}
+    stages = {str(row["stage"]): "" for row in ordered.rows.values() if row.get("stage")}
     with TraceWriter(part, meta={**meta, "complete": False, "stages": {**stages, **(meta.get("stages") or {})}}) as writer:
         rows = 0
-        for text, name in told.names.items():
-            row = told.rows.get(text, {})
-            values, dtype = _typed(*told.arrays.read[text](), row, text)
+        for text, name in ordered.names.items():
+            row = ordered.rows.get(text, {})
+            values, dtype = _typed(ordered.arrays.by_name[text], row)
             if End.parse(name.end).kind == "param":
                 _add_param(writer, name, values, dtype, row)
                 continue
@@ -309,7 +280,7 @@ def _add_param(writer: TraceWriter, name: Name, values: Array, dtype: str, row: 
 
 
 def _moment(name: Name, dtype: str, row: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What the header says of a record besides its name; ``rows`` were written before it, so its parent is one of them."""
+    """The header's columns of a record besides its name. Its parent is one of the ``rows`` that were written before it."""
     moment = {column: row[column] for column in _ABSENT if column in row}
     for column, value in moment.items():
         limit = rows if column in ("parent", "producer") else 2**31
@@ -320,129 +291,52 @@ def _moment(name: Name, dtype: str, row: Mapping[str, Any], rows: int) -> dict[s
     return moment | ({"note": json.dumps(row["note"])} if row.get("note") else {})
 
 
-def _typed(values: Array, dtype: str | None, row: Mapping[str, Any], name: str) -> tuple[Array, str]:
-    """An array's values or stored bits, and the name of its dtype."""
-    said = row.get("dtype") or dtype
+def _typed(array: StoredArray, row: Mapping[str, Any]) -> tuple[Array, str]:
+    """An array's values or stored bits, and the name of their dtype: the header's, else the file's."""
+    values = array.raw()
     if values.dtype.kind in "US":
         text = values.item() if values.ndim == 0 else "\n".join(map(str, values.reshape(-1).tolist()))
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8), "text"
-    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    if values.dtype == np.dtype("V2") and said is None:  # how NumPy writes the bfloat16 of ml_dtypes
-        said = "bfloat16"
-    if said is not None:
-        kind = dtypes.named(str(said))
-        if values.dtype not in (kind.stored, kind.view, np.dtype(f"V{kind.itemsize}")):
-            raise TracediffError(f"{name!r} is of {values.dtype}, which cannot be the bits of {said!r}; those are {kind.stored}.")
-        return values.view(kind.stored), kind.name
-    try:
-        return values, dtypes.of(values).name
-    except TracediffError as error:
-        raise TracediffError(f"{name!r} cannot be recorded: it is of dtype {values.dtype}.") from error
+    stated = row.get("dtype")
+    if stated is None and array.dtype is None:
+        raise TracediffError(f"{array.name!r} cannot be recorded: it is of dtype {values.dtype}.")
+    kind = array.dtype if stated is None else dtypes.named(str(stated))
+    assert kind is not None
+    if values.dtype not in (kind.stored, kind.view, np.dtype(f"V{kind.itemsize}")):
+        raise TracediffError(f"{array.name!r} is of {values.dtype}, which cannot be the bits of {kind.name!r}; those are {kind.stored}.")
+    return values.view(kind.stored), kind.name
 
 
 # -- the three forms, opened
 
 
-@contextmanager
-def _open_npz(path: Path) -> Iterator[_Arrays]:
-    """The arrays of an .npz; objects in it, which would have to be unpickled, are refused."""
-    arrays = _Arrays(is_ordered=True)
-    with ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-        except (zipfile.BadZipFile, OSError) as error:
-            raise TraceFileError(f"{os.fspath(path)!r} is no .npz file: {error}.") from error
-        for entry in archive.infolist():
-            if entry.is_dir():
-                continue
-            name = entry.filename.removesuffix(".npy")
-            if name == HEADER:
-                arrays.header = _header(_read_npy(archive.open(entry), name, path).tobytes(), path)
-            else:
-                arrays.add(name, lambda entry=entry, name=name: (_read_npy(archive.open(entry), name, path), None), path)  # type: ignore[misc]
-        yield arrays
+def _open_npz(path: Path) -> _Arrays:
+    """The arrays of an .npz."""
+    file = open_npz(path)
+    if file.foreign:
+        raise TracediffError(f"{file.foreign[0]!r} in {os.fspath(path)!r} is no array, so it cannot be converted; remove it.")
+    by_name = {array.name: array for array in file.arrays}
+    own = by_name.pop(HEADER, None)
+    return _Arrays(by_name, {} if own is None else _header(own.raw().tobytes(), path), is_ordered=True)
 
 
-@contextmanager
-def _open_folder(path: Path) -> Iterator[_Arrays]:
+def _open_folder(path: Path) -> _Arrays:
     """The arrays of a folder of .npy files, subfolders included, named by their paths in it."""
-    arrays = _Arrays()
     header = path / HEADER
-    if header.is_file():
-        arrays.header = _header(header.read_bytes(), path)
-    for file in sorted(path.rglob("*.npy")):
-        if file.is_file():
-            name = file.relative_to(path).with_suffix("").as_posix() if file.suffix == ".npy" else file.name
-            arrays.add(name, lambda file=file, name=name: (_read_npy(file.open("rb"), name, path), None), path)  # type: ignore[misc]
-    yield arrays
+    files = {file.relative_to(path).with_suffix("").as_posix(): file for file in sorted(path.rglob("*.npy")) if file.is_file()}
+    by_name = {name: open_npy(file, name, path) for name, file in files.items()}
+    return _Arrays(by_name, _header(header.read_bytes(), path) if header.is_file() else {})
 
 
-def _read_npy(stream: IO[bytes], name: str, where: Path) -> Array:
-    with stream:
-        try:
-            values: Array = np.lib.format.read_array(stream, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, RuntimeError) as error:
-            if "allow_pickle" in str(error) or "Object arrays" in str(error):
-                why = "it holds pickled Python objects, which are not read since they can run code; save plain arrays"
-            else:
-                why = str(error)
-            raise TracediffError(f"{name!r} in {os.fspath(where)!r} cannot be read: {why}.") from error
-    return values
-
-
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[_Arrays]:
+def _open_safetensors(path: Path) -> _Arrays:
     """The arrays of a .safetensors file, in the dtypes that it names."""
-    with path.open("rb") as stream:
-        head, start = _safetensors_head(stream, path)
-        metadata = head.pop("__metadata__", {})
-        arrays = _Arrays()
-        if isinstance(metadata, dict) and METADATA in metadata:
-            arrays.header = _header(str(metadata[METADATA]).encode(), path)
-        size = path.stat().st_size - start
-        for name, entry in head.items():
-            arrays.add(name, _tensor_of(stream, name, entry, start, size, path), path)
-        yield arrays
-
-
-def _safetensors_head(stream: IO[bytes], path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a .safetensors file and where its data begin."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        if twice:
-            raise TracediffError(f"{os.fspath(path)!r} holds {twice[0]!r} twice; every array needs a name of its own.")
-        return dict(pairs)
-
-    try:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > min(MOST_HEADER, path.stat().st_size - 8):
-            raise ValueError(f"its header would be {length} bytes long")
-        head = json.loads(stream.read(length), object_pairs_hook=once)
-        if not isinstance(head, dict):
-            raise ValueError("its header is no object")
-    except (struct.error, ValueError) as error:
-        raise TraceFileError(f"{os.fspath(path)!r} is no .safetensors file: {error}.") from error
-    return head, 8 + length
-
-
-def _tensor_of(stream: IO[bytes], name: str, entry: Any, start: int, size: int, path: Path) -> Callable[[], tuple[Array, str | None]]:
-    """What reads one tensor, whose place and size are checked first."""
-    try:
-        kind = dtypes.named(_OF_SAFETENSORS[entry["dtype"]])
-        shape = tuple(int(length) for length in entry["shape"])
-        first, last = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceFileError(f"{name!r} in {os.fspath(path)!r} is not described as the format asks ({error}).") from error
-    if min((0, *shape)) < 0 or not 0 <= first <= last <= size or last - first != math.prod(shape) * kind.itemsize:
-        raise TraceFileError(f"{name!r} in {os.fspath(path)!r} does not fit into the file: bytes {first} to {last}, shape {list(shape)}.")
-
-    def read() -> tuple[Array, str | None]:
-        stream.seek(start + first)
-        return np.frombuffer(bytearray(stream.read(last - first)), kind.stored).reshape(shape), kind.name
-
-    return read
+    file = open_safetensors(path)
+    unknown = next((array.name for array in file.arrays if array.dtype is None), None)
+    if unknown is not None:
+        raise TracediffError(f"{unknown!r} in {os.fspath(path)!r} has a dtype that no trace holds.")
+    header = _header(str(file.metadata[METADATA]).encode(), path) if METADATA in file.metadata else {}
+    return _Arrays({array.name: array for array in file.arrays}, header)
 
 
 def _header(blob: bytes, path: Path) -> dict[str, Any]:
@@ -497,7 +391,7 @@ def _items(trace: Trace) -> Iterator[tuple[str, tuple[dict[str, Any], Record | P
 
 
 def _safe(name: Name, trace: Trace) -> str:
-    """A record's name, which a file may bear: a trace from a stranger could bring one that leads elsewhere."""
+    """A record's name as part of a path. Refuses names that no capture gives: a stranger's trace could hold one that leads elsewhere."""
     with suppress(TracediffError):
         if Name.parse(str(name)) == name:
             return str(name)
@@ -507,7 +401,7 @@ def _safe(name: Name, trace: Trace) -> str:
 
 
 def _replaced(target: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the target and puts it in its place when it is whole."""
+    """Writes a file beside the target, and moves it to the target's place once it is whole."""
     part = target.with_name(f".{target.name}.new")
     _remove(part)
     try:
@@ -558,9 +452,10 @@ def _write_safetensors(part: Path, items: Items, header: str) -> None:
     head: dict[str, Any] = {"__metadata__": {METADATA: header}}
     offset = 0
     for name, (_, item) in items.items():
-        if item.dtype not in _SAFETENSORS:
+        code = dtypes.named(item.dtype).safetensors
+        if not code:
             raise TracediffError(f"{name!r} is of {item.dtype}, which .safetensors files cannot hold; write an .npz instead.")
-        head[name] = {"dtype": _SAFETENSORS[item.dtype], "shape": list(item.shape), "data_offsets": [offset, offset + item.nbytes]}
+        head[name] = {"dtype": code, "shape": list(item.shape), "data_offsets": [offset, offset + item.nbytes]}
         offset += item.nbytes
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)

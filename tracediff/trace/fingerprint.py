@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -60,6 +61,21 @@ class Sketch:
 
     quantiles: Floats
     axes: tuple[Floats, ...]
+
+
+class Fingerprinted(Protocol):
+    """A tensor that is known by name, shape and fingerprint, whether its values can be read or not: a trace's parameter, a weight."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def sketch(self) -> Sketch: ...
 
 
 def digest(bits: Array) -> bytes:

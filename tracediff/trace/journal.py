@@ -98,7 +98,7 @@ class Journal:
 
 @dataclass(slots=True)
 class Replay:
-    """What a journal says so far: the tables' rows as bytes, the texts, and where the segments lie."""
+    """What the frames of a journal have given so far: the tables' rows as bytes, the texts, and where the segments lie."""
 
     strings: list[str] = field(default_factory=lambda: [""])
     segments: list[Place] = field(default_factory=list)
@@ -160,10 +160,10 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
     if kind != HEADER or not _belongs(header, trace):
         return None
     try:
-        said = Replay(meta={"format_version": json.loads(header)["format_version"]})
+        replayed = Replay(meta={"format_version": json.loads(header)["format_version"]})
         for kind, payload in parts:
-            said.take(kind, payload)
-        return said.tables(trace), said.segments
+            replayed.take(kind, payload)
+        return replayed.tables(trace), replayed.segments
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise TraceFileError(f"The journal {str(path)!r} is damaged ({error!r}); the trace cannot be recovered from it.") from error
 

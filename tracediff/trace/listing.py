@@ -44,16 +44,16 @@ def listing(
         return _cut(trace, f"modules of {trace.path}", MODULES, _modules(trace, pattern), pattern, limit)
     if params:
         return _cut(trace, f"parameters of {trace.path}", PARAMS, _params(trace, pattern), pattern, limit)
-    told = _cut(trace, repr(trace), RECORDS, _records(trace, pattern, stages), pattern, limit)
+    table = _cut(trace, repr(trace), RECORDS, _records(trace, pattern, stages), pattern, limit)
     blind = () if pattern or stages else tuple(f"blind spot: {text}" for text in trace.meta.get("blind_spots") or ())
-    return replace(told, notes=blind)
+    return replace(table, notes=blind)
 
 
 def summary(trace: Trace) -> dict[str, Any]:
     """What a trace is, as one JSON object: how much it holds and what it says of its run, without the module tree."""
-    told = {name: value for name, value in trace.meta.items() if name != "modules"}
-    held = {"records": len(trace.records), "sites": len(trace.sites), "parameters": len(trace.params), "bytes": trace.path.stat().st_size}
-    return {"schema": "tracediff.trace/1", "path": str(trace.path), **held, **told}
+    described = {name: value for name, value in trace.meta.items() if name != "modules"}
+    sizes = {"records": len(trace.records), "sites": len(trace.sites), "parameters": len(trace.params), "bytes": trace.path.stat().st_size}
+    return {"schema": "tracediff.trace/1", "path": str(trace.path), **sizes, **described}
 
 
 def _cut(trace: Trace, title: str, columns: tuple[str, ...], rows: Iterable[tuple[Cell, ...]], pattern: str, limit: int) -> Listing:

@@ -94,8 +94,8 @@ class Trace:
 
     @cached_property
     def params(self) -> Mapping[str, Param]:
-        found = (Param(self, row) for row in range(self.tables.params.size))
-        return {param.name: param for param in found}
+        params = (Param(self, row) for row in range(self.tables.params.size))
+        return {param.name: param for param in params}
 
     @cached_property
     def sites(self) -> dict[str, int]:
@@ -426,7 +426,7 @@ def _json(text: str, where: object) -> Any:
         raise TraceFileError(f"{where!r} carries a note that is not JSON ({error}).") from error
 
 
-class _Closed:
+class _ClosedSegments:
     """The segments of a closed file, each checked before it is read."""
 
     def __init__(self, source: Input) -> None:
@@ -448,8 +448,8 @@ class _Closed:
         self._source.close()
 
 
-class _Killed:
-    """The segments of a file whose writer was killed, as its journal tells them."""
+class _KilledSegments:
+    """The segments of a file whose writer was killed, as the journal lists them."""
 
     def __init__(self, places: list[Place]) -> None:
         self._places = places
@@ -464,7 +464,7 @@ class _Killed:
         pass
 
 
-def _load(path: Path) -> tuple[Tables, _Closed | _Killed, bool]:
+def _load(path: Path) -> tuple[Tables, _ClosedSegments | _KilledSegments, bool]:
     if not path.exists():
         raise TraceNotFoundError(f"No trace {str(path)!r}. Record one with: tracediff capture -o {path}")
     if not path.is_file():
@@ -472,12 +472,12 @@ def _load(path: Path) -> tuple[Tables, _Closed | _Killed, bool]:
     log = journal_of(path)
     if is_locked(path) or (log.exists() and is_locked(log)):
         raise TraceFileError(f"{str(path)!r} is in progress: another process is still writing it. Wait for it to end, or end it.")
-    said = replay(log, path) if log.exists() else None
-    if said is None:
+    replayed = replay(log, path) if log.exists() else None
+    if replayed is None:
         return (*_load_closed(path), False)
-    tables, places = said
-    check(tables, _Killed(places).limits, str(path))
-    return _without_lost(tables, places, path.stat().st_size), _Killed(places), True
+    tables, places = replayed
+    check(tables, _KilledSegments(places).limits, str(path))
+    return _without_lost(tables, places, path.stat().st_size), _KilledSegments(places), True
 
 
 def _without_lost(tables: Tables, places: list[Place], size: int) -> Tables:
@@ -492,7 +492,7 @@ def _without_lost(tables: Tables, places: list[Place], size: int) -> Tables:
     return tables
 
 
-def _load_closed(path: Path) -> tuple[Tables, _Closed]:
+def _load_closed(path: Path) -> tuple[Tables, _ClosedSegments]:
     with path.open("rb") as file:
         signature = file.read(8)
     if not signature:
@@ -518,7 +518,7 @@ def _damaged(path: Path, error: Exception) -> TraceFileError:
     return TraceFileError(f"{str(path)!r} {how} ({error}). Record it again.")
 
 
-def _read(source: Input) -> tuple[Tables, _Closed]:
+def _read(source: Input) -> tuple[Tables, _ClosedSegments]:
     path = str(source.path)
     names = source.names()
     if schema.META not in names:
@@ -533,6 +533,6 @@ def _read(source: Input) -> tuple[Tables, _Closed]:
     index, params, sketches = (source.table(name) for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
     optional = {name: source.table(name) for name in names & set(schema.OPTIONAL_TABLES)}
     tables = Tables(index, params, sketches, strings, meta, optional)
-    segments = _Closed(source)
+    segments = _ClosedSegments(source)
     check(tables, segments.limits, path)
     return tables, segments

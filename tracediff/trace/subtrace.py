@@ -1,4 +1,4 @@
-"""A part of an open trace as a trace of its own: some of its calls, with all that lies inside them."""
+"""A subtrace: some calls of an open trace, with all that lies inside them, as a trace of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tracediff.trace.reader import Trace
 from tracediff.trace.tables import Tables
 
 
-class Part(Trace):
+class Subtrace(Trace):
     """The records of some rows of an open trace, and the modules and parameters at and below ``path``.
 
-    Nothing is copied but the tables: values are read from the whole, which must stay open. Ordinals count from 0 in the part.
+    Nothing is copied but the tables: values are read from the whole, which must stay open. Ordinals count from 0 in the subtrace.
     """
 
     def __init__(self, whole: Trace, rows: Sequence[int], path: str) -> None:
         self._whole, self._rows, self._below = whole, list(rows), path
         self.path, self.segments, self.was_killed = whole.path, whole.segments, whole.was_killed
-        modules = [one for one in whole.meta.get("modules") or () if is_below(str(one["path"]), path)]
+        modules = [module for module in whole.meta.get("modules") or () if is_below(str(module["path"]), path)]
         not_seen = [what for what in whole.meta.get("not_seen") or () if path in what]
         meta = {**whole.meta, "modules": modules, "not_seen": not_seen}
         owners = [is_below(whole.strings[number], path) for number in whole.tables.params["path"].tolist()]
@@ -40,21 +40,21 @@ class Part(Trace):
         """Leaves the whole open."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Part, (self._whole, self._rows, self._below)
+        return Subtrace, (self._whole, self._rows, self._below)
 
 
 def _renumbered(index: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The rows kept, their references to other rows renumbered (-1 where those are not kept), the calls of each site counted anew."""
     place = np.full(len(index) + 1, -1, np.int64)
     place[kept] = np.arange(len(kept))
-    part: np.ndarray[Any, Any] = index[kept].copy()
+    rows: np.ndarray[Any, Any] = index[kept].copy()
     for column in ("parent", "producer"):
-        part[column] = place[part[column]]
-    for site in np.unique(part["site"]):
-        rows = part["site"] == site
-        part["ordinal"][rows] = np.unique(part["ordinal"][rows], return_inverse=True)[1]
-    part.flags.writeable = False
-    return part
+        rows[column] = place[rows[column]]
+    for site in np.unique(rows["site"]):
+        own = rows["site"] == site
+        rows["ordinal"][own] = np.unique(rows["ordinal"][own], return_inverse=True)[1]
+    rows.flags.writeable = False
+    return rows
 
 
 def calls_of(trace: Trace, site: str) -> list[str]:
@@ -62,12 +62,12 @@ def calls_of(trace: Trace, site: str) -> list[str]:
     return list(dict.fromkeys(record.call for record in trace.find(site)))
 
 
-def part_of(trace: Trace, site: str, calls: Sequence[str], path: str) -> Part:
+def subtrace_of(trace: Trace, site: str, calls: Sequence[str], path: str) -> Subtrace:
     """The records of these calls of a site, and all inside them; ``path`` is the site's module path."""
     wanted = set(calls)
     texts = trace.strings
     inside = {number: _is_inside(texts[number], wanted) for number in np.unique(trace.index["call"]).tolist()}
-    return Part(trace, [row for row, number in enumerate(trace.index["call"].tolist()) if inside[number]], path)
+    return Subtrace(trace, [row for row, number in enumerate(trace.index["call"].tolist()) if inside[number]], path)
 
 
 def _is_inside(call: str, wanted: set[str]) -> bool:

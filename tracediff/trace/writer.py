@@ -21,7 +21,7 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
 from tracediff.trace import journal, schema
-from tracediff.trace.background_writer import Job, Lane
+from tracediff.trace.background_writer import BackgroundWriter, Job
 from tracediff.trace.container import Output, Place, is_locked, write_at
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
@@ -97,8 +97,8 @@ class TraceWriter:
         self._params = bytearray()
         self._sketches = bytearray()
         self._stats: dict[tuple[bytes, int], bytes] = {}
-        self._lane = Lane(IN_FLIGHT)
-        weakref.finalize(self, _let_go, self._lane, self._journal, self._output, os.getpid())
+        self._background = BackgroundWriter(IN_FLIGHT)
+        weakref.finalize(self, _let_go, self._background, self._journal, self._output, os.getpid())
 
     def add(self, *, values: Any, dtype: str | None = None, store: bool = True, code: bytes | None = None, **moment: Unpack[Moment]) -> int:
         """Records an array and returns its row number.
@@ -196,7 +196,7 @@ class TraceWriter:
         try:
             self._put(lambda: self._write_row(frames, before, content, after), nbytes)
         except BaseException:  # Ctrl-C, before or after the row was queued
-            self._lane.settle()
+            self._background.settle()
             self._count = self._written
             raise
         self._new_strings.clear()
@@ -244,13 +244,13 @@ class TraceWriter:
         if self._closed:
             raise TraceFileError(f"The trace {str(self.path)!r} is closed; nothing more can be recorded in it.")
         try:
-            self._lane.put(job, nbytes)
+            self._background.put(job, nbytes)
         except (OSError, struct.error) as error:
             raise self._failure(error) from error
 
     def _drain(self) -> None:
         try:
-            self._lane.drain()
+            self._background.drain()
         except (OSError, struct.error) as error:
             raise self._failure(error) from error
 
@@ -297,7 +297,7 @@ class TraceWriter:
 
     def _finish(self) -> None:
         self._closed = True
-        self._lane.close()
+        self._background.close()
         try:
             write_tables(self._output, self._tables())
             self._output.close()
@@ -311,18 +311,18 @@ class TraceWriter:
     def _abandon(self) -> None:
         """Lets go of both files, leaving the journal: the trace can be recovered from it."""
         self._closed = True
-        _let_go(self._lane, self._journal, self._output, os.getpid())
+        _let_go(self._background, self._journal, self._output, os.getpid())
 
     def _tables(self) -> Tables:
         index, params = np.frombuffer(self._rows, schema.INDEX), np.frombuffer(self._params, schema.PARAMS)
         return Tables(index, params, np.frombuffer(self._sketches, schema.SKETCH), list(self._strings), self._meta)
 
 
-def _let_go(lane: Lane, log: Journal, output: Output, owner: int) -> None:
+def _let_go(background: BackgroundWriter, log: Journal, output: Output, owner: int) -> None:
     """Writes what waits and closes both files, leaving the journal; nothing in a forked child, which does not own them."""
     if os.getpid() != owner:
         return
-    lane.close()
+    background.close()
     log.close(remove=False)
     with suppress(OSError, RuntimeError):  # no room for HDF5's metadata, which recovery does without
         output.close()
