@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracediff.errors import TracediffError
-from tracediff.site import Call, End, Frame, Scope, Site, escape, is_below, join, module_of, unescape
+from tracediff.site import Call, End, NumberedSite, Scope, Site, escape, is_below, join, module_of, unescape
 
 names = st.text(min_size=1, max_size=12)
 paths = st.lists(names.map(lambda name: escape(name, dots=True)), max_size=4).map(lambda parts: join(*parts))
 sites = st.builds(Site, paths, st.sampled_from(["method", "tap", "function"]), names) | st.builds(Site, paths)
-frames = st.builds(Frame, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
+frames = st.builds(NumberedSite, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_a_printed_site_is_parsed_back(site: Site) -> None:
 
 @settings(deadline=None)
 @given(st.lists(frames, max_size=6).map(tuple))
-def test_a_printed_call_is_parsed_back(frames: tuple[Frame | Scope, ...]) -> None:
+def test_a_printed_call_is_parsed_back(frames: tuple[NumberedSite | Scope, ...]) -> None:
     assert Call.parse(str(Call(frames))) == Call(frames)
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe import describe
 from tracediff.observe.observer import Boundary, Observer, Run, Tensor, raised_note
 from tracediff.observe.provenance import digest_of
-from tracediff.site import module_of
+from tracediff.site import module_of, stage_chain
 from tracediff.trace import schema
 from tracediff.trace.writer import TraceWriter
 
@@ -214,13 +214,9 @@ class Recorder(Observer):
                 self._stopped(error, stage)
         self.writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
-    def _stages(self, stage: str) -> Iterator[str]:
-        """A stage and those around it."""
-        seen = set()
-        while stage not in seen:
-            yield stage
-            seen.add(stage)
-            stage = self._run.stages.get(stage, "")
+    def _stages(self, stage: str) -> list[str]:
+        """A stage and those around it; last "", which stands for what is outside of all stages."""
+        return [*stage_chain(stage, self._run.stages), ""]
 
     def _enter(self, boundary: Boundary) -> None:
         around = self._open.get(boundary.parent_id)
