@@ -11,7 +11,9 @@ import pytest
 
 from tracediff.alignment.axes import Join, Layout, Part, side_by_side
 from tracediff.dtype import Array
-from tracediff.locate.estimates import MOST_VALUES, can_sample, expected, sampled
+from tracediff.locate.estimates import expected
+from tracediff.locate.samples import can_sample, sampled
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record, open_trace
 from tracediff.trace.writer import TraceWriter
 
@@ -129,7 +131,7 @@ def test_a_lone_infinity_is_expected_to_differ_and_masks_tell_nothing(tmp_path: 
 
 def test_a_sample_is_small_and_a_small_tensor_has_none(tmp_path: Path) -> None:
     large, small = (recorded(tmp_path, normal(*shape)) for shape in ((400, 500), (5, 6)))
-    assert sampled(large, large, Layout((400, 500)), random.Random(0))[1] == MOST_VALUES
+    assert sampled(large, large, Layout((400, 500)), random.Random(0))[1] == THRESHOLDS.most_sampled_values
     assert not can_sample(small, small, Layout((5, 6)))
 
 

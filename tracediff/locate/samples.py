@@ -1,10 +1,7 @@
-"""What a pair's statistics, and a sample of its values, let expect of it before it is read.
+"""A sample of a pair: a few values, taken here and there and compared place by place.
 
-Statistics prove differences (`tracediff.compare.at_least`) but no agreement. They let expect one all the same: an error that has nothing
-to do with the tensor moves its norm, its means and its extremes by about the error over the root of the number of values, so that from how
-far these moved the error can be told to within a small factor, even where a single value is wrong. What they cannot see is values that
-changed places: heads merged in another order, a sequence turned round. That shows in a few values, taken here and there and compared
-place by place. Neither sees a few values that changed places among many, and neither is a proof: what rests on them is counted apart.
+A sample shows what statistics cannot see: values that changed places. Neither sees a few values that changed places among many, and neither
+is a proof: what rests on them is counted apart.
 """
 
 from __future__ import annotations
@@ -18,46 +15,14 @@ import numpy as np
 
 from tracediff.alignment.axes import Layout, Part, apply, apply_reference
 from tracediff.dtype import MASKED, Array, named
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record
-from tracediff.trace.fingerprint import Stats
-
-MOST_VALUES = 64
-"""So many values of either tensor are sampled at most, and never more than `SHARE` of them: a sample is no reading by another name."""
-SHARE = 1 / 32
-_MOST_JOINED = 1 << 22  # values of tensors that are joined: where each stands is worked out for all of them
-
-
-def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> float | None:
-    """The relative L2 that the statistics of a pair's records let expect; None where they do not tell.
-
-    They do not where the two sides do not hold the same values (a part, a window, a repeated mask), and where as many infinite or missing
-    values, or masked ones, stand among them.
-    """
-    if layout.part or layout.part_reference or layout.window or layout.repeat or references[0].dtype == "text":
-        return None
-    r, p = _joined([one.stats for one in references]), _joined([one.stats for one in ports])
-    if r.count != p.count or not r.count or min(r.min, p.min) <= MASKED:
-        return None
-    if r.nan or r.inf or p.nan or p.inf:
-        return None if (r.nan, r.inf) == (p.nan, p.inf) else math.inf
-    spread = math.sqrt(r.count)
-    cube = 3 * max(r.l2, p.l2) ** 2 / r.count
-    gaps = (
-        r.l2 - p.l2,
-        spread * (r.mean - p.mean),
-        spread * (r.absmean - p.absmean),
-        spread * (r.cube - p.cube) / cube if cube else 0.0,
-        r.max - p.max,
-        r.min - p.min,
-    )
-    moved = math.hypot(*gaps) / math.sqrt(len(gaps))
-    return spread * moved / r.l2 if r.l2 else math.inf if moved else 0.0
 
 
 def can_sample(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> bool:
     """Whether a few values of a pair's records can be compared place by place: plain numbers, and enough of them."""
     is_joined = len(references) > 1 or len(ports) > 1 or layout.repeat
-    if not _count(layout) or (is_joined and _size(references) + _size(ports) > _MOST_JOINED):
+    if not _count(layout) or (is_joined and _size(references) + _size(ports) > THRESHOLDS.most_joined_values):
         return False
     return all(map(_is_plain, (*references, *ports)))
 
@@ -80,53 +45,29 @@ def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layou
         return (0.0 if np.array_equal(ours, theirs) else math.inf), count
     wide = np.complex128 if ours.dtype.kind == "c" or theirs.dtype.kind == "c" else np.float64
     error = float(np.linalg.norm(theirs.astype(wide) - ours.astype(wide))) / math.sqrt(count)
-    rms = math.hypot(*(one.stats.l2 for one in references)) / math.sqrt(_size(references))
+    rms = math.hypot(*(record.stats.l2 for record in references)) / math.sqrt(_size(references))
     return (error / rms if rms else math.inf if error else 0.0), count
 
 
-def _joined(stats: Sequence[Stats]) -> Stats:
-    """The statistics of several tensors together, but for the standard deviation."""
-    if len(stats) == 1:
-        return stats[0]
-    count = sum(one.count for one in stats)
-
-    def mean(name: str) -> float:
-        return sum(getattr(one, name) * one.count for one in stats) / count if count else 0.0
-
-    return Stats(
-        count,
-        nan=sum(one.nan for one in stats),
-        inf=sum(one.inf for one in stats),
-        zero=sum(one.zero for one in stats),
-        min=min(one.min for one in stats),
-        max=max(one.max for one in stats),
-        mean=mean("mean"),
-        std=0.0,
-        l2=math.hypot(*(one.l2 for one in stats)),
-        absmean=mean("absmean"),
-        cube=mean("cube"),
-    )
-
-
 def _numbered(records: Sequence[Record]) -> list[Array]:
-    """Arrays of the records' shapes that hold where each value stands in all of them, one behind another."""
-    starts = np.cumsum([0, *(math.prod(one.shape) for one in records)])
-    return [np.arange(start, stop).reshape(one.shape) for one, (start, stop) in zip(records, pairwise(starts.tolist()), strict=True)]
+    """Arrays of the records' shapes that number the values of all of them, one record behind another."""
+    starts = np.cumsum([0, *(math.prod(record.shape) for record in records)])
+    return [np.arange(start, stop).reshape(record.shape) for record, (start, stop) in zip(records, pairwise(starts.tolist()), strict=True)]
 
 
 def _taken(records: Sequence[Record], places: Array) -> Array:
-    """The values at places that `_numbered` gave."""
-    starts = np.cumsum([0, *(math.prod(one.shape) for one in records)])
+    """The values at the places that `_numbered` counts."""
+    starts = np.cumsum([0, *(math.prod(record.shape) for record in records)])
     owner = np.searchsorted(starts, places, "right") - 1
     return np.concatenate([records[which].at(np.array([place - starts[which]])) for which, place in zip(owner, places, strict=True)])
 
 
 def _size(records: Sequence[Record]) -> int:
-    return sum(math.prod(one.shape) for one in records)
+    return sum(math.prod(record.shape) for record in records)
 
 
 def _count(layout: Layout) -> int:
-    return min(MOST_VALUES, int(math.prod(layout.shape) * SHARE))
+    return min(THRESHOLDS.most_sampled_values, int(math.prod(layout.shape) * THRESHOLDS.most_sampled_share))
 
 
 def _is_plain(record: Record) -> bool:

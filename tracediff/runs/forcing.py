@@ -19,8 +19,11 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import apply_reference, relative_error, restore
 from tracediff.alignment.functions import in_another_order
 from tracediff.alignment.records import UNSURE
-from tracediff.compare import at_least, compare
+from tracediff.compare import compare
 from tracediff.dtype import Array
+from tracediff.locate.effects import is_moved_boundary
+from tracediff.locate.estimates import at_least
+from tracediff.locate.flow import PairFlow
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.site import is_returned
 from tracediff.trace import Record, Trace, schema
@@ -326,23 +329,19 @@ def _misshapen(reference: Trace, alignment: Alignment) -> set[int]:
 def moved_boundaries(reference: Trace, port: Trace, alignment: Alignment) -> set[int]:
     """The port's rows of outputs that surely differ although everything that consumes them agrees, in two free runs.
 
-    Consumers are those seen to take in that very tensor, on either side.
+    Consumers are those seen to take in that very tensor, on either side, in whatever order.
     """
-    of_row: tuple[dict[int, RecordPair], dict[int, RecordPair]] = ({}, {})
-    takers: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
-    for side, trace in enumerate((reference, port)):
-        of_row[side].update({row: pair for pair in alignment.records for row in (pair.reference, pair.port)[side]})
-        for row, producer in enumerate(trace.index["producer"].tolist()):
-            if producer >= 0 and row in of_row[side]:
-                takers[side].setdefault(producer, []).append(row)
+    pairs, flow = alignment.records, PairFlow(reference, port, alignment.records)
 
-    def is_moved(pair: RecordPair) -> bool:
-        ours, theirs = pair.reference[0], pair.port[0]
-        consumers = [of_row[0][row] for row in takers[0].get(ours, ())] + [of_row[1][row] for row in takers[1].get(theirs, ())]
-        return bool(consumers) and _differs_surely(reference, port, pair) and all(_agrees(reference, port, one) for one in consumers)
+    def is_moved(i: int) -> bool:
+        consumers = flow.recorded_consumers(i, only_later=False, only_last_of_row=True)
+        return bool(consumers) and _differs_surely(reference, port, pairs[i]) and is_moved_boundary(consumers, agrees)
 
-    outputs = (pair for pair in alignment.records if len(pair.reference) == len(pair.port) == 1)
-    return {pair.port[0] for pair in outputs if reference.records[pair.reference[0]].end.startswith("output") and is_moved(pair)}
+    def agrees(i: int) -> bool:
+        return _agrees(reference, port, pairs[i])
+
+    single = (i for i, pair in enumerate(pairs) if len(pair.reference) == len(pair.port) == 1)
+    return {pairs[i].port[0] for i in single if flow.kind(i) == "output" and is_moved(i)}
 
 
 def _differs_surely(reference: Trace, port: Trace, pair: RecordPair) -> bool:
