@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
-from tracediff.dtype import MASKED
+from tracediff.locate.masks import may_mask
 from tracediff.locate.result import Blame
 from tracediff.locate.verdicts import Verdicts
 from tracediff.site import INPUTS, End, module_of, pattern_of
@@ -282,8 +282,3 @@ def partners(alignment: Alignment, site: str) -> Modules | None:
     """The module paths of a site and its partner, where it, or its module, has one."""
     partner = alignment.port_of.get(site, alignment.port_of.get(module_of(site)))
     return None if partner is None else (module_of(site), module_of(partner))
-
-
-def may_mask(record: Record) -> bool:
-    """Whether something that a call was handed may be a mask, by its name or its values."""
-    return "mask" in record.end or "causal" in record.end or record.dtype == "bool" or record.stats.min <= MASKED

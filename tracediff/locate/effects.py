@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
-
-import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.compare import rounding
-from tracediff.dtype import MASKED
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.expectations import Expectations
-from tracediff.locate.flow import PairFlow
+from tracediff.locate.flow import PairFlow, is_moved_boundary
 from tracediff.locate.limits import Limits
+from tracediff.locate.masks import has_two_conventions
 from tracediff.locate.pairs import Pairs
-from tracediff.locate.result import Effect
+from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.thresholds import THRESHOLDS
-from tracediff.site import INPUTS, Site, module_of
-from tracediff.trace import Record
+from tracediff.site import INPUTS, module_of
 
 
 class Effects:
@@ -42,15 +39,7 @@ class Effects:
         return tuple(i for i in sorted(sensitive) if self._is_flipped(i))
 
     def _is_flipped(self, i: int) -> bool:
-        """Whether ids, or other choices, differ within what noise changes; real ones by more than rounding makes of them."""
-        comparison = self._comparisons.judged(i)
-        judgement, metrics = comparison.judgement, comparison.metrics
-        if judgement is None or metrics is None or judgement.diverged:
-            return False
-        if judgement.by == "sensitive":
-            return metrics.mismatched > 0
-        explained = rounding(dtypes.coarser(*self._limits.dtypes(i)))
-        return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > explained
+        return is_flipped(self._comparisons.judged(i), rounding(dtypes.coarser(*self._limits.dtypes(i))))
 
     def excuse(self, dirty: Iterable[int]) -> None:
         """Says of pairs that diverged that noise-sensitive ids sent the two runs different ways, where nothing else did."""
@@ -76,7 +65,7 @@ class Effects:
         if kind in INPUTS:
             if self._is_without_effect(i):
                 return "no effect"
-            return "untold" if self._is_untold(i) or self._has_two_conventions(i) else ""
+            return "untold" if self._is_untold(i) or has_two_conventions(self._pairs, i) else ""
         return "moved" if kind in ("output", "value") and self._is_moved(i) else ""
 
     def _is_caught(self, i: int) -> bool:
@@ -137,30 +126,12 @@ class Effects:
         outputs = self._flow.pairs_at(self._flow.calls.outputs(call))
         return bool(outputs) and all(self._pairs[j].layout is not None for j in outputs)
 
-    def _has_two_conventions(self, i: int) -> bool:
-        """Whether a mask says true or false on one side and is added on the other, and both let the same through, as far as that is known.
 
-        What true means is known only of attention's own mask: that something may be seen.
-        """
-        left, right = self._pairs.records(i)
-        if (left.dtype == "bool") == (right.dtype == "bool"):
-            return False
-        added = right if left.dtype == "bool" else left
-        if dtypes.named(added.dtype).is_exact or not _is_added_mask(added):
-            return False
-        if self._pairs[i].layout is None or not self._pairs.is_stored(i):
-            return True
-        ours, theirs = (values if values.dtype == bool else values > MASKED for values in self._pairs.values(i))
-        is_turned = Site.parse(left.site).kind != "function" and np.array_equal(ours, ~theirs)
-        return bool(np.array_equal(ours, theirs) or is_turned)
-
-
-def is_moved_boundary(consumers: Iterable[int], agrees: Callable[[int], bool]) -> bool:
-    """Whether an output that differs ends its module at another place on the other side: something consumes it, and all of that agrees."""
-    places = list(consumers)
-    return bool(places) and all(map(agrees, places))
-
-
-def _is_added_mask(record: Record) -> bool:
-    """Whether numbers may be a mask that is added: nothing but what masks and, where it lets all through, zeros."""
-    return record.stats.max <= 0 and (record.stats.min <= MASKED or record.stats.min == record.stats.max == 0)
+def is_flipped(comparison: Comparison, explained: float) -> bool:
+    """Whether ids, or other choices, differ within what noise changes; real ones by more than rounding explains."""
+    judgement, metrics = comparison.judgement, comparison.metrics
+    if judgement is None or metrics is None or judgement.diverged:
+        return False
+    if judgement.by == "sensitive":
+        return metrics.mismatched > 0
+    return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > explained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tracediff.alignment import RecordPair
 from tracediff.trace import Trace
@@ -14,8 +14,7 @@ from tracediff.trace.calls import TOP
 class PairFlow:
     """The data flow of some pairs. ``calls`` are the reference's, known by their numbers in `CallTree`.
 
-    Where a record has no partner, what it can come from stands in for it. ``pairs`` are in execution order, the order of their last rows in
-    the reference; only `recorded_consumers` asks for no order.
+    ``pairs`` are in execution order, the order of their last rows in the reference; only `recorded_consumers` asks for no order.
     """
 
     def __init__(self, reference: Trace, port: Trace, pairs: Sequence[RecordPair]) -> None:
@@ -27,8 +26,7 @@ class PairFlow:
                 self.pairs_of_row[row].append(i)
             for row in pair.port:
                 self.pairs_of_port_row[row].append(i)
-        self._order = [max(pair.reference) for pair in pairs]
-        self._available: dict[int, list[int]] = {}
+        self._sources = _Sources(self)
 
     def call(self, i: int) -> int:
         """The reference's call that a pair belongs to."""
@@ -55,6 +53,10 @@ class PairFlow:
         if self.kind(i) == "output":
             found.update(j for j in self.pairs_at(self.pairs[i].reference) if j < i and self._are_whole(i, j))
         return sorted(found)
+
+    def available(self, call: int) -> list[int]:
+        """What the code of a call can use, in order: its inputs and what the calls that it makes return."""
+        return self._sources.of(call)
 
     def _are_whole(self, *places: int) -> bool:
         """Whether pairs are of whole tensors: a wrapper's output stands beside the same output of what it wraps."""
@@ -108,28 +110,37 @@ class PairFlow:
         for child in self.calls.children[call]:
             yield from self.outputs_within(child)
 
-    def available(self, call: int) -> list[int]:
-        """What the code of a call can use, in order: its inputs and what the calls that it makes return."""
-        if call not in self._available:
+
+class _Sources:
+    """What the code of each call can use. Where a record has no partner, what it can come from stands in for it."""
+
+    def __init__(self, flow: PairFlow) -> None:
+        self._flow, self._calls = flow, flow.calls
+        self._order = [max(pair.reference) for pair in flow.pairs]
+        self._known: dict[int, list[int]] = {}
+
+    def of(self, call: int) -> list[int]:
+        """What the code of a call can use, in order."""
+        if call not in self._known:
             found = set(self._arriving(call))
-            for child in self.calls.children[call]:
+            for child in self._calls.children[call]:
                 found.update(self._returned(child))
-            self._available[call] = sorted(found)
-        return self._available[call]
+            self._known[call] = sorted(found)
+        return self._known[call]
 
     def _arriving(self, call: int) -> list[int]:
         """The inputs of a call; where an input is unpaired, or none was recorded, also what its caller could use."""
-        inputs = self.calls.inputs(call)
-        paired = self.pairs_at(inputs)
-        if call != TOP and not (inputs and all(map(self.is_paired, inputs))):
-            return [*paired, *self._available_before(self.calls.outer[call], self.calls.began[call])]
+        inputs = self._calls.inputs(call)
+        paired = self._flow.pairs_at(inputs)
+        if call != TOP and not (inputs and all(map(self._flow.is_paired, inputs))):
+            return [*paired, *self._available_before(self._calls.outer[call], self._calls.began[call])]
         return paired
 
     def _available_before(self, call: int, row: int) -> list[int]:
-        """What the code of a call could use before a row; apart from `available`, which asks for what comes later too."""
+        """What the code of a call could use before a row; apart from `of`, which asks for what comes later too."""
         found = set(self._arriving(call))
-        for child in self.calls.children[call]:
-            if self.calls.began[child] >= row:
+        for child in self._calls.children[call]:
+            if self._calls.began[child] >= row:
                 break
             found.update(self._returned(child))
         end = bisect_left(self._order, row)
@@ -137,9 +148,15 @@ class PairFlow:
 
     def _returned(self, call: int) -> list[int]:
         """The outputs of a call; where an output is unpaired, or none was recorded, also its inputs and what the calls inside it return."""
-        outputs = self.calls.outputs(call)
-        paired = self.pairs_at(outputs)
-        if outputs and all(map(self.is_paired, outputs)):
+        outputs = self._calls.outputs(call)
+        paired = self._flow.pairs_at(outputs)
+        if outputs and all(map(self._flow.is_paired, outputs)):
             return paired
-        inner = [i for child in self.calls.children[call] for i in self._returned(child)]
-        return [*paired, *self.pairs_at(self.calls.inputs(call)), *inner]
+        inner = [i for child in self._calls.children[call] for i in self._returned(child)]
+        return [*paired, *self._flow.pairs_at(self._calls.inputs(call)), *inner]
+
+
+def is_moved_boundary(consumers: Iterable[int], agrees: Callable[[int], bool]) -> bool:
+    """Whether an output that differs ends its module at another place on the other side: something consumes it, and all of that agrees."""
+    places = list(consumers)
+    return bool(places) and all(map(agrees, places))

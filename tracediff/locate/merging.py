@@ -12,7 +12,8 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
-from tracediff.locate.culprit import may_mask, paired_callers
+from tracediff.locate.culprit import paired_callers
+from tracediff.locate.masks import may_mask
 from tracediff.locate.result import Blame, Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
