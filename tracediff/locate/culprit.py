@@ -60,7 +60,7 @@ def paired_callers(verdicts: Verdicts, call: int) -> Iterator[tuple[int, Modules
 
 
 def _author(verdicts: Verdicts, i: int) -> Modules | None:
-    """The paired caller whose code made an input: the innermost that may have; else the outermost one."""
+    """The paired caller whose code made an input: the innermost caller that may have, else the outermost caller."""
     modules = None
     for call, modules in paired_callers(verdicts, verdicts.flow.call(i)):
         if not _only_hands_on(verdicts, i, call) and _may_have_made(verdicts, i, modules[1]):
@@ -77,11 +77,11 @@ def _port_calls_around(verdicts: Verdicts, i: int) -> Iterator[int]:
     return filter(calls.is_recorded, calls.above(int(calls.of_row[verdicts.pairs.records(i)[1].row])))
 
 
-def _was_handed(verdicts: Verdicts, call: int, record: Record) -> Iterator[int]:
+def _seen_before(verdicts: Verdicts, call: int, record: Record) -> list[int]:
     """The rows before a record of the port at which a call of the port saw the very same tensor."""
     records = verdicts.pairs.port.records
     rows = verdicts.flow.port_calls.rows_of(call).tolist()
-    return (row for row in rows if row < record.row and records[row].digest == record.digest)
+    return [row for row in rows if row < record.row and records[row].digest == record.digest]
 
 
 def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
@@ -95,7 +95,7 @@ def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
         return True
     makers = []
     for call in _port_calls_around(verdicts, i):
-        uncompared = (row for row in _was_handed(verdicts, call, right) if row not in flow.pairs_of_port_row)
+        uncompared = [row for row in _seen_before(verdicts, call, right) if row not in flow.pairs_of_port_row]
         if not any(flow.port_calls.kinds[row] == "input" for row in uncompared):
             makers.append(module_of(flow.port_calls.site_of(call)))
     return not makers or caller in makers
@@ -111,7 +111,7 @@ def _port_maker(verdicts: Verdicts, i: int, caller: str) -> str:
         alignment, (site, module) = verdicts.pairs.alignment, returned_by
         return module if alignment.reference_of.get(site) is None else caller
     right, calls = verdicts.pairs.records(i)[1], verdicts.flow.port_calls
-    around = (call for call in _port_calls_around(verdicts, i) if not any(_was_handed(verdicts, call, right)))
+    around = [call for call in _port_calls_around(verdicts, i) if not _seen_before(verdicts, call, right)]
     makers = [module_of(calls.site_of(call)) for call in around]
     if caller in makers:
         makers = makers[: makers.index(caller)]
@@ -129,18 +129,19 @@ def _unpaired_return(verdicts: Verdicts, i: int) -> tuple[str, str] | None:
     row = calls.producers[verdicts.pairs.records(i)[1].row]
     while row >= 0 and row not in flow.pairs_of_port_row and calls.kinds[row] == "output":
         returned = records[row]
-        handed = next(_was_handed(verdicts, int(calls.of_row[row]), returned), None)
-        if handed is None:
+        before = _seen_before(verdicts, int(calls.of_row[row]), returned)
+        if not before:
             return returned.site, returned.module
-        row = calls.producers[handed]
+        row = calls.producers[before[0]]
     return None
 
 
 def _only_hands_on(verdicts: Verdicts, i: int, call: int) -> bool:
-    """Whether both sides' calls merely hand on a tensor, and the port's had no choice among what it should have been handed.
+    """Whether the calls of both sides merely hand on a tensor, so that an outer caller made it.
 
-    So where a layer picks one of two masks that it is handed, and in the port the model hands each layer its own; and where a call is
-    handed apart in the port what is one tensor in the reference.
+    They do not where the port's call picked the wrong one of several tensors: the right tensor was among what both calls were handed. They
+    do where a layer picks one of two masks in the reference, while the port's model hands each layer its own mask, or hands in parts what
+    is one tensor in the reference.
     """
     flow, pairs, (left, right) = verdicts.flow, verdicts.pairs, verdicts.pairs.records(i)
     ours = [row for row in flow.calls.inputs(call) if pairs.reference.records[row].digest == left.digest]
@@ -171,9 +172,9 @@ def _handed_to_site(verdicts: Verdicts, i: int, site: str) -> list[int]:
 
 
 def _withheld(verdicts: Verdicts, i: int) -> int | None:
-    """The outermost call that the reference hands something down to, for what diverged inside without it, and the port does not.
+    """The outermost call to which the reference, and not the port, hands down a tensor that the diverged code had to do without.
 
-    That is a mask, for attention that diverged without one, or for the code of any call a tensor that it was handed.
+    The tensor is a mask, for an attention function that diverged without a mask, or any tensor that a module's call was handed.
     """
     flow = verdicts.flow
     call = flow.call(i)
@@ -241,7 +242,7 @@ def _roles(verdicts: Verdicts, site: str) -> tuple[str, ...]:
 
 
 def _uncompared_maker(verdicts: Verdicts, i: int) -> Modules | None:
-    """The paired modules that returned an input as it is, where their outputs were not compared: then it is they who made it."""
+    """The paired modules that returned an input as it is, where nobody compared their outputs: then these modules made it."""
     flow, pairs = verdicts.flow, verdicts.pairs
     left, right = pairs.records(i)
     if min(left.producer, right.producer) < 0 or flow.is_paired(left.producer):
@@ -256,7 +257,7 @@ def _uncompared_maker(verdicts: Verdicts, i: int) -> Modules | None:
 def _state_keeper(verdicts: Verdicts, i: int) -> Modules | None:
     """The innermost module that keeps its state in a container that it is handed (a cache): an earlier call left there what is wrong.
 
-    So it is where the same tensor is handed further down in the same container, and the module was called before.
+    A module keeps its state so if it was called before and the container is handed no further down.
     """
     left, call, calls = verdicts.pairs.records(i)[0], verdicts.flow.call(i), verdicts.flow.calls
     if not left.ordinal or not _is_in_container(left) or may_mask(left):

@@ -22,7 +22,7 @@ def scanned(verdicts: Verdicts, progress: Callable[[int, int], None] | None) -> 
 
 
 def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
-    """Of all divergences those that nothing they can come from explains. What the port was handed instead explains nothing."""
+    """The divergences that no earlier divergence explains. Where the port went on with the reference's tensor, nothing is explained."""
     flow = verdicts.flow
     carriers = {i for i in (*dirty, *verdicts.effects.flipped) if not verdicts.pairs.is_replaced(i)}
     raised = {i for i in dirty if verdicts.pairs.has_raised(i)}
@@ -34,7 +34,7 @@ def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
         return first_carrier[call]
 
     def is_own(i: int) -> bool:
-        """Whether nothing inside raised before a call raised, which may be what it tripped over: the run went on with a stand-in."""
+        """Whether no call inside raised before: the run went on with a stand-in, and the outer call may have tripped over that."""
         inside = (j for call in flow.origins(i) for j in flow.available(call)) if i in raised else ()
         return not any(j in raised and j < i for j in inside)
 
@@ -42,10 +42,10 @@ def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
 
 
 def bisected(verdicts: Verdicts, probes: int, chance: random.Random) -> tuple[list[int], int]:
-    """Reads until the first divergence is known, or everything where there is none; returns it and the number of probes.
+    """The place of the first divergence (none where all agree) and the number of probes; reads until the first divergence is known.
 
-    What statistics let expect says where to read. Whether pairs diverged is not monotone along a run, so the answer is walked back to
-    a pair that everything it can come from agrees with, and then others before it are probed; a hit sends the search before it.
+    What statistics let expect says where to read. Whether pairs diverged is not monotone along a run. So the answer is walked back to a
+    pair whose predecessors all agree; then other pairs before it are probed, and a hit sends the search further back.
     """
     high, probed = _some_dirty(verdicts, probes, chance), 0
     while high is not None:
@@ -59,7 +59,7 @@ def bisected(verdicts: Verdicts, probes: int, chance: random.Random) -> tuple[li
 
 
 def look_into_stages(verdicts: Verdicts) -> None:
-    """Settles for each stage whether what its statistics prove first is a divergence, so that the stage has a verdict for little."""
+    """Settles for each stage whether the first difference that statistics prove is a divergence: a verdict on the stage for little."""
     seen: set[str] = set()
     for i in range(len(verdicts)):
         stage = verdicts.pairs.records(i)[0].stage
@@ -215,9 +215,10 @@ def _gathered(verdicts: Verdicts, places: Sequence[int]) -> Iterable[int]:
 
 
 def _walked_back(verdicts: Verdicts, i: int) -> int:
-    """From a divergence back to one that everything it can come from agrees with.
+    """From a divergence back to a divergence whose predecessors all agree.
 
-    What its call was handed and what was made just before it are read; the others where statistics and a sample leave a doubt.
+    Of the predecessors, what the call was handed and what was made just before are read; the others only where statistics and a sample
+    leave a doubt.
     """
     while True:
         before = verdicts.flow.predecessors(i)
