@@ -42,10 +42,10 @@ class Thresholds:
     roundoff_factor: float = threshold(
         8.0,
         "unit roundoffs that are allowed whatever the floor, and below which a tensor is mere rounding",
-        "set by hand; tests/test_compare.py",
+        "set by hand; tests/test_compare.py guards it",
     )
     most_rounding: float = threshold(
-        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_compare.py"
+        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_compare.py guards it"
     )
     smallest_float32: float = threshold(1e-12, "error whose square float32 still holds", "float32's smallest number, 1e-38, with room")
     largest_float32: float = threshold(

@@ -25,7 +25,7 @@ from tracediff.trace.calls import TOP
 def merged(verdicts: Verdicts, findings: list[Finding]) -> list[Finding]:
     """The findings without repetitions. Those that all siblings of a role share become one, which blames their common caller if it can."""
     groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
-    for without in (_without_repeated, _without_kept_state, _without_carried, _without_tied):
+    for without in REPETITIONS:
         findings = without(verdicts, findings)
     for finding in findings:
         record = verdicts.pairs.records(finding.place)[0]
@@ -162,8 +162,12 @@ def _error(verdicts: Verdicts, i: int) -> Array | None:
     return np.nan_to_num(error.reshape(-1), posinf=0.0, neginf=0.0)
 
 
+REPETITIONS = (_without_repeated, _without_kept_state, _without_carried, _without_tied)
+"""What leaves out findings that an earlier finding explains, in this order."""
+
+
 def sharing(verdicts: Verdicts, first: int) -> list[int]:
-    """After a bisection: where all siblings of one role introduced what the first one did; nothing where one of them did not."""
+    """After a bisection: where the siblings of the first divergence's site introduced it too, or nothing unless all of them did."""
     record = verdicts.pairs.records(first)[0]
     pattern = pattern_of(record.site)
     places: dict[str, list[int]] = defaultdict(list)
