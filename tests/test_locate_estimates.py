@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 
 from tracediff.alignment.axes import Join, Layout, Part, side_by_side
 from tracediff.dtype import Array
-from tracediff.locate.estimates import MOST_VALUES, can_sample, expected, sampled
+from tracediff.locate import samples
+from tracediff.locate.estimates import expected
+from tracediff.locate.samples import can_sample, sampled
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record, open_trace
 from tracediff.trace.writer import TraceWriter
 
@@ -129,7 +133,7 @@ def test_a_lone_infinity_is_expected_to_differ_and_masks_tell_nothing(tmp_path: 
 
 def test_a_sample_is_small_and_a_small_tensor_has_none(tmp_path: Path) -> None:
     large, small = (recorded(tmp_path, normal(*shape)) for shape in ((400, 500), (5, 6)))
-    assert sampled(large, large, Layout((400, 500)), random.Random(0))[1] == MOST_VALUES
+    assert sampled(large, large, Layout((400, 500)), random.Random(0))[1] == THRESHOLDS.most_sampled_values
     assert not can_sample(small, small, Layout((5, 6)))
 
 
@@ -138,3 +142,9 @@ def test_whole_numbers_agree_only_where_all_that_are_seen_are_equal(tmp_path: Pa
     reference, layout = recorded(tmp_path, values), Layout((40, 50))
     assert sampled(reference, recorded(tmp_path, values.astype(np.int32)), layout, random.Random(0))[0] == 0
     assert sampled(reference, recorded(tmp_path, values[::-1].copy()), layout, random.Random(0))[0] == math.inf
+
+
+def test_a_threshold_changed_for_a_while_changes_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, port = recorded(tmp_path, normal(64, 64), normal(64, 64))
+    monkeypatch.setattr(samples, "THRESHOLDS", replace(THRESHOLDS, most_sampled_values=5))
+    assert sampled([reference], [port], Layout((64, 64)), random.Random(0))[1] == 5

@@ -14,7 +14,7 @@ import pytest
 
 import tracediff as td
 from tracediff.report import Report
-from tracediff.runs.forcing import likely_axes
+from tracediff.runs.replacements import likely_axes
 from tracediff.trace import schema
 
 WIDTH = 8

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracediff.errors import TracediffError
-from tracediff.site import Call, End, Frame, Scope, Site, escape, is_below, join, module_of, unescape
+from tracediff.site import Call, End, NumberedSite, Scope, Site, escape, is_below, is_in_stage, join, module_of, stage_chain, unescape
 
 names = st.text(min_size=1, max_size=12)
 paths = st.lists(names.map(lambda name: escape(name, dots=True)), max_size=4).map(lambda parts: join(*parts))
 sites = st.builds(Site, paths, st.sampled_from(["method", "tap", "function"]), names) | st.builds(Site, paths)
-frames = st.builds(Frame, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
+frames = st.builds(NumberedSite, sites.map(str), st.integers(0, 10**6)) | st.builds(Scope, names, names)
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_a_printed_site_is_parsed_back(site: Site) -> None:
 
 @settings(deadline=None)
 @given(st.lists(frames, max_size=6).map(tuple))
-def test_a_printed_call_is_parsed_back(frames: tuple[Frame | Scope, ...]) -> None:
+def test_a_printed_call_is_parsed_back(frames: tuple[NumberedSite | Scope, ...]) -> None:
     assert Call.parse(str(Call(frames))) == Call(frames)
 
 
@@ -71,3 +71,11 @@ def test_what_is_no_end_is_refused_with_an_example(text: str) -> None:
 def test_a_call_with_a_frame_that_has_no_number_is_refused() -> None:
     with pytest.raises(TracediffError, match="is no frame"):
         Call.parse("flow/decoder[0]")
+
+
+def test_a_stage_lies_in_the_stages_around_it_even_where_these_go_round_in_a_circle() -> None:
+    outer_of = {"filter": "vocoder", "vocoder": "speech", "speech": "vocoder", "other": ""}
+    assert stage_chain("filter", outer_of) == ["filter", "vocoder", "speech"]
+    assert is_in_stage("filter", "speech", outer_of)
+    assert is_in_stage("speech.late", "speech", outer_of)
+    assert not is_in_stage("other", "speech", outer_of)

@@ -25,18 +25,38 @@ from tracediff import dtype as dtypes_table
 from tracediff.alignment import axes
 from tracediff.dtype import MASKED, Array, DType
 from tracediff.errors import TracediffError
+from tracediff.thresholds import threshold
 
 if TYPE_CHECKING:
     from tracediff.trace import Record
 
 BLOCK = 65536
-FLOOR_FACTOR = 5.0
-ROUNDOFF_FACTOR = 8.0
-NOISE_LIMIT = 1e-3
-# Squares of float32 neither overflow nor vanish between these; outside them a block is measured in float64.
-_SMALLEST, _LARGEST = 1e-12, 1e15
-_STATISTICS_ERROR = 1e-9  # of the norm: what the statistics' own rounding may amount to, generously
 _CHUNK = 1024  # the longest sum that is left to BLAS; chunks are added up in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The numbers that decide what error is allowed, and which values are compared in float32."""
+
+    floor_factor: float = threshold(5.0, "times the noise floor that is allowed", "set by hand; tests/test_runs_floor.py guards it")
+    roundoff_factor: float = threshold(
+        8.0,
+        "unit roundoffs that are allowed whatever the floor, and below which a tensor is mere rounding",
+        "set by hand; tests/test_compare.py guards it",
+    )
+    most_rounding: float = threshold(
+        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_compare.py guards it"
+    )
+    smallest_float32: float = threshold(1e-12, "error whose square float32 still holds", "float32's smallest number, 1e-38, with room")
+    largest_float32: float = threshold(
+        1e15, "value whose squares a block of float32 can add up", "float32's largest number, 3e38, with room"
+    )
+    near: float = threshold(
+        1e-2, "share of squares below which the cosine is worked out from the difference", "set by hand, never measured alone"
+    )
+
+
+THRESHOLDS = Thresholds()
 
 Tensor: TypeAlias = "Array | Record"
 By = Literal["floor", "no floor", "tolerance", "exact", "sensitive", "rounding"]
@@ -136,64 +156,28 @@ def allowed(
     if dtype.is_exact:
         if not floor:
             return Judgement(0.0, "exact", metrics.mismatched > 0)
-        share = min(FLOOR_FACTOR * floor, 1.0)
+        share = min(THRESHOLDS.floor_factor * floor, 1.0)
         return Judgement(share, "sensitive", metrics.mismatched > share * metrics.count)
     if given is not None:
         return Judgement(given.rtol, "tolerance", metrics.mismatched > 0)
-    limit = dtype.rtol if floor is None else max(FLOOR_FACTOR * floor, ROUNDOFF_FACTOR * dtype.roundoff)
+    limit = dtype.rtol if floor is None else max(THRESHOLDS.floor_factor * floor, rounding(dtype))
     diverged = metrics.rel_l2 > limit
     if diverged and not metrics.lone_nonfinite and is_rounding(metrics.reference_rms, metrics.port_rms, dtype, scale):
         return Judgement(limit, "rounding", False)
     return Judgement(limit, "no floor" if floor is None else "floor", diverged)
 
 
+def rounding(dtype: DType) -> float:
+    """The relative error that rounding to a dtype explains by itself."""
+    return THRESHOLDS.roundoff_factor * dtype.roundoff
+
+
 def is_rounding(reference_rms: float, port_rms: float, dtype: DType, scale: float | None) -> bool:
     """Whether two tensors of these RMS are below the rounding of what arrived, whose RMS is ``scale`` (None: unknown)."""
     if scale is None:
         scale = 1.0 if reference_rms == 0 else 0.0
-    noise = scale * min(ROUNDOFF_FACTOR * dtype.roundoff, NOISE_LIMIT)
+    noise = scale * min(rounding(dtype), THRESHOLDS.most_rounding)
     return reference_rms <= noise and port_rms <= noise
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the statistics in the index prove without reading: the errors are at least so large. ``differs``: some value differs."""
-
-    rel_l2: float = 0.0
-    max_abs: float = 0.0
-    differs: bool = False
-
-
-def at_least(reference: Record, port: Record, layout: axes.Layout | None = None) -> Bounds:
-    """Lower bounds of the errors of two records, from their statistics; zeros where these say nothing.
-
-    Norms, means and extremes of two tensors differ by no more than the tensors do. They do not depend on the order of the axes.
-    """
-    if layout is not None and (layout.is_joined or layout.part or layout.part_reference or layout.window):
-        return Bounds()
-    r, p = reference.stats, port.stats
-    if r.count != p.count or not r.count:
-        return Bounds()
-    is_same = (layout is None or layout.is_same) and reference.dtype == port.dtype
-    differs = is_same and dtypes_table.named(reference.dtype).is_exact and reference.digest != port.digest
-    if r.nan != p.nan:
-        return Bounds(math.inf, math.inf, True)
-    if r.nan or r.inf or p.inf or min(r.min, p.min) <= MASKED:
-        return Bounds(differs=differs)
-    spread = math.sqrt(r.count)
-    gaps = (
-        r.l2 - p.l2,
-        spread * (r.mean - p.mean),
-        spread * (r.absmean - p.absmean),
-        spread * (r.std - p.std),
-        r.max - p.max,
-        r.min - p.min,
-    )
-    least = max(map(abs, gaps)) - _STATISTICS_ERROR * max(r.l2, p.l2)
-    furthest = max(abs(r.max - p.max), abs(r.min - p.min), abs(r.mean - p.mean)) - _STATISTICS_ERROR * max(abs(r.max), abs(r.min))
-    if least <= 0:
-        return Bounds(differs=differs)
-    return Bounds(least / r.l2 if r.l2 else math.inf, max(furthest, 0.0), True)
 
 
 def compare(
@@ -226,7 +210,7 @@ def compare(
     return _measure(left, right, dtypes or (left.dtype, right.dtype), given, ulp)
 
 
-def _laid_out(lefts: Sequence[_Side], rights: Sequence[_Side], layout: axes.Layout | None) -> tuple[_Side, _Side]:
+def _laid_out(lefts: Sequence[_Operand], rights: Sequence[_Operand], layout: axes.Layout | None) -> tuple[_Operand, _Operand]:
     """Both as they are compared: in one shape, and still unread where the layout moves nothing."""
     left, right = lefts[0], rights[0]
     if layout is None or layout.is_same:
@@ -237,16 +221,16 @@ def _laid_out(lefts: Sequence[_Side], rights: Sequence[_Side], layout: axes.Layo
             raise TracediffError(f"Shapes {left.shape} and {right.shape} cannot be compared without a layout that reconciles them.")
         return replace(left, shape=shape), replace(right, shape=shape)
     if layout.join_reference is not None or layout.part_reference is not None or layout.repeat == "reference":
-        left = _Side(layout.shape, left.dtype, axes.apply_reference([side.array() for side in lefts], layout), None)
-    return left, _Side(layout.shape, right.dtype, axes.apply([side.array() for side in rights], layout), None)
+        left = _Operand(layout.shape, left.dtype, axes.apply_reference([side.array() for side in lefts], layout), None)
+    return left, _Operand(layout.shape, right.dtype, axes.apply([side.array() for side in rights], layout), None)
 
 
-def _several(given: Tensor | Sequence[Tensor]) -> list[_Side]:
-    return [_side(one) for one in given] if isinstance(given, Sequence) else [_side(given)]
+def _several(given: Tensor | Sequence[Tensor]) -> list[_Operand]:
+    return [_operand(one) for one in given] if isinstance(given, Sequence) else [_operand(given)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class _Operand:
     """One tensor of a pair: an array, or a record that is read block by block."""
 
     shape: tuple[int, ...]
@@ -262,7 +246,7 @@ class _Side:
     def is_text(self) -> bool:
         return self.dtype.name == "text"
 
-    def same_bits(self, other: _Side) -> bool:
+    def same_bits(self, other: _Operand) -> bool:
         """Whether the index alone proves that both hold the same values."""
         if self.record is None or other.record is None:
             return False
@@ -289,17 +273,17 @@ class _Side:
         if self.record is None or self.dtype.is_complex or self.dtype.is_exact:
             return False
         stats = self.record.stats
-        return bool(stats.nan == 0 and stats.inf == 0 and stats.min > MASKED and stats.max < _LARGEST)
+        return bool(stats.nan == 0 and stats.inf == 0 and stats.min > MASKED and stats.max < THRESHOLDS.largest_float32)
 
 
-def _side(given: Array | Record) -> _Side:
+def _operand(given: Array | Record) -> _Operand:
     if isinstance(given, np.ndarray | np.generic):
         array = np.asarray(given)
-        return _Side(array.shape, dtypes_table.of(array), array, None)
-    return _Side(tuple(given.shape), dtypes_table.named(given.dtype), None, given)
+        return _Operand(array.shape, dtypes_table.of(array), array, None)
+    return _Operand(tuple(given.shape), dtypes_table.named(given.dtype), None, given)
 
 
-def _identical(side: _Side, given: Tolerance | None) -> Metrics:
+def _identical(side: _Operand, given: Tolerance | None) -> Metrics:
     """The metrics of two tensors of the same bits, from the index alone."""
     assert side.record is not None
     stats, rms = side.record.stats, _rms_of_stats(side)
@@ -316,7 +300,7 @@ def _identical(side: _Side, given: Tolerance | None) -> Metrics:
     )
 
 
-def _rms_of_stats(side: _Side) -> float:
+def _rms_of_stats(side: _Operand) -> float:
     """The RMS of the finite values, from the index."""
     assert side.record is not None
     stats = side.record.stats
@@ -348,7 +332,7 @@ def _compare_text(reference: Array, port: Array) -> Metrics:
 # ---------------------------------------------------------------------------------------------- the blocked pass
 
 
-def _measure(left: _Side, right: _Side, seen: tuple[DType, DType], given: Tolerance | None, ulp: bool) -> Metrics:
+def _measure(left: _Operand, right: _Operand, seen: tuple[DType, DType], given: Tolerance | None, ulp: bool) -> Metrics:
     dtype = dtypes_table.coarser(*seen)
     exact = left.dtype.is_exact and right.dtype.is_exact
     is_real = not (exact or left.dtype.is_complex or right.dtype.is_complex)
@@ -368,7 +352,7 @@ def _measure(left: _Side, right: _Side, seen: tuple[DType, DType], given: Tolera
     return job.metrics(left.shape, exact)
 
 
-def _settled(side: _Side) -> _Side:
+def _settled(side: _Operand) -> _Operand:
     """The side itself where the index vouches for its values, else with them in memory to be looked at first (masks, NaN: rare)."""
     return side if side.values is not None or side.is_tame() else replace(side, values=side.array(), record=None)
 
@@ -395,7 +379,7 @@ class _Survey:
 
     def add(self, values: Array) -> None:
         is_complex = values.dtype.kind == "c"
-        if values.dtype == np.float32 and values.max() < _LARGEST:  # a NaN fails
+        if values.dtype == np.float32 and values.max() < THRESHOLDS.largest_float32:  # a NaN fails
             self.is_large = self.is_large or bool(values.max() > -MASKED)
             if values.min() <= MASKED:
                 low = values <= MASKED
@@ -416,7 +400,7 @@ class _Survey:
         self.low_square, self.low_count = self.low_square + _dot(finite, finite), self.low_count + finite.size
 
 
-def _survey(side: _Side) -> _Survey:
+def _survey(side: _Operand) -> _Survey:
     """A tensor's survey: from the index where it knows, else in a pass of its own."""
     survey = _Survey()
     if side.record is not None:
@@ -503,7 +487,7 @@ class _Pass:
             low = narrow_r <= MASKED
             if np.any(low) and np.array_equal(low, narrow_p <= MASKED):
                 narrow_r, narrow_p = np.where(low, np.float32(0), narrow_r), np.where(low, np.float32(0), narrow_p)
-        tame = all(values.min() > MASKED and values.max() < _LARGEST for values in (narrow_r, narrow_p))  # a NaN fails
+        tame = all(values.min() > MASKED and values.max() < THRESHOLDS.largest_float32 for values in (narrow_r, narrow_p))  # a NaN fails
         return (narrow_r, narrow_p) if tame else (None, None)
 
     def _added_narrow(self, r: Array, p: Array) -> bool:
@@ -513,10 +497,10 @@ class _Pass:
         np.abs(error, out=size)
         worst = int(size.argmax())
         largest = float(size[worst])
-        if 0 < largest < _SMALLEST or (self.asked and largest > self.tolerance.atol):
+        if 0 < largest < THRESHOLDS.smallest_float32 or (self.asked and largest > self.tolerance.atol):
             return False
         reference, port = _dot(r, r), _dot(p, p)
-        if min(reference, port) < _SMALLEST**2:
+        if min(reference, port) < THRESHOLDS.smallest_float32**2:
             return False
         self.reference += reference
         self.port += port
@@ -634,6 +618,6 @@ def _cosine(reference: float, port: float, product: float, square: float) -> flo
     if not (reference and port):
         return 1.0 if reference == port else 0.0
     norms = math.sqrt(reference) * math.sqrt(port)
-    if square < 1e-2 * reference:
+    if square < THRESHOLDS.near * reference:
         product = norms - (square - (math.sqrt(port) - math.sqrt(reference)) ** 2) / 2
     return min(1.0, max(-1.0, product / norms))

@@ -17,6 +17,7 @@ The characters ``% / [ ] @ # ! : ^`` inside a name are percent-escaped, and so i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import unquote
@@ -25,6 +26,9 @@ from tracediff.errors import TracediffError
 
 Key = str | int
 EndKind = Literal["input", "output", "param", "draw", "value", "attr"]
+
+INPUTS: tuple[EndKind, ...] = ("input", "attr")
+"""Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
 
 _SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
 _SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
@@ -141,8 +145,8 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One entered frame: a site and its number, counted per (site, parent call)."""
+class NumberedSite:
+    """One frame of a call: the site that was entered, and its number, counted per (site, parent call)."""
 
     site: str
     number: int
@@ -160,14 +164,14 @@ class Scope:
 class Call:
     """The frames and scopes that were entered, outermost first.
 
-    >>> call = Call((Frame("flow", 0), Scope("ode", "3"), Frame("flow.estimator", 3)))
+    >>> call = Call((NumberedSite("flow", 0), Scope("ode", "3"), NumberedSite("flow.estimator", 3)))
     >>> str(call)
     'flow[0]/@ode=3/.estimator[3]'
     >>> Call.parse(str(call)) == call
     True
     """
 
-    frames: tuple[Frame | Scope, ...] = ()
+    frames: tuple[NumberedSite | Scope, ...] = ()
 
     def __str__(self) -> str:
         parts, enclosing = [], ""
@@ -181,7 +185,7 @@ class Call:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        frames: list[Frame | Scope] = []
+        frames: list[NumberedSite | Scope] = []
         enclosing = ""
         for part in text.split("/") if text else []:
             if part.startswith("@"):
@@ -196,9 +200,26 @@ class Call:
                 site = site[1:]
             elif enclosing and (site[:1] in (".", ":", "#", "!") or not site):
                 site = enclosing + site
-            frames.append(Frame(site, int(match[2])))
+            frames.append(NumberedSite(site, int(match[2])))
             enclosing = module_of(site)
         return cls(tuple(frames))
+
+
+def stage_chain(stage: str, outer_of: Mapping[str, str]) -> list[str]:
+    """A stage and the stages around it, innermost first; ``outer_of`` maps each stage to the stage around it.
+
+    >>> stage_chain("vocoder.filter", {"vocoder.filter": "vocoder", "vocoder": ""})
+    ['vocoder.filter', 'vocoder']
+    """
+    chain = [stage]
+    while (outer := outer_of.get(chain[-1], "")) and outer not in chain:
+        chain.append(outer)
+    return chain
+
+
+def is_in_stage(stage: str, asked: str, outer_of: Mapping[str, str]) -> bool:
+    """Whether a stage is the stage asked for, lies inside it, or has it as the first part of its dotted name."""
+    return any(one == asked or one.startswith(asked + ".") for one in stage_chain(stage, outer_of))
 
 
 def around(call: str) -> str:

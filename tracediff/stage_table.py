@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tracediff.errors import TracediffError
 from tracediff.report import Cause, Coverage, Culprit, Report, Stage, Verdict, Weights, Where, plain_json, unseen_outputs
+from tracediff.site import is_in_stage, stage_chain
 from tracediff.trace import Trace
 
 SCHEMA = "tracediff.status/1"
@@ -242,10 +243,7 @@ class _Tree:
 
     def chain(self, stage: str) -> list[str]:
         """A stage and those around it, innermost first."""
-        chain = [stage]
-        while (outer := self.around.get(chain[-1], "")) and outer not in chain:
-            chain.append(outer)
-        return chain
+        return stage_chain(stage, self.around)
 
     def inside(self, stage: str) -> list[str]:
         """A stage and those inside it, in execution order."""
@@ -253,7 +251,7 @@ class _Tree:
 
     def is_wanted(self, stage: str, wanted: Sequence[str]) -> bool:
         """Whether a stage is one of those named, inside one, or has one as the first part of its dotted name."""
-        return not wanted or any(one == asked or one.startswith(asked + ".") for asked in wanted for one in self.chain(stage))
+        return not wanted or any(is_in_stage(stage, asked, self.around) for asked in wanted)
 
 
 class _Rows:

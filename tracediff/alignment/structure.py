@@ -6,7 +6,6 @@ Everything here is read from the index and the parameter table; no tensor is rea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -17,31 +16,10 @@ from numpy.typing import NDArray
 from tracediff.alignment.names import role
 from tracediff.site import End, Site
 from tracediff.trace import Param, Trace
-
-Ints = NDArray[np.int64]
+from tracediff.trace.calls import CallTree, Ints, first_seen
 
 INPUT, OUTPUT, OTHER = 0, 1, 2
 WEIGHT_NORM = "weight norm"
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """All calls of all sites, in execution order: one number a call in every array.
-
-    ``site`` is the site's number, ``parent`` the number of the enclosing call (-1 at the top), ``first`` the call's first row;
-    ``rows[starts[c]:starts[c + 1]]`` are the rows of call c in order, and ``of_row`` gives each row's call.
-    """
-
-    site: Ints
-    ordinal: Ints
-    parent: Ints
-    first: Ints
-    rows: Ints
-    starts: Ints
-    of_row: Ints
-
-    def rows_of(self, call: int) -> Ints:
-        return self.rows[self.starts[call] : self.starts[call + 1]]
 
 
 class Side:
@@ -55,8 +33,8 @@ class Side:
         self.trace = trace
         self.index = trace.index
         self.modules: dict[str, Mapping[str, Any]] = {str(entry["path"]): entry for entry in trace.meta.get("modules", [])}
-        order = _first_seen(self.index["site"])
-        self.names: list[str] = [trace.strings[int(code)] for code in order]
+        self.calls: CallTree = trace.calls
+        self.names: list[str] = [*self.calls.sites]
         called = set(self.names)
         self.called = len(self.names)
         self.names += [path for path in self.modules if path not in called]
@@ -67,7 +45,6 @@ class Side:
         self.function: list[str] = [site.name if site.kind == "function" else "" for site in parsed]
         self.type: list[str] = [self._type_of(site) for site in parsed]
         self.role: list[str] = [site.name if site.kind == "function" else role(kind) for site, kind in zip(parsed, self.type, strict=True)]
-        self.calls = _calls(self.index, order)
         self.params: list[Param] = list(trace.params.values())
 
     def __len__(self) -> int:
@@ -107,7 +84,7 @@ class Side:
         """What each site called, in order of the first call; the last entry holds the sites called by none (the top)."""
         calls = self.calls
         callers = np.where(calls.parent >= 0, calls.site[calls.parent], len(self))
-        edges = _first_seen(callers << 32 | calls.site)
+        edges = first_seen(callers << 32 | calls.site)
         lists: list[list[int]] = [[] for _ in range(len(self) + 1)]
         for caller, callee in zip((edges >> 32).tolist(), (edges & 0xFFFFFFFF).tolist(), strict=True):
             if caller != callee and self.role[callee] != WEIGHT_NORM:
@@ -225,30 +202,6 @@ class Side:
                 seen.add(site)
                 yield site
                 stack.extend(reversed(self.children[site]))
-
-
-def _first_seen(codes: Sequence[int] | NDArray[Any]) -> Ints:
-    """The distinct codes in order of their first appearance."""
-    distinct, first = np.unique(np.asarray(codes), return_index=True)
-    return distinct[np.argsort(first)].astype(np.int64)
-
-
-def _calls(index: NDArray[Any], order: Ints) -> Calls:
-    """The calls of a trace's index: one for each (site, ordinal), in order of their first rows."""
-    numbers = np.zeros(int(order.max()) + 1 if len(order) else 1, np.int64)
-    numbers[order] = np.arange(len(order))
-    keys = numbers[index["site"]] << 32 | index["ordinal"].astype(np.int64)
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    by_time = np.argsort(first, kind="stable")
-    place = np.empty_like(by_time)
-    place[by_time] = np.arange(len(by_time))
-    of_row = place[inverse]
-    first = first[by_time]
-    rows = np.argsort(of_row, kind="stable")
-    starts = np.searchsorted(of_row[rows], np.arange(len(first) + 1))
-    above = index["parent"][first].astype(np.int64)
-    parent = np.where(above >= 0, of_row[np.maximum(above, 0)], -1) if len(first) else np.empty(0, np.int64)
-    return Calls(keys[first] >> 32, keys[first] & 0xFFFFFFFF, parent, first, rows, starts, of_row)
 
 
 def _chain(above: Ints, known: dict[int, tuple[int, ...]], site: int) -> tuple[int, ...]:

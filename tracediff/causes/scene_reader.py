@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -14,41 +14,15 @@ from tracediff.alignment import Alignment
 from tracediff.alignment.axes import side_by_side
 from tracediff.causes.scene import InHand, Scene, Side
 from tracediff.dtype import Array
-from tracediff.locate import INPUTS, Comparison, Finding, Located
-from tracediff.site import End, around, is_below, module_of
+from tracediff.locate import Comparison, Finding, Located
+from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
+from tracediff.trace.calls import TOP
 
 LARGEST = 2**24
 """Tensors of more elements are not looked into."""
 _LATEST = 24
 _MODAL = ("dropout", "batchnorm", "instancenorm")
-
-
-class Frames:
-    """The calls of one trace: which rows each has, and which calls were made inside it, in order."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.rows: dict[str, list[int]] = defaultdict(list)
-        self.inside: dict[str, list[str]] = defaultdict(list)
-        self._sites: dict[str, list[str]] = {}
-        texts = trace.strings
-        for row, call in enumerate(trace.index["call"].tolist()):
-            self.rows[texts[call]].append(row)
-        for call in list(self.rows):
-            self._enter(call)
-
-    def sites_inside(self, call: str, trace: Trace) -> list[str]:
-        """The sites of the calls made inside a call, in order."""
-        if call not in self._sites:
-            self._sites[call] = [trace.records[rows[0]].site for child in self.inside.get(call, ()) if (rows := self.rows.get(child))]
-        return self._sites[call]
-
-    def _enter(self, call: str) -> None:
-        outer = around(call)
-        if call and call not in self.inside[outer]:
-            self.inside[outer].append(call)
-            if outer not in self.rows:
-                self._enter(outer)
 
 
 class Evidence:
@@ -57,6 +31,8 @@ class Evidence:
     def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
         self._located, self._alignment = located, alignment
         self._traces = (reference, port)
+        self._call_trees = (reference.calls, port.calls)
+        self._times: dict[int, Counter[str]] = {}
 
     def scene(self, finding: Finding) -> Scene:
         """All that a detector may look at."""
@@ -97,70 +73,72 @@ class Evidence:
         reference, port = side_by_side(layout, *sides)
         return wide(reference), wide(port)
 
-    def _frame(self, side: int, record: Record, finding: Finding) -> str:
+    def _frame(self, side: int, record: Record, finding: Finding) -> int:
         """The culprit's call: the record's own where its output is wrong, else the one around it."""
+        calls = self._call_trees[side]
+        call = int(calls.of_row[record.row])
         if finding.blame == "module":
-            return record.call
-        call = around(record.call)
-        while call and self._module(side, call) != finding.culprit[side]:
-            call = around(call)
-        return call
+            return call
+        around = (outer for outer in calls.above(call) if module_of(calls.site_of(outer)) == finding.culprit[side])
+        return next(around, TOP)
 
-    def _module(self, side: int, call: str) -> str:
-        rows = self._frames[side].rows.get(call)
-        return module_of(self._traces[side].records[rows[0]].site) if rows else ""
-
-    def _in_hand(self, call: str, record: Record, *, has_own: bool) -> Iterator[InHand]:
+    def _in_hand(self, call: int, record: Record, *, has_own: bool) -> Iterator[InHand]:
         """What the code of a call was handed and got from the calls it made before a record, in order; the latest only."""
-        frames, records = self._frames[0], self._traces[0].records
-        own = frames.rows.get(call, ()) if call else ()
-        handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
+        calls, records = self._call_trees[0], self._traces[0].records
+        own_call = calls.of_row[record.row]
+        handed = {row for row in calls.inputs(call) if row < record.row}
         handed |= set(self._carried(call, record))
-        made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
+        made = sorted(row for row in self._made(call) if row < record.row and (has_own or calls.of_row[row] != own_call))
         for row in sorted([*handed, *made[-_LATEST:]]):
             if _is_readable(records[row]):
                 yield self._told(records[row], is_input=row in handed)
 
-    def _made(self, call: str) -> Iterator[int]:
+    def _made(self, call: int) -> Iterator[int]:
         """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
-        frames, records = self._frames[0], self._traces[0].records
-        for child in frames.inside.get(call, ()):
-            rows = frames.rows.get(child, ())
-            yield from (row for row in rows if _kind(records[row]) not in INPUTS)
-            if not rows or records[rows[0]].site not in self._paired:
+        calls = self._call_trees[0]
+        for child in calls.children[call]:
+            yield from calls.outputs(child)
+            if not calls.is_recorded(child) or calls.site_of(child) not in self._paired:
                 yield from self._made(child)
 
-    def _carried(self, call: str, record: Record) -> Iterator[int]:
+    def _carried(self, call: int, record: Record) -> Iterator[int]:
         """What a loop carried from turn to turn: the inputs of the latest call before a record of each site called several times."""
-        frames, records = self._frames[0], self._traces[0].records
-        sites = frames.sites_inside(call, self._traces[0])
-        latest: dict[str, tuple[int, ...]] = {}
-        for child in frames.inside.get(call, ()):
-            rows = frames.rows.get(child, ())
-            if rows and rows[0] < record.row and child != record.call and sites.count(records[rows[0]].site) > 1:
-                latest[records[rows[0]].site] = tuple(row for row in rows if _kind(records[row]) == "input")
+        calls, own_call = self._call_trees[0], self._call_trees[0].of_row[record.row]
+        latest: dict[str, list[int]] = {}
+        for child in filter(calls.is_recorded, calls.children[call]):
+            site = calls.site_of(child)
+            if calls.first[child] < record.row and child != own_call and self._times_called(call, site) > 1:
+                latest[site] = [row for row in calls.inputs(child) if calls.kinds[row] == "input"]
         yield from (row for rows in latest.values() for row in rows)
+
+    def _times_called(self, call: int, site: str) -> int:
+        """How often the code of a call of the reference calls a site."""
+        if call not in self._times:
+            calls = self._call_trees[0]
+            self._times[call] = Counter(map(calls.site_of, filter(calls.is_recorded, calls.children[call])))
+        return self._times[call][site]
 
     def _beside(self, record: Record) -> Iterator[InHand]:
         """The other tensors that the record's call was handed."""
-        for row in self._frames[0].rows.get(record.call, ()):
+        calls = self._call_trees[0]
+        for row in calls.inputs(int(calls.of_row[record.row])):
             one = self._traces[0].records[row]
-            if row != record.row and _kind(one) == "input" and _is_readable(one):
+            if row != record.row and calls.kinds[row] == "input" and _is_readable(one):
                 yield self._told(one, is_input=True)
 
     def _told(self, record: Record, *, is_input: bool) -> InHand:
         name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
         port = self._port_rows.get(record.row)
         dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
-        beside = self._frames[0].sites_inside(around(record.call), self._traces[0])
-        calls = 1 if is_input else beside.count(record.site)
+        caller = self._call_trees[0].outer[self._call_trees[0].of_row[record.row]]
+        calls = 1 if is_input else self._times_called(caller, record.site)
         return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, wide(record.read()), dtypes, calls)
 
     @cached_property
     def _port_rows(self) -> dict[int, int]:
         return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
 
-    def _side(self, side: int, path: str, call: str, record: Record) -> Side:
+    def _side(self, side: int, path: str, call: int, record: Record) -> Side:
         told = self._modules[side].get(path, {})
         attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
         trains = self._trains(side, path)
@@ -173,21 +151,21 @@ class Evidence:
         below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
         return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
 
-    def _calls(self, side: int, call: str, stage: str) -> Iterable[tuple[str, int]]:
+    def _calls(self, side: int, call: int, stage: str) -> Iterable[tuple[str, int]]:
         """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
 
         Outside of all calls only those of one stage: what else the run did, before and after, is no code of this one's.
         """
-        known = self._canonical[side]
-        for child in self._frames[side].inside.get(call, ()):
-            rows = self._frames[side].rows.get(child)
-            site = self._traces[side].records[rows[0]].site if rows else ""
-            if not call and rows and self._traces[side].records[rows[0]].stage != stage:
+        known, calls = self._canonical[side], self._call_trees[side]
+        for child in calls.children[call]:
+            is_recorded, site = calls.is_recorded(child), calls.site_of(child)
+            first = int(calls.first[child]) if is_recorded else -1
+            if call == TOP and is_recorded and self._traces[side].records[first].stage != stage:
                 continue
-            if site not in known:
+            if not is_recorded or site not in known:
                 yield from self._calls(side, child, stage)
-            elif rows and site == module_of(site) and known[site]:
-                yield known[site], rows[0]
+            elif site == module_of(site) and known[site]:
+                yield known[site], first
 
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -200,10 +178,6 @@ class Evidence:
         for site, partner in reference_of.items():
             theirs[site] = partner if port_of.get(partner, site) == site else ""
         return ours, theirs
-
-    @cached_property
-    def _frames(self) -> tuple[Frames, Frames]:
-        return Frames(self._traces[0]), Frames(self._traces[1])
 
     @cached_property
     def _modules(self) -> tuple[dict[str, Mapping[str, Any]], ...]:
@@ -225,10 +199,6 @@ def wide(values: Array) -> Array:
 
 def _rows(comparison: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return comparison.pair.reference, comparison.pair.port
-
-
-def _kind(record: Record) -> str:
-    return End.parse(record.end).kind
 
 
 def _is_readable(record: Record) -> bool:

@@ -17,15 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
-from tracediff.locate.findings import finding, merged, sharing
-from tracediff.locate.result import INPUTS, Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
+from tracediff.locate.findings import finding
+from tracediff.locate.merging import merged, sharing
+from tracediff.locate.result import Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
 from tracediff.locate.search import bisected, certified, descended, introduced, look_into_stages, scanned
-from tracediff.locate.verdicts import Judge
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.verdicts import Verdicts, verdicts_of
+from tracediff.site import is_in_stage
 from tracediff.trace import Trace
 
-__all__ = ["INPUTS", "Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]
-
-PROBES = 16
+__all__ = ["Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]
 
 
 def locate(
@@ -40,7 +41,7 @@ def locate(
     floors: Mapping[int, float] | None = None,
     compared: Mapping[tuple[int, int], Metrics] | None = None,
     stages: Sequence[str] = (),
-    probes: int = PROBES,
+    probes: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     again: Again | None = None,
@@ -50,34 +51,43 @@ def locate(
     With ``scan`` every pair is compared, and all introduced divergences are found; otherwise pairs are bisected and only the first one
     is. ``mode`` is by default what the port's trace says. ``floors`` are noise floors by the reference's row; ``compared`` are metrics
     already taken (in a forced run), by the first rows of reference and port: those are not read again. ``stages`` restricts to some stages.
-    ``progress`` is told (done, total) while scanning. ``again`` fetches values that the traces do not hold: the search then goes from the
-    outermost calls inwards, one frame a fetch.
+    ``probes`` pairs before the answer are looked at (`THRESHOLDS.probes` by default), chosen by ``seed``. ``progress`` is called with
+    (done, total) while scanning. ``again`` fetches values that the traces do not hold: the search then goes from the outermost calls
+    inwards, one call a fetch. Raises TracediffError for half a tolerance, or stages of which nothing is compared.
     """
     tolerance(rtol, atol)
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
     pairs = _in_order(alignment, reference, stages)
-    judge = Judge(pairs, alignment, reference, port, mode=mode, given=(rtol, atol), floors=floors or {}, compared=compared or {})
-    judge.again = again
+    verdicts = verdicts_of(
+        pairs, alignment, reference, port, mode=mode, tolerance=(rtol, atol), floors=floors or {}, compared=compared or {}, again=again
+    )
     method: Method = "live" if again is not None else "scan" if scan or mode == "forced" else "bisect"
-    if method == "scan":
-        dirty = scanned(judge, progress)
-        places, probed = introduced(judge, dirty), 0
-        if judge.flipped and not places:
-            judge.excuse(dirty)
-    elif judge.flipped:
-        dirty = scanned(judge, progress)
-        places, probed = introduced(judge, dirty)[:1], 0
-        if not places:
-            judge.excuse(dirty)
-    else:
-        places, probed = (descended if method == "live" else bisected)(judge, probes, random.Random(seed))
-        places += [place for first in places for place in sharing(judge, first)]
-        if method == "bisect":
-            look_into_stages(judge)
-    found = merged(judge, [finding(judge, place) for place in places])
-    comparisons = tuple(judge.comparison(i) for i in range(len(judge)))
-    certificate = certified(judge, comparisons, method, places[0] if places else None, probed, seed)
-    return Located(mode, method, comparisons, tuple(found), certificate, judge.read, judge.bytes_read)
+    places, probed = _places(verdicts, method, THRESHOLDS.probes if probes is None else probes, random.Random(seed), progress)
+    findings = merged(verdicts, [finding(verdicts, place) for place in places])
+    comparisons = tuple(map(verdicts.comparison, range(len(verdicts))))
+    certificate = certified(verdicts, comparisons, method, places[0] if places else None, probed, seed)
+    bytes_read = verdicts.comparisons.bytes_read + verdicts.expected.bytes_read
+    return Located(mode, method, comparisons, tuple(findings), certificate, verdicts.comparisons.read, bytes_read)
+
+
+def _places(
+    verdicts: Verdicts, method: Method, probes: int, chance: random.Random, progress: Callable[[int, int], None] | None
+) -> tuple[list[int], int]:
+    """The places of the introduced divergences, the first only unless all were compared; and how many pairs were probed.
+
+    Runs that noise-sensitive ids may have sent different ways are scanned in any case: nothing that follows is then evidence by itself.
+    """
+    if method == "scan" or verdicts.effects.flipped:
+        dirty = scanned(verdicts, progress)
+        places = introduced(verdicts, dirty)
+        if verdicts.effects.flipped and not places:
+            verdicts.effects.excuse(dirty)
+        return places if method == "scan" else places[:1], 0
+    places, probed = (descended if method == "live" else bisected)(verdicts, probes, chance)
+    places += [place for first in places for place in sharing(verdicts, first)]
+    if method == "bisect":
+        look_into_stages(verdicts)
+    return places, probed
 
 
 def _in_order(alignment: Alignment, reference: Trace, stages: Sequence[str]) -> list[RecordPair]:
@@ -85,20 +95,9 @@ def _in_order(alignment: Alignment, reference: Trace, stages: Sequence[str]) -> 
     pairs = sorted(alignment.records, key=lambda pair: (max(pair.reference), pair.port[0]))
     if not stages:
         return pairs
-    around: Mapping[str, str] = reference.meta.get("stages") or {}
+    outer_of: Mapping[str, str] = reference.meta.get("stages") or {}
     known = {reference.records[pair.reference[0]].stage for pair in pairs}
-    wanted = {stage for stage in known if any(_is_inside(stage, asked, around) for asked in stages)}
+    wanted = {stage for stage in known if any(not asked or is_in_stage(stage, asked, outer_of) for asked in stages)}
     if not wanted:
         raise TracediffError(f"No stage {', '.join(map(repr, stages))} among the compared ones: {', '.join(map(repr, sorted(known)))}.")
     return [pair for pair in pairs if reference.records[pair.reference[0]].stage in wanted]
-
-
-def _is_inside(stage: str, asked: str, around: Mapping[str, str]) -> bool:
-    """Whether a stage is the one asked for or lies inside it (or has it as the first part of a dotted name)."""
-    seen: set[str] = set()
-    while stage and stage not in seen:
-        if stage == asked or stage.startswith(asked + "."):
-            return True
-        seen.add(stage)
-        stage = around.get(stage, "")
-    return stage == asked

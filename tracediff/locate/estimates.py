@@ -1,30 +1,52 @@
-"""What a pair's statistics, and a sample of its values, let expect of it before it is read.
+"""What the statistics of a pair say of its error before the pair is read: they prove differences, and let expect agreement.
 
-Statistics prove differences (`tracediff.compare.at_least`) but no agreement. They let expect one all the same: an error that has nothing
-to do with the tensor moves its norm, its means and its extremes by about the error over the root of the number of values, so that from how
-far these moved the error can be told to within a small factor, even where a single value is wrong. What they cannot see is values that
-changed places: heads merged in another order, a sequence turned round. That shows in a few values, taken here and there and compared
-place by place. Neither sees a few values that changed places among many, and neither is a proof: what rests on them is counted apart.
+Norms, means and extremes of two tensors differ by no more than the tensors do: what these moved by is a lower bound of the error. An error
+that has nothing to do with the tensor moves them by about the error over the root of the number of values. From how far they moved the
+error can be told to within a small factor, even where a single value is wrong. Statistics cannot see values that changed places: heads
+merged in another order, a sequence turned round. Such an error shows in a sample (`tracediff.locate.samples`).
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
-import numpy as np
-
-from tracediff.alignment.axes import Layout, Part, apply, apply_reference
-from tracediff.dtype import MASKED, Array, named
+from tracediff.alignment.axes import Layout
+from tracediff.dtype import MASKED, named
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record
 from tracediff.trace.fingerprint import Stats
 
-MOST_VALUES = 64
-"""So many values of either tensor are sampled at most, and never more than `SHARE` of them: a sample is no reading by another name."""
-SHARE = 1 / 32
-_MOST_JOINED = 1 << 22  # values of tensors that are joined: where each stands is worked out for all of them
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the statistics in the index prove without reading: the errors are at least so large. ``differs``: some value differs."""
+
+    rel_l2: float = 0.0
+    max_abs: float = 0.0
+    differs: bool = False
+
+
+def at_least(reference: Record, port: Record, layout: Layout) -> Bounds:
+    """Lower bounds of the errors of two records, from their statistics; zeros where these say nothing.
+
+    They do not depend on the order of the axes.
+    """
+    r, p = reference.stats, port.stats
+    if layout.is_joined or _is_partial(layout) or r.count != p.count or not r.count:
+        return Bounds()
+    differs = layout.is_same and reference.dtype == port.dtype and named(reference.dtype).is_exact and reference.digest != port.digest
+    if r.nan != p.nan:
+        return Bounds(math.inf, math.inf, True)
+    if r.nan or r.inf or p.inf or min(r.min, p.min) <= MASKED:
+        return Bounds(differs=differs)
+    rounding = THRESHOLDS.statistics_rounding
+    least = max(map(abs, (*_gaps(r, p), math.sqrt(r.count) * (r.std - p.std)))) - rounding * max(r.l2, p.l2)
+    if least <= 0:
+        return Bounds(differs=differs)
+    furthest = max(abs(r.max - p.max), abs(r.min - p.min), abs(r.mean - p.mean)) - rounding * max(abs(r.max), abs(r.min))
+    return Bounds(least / r.l2 if r.l2 else math.inf, max(furthest, 0.0), True)
 
 
 def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> float | None:
@@ -33,134 +55,52 @@ def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layo
     They do not where the two sides do not hold the same values (a part, a window, a repeated mask), and where as many infinite or missing
     values, or masked ones, stand among them.
     """
-    if layout.part or layout.part_reference or layout.window or layout.repeat or references[0].dtype == "text":
+    if _is_partial(layout) or layout.repeat or references[0].dtype == "text":
         return None
-    r, p = _joined([one.stats for one in references]), _joined([one.stats for one in ports])
+    r, p = _joined([record.stats for record in references]), _joined([record.stats for record in ports])
     if r.count != p.count or not r.count or min(r.min, p.min) <= MASKED:
         return None
     if r.nan or r.inf or p.nan or p.inf:
         return None if (r.nan, r.inf) == (p.nan, p.inf) else math.inf
     spread = math.sqrt(r.count)
     cube = 3 * max(r.l2, p.l2) ** 2 / r.count
-    gaps = (
-        r.l2 - p.l2,
-        spread * (r.mean - p.mean),
-        spread * (r.absmean - p.absmean),
-        spread * (r.cube - p.cube) / cube if cube else 0.0,
-        r.max - p.max,
-        r.min - p.min,
-    )
+    gaps = (*_gaps(r, p), spread * (r.cube - p.cube) / cube if cube else 0.0)
     moved = math.hypot(*gaps) / math.sqrt(len(gaps))
-    return spread * moved / r.l2 if r.l2 else math.inf if moved else 0.0
+    if r.l2:
+        return spread * moved / r.l2
+    return math.inf if moved else 0.0
 
 
-def can_sample(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> bool:
-    """Whether a few values of a pair's records can be compared place by place: plain numbers, and enough of them."""
-    is_joined = len(references) > 1 or len(ports) > 1 or layout.repeat
-    if not _count(layout) or (is_joined and _size(references) + _size(ports) > _MOST_JOINED):
-        return False
-    return all(map(_is_plain, (*references, *ports)))
+def _is_partial(layout: Layout) -> bool:
+    """Whether only a part, or a window, of a tensor is compared, so that its statistics are of more values than that."""
+    return bool(layout.part or layout.part_reference or layout.window)
 
 
-def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layout, chance: random.Random) -> tuple[float, int]:
-    """The relative L2 of a few values of a pair that `can_sample`, place by place, and how many these are.
-
-    The error is over the RMS of the whole reference, so that small values weigh as little as they do in the whole.
-    """
-    total, count = math.prod(layout.shape), _count(layout)
-    edges = [k * total // count for k in range(count + 1)]
-    places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
-    if len(references) == len(ports) == 1 and not layout.repeat:
-        ours = references[0].at(_in_part(places, layout.part_reference, references[0].shape))
-        theirs = ports[0].at(_in_port(places, layout, ports[0].shape))
-    else:
-        ours = _taken(references, apply_reference(_numbered(references), layout).reshape(-1)[places])
-        theirs = _taken(ports, apply(_numbered(ports), layout).reshape(-1)[places])
-    if named(references[0].dtype).is_exact:
-        return (0.0 if np.array_equal(ours, theirs) else math.inf), count
-    wide = np.complex128 if ours.dtype.kind == "c" or theirs.dtype.kind == "c" else np.float64
-    error = float(np.linalg.norm(theirs.astype(wide) - ours.astype(wide))) / math.sqrt(count)
-    rms = math.hypot(*(one.stats.l2 for one in references)) / math.sqrt(_size(references))
-    return (error / rms if rms else math.inf if error else 0.0), count
+def _gaps(r: Stats, p: Stats) -> tuple[float, ...]:
+    """By how much norm, means and extremes moved, each as the L2 of the least error that moves it so far."""
+    spread = math.sqrt(r.count)
+    return (r.l2 - p.l2, spread * (r.mean - p.mean), spread * (r.absmean - p.absmean), r.max - p.max, r.min - p.min)
 
 
 def _joined(stats: Sequence[Stats]) -> Stats:
     """The statistics of several tensors together, but for the standard deviation."""
     if len(stats) == 1:
         return stats[0]
-    count = sum(one.count for one in stats)
+    count = sum(part.count for part in stats)
 
     def mean(name: str) -> float:
-        return sum(getattr(one, name) * one.count for one in stats) / count if count else 0.0
+        return sum(getattr(part, name) * part.count for part in stats) / count if count else 0.0
 
     return Stats(
         count,
-        nan=sum(one.nan for one in stats),
-        inf=sum(one.inf for one in stats),
-        zero=sum(one.zero for one in stats),
-        min=min(one.min for one in stats),
-        max=max(one.max for one in stats),
+        nan=sum(part.nan for part in stats),
+        inf=sum(part.inf for part in stats),
+        zero=sum(part.zero for part in stats),
+        min=min(part.min for part in stats),
+        max=max(part.max for part in stats),
         mean=mean("mean"),
         std=0.0,
-        l2=math.hypot(*(one.l2 for one in stats)),
+        l2=math.hypot(*(part.l2 for part in stats)),
         absmean=mean("absmean"),
         cube=mean("cube"),
     )
-
-
-def _numbered(records: Sequence[Record]) -> list[Array]:
-    """Arrays of the records' shapes that hold where each value stands in all of them, one behind another."""
-    starts = np.cumsum([0, *(math.prod(one.shape) for one in records)])
-    return [np.arange(start, stop).reshape(one.shape) for one, (start, stop) in zip(records, pairwise(starts.tolist()), strict=True)]
-
-
-def _taken(records: Sequence[Record], places: Array) -> Array:
-    """The values at places that `_numbered` gave."""
-    starts = np.cumsum([0, *(math.prod(one.shape) for one in records)])
-    owner = np.searchsorted(starts, places, "right") - 1
-    return np.concatenate([records[which].at(np.array([place - starts[which]])) for which, place in zip(owner, places, strict=True)])
-
-
-def _size(records: Sequence[Record]) -> int:
-    return sum(math.prod(one.shape) for one in records)
-
-
-def _count(layout: Layout) -> int:
-    return min(MOST_VALUES, int(math.prod(layout.shape) * SHARE))
-
-
-def _is_plain(record: Record) -> bool:
-    """Whether a record holds finite numbers and no additive masks."""
-    return not (record.stats.nan or record.stats.inf) and record.stats.min > MASKED and record.dtype != "text"
-
-
-def _in_port(places: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
-    """Where in the port's tensor of this shape the values stand that a layout puts at flat places of the compared shape."""
-    part = layout.part
-    inner = _part_shape(part, shape) if part is not None else shape
-    seen = layout.split or inner
-    if layout.permutation is not None or layout.window is not None:
-        order = layout.permutation or tuple(range(len(seen)))
-        turned = [seen[axis] for axis in order]
-        starts = [start for start, _ in layout.window] if layout.window is not None else [0] * len(order)
-        sizes = [stop - start for start, stop in layout.window] if layout.window is not None else turned
-        indices = np.unravel_index(places, tuple(sizes))
-        moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
-        places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
-    return _in_part(places, part, shape)
-
-
-def _in_part(places: Array, part: Part | None, shape: tuple[int, ...]) -> Array:
-    """Where in a tensor of this shape the flat places of a part of it stand."""
-    if part is None:
-        return places
-    axis = part.axis
-    grouped = (*shape[:axis], part.groups, shape[axis] // part.groups, *shape[axis + 1 :])
-    taken = (*shape[:axis], part.groups, part.stop - part.start, *shape[axis + 1 :])
-    indices = list(np.unravel_index(places, taken))
-    indices[axis + 1] = indices[axis + 1] + part.start
-    return np.asarray(np.ravel_multi_index(tuple(indices), grouped))
-
-
-def _part_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[: part.axis], (part.stop - part.start) * part.groups, *shape[part.axis + 1 :])

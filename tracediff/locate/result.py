@@ -15,14 +15,11 @@ How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "
 Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise"]
 Blame = Literal["module", "caller", "weights", "input", "random"]
 
-INPUTS = ("input", "attr")
-"""Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
-
 
 class Again(Protocol):
     """Fetches what was not stored by running both sides again.
 
-    ``most`` is how many bytes may be fetched at once where no single frame asks for more. `fetch` makes the values of those rows of
+    ``most`` is how many bytes may be fetched at once where no single call asks for more. `fetch` makes the values of those rows of
     reference and port readable; those of earlier fetches need not stay so.
     """
 

@@ -6,56 +6,51 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tracediff.locate.calls import Frame
 from tracediff.locate.result import Certificate, Comparison, Effect, Method
-from tracediff.locate.verdicts import Judge
-
-_FEW = 4  # doubtful pairs are read one by one
-_ONE_IN = 64  # pairs before the answer that only a sample was looked at: one is read
-_SILENT = 8  # pairs before the answer that samples do not tell of: one is read
-_SHARE = 0.01  # of the pairs before the answer, for which the certificate says how likely probes are to miss them all
-_NEAREST = 32  # pairs just before the answer at a sample of which is looked at in any case
-_SAMPLES = 256  # pairs before the answer at a sample of which is looked at
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.verdicts import Verdicts
+from tracediff.trace.calls import TOP
 
 
-def scanned(judge: Judge, progress: Callable[[int, int], None] | None) -> list[int]:
+def scanned(verdicts: Verdicts, progress: Callable[[int, int], None] | None) -> list[int]:
     """Compares every pair; returns the divergences, inherited ones too."""
-    for i in range(len(judge)):
-        judge.measure(i)
+    for i in range(len(verdicts)):
+        verdicts.comparisons.measure(i)
         if progress is not None:
-            progress(i + 1, len(judge))
-    return [i for i in range(len(judge)) if judge.is_dirty(i)]
+            progress(i + 1, len(verdicts))
+    return [i for i in range(len(verdicts)) if verdicts.is_dirty(i)]
 
 
-def introduced(judge: Judge, dirty: Sequence[int]) -> list[int]:
-    """Of all divergences those that nothing they can come from explains. What the port was handed instead explains nothing."""
-    carriers = {i for i in (*dirty, *judge.flipped) if not judge.is_replaced(i)}
-    raised = {i for i in dirty if judge.has_raised(i)}
-    first: dict[int, int] = {}
+def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
+    """The divergences that no earlier divergence explains. Where the port went on with the reference's tensor, nothing is explained."""
+    flow = verdicts.flow
+    carriers = {i for i in (*dirty, *verdicts.effects.flipped) if not verdicts.pairs.is_replaced(i)}
+    raised = {i for i in dirty if verdicts.pairs.has_raised(i)}
+    first_carrier: dict[int, int] = {}
 
-    def first_inside(frame: Frame) -> int:
-        if id(frame) not in first:
-            first[id(frame)] = next((i for i in judge.flow.within(frame) if i in carriers), len(judge))
-        return first[id(frame)]
+    def first_inside(call: int) -> int:
+        if call not in first_carrier:
+            first_carrier[call] = next((i for i in flow.available(call) if i in carriers), len(verdicts))
+        return first_carrier[call]
 
     def is_own(i: int) -> bool:
-        """Whether nothing inside raised before a call raised, which may be what it tripped over: the run went on with a stand-in."""
-        inside = (j for frame in judge.flow.origins(i) for j in judge.flow.within(frame)) if i in raised else ()
+        """Whether no call inside raised before: the run went on with a stand-in, and the outer call may have tripped over that."""
+        inside = (j for call in flow.origins(i) for j in flow.available(call)) if i in raised else ()
         return not any(j in raised and j < i for j in inside)
 
-    return [i for i in dirty if all(first_inside(frame) >= i for frame in judge.flow.origins(i)) and is_own(i)]
+    return [i for i in dirty if all(first_inside(call) >= i for call in flow.origins(i)) and is_own(i)]
 
 
-def bisected(judge: Judge, probes: int, chance: random.Random) -> tuple[list[int], int]:
-    """Reads until the first divergence is known, or everything where there is none; returns it and the number of probes.
+def bisected(verdicts: Verdicts, probes: int, chance: random.Random) -> tuple[list[int], int]:
+    """The place of the first divergence (none where all agree) and the number of probes; reads until the first divergence is known.
 
-    What statistics let expect says where to read. Whether pairs diverged is not monotone along a run, so the answer is walked back to
-    a pair that everything it can come from agrees with, and then others before it are probed; a hit sends the search before it.
+    What statistics let expect says where to read. Whether pairs diverged is not monotone along a run. So the answer is walked back to a
+    pair whose predecessors all agree; then other pairs before it are probed, and a hit sends the search further back.
     """
-    high, probed = _some_dirty(judge, probes, chance), 0
+    high, probed = _some_dirty(verdicts, probes, chance), 0
     while high is not None:
-        high = _walked_back(judge, _narrowed(judge, high))
-        hits, looked = _probed(judge, high, probes, chance)
+        high = _walked_back(verdicts, _narrowed(verdicts, high))
+        hits, looked = _probed(verdicts, high, probes, chance)
         probed += looked
         if not hits:
             return [high], probed
@@ -63,182 +58,192 @@ def bisected(judge: Judge, probes: int, chance: random.Random) -> tuple[list[int
     return [], probed
 
 
-def look_into_stages(judge: Judge) -> None:
-    """Settles for each stage whether what its statistics prove first is a divergence, so that the stage has a verdict for little."""
+def look_into_stages(verdicts: Verdicts) -> None:
+    """Settles for each stage whether the first difference that statistics prove is a divergence: a verdict on the stage for little."""
     seen: set[str] = set()
-    for i in range(len(judge)):
-        stage = judge.records(i)[0].stage
-        if stage not in seen and judge.is_dirty_for_free(i) and judge.is_dirty(i):
+    for i in range(len(verdicts)):
+        stage = verdicts.pairs.records(i)[0].stage
+        if stage not in seen and verdicts.diverged_unread(i) and verdicts.is_dirty(i):
             seen.add(stage)
 
 
-def certified(judge: Judge, comparisons: Sequence[Comparison], method: Method, first: int | None, probed: int, seed: int) -> Certificate:
-    """What the answer rests on; ``first`` is the place of the first divergence."""
+def certified(
+    verdicts: Verdicts, comparisons: Sequence[Comparison], method: Method, first: int | None, probed: int, seed: int
+) -> Certificate:
+    """What the answer rests on. ``first`` is the place of the first divergence, None where there is none."""
 
     def places(effect: Effect) -> tuple[int, ...]:
         return tuple(i for i, comparison in enumerate(comparisons) if comparison.effect == effect)
 
     unread = [i for i, comparison in enumerate(comparisons[:first]) if comparison.diverged is None]
-    unseen = sum(not judge.is_sampled(i) for i in unread)
+    unseen = sum(not verdicts.expected.is_sampled(i) for i in unread)
     return Certificate(
         method,
-        judge.rtol,
-        judge.atol,
-        predecessors=0 if first is None else len(judge.flow.predecessors(first)),
+        verdicts.limits.rtol,
+        verdicts.limits.atol,
+        predecessors=0 if first is None else len(verdicts.flow.predecessors(first)),
         probes=probed,
         unread_before=len(unread),
         unseen_before=unseen,
-        sampled=sum(map(judge.is_sampled, range(len(judge)))),
-        missed=(1 - _SHARE) ** probed if unseen else 0.0,
+        sampled=sum(map(verdicts.expected.is_sampled, range(len(verdicts)))),
+        missed=(1 - THRESHOLDS.rare) ** probed if unseen else 0.0,
         by_digest=sum(comparison.how == "digest" for comparison in comparisons),
         by_statistics=sum(comparison.how == "statistics" for comparison in comparisons),
         moved=places("moved"),
         without_effect=places("no effect"),
-        sensitive=judge.flipped,
+        sensitive=verdicts.effects.flipped,
         seed=seed,
     )
 
 
-def _some_dirty(judge: Judge, probes: int, chance: random.Random) -> int | None:
+def _some_dirty(verdicts: Verdicts, probes: int, chance: random.Random) -> int | None:
     """Some divergence: what statistics prove or let expect, else the end of the run, else what probes meet, else by reading everything."""
-    if (proved := next(_known(judge, len(judge)), None)) is not None:
+    proved = next(_known(verdicts, len(verdicts)), None)
+    if proved is not None:
         return proved
-    clear = (i for i in range(len(judge)) if judge.is_dirty_for_free(i) is None and judge.seems_different(i))
-    expected = next((i for i in clear if judge.is_dirty(i)), None)
+    clear = (i for i in range(len(verdicts)) if verdicts.diverged_unread(i) is None and verdicts.expected.seems_different(i))
+    expected = next((i for i in clear if verdicts.is_dirty(i)), None)
     if expected is not None:
         return expected
-    if len(judge) and judge.is_dirty(len(judge) - 1):
-        return len(judge) - 1
-    hits, _ = _probed(judge, len(judge), probes, chance)
-    return min(hits) if hits else next((i for i in range(len(judge)) if judge.is_dirty(i)), None)
+    if len(verdicts) and verdicts.is_dirty(len(verdicts) - 1):
+        return len(verdicts) - 1
+    hits, _ = _probed(verdicts, len(verdicts), probes, chance)
+    return min(hits) if hits else next((i for i in range(len(verdicts)) if verdicts.is_dirty(i)), None)
 
 
-def _narrowed(judge: Judge, high: int) -> int:
-    """Of a divergence and the pairs before it that do not look the same by their statistics, one that diverged after others that did not.
+def _narrowed(verdicts: Verdicts, high: int) -> int:
+    """An earlier divergence than ``high``, or ``high``: one that diverged after pairs that did not, as far as statistics tell.
 
-    Few are read in order; among many the first by far beyond what is allowed is read, and what is left is halved.
+    Few doubtful pairs are read in order. Of many the first far beyond what is allowed is read, and what is left is halved.
     """
     while True:
-        high = next(_known(judge, high), high)
-        doubtful = [i for i in range(high) if judge.is_dirty_for_free(i) is None and not judge.seems_same(i, sample=False)]
-        clear = next((i for i in doubtful if judge.seems_different(i)), None)
+        high = next(_known(verdicts, high), high)
+        doubtful = [i for i in range(high) if verdicts.diverged_unread(i) is None and not verdicts.expected.seems_same(i, sample=False)]
+        clear = next((i for i in doubtful if verdicts.expected.seems_different(i)), None)
         if clear is None:
             break
-        judge.judged(clear)
-    if len(doubtful) <= _few(judge):
-        return next((i for i in doubtful if judge.is_dirty(i)), high)
-    return _halved(judge, [*doubtful, high])
+        verdicts.comparisons.judged(clear)
+    if len(doubtful) <= _few(verdicts):
+        return next((i for i in doubtful if verdicts.is_dirty(i)), high)
+    return _halved(verdicts, [*doubtful, high])
 
 
-def _halved(judge: Judge, places: Sequence[int]) -> int:
-    """Of some pairs, the last a divergence, one that diverged just after one that did not."""
+def _halved(verdicts: Verdicts, places: Sequence[int]) -> int:
+    """Of some pairs, the last of which diverged: a pair that diverged and whose neighbour before it did not."""
     low, top = -1, len(places) - 1
     while top - low > 1:
         middle = (low + top) // 2
-        if judge.is_dirty(places[middle]):
+        if verdicts.is_dirty(places[middle]):
             top = middle
         else:
             low = middle
     return places[top]
 
 
-def _probed(judge: Judge, high: int, probes: int, chance: random.Random) -> tuple[list[int], int]:
-    """The divergences met by looking at pairs before one that nobody has looked at, and how many were looked at.
+def _probed(verdicts: Verdicts, high: int, probes: int, chance: random.Random) -> tuple[list[int], int]:
+    """The divergences met by looking at unknown pairs before ``high``, and how many pairs were looked at.
 
-    Of most, and of those just before it, a sample is looked at, and one in `_ONE_IN` of these is read; of those that samples do not tell
-    of, ``probes`` are read.
+    Of most unknown pairs, and of those just before ``high``, a sample is looked at; the doubtful ones and a few others are read. Of the
+    pairs that no sample can tell of, up to ``probes`` are read.
     """
-    unknown = [i for i in range(high) if judge.is_dirty_for_free(i) is None]
-    telling = [i for i in unknown if judge.tells(i)]
-    sampled = sorted({*_spread(telling, _SAMPLES, chance), *telling[-_NEAREST:]})
-    doubtful = [i for i in sampled if not judge.seems_same(i)]
-    places = sorted(doubtful, key=lambda i: -(judge.suspicion(i) or math.inf))[: _few(judge)]
-    places += _spread(telling, len(telling) // _ONE_IN, chance)
+    expected = verdicts.expected
+    unknown = [i for i in range(high) if verdicts.diverged_unread(i) is None]
+    telling = [i for i in unknown if expected.tells(i)]
+    sampled = sorted({*_spread(telling, THRESHOLDS.samples, chance), *telling[-THRESHOLDS.samples_nearest :]})
+    doubtful = [i for i in sampled if not expected.seems_same(i)]
+    read = sorted(doubtful, key=lambda i: -(expected.suspicion(i) or math.inf))[: _few(verdicts)]
+    read += _spread(telling, len(telling) // THRESHOLDS.sampled_one_in, chance)
     silent = sorted(set(unknown) - set(telling))
-    silent = _probe_places(judge, silent, probes if len(silent) > len(telling) else min(probes, math.ceil(len(silent) / _SILENT)), chance)
-    hits = [i for i in sorted({*places, *silent}) if judge.is_dirty(i)]
-    return hits or list(_known(judge, high)), len(sampled) + len(silent)
+    if len(silent) <= len(telling):
+        probes = min(probes, math.ceil(len(silent) / THRESHOLDS.silent_one_in))
+    silent = _probe_places(verdicts, silent, probes, chance)
+    hits = [i for i in sorted({*read, *silent}) if verdicts.is_dirty(i)]
+    return hits or list(_known(verdicts, high)), len(sampled) + len(silent)
 
 
-def _few(judge: Judge) -> int:
+def _few(verdicts: Verdicts) -> int:
     """How many doubtful pairs are read one by one."""
-    return max(_FEW, len(judge) // _ONE_IN)
+    return max(THRESHOLDS.few_doubtful, len(verdicts) // THRESHOLDS.few_doubtful_one_in)
 
 
-def _known(judge: Judge, high: int) -> Iterator[int]:
+def _known(verdicts: Verdicts, high: int) -> Iterator[int]:
     """The divergences before a pair that are known without reading, in order: what was read for another pair's sake may be one."""
-    return (i for i in range(high) if judge.is_dirty_for_free(i) and judge.is_dirty(i))
+    return (i for i in range(high) if verdicts.diverged_unread(i) and verdicts.is_dirty(i))
 
 
-def descended(judge: Judge, probes: int, chance: random.Random) -> tuple[list[int], int]:
-    """The first divergence found from the outermost calls inwards, one frame at a time, and the number of probes.
+def descended(verdicts: Verdicts, probes: int, chance: random.Random) -> tuple[list[int], int]:
+    """The first divergence found from the outermost calls inwards, one call at a time, and the number of probes.
 
     Inside a call whose inputs agree and whose output does not, the next to look into is the first that diverged there. What statistics
     prove to lie before the answer, and probes, send the search there. Where the outermost calls agree, everything is looked at.
     """
-    high = _innermost(judge, judge.flow.level(judge.flow.top))
-    high = next((i for batch in judge.batches(range(len(judge))) for i in _gathered(judge, batch)), None) if high is None else high
+    high = _innermost(verdicts, verdicts.flow.level(TOP))
+    if high is None:
+        batches = verdicts.comparisons.batches(range(len(verdicts)))
+        high = next((i for batch in batches for i in _gathered(verdicts, batch)), None)
     probed = 0
     while high is not None:
-        high = _walked_back(judge, high)
-        proved = next(_known(judge, high), None)
+        high = _walked_back(verdicts, high)
+        proved = next(_known(verdicts, high), None)
         if proved is None:
-            unknown = [i for i in range(high) if judge.is_dirty_for_free(i) is None]
-            places = next(iter(judge.batches(_probe_places(judge, unknown, probes, chance))), [])
+            unknown = [i for i in range(high) if verdicts.diverged_unread(i) is None]
+            places = next(iter(verdicts.comparisons.batches(_probe_places(verdicts, unknown, probes, chance))), [])
             probed += len(places)
-            proved = next(iter(_gathered(judge, places)), None)
+            proved = next(iter(_gathered(verdicts, places)), None)
         if proved is None:
             return [high], probed
         high = proved
     return [], probed
 
 
-def _innermost(judge: Judge, places: Sequence[int]) -> int | None:
-    """The first of some pairs that diverged, looked for further inside the call that gave it out; None where all agree."""
+def _innermost(verdicts: Verdicts, places: Sequence[int]) -> int | None:
+    """The first of some pairs that diverged, looked for further inside the call that returned it; None where all agree."""
     found: int | None = None
-    while (first := next(iter(_gathered(judge, places)), None)) is not None:
+    while (first := next(iter(_gathered(verdicts, places)), None)) is not None:
         found = first
-        if judge.flow.kind(first) != "output":
+        if verdicts.flow.kind(first) != "output":
             break
-        inside = {i for frame in judge.flow.origins(first) for i in judge.flow.level(frame)}
+        inside = {i for call in verdicts.flow.origins(first) for i in verdicts.flow.level(call)}
         places = sorted(i for i in inside if i < first)
     return found
 
 
-def _gathered(judge: Judge, places: Sequence[int]) -> Iterable[int]:
+def _gathered(verdicts: Verdicts, places: Sequence[int]) -> Iterable[int]:
     """Those of some pairs that are divergences, in order, after all were fetched together."""
-    judge.gather(places)
-    return (i for i in places if judge.is_dirty(i))
+    verdicts.comparisons.gather(places)
+    return (i for i in places if verdicts.is_dirty(i))
 
 
-def _walked_back(judge: Judge, i: int) -> int:
-    """From a divergence back to one that everything it can come from agrees with.
+def _walked_back(verdicts: Verdicts, i: int) -> int:
+    """From a divergence back to a divergence whose predecessors all agree.
 
-    What its call was handed and what was made just before it are read; the others where statistics and a sample leave a doubt.
+    Of the predecessors, what the call was handed and what was made just before are read; the others only where statistics and a sample
+    leave a doubt.
     """
     while True:
-        before = judge.flow.predecessors(i)
-        direct = _direct(judge, i, before)
-        bad = [j for j in before if (j in direct or not judge.seems_same(j)) and judge.is_dirty(j)]
+        before = verdicts.flow.predecessors(i)
+        direct = _direct(verdicts, i, before)
+        bad = [j for j in before if (j in direct or not verdicts.expected.seems_same(j)) and verdicts.is_dirty(j)]
         if not bad:
             return i
         i = min(bad)
 
 
-def _direct(judge: Judge, i: int, before: Sequence[int]) -> set[int]:
-    """Of what a pair can come from, what it most likely does: the last made before it, and of an output what the call was handed."""
-    handed = judge.flow.frame(i).inputs if judge.flow.kind(i) == "output" else ()
-    return {j for row in handed for j in judge.flow.pairs_of_row.get(row, ())} | set(before[-1:])
+def _direct(verdicts: Verdicts, i: int, before: Sequence[int]) -> set[int]:
+    """The pairs that a pair most likely comes from: the last pair made before it, and for an output what its call was handed."""
+    flow = verdicts.flow
+    handed = flow.pairs_at(flow.calls.inputs(flow.call(i))) if flow.kind(i) == "output" else []
+    return {*handed, *before[-1:]}
 
 
-def _probe_places(judge: Judge, unknown: Sequence[int], probes: int, chance: random.Random) -> list[int]:
+def _probe_places(verdicts: Verdicts, unknown: Sequence[int], probes: int, chance: random.Random) -> list[int]:
     """Some of the places that nobody has looked at: half of them the most suspicious by their statistics, half spread at random."""
-    suspicious = sorted(unknown, key=lambda i: -(judge.suspicion(i) or 0.0))[: probes // 2]
+    suspicious = sorted(unknown, key=lambda i: -(verdicts.expected.suspicion(i) or 0.0))[: probes // 2]
     rest = [i for i in unknown if i not in set(suspicious)]
     return sorted([*suspicious, *_spread(rest, probes - len(suspicious), chance)])
 
 
 def _spread(places: Sequence[int], count: int, chance: random.Random) -> list[int]:
-    """So many of the places, one from each of as many equal stretches."""
+    """``count`` of the places, at random: one from each of ``count`` equal stretches."""
     count = min(count, len(places))
     return [chance.choice(places[k * len(places) // count : (k + 1) * len(places) // count]) for k in range(count)]

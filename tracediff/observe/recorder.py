@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions
 from tracediff.observe.record_writer import RecordWriter
 from tracediff.observe.selection import Selection
+from tracediff.site import stage_chain
 from tracediff.trace import schema
 from tracediff.trace.writer import TraceWriter
 
@@ -95,13 +95,9 @@ class Recorder(Observer):
                 self._recorded.stopped(error, stage)
         self._writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
-    def _stages(self, stage: str) -> Iterator[str]:
-        """A stage and those around it."""
-        seen = set()
-        while stage not in seen:
-            yield stage
-            seen.add(stage)
-            stage = self._run.stages.get(stage, "")
+    def _stages(self, stage: str) -> list[str]:
+        """A stage and those around it; last "", which stands for what is outside of all stages."""
+        return [*stage_chain(stage, self._run.stages), ""]
 
     def _parent(self, boundary: Boundary) -> int:
         """The row of the enclosing call; -1 where there is none."""

@@ -34,7 +34,8 @@ from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover, path_of
-from tracediff.runs.forcing import Values, outputs_by_call, rows_by_place
+from tracediff.runs.forcing import outputs_by_call, rows_by_place
+from tracediff.runs.replacements import Values
 from tracediff.site import join, module_of
 from tracediff.trace import Record, Trace, schema
 

@@ -18,6 +18,7 @@ from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import SiteError, TracediffError, TraceFileError, TraceNotFoundError, UnsafeTraceError
 from tracediff.site import module_of
 from tracediff.trace import schema
+from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats
 from tracediff.trace.journal import journal_of, replay
@@ -91,6 +92,11 @@ class Trace:
     @property
     def records(self) -> Records:
         return Records(self)
+
+    @cached_property
+    def calls(self) -> CallTree:
+        """The calls of the run as a tree, and who made and who takes each record."""
+        return CallTree(self.index, self.strings)
 
     @cached_property
     def params(self) -> Mapping[str, Param]:

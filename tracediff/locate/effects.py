@@ -1,0 +1,137 @@
+"""Which differences are no divergence: at a moved boundary, of an input without effect, or sent another way by noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from tracediff import dtype as dtypes
+from tracediff.compare import rounding
+from tracediff.locate.comparisons import Comparisons
+from tracediff.locate.expectations import Expectations
+from tracediff.locate.flow import PairFlow, is_moved_boundary
+from tracediff.locate.limits import Limits
+from tracediff.locate.masks import has_two_conventions
+from tracediff.locate.pairs import Pairs
+from tracediff.locate.result import Comparison, Effect
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.site import INPUTS, module_of
+
+
+class Effects:
+    """Says of pairs that diverged why they are no divergence, "" where they are."""
+
+    def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, comparisons: Comparisons, expectations: Expectations) -> None:
+        self._pairs, self._flow, self._limits, self._comparisons, self._expected = pairs, flow, limits, comparisons, expectations
+        self._effects: dict[int, Effect] = {}
+
+    @cached_property
+    def flipped(self) -> tuple[int, ...]:
+        """The pairs of ids, or of other choices, that differ where noise changes the reference's too.
+
+        They are no divergences, but the runs may part there.
+        """
+        floor = self._pairs.reference.floor
+        sensitive = {i for i in range(len(self._pairs)) if self._limits.floor(i) and self._pairs.is_exact(i)}
+        if floor is not None:
+            marks = floor["sensitive"].tolist()
+            sensitive |= {i for i in range(len(self._pairs)) if marks[self._pairs[i].reference[0]]}
+        return tuple(i for i in sorted(sensitive) if self._is_flipped(i))
+
+    def _is_flipped(self, i: int) -> bool:
+        return is_flipped(self._comparisons.judged(i), rounding(dtypes.coarser(*self._limits.dtypes(i))))
+
+    def excuse(self, dirty: Iterable[int]) -> None:
+        """Says of pairs that diverged that noise-sensitive ids sent the two runs different ways, where nothing else did."""
+        self._effects.update(dict.fromkeys(dirty, "noise"))
+
+    def so_far(self, i: int) -> Effect:
+        """The effect of a pair if somebody has asked, else "unchecked"."""
+        return self._effects.get(i, "unchecked")
+
+    def of(self, i: int) -> Effect:
+        """Why a pair that diverged is no divergence; "" where it is a divergence."""
+        if i not in self._effects:
+            self._effects[i] = ""  # a loop of consumers cannot excuse itself
+            self._effects[i] = self._effect(i)
+        return self._effects[i]
+
+    def _effect(self, i: int) -> Effect:
+        if self._pairs.has_raised(i):
+            return "no effect" if self._is_caught(i) else ""
+        if self._pairs.is_replaced(i) or self._comparisons.judged(i).how == "forced":
+            return ""
+        kind = self._flow.kind(i)
+        if kind in INPUTS:
+            if self._is_without_effect(i):
+                return "no effect"
+            return "untold" if self._is_untold(i) or has_two_conventions(self._pairs, i) else ""
+        return "moved" if kind in ("output", "value") and self._is_moved(i) else ""
+
+    def _is_caught(self, i: int) -> bool:
+        """Whether the code of the caller caught what a call raised, and all that it returned agrees."""
+        calls = self._flow.calls
+        returned = self._flow.pairs_at(calls.outputs(calls.outer[self._flow.call(i)]))
+        return not self._pairs.is_replaced(i) and bool(returned) and all(self._comparisons.judged(j).diverged is False for j in returned)
+
+    def _is_moved(self, i: int) -> bool:
+        """Whether an output is a moved boundary, by the consumers that were recorded on either side.
+
+        Where none was recorded, an output that differs by a mere factor is moved if all that its caller did afterwards agrees.
+        """
+        recorded = self._flow.recorded_consumers(i, only_later=True, only_last_of_row=False)
+        consumers = self._expected.doubtful_first(recorded or self._flow.possible_consumers(i))
+        return is_moved_boundary(consumers, self._agrees_or_moved) and (bool(recorded) or self._differs_by_a_factor(i))
+
+    def _agrees_or_moved(self, i: int) -> bool:
+        return self._expected.agrees(i) or (self._flow.kind(i) == "output" and self.of(i) == "moved")
+
+    def _differs_by_a_factor(self, i: int) -> bool:
+        metrics = self._comparisons.measure(i).metrics
+        if metrics is None or metrics.exact or metrics.lone_nonfinite:
+            return False
+        return metrics.cosine > 1 - THRESHOLDS.mere_factor
+
+    def _is_without_effect(self, i: int) -> bool:
+        """Whether all that a call computes from an input agrees although the input differs.
+
+        Not so for a normalisation, which hides an error in its input that others may see.
+        """
+        calls, call = self._flow.calls, self._flow.call(i)
+        if "norm" in self._pairs.types.get(module_of(calls.site_of(call)), "").lower():
+            return False
+        outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
+        return bool(outputs) and all(map(self._expected.agrees, self._expected.doubtful_first(outputs)))
+
+    def _is_untold(self, i: int) -> bool:
+        """Whether what an input does cannot be told, since the call was handed something else that differs.
+
+        So for exact values beside a tensor that differs, and for a tensor of a shape that nothing reconciles (heads repeated before the
+        call or inside it) beside whatever differs in its values.
+        """
+        calls, call = self._flow.calls, self._flow.call(i)
+        others = [j for j in self._flow.pairs_at(calls.inputs(call)) if j != i]
+        differ = (j for j in self._expected.doubtful_first(others) if self._differs_in_values(j))
+        if self._comparisons.judged(i).how == "shape":
+            return not self._pairs.has_raised(i) and self._returns_right_shapes(call) and any(True for _ in differ)
+        if not self._pairs.is_exact(i) and self._flow.kind(i) != "attr":
+            return False
+        return any(self._flow.kind(j) == "input" and not self._pairs.is_exact(j) for j in differ)
+
+    def _differs_in_values(self, i: int) -> bool:
+        return not self._expected.agrees(i) and self._comparisons.judged(i).how != "shape"
+
+    def _returns_right_shapes(self, call: int) -> bool:
+        """Whether all outputs of a call have shapes that a layout reconciles."""
+        outputs = self._flow.pairs_at(self._flow.calls.outputs(call))
+        return bool(outputs) and all(self._pairs[j].layout is not None for j in outputs)
+
+
+def is_flipped(comparison: Comparison, explained: float) -> bool:
+    """Whether ids, or other choices, differ within what noise changes; real ones by more than rounding explains."""
+    judgement, metrics = comparison.judgement, comparison.metrics
+    if judgement is None or metrics is None or judgement.diverged:
+        return False
+    if judgement.by == "sensitive":
+        return metrics.mismatched > 0
+    return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > explained

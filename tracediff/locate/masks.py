@@ -1,0 +1,39 @@
+"""Which tensors may be masks, and when two masks of different conventions mean the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.dtype import MASKED
+from tracediff.locate.pairs import Pairs
+from tracediff.site import Site
+from tracediff.trace import Record
+
+
+def may_mask(record: Record) -> bool:
+    """Whether something that a call was handed may be a mask, by its name or its values."""
+    return "mask" in record.end or "causal" in record.end or record.dtype == "bool" or record.stats.min <= MASKED
+
+
+def has_two_conventions(pairs: Pairs, i: int) -> bool:
+    """Whether a mask says true or false on one side and is added on the other, and both let the same through, as far as that is known.
+
+    What true means is known only of attention's own mask: that something may be seen.
+    """
+    left, right = pairs.records(i)
+    if (left.dtype == "bool") == (right.dtype == "bool"):
+        return False
+    added = right if left.dtype == "bool" else left
+    if dtypes.named(added.dtype).is_exact or not _is_added_mask(added):
+        return False
+    if pairs[i].layout is None or not pairs.is_stored(i):
+        return True
+    ours, theirs = (values if values.dtype == bool else values > MASKED for values in pairs.values(i))
+    is_turned = Site.parse(left.site).kind != "function" and np.array_equal(ours, ~theirs)
+    return bool(np.array_equal(ours, theirs) or is_turned)
+
+
+def _is_added_mask(record: Record) -> bool:
+    """Whether numbers may be a mask that is added: nothing but what masks and, where it lets all through, zeros."""
+    return record.stats.max <= 0 and (record.stats.min <= MASKED or record.stats.min == record.stats.max == 0)

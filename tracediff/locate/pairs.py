@@ -1,0 +1,100 @@
+"""The pairs that are compared, and their records on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+
+from tracediff import dtype as dtypes
+from tracediff.alignment import Alignment, RecordPair
+from tracediff.alignment.axes import side_by_side
+from tracediff.dtype import Array
+from tracediff.trace import Record, Trace, schema
+
+
+class Pairs:
+    """The pairs of two aligned traces in the reference's execution order, each known by its place."""
+
+    def __init__(self, pairs: Sequence[RecordPair], alignment: Alignment, reference: Trace, port: Trace) -> None:
+        self._pairs = pairs
+        self.alignment, self.reference, self.port = alignment, reference, port
+        self._first: dict[int, tuple[Record, Record]] = {}
+        self._contents: dict[int, tuple[Hashable, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: int) -> RecordPair:
+        return self._pairs[i]
+
+    def records(self, i: int) -> tuple[Record, Record]:
+        """The pair's records, reference and port; the first of each side where several are joined."""
+        if i not in self._first:
+            pair = self._pairs[i]
+            self._first[i] = self.reference.records[pair.reference[0]], self.port.records[pair.port[0]]
+        return self._first[i]
+
+    def all_records(self, i: int) -> tuple[list[Record], list[Record]]:
+        """All records of the pair, of the reference and of the port."""
+        if self.is_single(i):
+            left, right = self.records(i)
+            return [left], [right]
+        pair = self._pairs[i]
+        return [self.reference.records[row] for row in pair.reference], [self.port.records[row] for row in pair.port]
+
+    def is_single(self, i: int) -> bool:
+        """Whether the pair has one record on each side."""
+        pair = self._pairs[i]
+        return len(pair.reference) == len(pair.port) == 1
+
+    def is_stored(self, i: int) -> bool:
+        """Whether all values of the pair are in the traces."""
+        return all(record.stored for records in self.all_records(i) for record in records)
+
+    def is_exact(self, i: int) -> bool:
+        """Whether the reference's values are exact: integers, booleans or text."""
+        return dtypes.named(self.records(i)[0].dtype).is_exact
+
+    def contents(self, i: int) -> tuple[Hashable, ...]:
+        """What the pair holds: pairs of equal contents are read once."""
+        if i not in self._contents:
+            lefts, rights = self.all_records(i)
+            self._contents[i] = (self._pairs[i].layout, *((one.digest, one.dtype) for one in (*lefts, *rights)))
+        return self._contents[i]
+
+    def nbytes(self, i: int) -> int:
+        """The bytes of all records of the pair."""
+        pair = self._pairs[i]
+        sides = ((self.reference, pair.reference), (self.port, pair.port))
+        return sum(int(trace.index["nbytes"][row]) for trace, rows in sides for row in rows)
+
+    def values(self, i: int) -> tuple[Array, Array]:
+        """The values of both sides in the compared shape; asked only of stored pairs that a layout reconciles."""
+        layout = self._pairs[i].layout
+        assert layout is not None
+        return side_by_side(layout, *self.all_records(i))
+
+    def has_raised(self, i: int) -> bool:
+        """Whether a call of one side raised where the other side's returned."""
+        left, right = self.records(i)
+        return bool((left.flags ^ right.flags) & schema.RAISED)
+
+    def is_replaced(self, i: int) -> bool:
+        """Whether the port went on with the reference's tensor here. A draw's record always is what the port went on with."""
+        pair = self._pairs[i]
+        if self.reference.calls.kinds[pair.reference[0]] == "draw":
+            return False
+        flags = self.port.index["flags"]
+        return all(int(flags[row]) & schema.REPLACED for row in pair.port)
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """The class of each module of the reference, by its path."""
+        return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}
+
+    @cached_property
+    def handed_ends(self) -> frozenset[tuple[str, str]]:
+        """The reference's sites, each with the inputs that its partner in the port is handed too."""
+        kinds = self.reference.calls.kinds
+        handed = (self.records(i)[0] for i, pair in enumerate(self._pairs) if kinds[pair.reference[0]] == "input")
+        return frozenset((record.site, record.end) for record in handed)

@@ -1,0 +1,106 @@
+"""What is certain of a pair before its values are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.compare import Judgement, Metrics, compare
+from tracediff.locate.estimates import Bounds, at_least
+from tracediff.locate.limits import Limits, rms
+from tracediff.locate.pairs import Pairs
+from tracediff.locate.result import Comparison, How
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.trace import Record, schema
+
+_EXACT_BELOW = 2.0**53  # statistics are float64: of one number below it they hold the number itself
+
+
+class Proofs:
+    """Judges pairs without reading: compared before, of equal bits, of hopeless shapes, or surely different by their statistics.
+
+    ``compared`` are metrics already taken, by the first rows of reference and port.
+    """
+
+    def __init__(self, pairs: Pairs, limits: Limits, compared: Mapping[tuple[int, int], Metrics]) -> None:
+        self._pairs, self._limits, self._compared = pairs, limits, compared
+        self._bounds: dict[int, Bounds] = {}
+
+    def comparison(self, i: int) -> Comparison | None:
+        """The pair as far as it is certain; None where its values must be read. Of values that are not stored nothing else can be told."""
+        pair, (left, right) = self._pairs[i], self._pairs.records(i)
+        if (metrics := self._compared.get((pair.reference[0], pair.port[0]))) is not None:
+            return self.measured(i, "forced", metrics)
+        if right.flags & schema.SERVED and not left.flags & schema.SERVED:
+            return Comparison(pair, "served", judgement=Judgement(0.0, "exact", False))
+        if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
+            how: How = "raised" if self._pairs.has_raised(i) else "shape"
+            return Comparison(pair, how, judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
+        if self.is_readable_draw(i):
+            return None
+        if pair.layout.is_same and left.digest == right.digest and left.dtype == right.dtype and self._pairs.is_single(i):
+            digests = compare(left, right, layout=pair.layout, rtol=self._limits.rtol, atol=self._limits.atol)
+            return self.measured(i, "digest", digests)
+        if (single := self._of_one_value(i)) is not None:
+            return self.measured(i, "statistics", single)
+        return self._by_statistics(i)
+
+    def measured(self, i: int, how: How, metrics: Metrics) -> Comparison:
+        """The pair judged by its metrics."""
+        judgement = self._limits.judge(i, metrics)
+        return Comparison(self._pairs[i], how, metrics, judgement, metrics.rel_l2, self._limits.floor(i), judgement.diverged)
+
+    def is_readable_draw(self, i: int) -> bool:
+        """Whether a pair is of random draws, which are compared in their standard form, once they are read."""
+        left, right = self._pairs.records(i)
+        return left.end == right.end == "draw" and self._pairs.is_stored(i)
+
+    def bounds(self, i: int) -> Bounds:
+        """What the statistics prove of a pair's errors."""
+        if i not in self._bounds:
+            layout = self._pairs[i].layout
+            is_told = layout is not None and self._pairs.is_single(i)
+            self._bounds[i] = at_least(*self._pairs.records(i), layout) if is_told and layout is not None else Bounds()
+        return self._bounds[i]
+
+    def _by_statistics(self, i: int) -> Comparison | None:
+        left, right = self._pairs.records(i)
+        bounds = self.bounds(i)
+        proved = Metrics(
+            left.stats.count,
+            rel_l2=bounds.rel_l2 / THRESHOLDS.bound_margin,
+            mismatched=self._surely_beyond(left, bounds),
+            reference_rms=rms(left),
+            port_rms=rms(right),
+        )
+        judgement = self._limits.judge(i, proved)
+        if not judgement.diverged and self._pairs.is_stored(i):
+            return None
+        diverged = True if judgement.diverged else None
+        return Comparison(self._pairs[i], "statistics", None, judgement, bounds.rel_l2, self._limits.floor(i), diverged)
+
+    def _of_one_value(self, i: int) -> Metrics | None:
+        """The metrics of tensors of one finite number, whose statistics are that number; None for all others."""
+        records = self._pairs.records(i)
+        if not self._pairs.is_single(i) or not all(map(_is_one_number, records)):
+            return None
+        values = (np.full(record.shape, record.stats.min) for record in records)
+        kinds = dtypes.named(records[0].dtype), dtypes.named(records[1].dtype)
+        return compare(*values, dtypes=kinds, layout=self._pairs[i].layout, rtol=self._limits.rtol, atol=self._limits.atol)
+
+    def _surely_beyond(self, left: Record, bounds: Bounds) -> int:
+        """1 where the statistics prove that some value is beyond tolerance."""
+        rtol, atol = self._limits.rtol, self._limits.atol
+        if rtol is None or atol is None or dtypes.named(left.dtype).is_exact:
+            return int(bounds.differs)
+        allowed = atol + rtol * max(abs(left.stats.min), abs(left.stats.max))
+        return int(bounds.max_abs > THRESHOLDS.bound_margin * allowed)
+
+
+def _is_one_number(record: Record) -> bool:
+    stats = record.stats
+    is_real = record.dtype != "text" and not dtypes.named(record.dtype).is_complex
+    return is_real and stats.count == 1 and not stats.nan and not stats.inf and abs(stats.min) < _EXACT_BELOW

@@ -1,0 +1,107 @@
+"""A sample of a pair: a few values, taken here and there and compared place by place.
+
+A sample shows what statistics cannot see: values that changed places. Neither sees a few values that changed places among many, and neither
+is a proof: what rests on them is counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from tracediff.alignment.axes import Layout, Part, apply, apply_reference
+from tracediff.dtype import MASKED, Array, named
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.trace import Record
+
+
+def can_sample(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> bool:
+    """Whether a few values of a pair's records can be compared place by place: plain numbers, and enough of them."""
+    is_joined = len(references) > 1 or len(ports) > 1 or layout.repeat
+    if not _count(layout) or (is_joined and _size(references) + _size(ports) > THRESHOLDS.most_joined_values):
+        return False
+    return all(map(_is_plain, (*references, *ports)))
+
+
+def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layout, chance: random.Random) -> tuple[float, int]:
+    """The relative L2 of a few values of a pair that `can_sample`, place by place, and how many these are.
+
+    The error is over the RMS of the whole reference, so that small values weigh as little as they do in the whole.
+    """
+    total, count = math.prod(layout.shape), _count(layout)
+    edges = [k * total // count for k in range(count + 1)]
+    places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
+    if len(references) == len(ports) == 1 and not layout.repeat:
+        ours = references[0].at(_in_part(places, layout.part_reference, references[0].shape))
+        theirs = ports[0].at(_in_port(places, layout, ports[0].shape))
+    else:
+        ours = _taken(references, apply_reference(_numbered(references), layout).reshape(-1)[places])
+        theirs = _taken(ports, apply(_numbered(ports), layout).reshape(-1)[places])
+    if named(references[0].dtype).is_exact:
+        return (0.0 if np.array_equal(ours, theirs) else math.inf), count
+    wide = np.complex128 if ours.dtype.kind == "c" or theirs.dtype.kind == "c" else np.float64
+    error = float(np.linalg.norm(theirs.astype(wide) - ours.astype(wide))) / math.sqrt(count)
+    rms = math.hypot(*(record.stats.l2 for record in references)) / math.sqrt(_size(references))
+    return (error / rms if rms else math.inf if error else 0.0), count
+
+
+def _numbered(records: Sequence[Record]) -> list[Array]:
+    """Arrays of the records' shapes that number the values of all of them, one record behind another."""
+    starts = np.cumsum([0, *(math.prod(record.shape) for record in records)])
+    return [np.arange(start, stop).reshape(record.shape) for record, (start, stop) in zip(records, pairwise(starts.tolist()), strict=True)]
+
+
+def _taken(records: Sequence[Record], places: Array) -> Array:
+    """The values at the places that `_numbered` counts."""
+    starts = np.cumsum([0, *(math.prod(record.shape) for record in records)])
+    owner = np.searchsorted(starts, places, "right") - 1
+    return np.concatenate([records[which].at(np.array([place - starts[which]])) for which, place in zip(owner, places, strict=True)])
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum(math.prod(record.shape) for record in records)
+
+
+def _count(layout: Layout) -> int:
+    return min(THRESHOLDS.most_sampled_values, int(math.prod(layout.shape) * THRESHOLDS.most_sampled_share))
+
+
+def _is_plain(record: Record) -> bool:
+    """Whether a record holds finite numbers and no additive masks."""
+    return not (record.stats.nan or record.stats.inf) and record.stats.min > MASKED and record.dtype != "text"
+
+
+def _in_port(places: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
+    """Where in the port's tensor of this shape the values stand that a layout puts at flat places of the compared shape."""
+    part = layout.part
+    inner = _part_shape(part, shape) if part is not None else shape
+    seen = layout.split or inner
+    if layout.permutation is not None or layout.window is not None:
+        order = layout.permutation or tuple(range(len(seen)))
+        turned = [seen[axis] for axis in order]
+        starts = [start for start, _ in layout.window] if layout.window is not None else [0] * len(order)
+        sizes = [stop - start for start, stop in layout.window] if layout.window is not None else turned
+        indices = np.unravel_index(places, tuple(sizes))
+        moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
+        places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
+    return _in_part(places, part, shape)
+
+
+def _in_part(places: Array, part: Part | None, shape: tuple[int, ...]) -> Array:
+    """Where in a tensor of this shape the flat places of a part of it stand."""
+    if part is None:
+        return places
+    axis = part.axis
+    grouped = (*shape[:axis], part.groups, shape[axis] // part.groups, *shape[axis + 1 :])
+    taken = (*shape[:axis], part.groups, part.stop - part.start, *shape[axis + 1 :])
+    indices = list(np.unravel_index(places, taken))
+    indices[axis + 1] = indices[axis + 1] + part.start
+    return np.asarray(np.ravel_multi_index(tuple(indices), grouped))
+
+
+def _part_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[: part.axis], (part.stop - part.start) * part.groups, *shape[part.axis + 1 :])

@@ -1,0 +1,56 @@
+"""The numbers that decide where two runs first part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracediff.thresholds import threshold
+
+_SEARCH = "set by hand; benchmarks/bisection.py shows what is read, tests/test_locate.py guards what is found"
+_ESTIMATE = "set by hand; tests/test_locate_estimates.py and tests/test_locate.py guard it"
+_EFFECT = "set by hand; tests/test_locate.py guards it"
+_ALONE = "set by hand, never measured alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What counts as proved, expected, alike, and how much is read for it."""
+
+    # what statistics prove, and let expect
+    statistics_rounding: float = threshold(1e-9, "share of a norm that the statistics' own rounding may amount to, generously", _ALONE)
+    bound_margin: float = threshold(1.001, "by how much a bound from statistics must exceed the limit to prove a divergence", _ALONE)
+    far_beyond: float = threshold(4.0, "times what is allowed: a pair expected to be this far off is read before any other", _SEARCH)
+    well_below: float = threshold(0.5, "share of what is allowed: an error expected below it is taken to be allowed", _ESTIMATE)
+    well_below_by_sample_alone: float = threshold(0.25, "as well_below, where statistics tell nothing and only a sample does", _ESTIMATE)
+    telling_sample: int = threshold(16, "values of a sample that tell an error spread over a tensor to within a half", _ESTIMATE)
+    most_sampled_values: int = threshold(64, "values of either tensor in a sample, at most", _ESTIMATE)
+    most_sampled_share: float = threshold(
+        1 / 32, "share of a tensor in a sample, at most: a sample is no reading by another name", _ESTIMATE
+    )
+    most_joined_values: int = threshold(1 << 22, "values of joined tensors that may be sampled: the place of each is worked out", _ALONE)
+
+    # what is judged, and what is no divergence
+    may_be_rounding: float = threshold(1e-2, "RMS from which on a tensor is never the mere rounding of what arrived", _ALONE)
+    noise_passed_on: int = threshold(64, "rows before a record in which the unpaired outputs that it was made of are looked for", _ALONE)
+    mere_factor: float = threshold(1e-6, "1 - cosine below which two outputs differ by a mere factor", _EFFECT)
+
+    # how much the search reads
+    probes: int = threshold(16, "pairs before the answer that are probed, unless the caller asks for another number", _SEARCH)
+    few_doubtful: int = threshold(4, "doubtful pairs that are read one by one rather than halved, at least", _SEARCH)
+    few_doubtful_one_in: int = threshold(64, "pairs of a run for each doubtful pair that is read one by one", _SEARCH)
+    samples: int = threshold(256, "pairs before the answer at which a sample is looked at", _SEARCH)
+    samples_nearest: int = threshold(32, "pairs just before the answer at which a sample is looked at in any case", _SEARCH)
+    sampled_one_in: int = threshold(64, "pairs that a sample can tell of for each that is read all the same", _SEARCH)
+    silent_one_in: int = threshold(8, "pairs that no sample can tell of for each that is read", _SEARCH)
+    rare: float = threshold(0.01, "share of diverged pairs for which the certificate gives the chance that probes miss them all", _ALONE)
+
+    # which findings are one
+    most_error_bytes: int = threshold(1 << 26, "bytes of a tensor whose error is looked at value by value, at most", _ALONE)
+    fewest_error_values: int = threshold(16, "values of an error that can be likened to another, at least", _EFFECT)
+    alike: float = threshold(0.25, "cosine from which on two errors of one call's code are taken for one", _EFFECT)
+    alike_by_chance: float = threshold(8.0, "cosine that two unlike errors may have by chance, times the root of their values", _ALONE)
+    couple: int = threshold(2, "siblings that may go wrong together by chance", _EFFECT)
+    most_suspects: int = threshold(6, "unpaired sites and missing calls that a finding names, at most", _ALONE)
+
+
+THRESHOLDS = Thresholds()
