@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tracediff.causes.detect import ranked, scene_suspects
-from tracediff.causes.detectors.pointwise import FUNCTIONS
-from tracediff.causes.scene import InHand, Scene, Side
+from tracediff.causes.cause import one_of_each_kind
+from tracediff.causes.from_tensors import causes_of_scene
+from tracediff.causes.functions import FUNCTIONS
+from tracediff.causes.scene import CulpritSide, InHand, Scene
 
 RANDOM = np.random.default_rng(0)
 B, T, C, H, D = 2, 12, 16, 4, 8
@@ -30,14 +31,20 @@ def returned(values: np.ndarray, name: str, kind: str = "Linear", calls: int = 1
 
 
 def scene(reference: Any, port: Any, *in_hand: InHand, blame: str = "caller", **more: Any) -> Scene:
-    told: dict[str, Any] = {"site": "block.part", "end": "output", "sides": (Side("block"), Side("block")), "limit": 1e-6, **more}
+    told: dict[str, Any] = {
+        "site": "block.part",
+        "end": "output",
+        "sides": (CulpritSide("block"), CulpritSide("block")),
+        "limit": 1e-6,
+        **more,
+    }
     told["dtypes"] = told.get("dtypes", ("float32", "float32"))
     told["run_dtypes"] = told.get("run_dtypes", ("float32", "float32"))
     return Scene(blame=blame, reference=np.asarray(reference), port=np.asarray(port), in_hand=in_hand, **told)
 
 
 def kinds(given_scene: Scene) -> list[str]:
-    return [suspect.kind for suspect in ranked(scene_suspects(given_scene))]
+    return [cause.kind for cause in one_of_each_kind(causes_of_scene(given_scene))]
 
 
 def first(given_scene: Scene) -> str:
@@ -105,7 +112,7 @@ def test_a_step_of_another_size_or_sign(step: float, kind: str) -> None:
     ("ours", "theirs"), [("GELU (exact)", "SiLU"), ("SiLU", "ReLU"), ("leaky ReLU (0.1)", "leaky ReLU (0.01)"), ("ReLU", "GELU (tanh)")]
 )
 def test_another_activation(ours: str, theirs: str) -> None:
-    found = ranked(scene_suspects(scene(FUNCTIONS[ours](x), FUNCTIONS[theirs](x), returned(x, "up"))))
+    found = one_of_each_kind(causes_of_scene(scene(FUNCTIONS[ours](x), FUNCTIONS[theirs](x), returned(x, "up"))))
     assert found[0].kind == "activation"
     assert found[0].confirmed
     assert ours in found[0].evidence
@@ -126,7 +133,7 @@ def test_a_gate_and_its_value_exchanged_in_one_tensor() -> None:
 
 def test_a_slope_that_is_in_no_list() -> None:
     leaky = np.where(x > 0, x, 0.37 * x)
-    found = ranked(scene_suspects(scene(FUNCTIONS["leaky ReLU (0.1)"](x), leaky, returned(x, "up"))))
+    found = one_of_each_kind(causes_of_scene(scene(FUNCTIONS["leaky ReLU (0.1)"](x), leaky, returned(x, "up"))))
     assert found[0].kind == "activation"
     assert "0.37" in found[0].evidence
 
@@ -177,13 +184,15 @@ def rms_norm(values: np.ndarray, eps: float = 1e-6) -> np.ndarray:
     return values / np.sqrt((values**2).mean(-1, keepdims=True) + eps) * (1 + 0.2 * draw(C, seed=7))
 
 
-NORMS = (Side("norm", "LayerNorm", attributes={"eps": 1e-5}), Side("norm", "LayerNorm"))
+NORMS = (CulpritSide("norm", "LayerNorm", attributes={"eps": 1e-5}), CulpritSide("norm", "LayerNorm"))
 
 
 @pytest.mark.parametrize("norm", [layer_norm, rms_norm])
 def test_another_eps_is_found_without_being_told(norm: Callable[..., np.ndarray]) -> None:
-    found = ranked(
-        scene_suspects(scene(norm(x), norm(x, 1e-2), given(x), blame="module", sides=(Side("norm", "Norm"), Side("norm", "Norm"))))
+    found = one_of_each_kind(
+        causes_of_scene(
+            scene(norm(x), norm(x, 1e-2), given(x), blame="module", sides=(CulpritSide("norm", "Norm"), CulpritSide("norm", "Norm")))
+        )
     )
     assert found[0].kind == "norm.eps"
     assert found[0].confirmed
@@ -195,7 +204,7 @@ def test_a_norm_that_does_nothing_is_missing() -> None:
 
 
 def test_eps_is_told_by_the_attributes_too() -> None:
-    sides = (Side("n", "LayerNorm", attributes={"eps": 1e-5}), Side("n", "LayerNorm", attributes={"variance_epsilon": 1e-6}))
+    sides = (CulpritSide("n", "LayerNorm", attributes={"eps": 1e-5}), CulpritSide("n", "LayerNorm", attributes={"variance_epsilon": 1e-6}))
     assert first(scene(x, x + 0.1 * branch * other, blame="module", sides=sides)) == "norm.eps"
 
 
@@ -254,7 +263,7 @@ def test_a_rotation_of_only_some_channels_is_told_with_their_number(in_turn: boo
 
     for left, right, counts in ((partly(q), rope(q, in_turn=in_turn), (1, 2)), (rope(q, in_turn=in_turn), partly(q), (2, 1))):
         merged = q.swapaxes(1, 2).reshape(B, T, H * D)
-        found = ranked(scene_suspects(scene(left, right, returned(merged, "q_proj"), end="input[q]", site="attn!attention")))[0]
+        found = one_of_each_kind(causes_of_scene(scene(left, right, returned(merged, "q_proj"), end="input[q]", site="attn!attention")))[0]
         numbers = [count * q.shape[-1] // 2 for count in counts]
         assert found.kind == "rope.variant"
         assert f"the reference turns {numbers[0]} of {q.shape[-1]} channels of a head, the port {numbers[1]}" in found.evidence
@@ -312,7 +321,7 @@ def test_scores_tell_of_their_mask_whatever_number_hides(port: np.ndarray, kind:
 def test_scores_that_differ_elsewhere_too_are_not_said_to_agree() -> None:
     told = [
         one
-        for one in scene_suspects(scene(SCORES, np.where(np.arange(T) < 8, draw(B, H, T, T, seed=9), -1e10)))
+        for one in causes_of_scene(scene(SCORES, np.where(np.arange(T) < 8, draw(B, H, T, T, seed=9), -1e10)))
         if one.kind == "mask.wrong"
     ]
     assert not any(one.confirmed for one in told)
@@ -360,13 +369,22 @@ def test_values_rounded_to_a_coarser_dtype() -> None:
 
 
 def test_a_port_in_training_mode() -> None:
-    sides = (Side("bn", "BatchNorm1d"), Side("bn", "BatchNorm", is_training=True, trains="bn"))
+    sides = (CulpritSide("bn", "BatchNorm1d"), CulpritSide("bn", "BatchNorm", is_training=True, trains="bn"))
     assert first(scene(x, x + 0.3 * branch * other, sides=sides)) == "mode.train"
 
 
 def test_keys_that_the_port_has_not_kept() -> None:
     lost = Scene(
-        "attn!attention", "input[k]", "caller", None, None, 0.0, (), (Side("a"), Side("a")), shapes=((1, 4, 9, 8), (1, 4, 1, 8)), ordinal=3
+        "attn!attention",
+        "input[k]",
+        "caller",
+        None,
+        None,
+        0.0,
+        (),
+        (CulpritSide("a"), CulpritSide("a")),
+        shapes=((1, 4, 9, 8), (1, 4, 1, 8)),
+        ordinal=3,
     )
     assert first(lost) == "cache"
 
@@ -375,7 +393,7 @@ def test_an_error_at_the_borders_of_a_convolution_is_its_padding() -> None:
     port = draw(1, 8, 40)
     reference = port.copy()
     reference[..., :2] += 1.0 * draw(1, 8, 2, seed=4)
-    sides = (Side("conv", "Conv1d"), Side("conv", "Conv1d"))
+    sides = (CulpritSide("conv", "Conv1d"), CulpritSide("conv", "Conv1d"))
     assert first(scene(reference, port, blame="module", sides=sides)) == "padding.mode"
 
 
@@ -393,13 +411,13 @@ def test_an_error_at_the_borders_of_a_convolution_is_its_padding() -> None:
 )
 def test_calls_that_only_one_side_makes(ours: tuple[str, ...], theirs: tuple[str, ...], kind: str) -> None:
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
-    sides = (Side("b", calls=ours), Side("b", calls=theirs))
+    sides = (CulpritSide("b", calls=ours), CulpritSide("b", calls=theirs))
     assert first(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))) == kind
 
 
 def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None:
     types = {"b.head": "Linear"}
-    sides = tuple(Side("b", calls=("b.head",) * count, before=("b.head",)) for count in (9, 8))
+    sides = tuple(CulpritSide("b", calls=("b.head",) * count, before=("b.head",)) for count in (9, 8))
     assert not kinds(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types)))
 
 
@@ -411,12 +429,12 @@ def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None
 def test_an_error_that_nothing_explains_has_no_confirmed_cause(size: float, blame: str) -> None:
     noise = size * draw(B, T, C, seed=11)
     for reference in (x, x + branch, layer_norm(x), FUNCTIONS["SiLU"](x)):
-        found = list(scene_suspects(scene(reference, reference + noise, given(x), returned(branch, "mlp"), blame=blame)))
-        assert not [suspect for suspect in found if suspect.confirmed]
+        found = list(causes_of_scene(scene(reference, reference + noise, given(x), returned(branch, "mlp"), blame=blame)))
+        assert not [cause for cause in found if cause.confirmed]
 
 
 def test_tensors_that_cannot_be_laid_side_by_side_are_no_trouble() -> None:
-    assert kinds(Scene("a", "output", "module", None, None, 0.0, (given(x),), (Side("a"), Side("a")))) == []
+    assert kinds(Scene("a", "output", "module", None, None, 0.0, (given(x),), (CulpritSide("a"), CulpritSide("a")))) == []
 
 
 def test_values_that_are_not_finite_are_no_trouble() -> None:
@@ -438,7 +456,7 @@ def test_an_activation_that_is_merely_unlike_is_not_called_random() -> None:
 
 def test_times_that_run_otherwise_are_another_schedule() -> None:
     share = np.linspace(0, 1, 11)
-    found = ranked(scene_suspects(scene(1 - np.cos(0.5 * np.pi * share), share)))
+    found = one_of_each_kind(causes_of_scene(scene(1 - np.cos(0.5 * np.pi * share), share)))
     assert found[0].kind == "ode.schedule"
     assert "linearly" in found[0].evidence
 
@@ -454,5 +472,5 @@ def test_a_state_carried_by_a_loop_shows_guidance_in_its_next_turn() -> None:
 
 def test_dropout_in_a_module_that_was_left_in_training_mode_says_so() -> None:
     kept = np.random.default_rng(3).random(x.shape) > 0.1
-    sides = (Side("m"), Side("m", is_training=True))
+    sides = (CulpritSide("m"), CulpritSide("m", is_training=True))
     assert first(scene(x, x * kept / 0.9, sides=sides)) == "mode.train"

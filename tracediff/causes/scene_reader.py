@@ -12,16 +12,17 @@ import numpy as np
 
 from tracediff.alignment import Alignment
 from tracediff.alignment.axes import side_by_side
-from tracediff.causes.scene import InHand, Scene, Side
+from tracediff.causes.scene import CulpritSide, InHand, Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.locate import INPUTS, Comparison, Finding, Located
 from tracediff.site import End, around, is_below, module_of
 from tracediff.trace import Record, Trace
 
-LARGEST = 2**24
-"""Tensors of more elements are not looked into."""
-_LATEST = 24
-_MODAL = ("dropout", "batchnorm", "instancenorm")
+_TRAIN_OTHERWISE = ("dropout", "batchnorm", "instancenorm")
+"""Modules with these words in their class names work otherwise in training mode."""
+_WIDE = 8
+"""Bytes of a float64."""
 
 
 class Frames:
@@ -51,15 +52,15 @@ class Frames:
                 self._enter(outer)
 
 
-class Evidence:
-    """What two aligned traces show of the findings among their pairs."""
+class SceneReader:
+    """Reads the scenes of findings from two aligned traces."""
 
     def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
         self._located, self._alignment = located, alignment
         self._traces = (reference, port)
 
     def scene(self, finding: Finding) -> Scene:
-        """All that a detector may look at."""
+        """What the detectors are shown of a finding."""
         comparison = self._located.comparisons[finding.place]
         left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
@@ -76,8 +77,8 @@ class Evidence:
             in_hand=tuple(self._in_hand(frames[0], left, has_own=finding.blame == "module")),
             beside=tuple(self._beside(left)) if finding.blame == "caller" else (),
             sides=(
-                self._side(0, finding.culprit[0], frames[0], left),
-                self._side(1, finding.culprit[1], frames[1], right),
+                self._culprit_side(0, finding.culprit[0], frames[0], left),
+                self._culprit_side(1, finding.culprit[1], frames[1], right),
             ),
             types=self._types,
             shapes=(left.shape, right.shape),
@@ -117,9 +118,9 @@ class Evidence:
         handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
         handed |= set(self._carried(call, record))
         made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
-        for row in sorted([*handed, *made[-_LATEST:]]):
+        for row in sorted([*handed, *made[-THRESHOLDS.latest_in_hand :]]):
             if _is_readable(records[row]):
-                yield self._told(records[row], is_input=row in handed)
+                yield self._read(records[row], is_input=row in handed)
 
     def _made(self, call: str) -> Iterator[int]:
         """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
@@ -146,9 +147,9 @@ class Evidence:
         for row in self._frames[0].rows.get(record.call, ()):
             one = self._traces[0].records[row]
             if row != record.row and _kind(one) == "input" and _is_readable(one):
-                yield self._told(one, is_input=True)
+                yield self._read(one, is_input=True)
 
-    def _told(self, record: Record, *, is_input: bool) -> InHand:
+    def _read(self, record: Record, *, is_input: bool) -> InHand:
         name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
         port = self._port_rows.get(record.row)
         dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
@@ -160,18 +161,24 @@ class Evidence:
     def _port_rows(self) -> dict[int, int]:
         return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
 
-    def _side(self, side: int, path: str, call: str, record: Record) -> Side:
-        told = self._modules[side].get(path, {})
-        attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
+    def _culprit_side(self, side: int, path: str, call: str, record: Record) -> CulpritSide:
+        module = self._modules[side].get(path, {})
         trains = self._trains(side, path)
         made = list(self._calls(side, call, record.stage))
-        calls, before = tuple(name for name, _ in made), tuple(name for name, row in made if row < record.row)
-        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, calls, before)
+        return CulpritSide(
+            path,
+            type=str(module.get("type", "")),
+            is_training=trains is not None,
+            trains=trains or "",
+            attributes={**module.get("attrs", {}), **module.get("attributes", {})},
+            calls=tuple(name for name, _ in made),
+            before=tuple(name for name, row in made if row < record.row),
+        )
 
     def _trains(self, side: int, path: str) -> str | None:
         """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
         below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
-        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
+        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _TRAIN_OTHERWISE)), None)
 
     def _calls(self, side: int, call: str, stage: str) -> Iterable[tuple[str, int]]:
         """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
@@ -232,4 +239,4 @@ def _kind(record: Record) -> str:
 
 
 def _is_readable(record: Record) -> bool:
-    return record.stored and record.dtype != "text" and record.nbytes <= 8 * LARGEST
+    return record.stored and record.dtype != "text" and record.nbytes <= _WIDE * THRESHOLDS.largest_tensor
