@@ -172,7 +172,7 @@ KINDS = (
         "Both tensors are sums of the parts of one batch, and the coefficients differ; or the unconditional half is given the condition.",
         "Write the guidance with the coefficients that the evidence gives for the reference; check which half of the batch is which.",
         "1.7 c - 0.7 u in the reference, 0.7 c + 0.3 u in the port.",
-        "1.7 c - 0.7 u in the reference, twice that in the port: that is `scale`.",
+        "x + 0.7 y of two unrelated tensors, 0.6 x + 0.2 y in the port: that is `scale`.",
     ),
     Kind(
         "ode.schedule",
