@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -67,8 +67,8 @@ class _Formula:
 
     @property
     def text(self) -> str:
-        product = " times ".join(factor.text for factor in self.factors)
-        return " + ".join([_term_text(self.gain, product), *(_term_text(factor, view.text) for view, factor in self.added)])
+        factors = " times ".join(factor.text for factor in self.factors)
+        return " + ".join([_term_text(self.gain, factors), *(_term_text(factor, view.text) for view, factor in self.added)])
 
     @property
     def is_trivial(self) -> bool:
@@ -92,99 +92,53 @@ def detect(scene: Scene) -> Iterable[Cause]:
     if reference.size < THRESHOLDS.fewest_in_formula:
         return
     search = _Search(scene, reference, port)
-    ours = search.best(search.y, search.tolerance) if search.is_told_apart else None
-    theirs = search.nearest(ours) if ours is not None else None
+    ours = search.of_reference() if search.is_told_apart else None
+    theirs = search.of_port(ours) if ours is not None else None
     if ours is not None and theirs is not None:
         kind, evidence = _difference(ours, theirs)
         evidence = evidence or f"the reference is {ours.text}, the port {theirs.text}"
         yield Cause(kind, THRESHOLDS.sure_formula, True, evidence)
 
 
-class _Search:
-    """Formulas for one divergence, tried on a sample of its values: ``y`` (sample,) of the reference, ``p`` (sample,) of the port."""
+Pool = tuple[list[Product], Array]
+"""Products, and their values (products, sample)."""
 
-    def __init__(self, scene: Scene, reference: Array, port: Array) -> None:
-        chosen = np.random.default_rng(0).permutation(reference.size)[: 2 * THRESHOLDS.half_sample]
-        spot = np.unravel_index(chosen, reference.shape)
-        self.views = list(views(scene.in_hand, reference.shape))[: THRESHOLDS.most_views]
-        self.values = {id(view): view.values[spot].astype(np.float64) for view in self.views}
-        self.y, self.p = reference[spot], port[spot]
-        made = float(np.linalg.norm(self.p - self.y)) / max(float(np.linalg.norm(self.p)), NOT_ZERO)
-        self.tolerance = max(min(THRESHOLDS.formula_fit, made / THRESHOLDS.told_apart), THRESHOLDS.formula_noise * scene.limit)
-        self.is_told_apart = made > THRESHOLDS.told_apart * self.tolerance * (1 - _ROUNDING)
-        self.port_tolerance = max(self.tolerance, min(THRESHOLDS.reproduced * made, THRESHOLDS.port_fit_at_most))
+
+class _Terms:
+    """What formulas are made of: the views of what is in hand, their functions and products, all on a sample of their values."""
+
+    def __init__(self, in_hand: Sequence[InHand], shape: tuple[int, ...], spot: tuple[Array, ...]) -> None:
+        self._size = len(spot[0])
+        self._views = list(views(in_hand, shape))[: THRESHOLDS.most_views]
+        self._values = {id(view): view.values[spot].astype(np.float64) for view in self._views}
         one = View(InHand(ONE, "", "", is_input=True, values=np.ones(1)), "", np.ones(1), "constant")
-        self.values[id(one)] = np.ones(len(chosen))
-        self.addends = [*self.views[: THRESHOLDS.most_added - 1], one]
+        self._values[id(one)] = np.ones(self._size)
         self._rows: dict[tuple[str, int], Array] = {}
+        self.addends = [*self._views[: THRESHOLDS.most_added - 1], one]
 
-    def best(self, y: Array, tolerance: float) -> _Formula | None:
-        """The plainest formula that gives some values; a trivial one only where there is no other."""
-        trivial: _Formula | None = None
-        for formula in self.fits(y, tolerance):
-            if not formula.is_trivial:
-                return formula
-            trivial = trivial or formula
-        return trivial
-
-    def fits(self, y: Array, tolerance: float) -> Iterator[_Formula]:
-        """Formulas that give some values, the plainest first: one factor, a product, and each with one or two views added."""
-        for pool in (self._singles, self._products):
-            yield from self._fitting(y, pool, (), tolerance)
-        for view in self.addends:
-            for pool in (self._singles, self._products):
-                yield from self._fitting(y, pool, (view,), tolerance)
-        products, rows = self._products
-        plain = [place for place, product in enumerate(products) if all(factor.function == "identity" for factor in product)]
-        if plain:
-            plain_pool = [products[place] for place in plain], rows[plain]
-            for pair in combinations(self.addends, 2):
-                yield from self._fitting(y, plain_pool, pair, tolerance)
-
-    def nearest(self, ours: _Formula) -> _Formula | None:
-        """The formula for the port that differs least from the reference's: as much is added, then less, then another view, then more."""
-        for stage in self._addends_near(tuple(view for view, _ in ours.added)):
-            found = [
-                formula
-                for added in stage
-                for pool in (self._singles, self._products)
-                for formula in self._fitting(self.p, pool, added, self.port_tolerance)
-            ]
-            best = min(found, key=lambda formula: _distance(ours, formula), default=None)
-            if best is not None:
-                return best
-        return None
-
-    def _addends_near(self, added: tuple[View, ...]) -> Iterator[list[tuple[View, ...]]]:
-        """What the port may add where the reference adds ``added``, stage by stage."""
-        yield [added]
-        if added:
-            yield [*((view,) for view in added if len(added) > 1), ()]
-        others = [view for view in self.addends if view not in added]
-        yield [(*added[:place], view, *added[place + 1 :]) for place in range(len(added)) for view in others]
-        if len(added) < 2:
-            yield [(*added, view) for view in others]
+    def columns(self, added: Sequence[View]) -> Array:
+        """The values of views (sample, views)."""
+        return np.stack([self._values[id(view)] for view in added], 1) if added else np.empty((self._size, 0))
 
     @cached_property
-    def _singles(self) -> tuple[list[Product], Array]:
+    def singles(self) -> Pool:
         """All functions of one view, with their values (factors, sample)."""
-        singles: list[Product] = [(_Factor(name, view),) for view in self.views for name in FUNCTIONS]
-        rows = np.stack([self._row(single[0]) for single in singles]) if singles else np.empty((0, len(self.y)))
+        singles: list[Product] = [(_Factor(name, view),) for view in self._views for name in FUNCTIONS]
+        rows = np.stack([self._row(single[0]) for single in singles]) if singles else np.empty((0, self._size))
         return singles, rows
 
     @cached_property
-    def _products(self) -> tuple[list[Product], Array]:
+    def products(self) -> Pool:
         """All products of two factors of different views, with their values (products, sample)."""
-        factors = self.views[: THRESHOLDS.most_factors]
-        firsts = [_Factor(name, view) for view in factors for name in _FIRST_FUNCTIONS]
-        seconds = [_Factor(name, view) for view in factors for name in _SECOND_FUNCTIONS]
+        factors = list(enumerate(self._views[: THRESHOLDS.most_factors]))
+        firsts = [(place, _Factor(name, view)) for (place, view), name in product(factors, _FIRST_FUNCTIONS)]
+        seconds = [(place, _Factor(name, view)) for (place, view), name in product(factors, _SECOND_FUNCTIONS)]
         pairs: list[Product] = []
-        for first in firsts:
-            for second in seconds:
-                is_twice = second.function == first.function and id(second.view) < id(first.view)
-                if first.view is not second.view and not is_twice:
-                    pairs.append((first, second))
-        rows = np.empty((len(pairs), len(self.y)))
+        for (place, first), (other_place, second) in product(firsts, seconds):
+            is_twice = second.function == first.function and other_place < place
+            if place != other_place and not is_twice:
+                pairs.append((first, second))
+        rows = np.empty((len(pairs), self._size))
         for place, (first, second) in enumerate(pairs):
             np.multiply(self._row(first), self._row(second), out=rows[place])
         return pairs, rows
@@ -194,16 +148,77 @@ class _Search:
         key = factor.function, id(factor.view)
         if key not in self._rows:
             with np.errstate(all="ignore"):
-                self._rows[key] = np.asarray(FUNCTIONS[factor.function](self.values[id(factor.view)]), np.float64)
+                self._rows[key] = np.asarray(FUNCTIONS[factor.function](self._values[id(factor.view)]), np.float64)
         return self._rows[key]
 
-    def _fitting(self, y: Array, pool: tuple[list[Product], Array], added: Sequence[View], tolerance: float) -> Iterator[_Formula]:
+
+class _Search:
+    """Formulas for one divergence, tried on a sample of its values: ``y`` (sample,) of the reference, ``p`` (sample,) of the port."""
+
+    def __init__(self, scene: Scene, reference: Array, port: Array) -> None:
+        chosen = np.random.default_rng(0).permutation(reference.size)[: 2 * THRESHOLDS.half_sample]
+        spot = np.unravel_index(chosen, reference.shape)
+        self._terms = _Terms(scene.in_hand, reference.shape, spot)
+        self.y, self.p = reference[spot], port[spot]
+        made = float(np.linalg.norm(self.p - self.y)) / max(float(np.linalg.norm(self.p)), NOT_ZERO)
+        self.tolerance = max(min(THRESHOLDS.formula_fit, made / THRESHOLDS.told_apart), THRESHOLDS.formula_noise * scene.limit)
+        self.is_told_apart = made > THRESHOLDS.told_apart * self.tolerance * (1 - _ROUNDING)
+        self.port_tolerance = max(self.tolerance, min(THRESHOLDS.reproduced * made, THRESHOLDS.port_fit_at_most))
+
+    def of_reference(self) -> _Formula | None:
+        """The plainest formula that gives the reference; a trivial one only where there is no other."""
+        trivial: _Formula | None = None
+        for formula in self._plainest_first():
+            if not formula.is_trivial:
+                return formula
+            trivial = trivial or formula
+        return trivial
+
+    def of_port(self, ours: _Formula) -> _Formula | None:
+        """The formula for the port that differs least from the reference's: as much is added, then less, then another view, then more."""
+        for stage in self._addends_near(tuple(view for view, _ in ours.added)):
+            found = [
+                formula
+                for added in stage
+                for pool in (self._terms.singles, self._terms.products)
+                for formula in self._fitting(self.p, pool, added, self.port_tolerance)
+            ]
+            best = min(found, key=lambda formula: _distance(ours, formula), default=None)
+            if best is not None:
+                return best
+        return None
+
+    def _plainest_first(self) -> Iterator[_Formula]:
+        """Formulas that give the reference: one factor, a product, and each with one or two views added."""
+        for pool in (self._terms.singles, self._terms.products):
+            yield from self._fitting(self.y, pool, (), self.tolerance)
+        for view in self._terms.addends:
+            for pool in (self._terms.singles, self._terms.products):
+                yield from self._fitting(self.y, pool, (view,), self.tolerance)
+        products, rows = self._terms.products
+        plain = [place for place, factors in enumerate(products) if all(factor.function == "identity" for factor in factors)]
+        if plain:
+            plain_pool = [products[place] for place in plain], rows[plain]
+            for pair in combinations(self._terms.addends, 2):
+                yield from self._fitting(self.y, plain_pool, pair, self.tolerance)
+
+    def _addends_near(self, added: tuple[View, ...]) -> Iterator[list[tuple[View, ...]]]:
+        """What the port may add where the reference adds ``added``, stage by stage."""
+        yield [added]
+        if added:
+            yield [*((view,) for view in added if len(added) > 1), ()]
+        others = [view for view in self._terms.addends if view not in added]
+        yield [(*added[:place], view, *added[place + 1 :]) for place in range(len(added)) for view in others]
+        if len(added) < 2:
+            yield [(*added, view) for view in others]
+
+    def _fitting(self, y: Array, pool: Pool, added: Sequence[View], tolerance: float) -> Iterator[_Formula]:
         """The formulas of some products and given views that give ``y``, told from half of the sample and checked on all."""
         products, rows = pool
         if not len(rows):
             return
         half = min(THRESHOLDS.half_sample, len(y))
-        columns = np.stack([self.values[id(view)][:half] for view in added], 1) if added else np.empty((half, 0))
+        columns = self._terms.columns(added)[:half]
         basis = np.linalg.qr(columns)[0] if added else columns
         target = y[:half] - basis @ (basis.T @ y[:half])
         with np.errstate(all="ignore"):
@@ -219,9 +234,9 @@ class _Search:
             if formula is not None:
                 yield formula
 
-    def _checked(self, y: Array, product: Product, row: Array, added: Sequence[View], tolerance: float) -> _Formula | None:
+    def _checked(self, y: Array, factors: Product, row: Array, added: Sequence[View], tolerance: float) -> _Formula | None:
         """The formula with its coefficients, fitted to the whole sample; None where it does not give ``y`` or a term makes up nothing."""
-        matrix = np.stack([row, *(self.values[id(view)] for view in added)], 1)
+        matrix = np.column_stack([row, self._terms.columns(added)])
         scales = np.linalg.norm(matrix, axis=0)
         if not np.isfinite(matrix).all() or not scales.all():
             return None
@@ -234,7 +249,7 @@ class _Search:
             return None
         if (np.abs(weights) * scales < THRESHOLDS.least_term * size).any():
             return None
-        return _Formula(product, float(weights[0]), tuple((view, float(c)) for view, c in zip(added, weights[1:], strict=True)))
+        return _Formula(factors, float(weights[0]), tuple((view, float(c)) for view, c in zip(added, weights[1:], strict=True)))
 
 
 def _distance(ours: _Formula, theirs: _Formula) -> float:
