@@ -13,6 +13,7 @@ from tracediff.causes.catalogue import CATALOGUE, KINDS
 from tracediff.causes.cause import Cause, in_order
 from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.thresholds import described
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "causes.md"
@@ -42,17 +43,27 @@ def test_a_cause_that_a_later_version_wrote_is_read() -> None:
     assert [cause.kind for cause in in_order([Cause.read(written), Cause("scale", 0.9, True, "")])] == ["scale", "quantum.noise"]
 
 
+def nodes(*folders: str) -> list[ast.AST]:
+    """The syntax of everything in some folders of the package but the catalogue."""
+    files = [file for folder in folders for file in (ROOT / "tracediff" / folder).rglob("*.py") if file.name != "catalogue.py"]
+    return [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+
+
 def test_no_kind_is_in_the_catalogue_that_nothing_yields() -> None:
-    package = ROOT / "tracediff"
-    files = [*(package / "causes").rglob("*.py"), *(package / "parameters").glob("*.py")]
-    spoken = {
-        node.value
-        for file in files
-        if file.name != "catalogue.py"
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    assert not CATALOGUE.keys() - spoken
+    spelled = {node.value for node in nodes("causes", "parameters") if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not CATALOGUE.keys() - spelled
+
+
+def test_every_kind_that_a_detector_spells_is_in_the_catalogue() -> None:
+    made = (node for node in nodes("causes") if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Cause")
+    spelled = [node.args[0].value for node in made if node.args and isinstance(node.args[0], ast.Constant)]
+    assert len(spelled) > 30
+    assert set(spelled) <= set(CATALOGUE)
+
+
+def test_every_number_of_the_table_is_read_somewhere() -> None:
+    read = {node.attr for node in nodes("causes") if isinstance(node, ast.Attribute)}
+    assert {name for name, *_ in described(THRESHOLDS)} <= read
 
 
 def test_names_are_unique_and_every_row_is_filled() -> None:

@@ -22,20 +22,22 @@ def causes(finding: Finding, comparison: Comparison, reference: Trace, port: Tra
     left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
     metrics = comparison.metrics
     if comparison.how == "raised":
-        yield Cause("raised", 1.0, True, _raised(left, right, (reference, port)))
+        yield Cause("raised", THRESHOLDS.sure_recorded, True, _raised(left, right, (reference, port)))
     elif comparison.how == "shape":
         evidence = f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them"
         yield Cause("length", THRESHOLDS.sure_length_of_shapes, False, evidence)
     elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
         yield _masked(metrics)
     elif metrics is not None and metrics.lone_nonfinite:
-        yield Cause("nonfinite", 1.0, True, _nonfinite(metrics, left, right))
+        yield Cause("nonfinite", THRESHOLDS.sure_recorded, True, _nonfinite(metrics, left, right))
     if left.end.startswith("attr["):
         yield from _argument(left, right)
     if finding.blame == "input":
-        yield Cause("input", 1.0, True, "the two runs were given different inputs: nothing was computed before this")
+        yield Cause("input", THRESHOLDS.sure_recorded, True, "the two runs were given different inputs: nothing was computed before this")
     if finding.blame == "random":
-        yield Cause("random", 1.0, True, "the two runs drew different random numbers; play the reference's back with --random")
+        yield Cause(
+            "random", THRESHOLDS.sure_recorded, True, "the two runs drew different random numbers; play the reference's back with --random"
+        )
 
 
 def scalars(left: Record, right: Record) -> dict[str, Any] | None:

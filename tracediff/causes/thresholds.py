@@ -214,6 +214,7 @@ class Thresholds:
     most_padding: int = threshold(16, "an axis may be padded to twice its length and so many more", _WORK)
 
     # ------------------------------------------------------------------------------------------------------------- the pair
+    sure_recorded: float = threshold(1.0, "raised, nonfinite, input, random: the records themselves are the fact", _RANK)
     sure_length_of_shapes: float = threshold(0.5, "length: two shapes that no layout reconciles", _RANK)
     sure_mask_of_counts: float = threshold(0.9, "mask.missing, mask.wrong: values that one side masks", _RANK)
     sure_of_argument: float = threshold(0.8, "scale, norm.eps, mask: a scalar argument differs", _RANK)
