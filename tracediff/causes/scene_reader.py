@@ -52,6 +52,65 @@ class Frames:
                 self._enter(outer)
 
 
+class _HandReader:
+    """Reads from the reference's trace what its code had in hand; ``types``: class names by module path."""
+
+    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, frames: Frames, types: Mapping[str, str]) -> None:
+        self._alignment, self._reference, self._port = alignment, reference, port
+        self._frames, self._types = frames, types
+        self._paired = alignment.port_of.keys()
+
+    def in_hand(self, call: str, record: Record, *, has_own: bool) -> Iterator[InHand]:
+        """What the code of a call had in hand before a record, in order: its inputs, and what the latest calls that it made returned."""
+        frames, records = self._frames, self._reference.records
+        own = frames.rows.get(call, ()) if call else ()
+        handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
+        handed |= set(self._carried(call, record))
+        made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
+        for row in sorted([*handed, *made[-THRESHOLDS.latest_in_hand :]]):
+            if _is_readable(records[row]):
+                yield self._read(records[row], is_input=row in handed)
+
+    def beside(self, record: Record) -> Iterator[InHand]:
+        """The other tensors that the record's call was handed."""
+        for row in self._frames.rows.get(record.call, ()):
+            one = self._reference.records[row]
+            if row != record.row and _kind(one) == "input" and _is_readable(one):
+                yield self._read(one, is_input=True)
+
+    def _made(self, call: str) -> Iterator[int]:
+        """The rows of what the calls inside a call returned; for an unpaired call also of what was made inside it."""
+        frames, records = self._frames, self._reference.records
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            yield from (row for row in rows if _kind(records[row]) not in INPUTS)
+            if not rows or records[rows[0]].site not in self._paired:
+                yield from self._made(child)
+
+    def _carried(self, call: str, record: Record) -> Iterator[int]:
+        """The rows of what a loop carried from turn to turn: for each site called several times, the inputs of its latest call."""
+        frames, records = self._frames, self._reference.records
+        sites = frames.sites_inside(call, self._reference)
+        latest: dict[str, tuple[int, ...]] = {}
+        for child in frames.inside.get(call, ()):
+            rows = frames.rows.get(child, ())
+            if rows and rows[0] < record.row and child != record.call and sites.count(records[rows[0]].site) > 1:
+                latest[records[rows[0]].site] = tuple(row for row in rows if _kind(records[row]) == "input")
+        yield from (row for rows in latest.values() for row in rows)
+
+    def _read(self, record: Record, *, is_input: bool) -> InHand:
+        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
+        port = self._port_rows.get(record.row)
+        dtypes = record.dtype, record.dtype if port is None else self._port.records[port].dtype
+        beside = self._frames.sites_inside(around(record.call), self._reference)
+        calls = 1 if is_input else beside.count(record.site)
+        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls)
+
+    @cached_property
+    def _port_rows(self) -> dict[int, int]:
+        return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
+
+
 class SceneReader:
     """Reads the scenes of findings from two aligned traces."""
 
@@ -74,8 +133,8 @@ class SceneReader:
             reference=ours,
             port=theirs,
             limit=comparison.judgement.limit if comparison.judgement is not None else 0.0,
-            in_hand=tuple(self._in_hand(frames[0], left, has_own=finding.blame == "module")),
-            beside=tuple(self._beside(left)) if finding.blame == "caller" else (),
+            in_hand=tuple(self._hand.in_hand(frames[0], left, has_own=finding.blame == "module")),
+            beside=tuple(self._hand.beside(left)) if finding.blame == "caller" else (),
             sides=(
                 self._culprit_side(0, finding.culprit[0], frames[0], left),
                 self._culprit_side(1, finding.culprit[1], frames[1], right),
@@ -90,13 +149,13 @@ class SceneReader:
         )
 
     def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
-        """Both tensors of a pair in the reference's layout, floats widened; None where there is none, or not all is stored."""
+        """Both tensors of a pair in the reference's layout, floats widened; None where no layout reconciles them, or not all is stored."""
         layout = comparison.pair.layout
         sides = [[trace.records[row] for row in rows] for trace, rows in zip(self._traces, _rows(comparison), strict=True)]
         if layout is None or not all(_is_readable(record) for records in sides for record in records):
             return None, None
         reference, port = side_by_side(layout, *sides)
-        return wide(reference), wide(port)
+        return _widened(reference), _widened(port)
 
     def _frame(self, side: int, record: Record, finding: Finding) -> str:
         """The culprit's call: the record's own where its output is wrong, else the one around it."""
@@ -110,56 +169,6 @@ class SceneReader:
     def _module(self, side: int, call: str) -> str:
         rows = self._frames[side].rows.get(call)
         return module_of(self._traces[side].records[rows[0]].site) if rows else ""
-
-    def _in_hand(self, call: str, record: Record, *, has_own: bool) -> Iterator[InHand]:
-        """What the code of a call was handed and got from the calls it made before a record, in order; the latest only."""
-        frames, records = self._frames[0], self._traces[0].records
-        own = frames.rows.get(call, ()) if call else ()
-        handed = {row for row in own if row < record.row and _kind(records[row]) in INPUTS}
-        handed |= set(self._carried(call, record))
-        made = sorted(row for row in self._made(call) if row < record.row and (has_own or records[row].call != record.call))
-        for row in sorted([*handed, *made[-THRESHOLDS.latest_in_hand :]]):
-            if _is_readable(records[row]):
-                yield self._read(records[row], is_input=row in handed)
-
-    def _made(self, call: str) -> Iterator[int]:
-        """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
-        frames, records = self._frames[0], self._traces[0].records
-        for child in frames.inside.get(call, ()):
-            rows = frames.rows.get(child, ())
-            yield from (row for row in rows if _kind(records[row]) not in INPUTS)
-            if not rows or records[rows[0]].site not in self._paired:
-                yield from self._made(child)
-
-    def _carried(self, call: str, record: Record) -> Iterator[int]:
-        """What a loop carried from turn to turn: the inputs of the latest call before a record of each site called several times."""
-        frames, records = self._frames[0], self._traces[0].records
-        sites = frames.sites_inside(call, self._traces[0])
-        latest: dict[str, tuple[int, ...]] = {}
-        for child in frames.inside.get(call, ()):
-            rows = frames.rows.get(child, ())
-            if rows and rows[0] < record.row and child != record.call and sites.count(records[rows[0]].site) > 1:
-                latest[records[rows[0]].site] = tuple(row for row in rows if _kind(records[row]) == "input")
-        yield from (row for rows in latest.values() for row in rows)
-
-    def _beside(self, record: Record) -> Iterator[InHand]:
-        """The other tensors that the record's call was handed."""
-        for row in self._frames[0].rows.get(record.call, ()):
-            one = self._traces[0].records[row]
-            if row != record.row and _kind(one) == "input" and _is_readable(one):
-                yield self._read(one, is_input=True)
-
-    def _read(self, record: Record, *, is_input: bool) -> InHand:
-        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
-        port = self._port_rows.get(record.row)
-        dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
-        beside = self._frames[0].sites_inside(around(record.call), self._traces[0])
-        calls = 1 if is_input else beside.count(record.site)
-        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, wide(record.read()), dtypes, calls)
-
-    @cached_property
-    def _port_rows(self) -> dict[int, int]:
-        return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
 
     def _culprit_side(self, side: int, path: str, call: str, record: Record) -> CulpritSide:
         module = self._modules[side].get(path, {})
@@ -181,9 +190,9 @@ class SceneReader:
         return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _TRAIN_OTHERWISE)), None)
 
     def _calls(self, side: int, call: str, stage: str) -> Iterable[tuple[str, int]]:
-        """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
+        """The modules called inside a call, by the reference's names, with their first rows; in an unpaired call's place those inside it.
 
-        Outside of all calls only those of one stage: what else the run did, before and after, is no code of this one's.
+        Outside of all calls only modules of one stage count: the culprit's code did not make the run's other calls.
         """
         known = self._canonical[side]
         for child in self._frames[side].inside.get(call, ()):
@@ -198,7 +207,7 @@ class SceneReader:
 
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
-        """For each side what a paired site is called; "" for all but the first of the parts that one site of the other side stands for."""
+        """For each side the reference's name of a paired site; "" for all but the first of several sites with one partner."""
         port_of, reference_of = self._alignment.port_of, self._alignment.reference_of
         ours: dict[str, str] = {}
         theirs: dict[str, str] = {}
@@ -213,6 +222,10 @@ class SceneReader:
         return Frames(self._traces[0]), Frames(self._traces[1])
 
     @cached_property
+    def _hand(self) -> _HandReader:
+        return _HandReader(self._alignment, *self._traces, self._frames[0], self._types)
+
+    @cached_property
     def _modules(self) -> tuple[dict[str, Mapping[str, Any]], ...]:
         return tuple({module["path"]: module for module in trace.meta.get("modules") or ()} for trace in self._traces)
 
@@ -225,7 +238,7 @@ class SceneReader:
         return frozenset(self._alignment.port_of)
 
 
-def wide(values: Array) -> Array:
+def _widened(values: Array) -> Array:
     """Floats as float64; other dtypes as they are."""
     return values if values.dtype.kind in "biuc" else values.astype(np.float64)
 
