@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from tracediff.thresholds import threshold
 
-_SCENES = "set by hand; the scenes of tests/cause_scenes.py guard it"
-_DETECTORS = "set by hand; tests/test_causes_detectors.py guards it"
-_FORMULAS = "set by hand; tests/test_causes_formulas.py guards it"
-_PLANTED = "set by hand; tests/test_causes_of_planted_faults.py and the golden answers guard it"
+_SCENES = "set by hand; the scenes of tests/cause_scenes.py and tests/test_causes_detectors.py hold with it; never varied alone"
+_FORMULAS = "set by hand; the formulas of tests/test_causes_formulas.py are found with it; never varied alone"
+_PLANTED = "set by hand; the planted faults and the golden answers hold with it; never varied alone"
 _NEVER = "set by hand, never measured alone"
-_RANK = "set by hand to rank the kinds; the golden answers guard the order"
+_RANK = "set by hand to rank the kinds; the golden answers hold the order"
 _WORK = "set by hand to bound time and memory, never measured alone"
 
 
@@ -31,12 +30,12 @@ class Thresholds:
     nearness_of_child: float = threshold(0.5, "weight of a finding about a parameter that a child of the culprit owns", _NEVER)
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
-    reproduced: float = threshold(0.02, "an edit that leaves at most this share of the difference is what the port does", _DETECTORS)
+    reproduced: float = threshold(0.02, "an edit that leaves at most this share of the difference is what the port does", _SCENES)
     reproduced_noise: float = threshold(3.0, "so many times the allowed error may be left besides", _PLANTED)
-    reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _DETECTORS)
-    same_form: float = threshold(1e-4, "relative L2 up to which a formula gives the reference", _DETECTORS)
+    reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _SCENES)
+    same_form: float = threshold(1e-4, "relative L2 up to which a formula gives the reference", _SCENES)
     same_form_noise: float = threshold(10.0, "or so many times the allowed error", _PLANTED)
-    least_condition: float = threshold(1e-3, "least to largest singular value below which coefficients are not told apart", _DETECTORS)
+    least_condition: float = threshold(1e-3, "least to largest singular value below which coefficients are not told apart", _SCENES)
 
     # --------------------------------------------------------------------------------------------------------- arrangement
     longest_matched_axis: int = threshold(4096, "indices of longer axes are not matched one to one", _WORK)
@@ -80,15 +79,15 @@ class Thresholds:
     # --------------------------------------------------------------------------------------------------------- combination
     most_terms: int = threshold(14, "so many tensors in hand may enter a sum, at most half of them inputs", _WORK)
     sum_sample: int = threshold(40_000, "sums are fitted to so many values", _WORK)
-    fewest_summed: int = threshold(8, "fewer values are a sum of anything", _DETECTORS)
+    fewest_summed: int = threshold(8, "fewer values are a sum of anything", _SCENES)
     most_times: int = threshold(64, "a multiple of so few values may be one of times", _NEVER)
-    same_logarithm: float = threshold(1e-4, "relative difference up to which a factor is that of two logarithms", _DETECTORS)
+    same_logarithm: float = threshold(1e-4, "relative difference up to which a factor is that of two logarithms", _SCENES)
     least_multiple: float = threshold(1e-12, "a smaller factor makes no multiple", _NEVER)
     least_addend: float = threshold(1e-9, "a smaller factor of a tensor in hand explains no difference", _NEVER)
     once_added: float = threshold(0.01, "a factor this close to -1 or +1 is a tensor left out or added once more", _NEVER)
-    sum_reference: float = threshold(1e-5, "relative L2 up to which a sum gives the reference", _DETECTORS)
+    sum_reference: float = threshold(1e-5, "relative L2 up to which a sum gives the reference", _SCENES)
     sum_reference_noise: float = threshold(3.0, "or so many times the allowed error", _PLANTED)
-    sum_port: float = threshold(1e-4, "relative L2 up to which a sum gives the port", _DETECTORS)
+    sum_port: float = threshold(1e-4, "relative L2 up to which a sum gives the port", _SCENES)
     sum_port_noise: float = threshold(10.0, "or so many times the allowed error", _PLANTED)
     least_coefficient: float = threshold(1e-6, "a smaller coefficient of the reference shows a term that is none", _NEVER)
     same_coefficient: float = threshold(1e-3, "relative difference up to which two coefficients, or a ratio and a number, are one", _NEVER)
@@ -102,15 +101,15 @@ class Thresholds:
 
     # ------------------------------------------------------------------------------------------------------- normalisation
     least_normalised: int = threshold(4, "shorter axes are not looked at as normalised, nor those with fewer values for each index", _NEVER)
-    eps_bracket: float = threshold(0.6, "half width, in the logarithm, in which eps is refined around the best of the grid", _DETECTORS)
-    eps_sections: int = threshold(24, "golden sections that refine eps", _DETECTORS)
+    eps_bracket: float = threshold(0.6, "half width, in the logarithm, in which eps is refined around the best of the grid", _SCENES)
+    eps_sections: int = threshold(24, "golden sections that refine eps", _SCENES)
     sure_not_normalised: float = threshold(0.95, "norm.missing: the port's output is its input", _RANK)
     sure_eps_fitted: float = threshold(0.95, "norm.eps: the norm with another eps reproduces the port", _RANK)
     sure_other_norm: float = threshold(0.8, "norm.missing: a norm of another type or over other axes reproduces the port", _RANK)
     sure_only_scaled: float = threshold(0.9, "norm.missing: gain and offset without the norm reproduce the port", _RANK)
 
     # ----------------------------------------------------------------------------------------------------------- pointwise
-    fewest_clamped: int = threshold(16, "fewer values show no clamp", _DETECTORS)
+    fewest_clamped: int = threshold(16, "fewer values show no clamp", _SCENES)
     functions_of: int = threshold(6, "so many of the latest tensors of the shape are tried as arguments of a function", _WORK)
     gates_of: int = threshold(4, "so many of the latest tensors of the shape are tried as gates of each other", _WORK)
     beyond_limit: float = threshold(1e-5, "relative margin beyond which a value exceeds a clamp's limit", _NEVER)
@@ -122,20 +121,18 @@ class Thresholds:
 
     # ------------------------------------------------------------------------------------------------------------ rotation
     least_rotated: int = threshold(4, "fewer channels are not looked at as rotated", _NEVER)
-    fewer_channels: float = threshold(
-        0.75, "so many times as many channels that differ are fewer rotated ones, not some too slow to see", _DETECTORS
-    )
-    channel_differs: float = threshold(1e-6, "relative to the largest value, the difference that shows a rotated channel", _DETECTORS)
-    rotation_fit: float = threshold(1e-3, "error of unit numbers and of the rotated tensor up to which a rotation fits", _DETECTORS)
-    same_angle: float = threshold(1e-3, "difference of unit numbers up to which two rotations are one", _DETECTORS)
-    no_angle: float = threshold(1e-4, "difference from 1 of unit numbers up to which nothing is rotated", _DETECTORS)
+    fewer_channels: float = threshold(0.75, "one side rotates fewer channels where they are at most this share of the other's", _SCENES)
+    channel_differs: float = threshold(1e-6, "relative to the largest value, the difference that shows a rotated channel", _SCENES)
+    rotation_fit: float = threshold(1e-3, "error of unit numbers and of the rotated tensor up to which a rotation fits", _SCENES)
+    same_angle: float = threshold(1e-3, "difference of unit numbers up to which two rotations are one", _SCENES)
+    no_angle: float = threshold(1e-4, "difference from 1 of unit numbers up to which nothing is rotated", _SCENES)
     sure_rotation_missing: float = threshold(0.95, "rope.missing: the port is not rotated", _RANK)
     sure_rotation_variant: float = threshold(0.95, "rope.variant: the port rotates other pairs, or another number of channels", _RANK)
     sure_rotation_offset: float = threshold(0.95, "position.offset: the port's angles are those of other positions", _RANK)
     sure_other_angles: float = threshold(0.9, "rope.variant, position.offset: other directions, frequencies or constant angles", _RANK)
 
     # ------------------------------------------------------------------------------------------------------------ rounding
-    fewest_distributed: int = threshold(64, "fewer values tell nothing of how they are distributed", _DETECTORS)
+    fewest_distributed: int = threshold(64, "fewer values tell nothing of how they are distributed", _SCENES)
     counts_as_value: float = threshold(1e-3, "relative to the largest, values below this are not counted as dropped or kept", _NEVER)
     is_dropped: float = threshold(1e-4, "relative to the reference's, what is left of a dropped value", _NEVER)
     least_dropped: float = threshold(0.005, "a smaller share of zeros is no dropout", _NEVER)
@@ -143,8 +140,8 @@ class Thresholds:
     fewest_dropped: int = threshold(2, "so many values must be 0 for dropout", _NEVER)
     same_dropout_factor: float = threshold(1e-2, "relative difference up to which the kept values share one factor", _NEVER)
     dropout_factor: float = threshold(0.35, "how far factor and share of kept values may multiply to something other than 1", _NEVER)
-    standard_errors: float = threshold(4.0, "correlation and moments of normal draws lie within so many standard errors", _DETECTORS)
-    kurtosis_errors: float = threshold(6.0, "so many times wider for the fourth moment", _DETECTORS)
+    standard_errors: float = threshold(4.0, "correlation and moments of normal draws lie within so many standard errors", _SCENES)
+    kurtosis_errors: float = threshold(6.0, "so many times wider for the fourth moment", _SCENES)
     sure_port_varies: float = threshold(0.8, "random: the port gives other values in a second run", _RANK)
     sure_left_in_training: float = threshold(0.97, "mode.train: dropped values, and the port's module is in training mode", _RANK)
     sure_dropped: float = threshold(0.95, "dropout: zeros, and the others larger by one factor", _RANK)
@@ -155,12 +152,12 @@ class Thresholds:
     # ----------------------------------------------------------------------------------------------------------- timesteps
     least_sinusoidal: int = threshold(4, "narrower tensors are not looked at as sinusoidal embeddings", _NEVER)
     fewest_times: int = threshold(3, "fewer times have no course", _NEVER)
-    same_course: float = threshold(1e-3, "difference, of a course from 0 to 1, up to which two courses of times are one", _DETECTORS)
+    same_course: float = threshold(1e-3, "difference, of a course from 0 to 1, up to which two courses of times are one", _SCENES)
     sure_embedding: float = threshold(0.95, "time.scale, order.concat, position.offset: two sinusoidal forms give the two sides", _RANK)
     sure_schedule: float = threshold(0.8, "ode.schedule: both sides have growing or falling numbers", _RANK)
 
     # ----------------------------------------------------------------------------------------------------- where in a tensor
-    border: float = threshold(0.25, "the share of an axis at each end that counts as its border", _DETECTORS)
+    border: float = threshold(0.25, "the share of an axis at each end that counts as its border", _SCENES)
     least_bordered: int = threshold(8, "shorter axes have no border", _NEVER)
     counts_as_error: float = threshold(1e-3, "relative to the largest error, smaller ones are not counted", _NEVER)
     hidden_agree: float = threshold(1e-4, "relative L2 up to which values that neither side masks agree", _NEVER)
