@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tracediff.causes import formulas
-from tracediff.causes.detect import scene_suspects
-from tracediff.causes.scene import InHand, Scene, Side
+from tracediff.causes.from_tensors import causes_of_scene
+from tracediff.causes.scene import CulpritSide, InHand, Scene
 
 RANDOM = np.random.default_rng(3)
 X, H = RANDOM.standard_normal((2, 6, 9)), RANDOM.standard_normal((2, 12, 9))
@@ -21,11 +21,11 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def scene(reference: np.ndarray, port: np.ndarray, **in_hand: np.ndarray) -> Scene:
     hand = [InHand(f"the output of {name}", "output", "", is_input=False, values=values) for name, values in in_hand.items()]
-    return Scene("m", "input[0]", "caller", reference, port, 1e-6, hand, (Side("m"), Side("m")))
+    return Scene("m", "input[0]", "caller", reference, port, 1e-6, hand, (CulpritSide("m"), CulpritSide("m")))
 
 
 def best(made: Scene) -> tuple[str, str]:
-    found = sorted(scene_suspects(made), key=lambda one: (-one.confirmed, -one.confidence))
+    found = sorted(causes_of_scene(made), key=lambda one: (-one.confirmed, -one.confidence))
     assert found, "cause unknown"
     return found[0].kind, found[0].evidence
 

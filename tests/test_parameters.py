@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from weights_pairs import HIDDEN, LAYERS, SCHEMES, WIDTH, Named, mlx_names, port, transformer, values
 
-from tracediff.causes.from_weights import causes_for
+from tracediff.causes import from_weights
 from tracediff.dtype import Array
 from tracediff.errors import WeightsError
 from tracediff.parameters.diagnosis import WeightsReport, weights
@@ -440,15 +440,14 @@ def test_the_text_begins_with_the_answer_and_counts_what_was_compared() -> None:
 
 def test_causes_go_to_the_module_that_owns_the_parameter() -> None:
     found = faulty_pair().findings
-    (cause,) = causes_for(found, ["blocks_1.attn.out_proj"])
-    assert cause["kind"] == "weights.missing_bias"
-    assert cause["confirmed"]
-    assert cause["confidence"] > 0.9
-    (cause,) = causes_for(found, ["blocks_0.attn.out_proj"])
-    assert cause["kind"] == "weights.missing_bias"
-    assert "layers.0" in cause["evidence"]
-    assert causes_for(found, ["layers.2.attn1.to_q"], side="reference")[0]["kind"] == "weights.swapped"
-    assert causes_for(found, ["blocks_2.norm1"]) == [] == causes_for(found, [""])
+    (cause,) = from_weights.causes(found, "blocks_1.attn.out_proj")
+    assert cause.kind == "weights.missing_bias"
+    assert cause.confirmed
+    assert cause.confidence > 0.9
+    (cause,) = from_weights.causes(found, "blocks_0.attn.out_proj")
+    assert cause.kind == "weights.missing_bias"
+    assert "layers.0" in cause.evidence
+    assert from_weights.causes(found, "blocks_2.norm1") == [] == from_weights.causes(found, "")
 
 
 def test_weights_that_share_nothing_are_an_error_and_no_verdict() -> None:

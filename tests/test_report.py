@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
 
+from tracediff.causes import from_pair
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import locate
@@ -51,8 +52,10 @@ def compared(
         run(recorder, inputs())
         traces.append(recorder.close())
     alignment = aligned(*traces, without=without)
-    extras = {name: options.pop(name) for name in ("weights", "causes") if name in options}
-    return build(locate(alignment, *traces, scan=scan, **options), alignment, *traces, **extras)
+    weights_found, further_causes = options.pop("weights", Weights()), options.pop("causes", {})
+    located = locate(alignment, *traces, scan=scan, **options)
+    causes = [tuple(from_pair.causes(finding, located.comparisons[finding.place], *traces)) for finding in located.findings]
+    return replace(build(located, alignment, *traces, causes=causes).with_causes(further_causes), weights=weights_found)
 
 
 class TestJson:

@@ -106,7 +106,11 @@ def hostile() -> Report:
     """A report in which every text that a trace can bring is markup."""
     site = replace(SITE, reference=HOSTILE, port=HOSTILE, call=HOSTILE, end=HOSTILE, stage=HOSTILE)
     divergence = replace(
-        DIVERGENCE, site=site, culprit=Culprit(HOSTILE, HOSTILE), last_same=site, causes=(Cause(HOSTILE, 0.5, False, HOSTILE),)
+        DIVERGENCE,
+        site=site,
+        culprit=Culprit(HOSTILE, HOSTILE),
+        last_same=site,
+        causes=(Cause.read({"kind": HOSTILE, "confidence": 0.5, "confirmed": False, "evidence": HOSTILE}),),
     )
     source = {"reference": HOSTILE, "port": HOSTILE}
     return replace(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
     from tracediff.parameters.diagnosis import WeightsReport
-    from tracediff.report import Cause, Report, Weights
+    from tracediff.report import Report
     from tracediff.stage_table import Status
     from tracediff.trace.listing import Listing
 
@@ -296,24 +296,20 @@ def bisect(
 
 
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> Report:
-    """The report of what was located, with what weights and divergences show of their causes."""
+    """The report of what was located, with the causes that weights and tensors show."""
+    from tracediff.causes.explanation import explain
     from tracediff.report import build
-    from tracediff.runs.floor import notes as floor_notes
+    from tracediff.runs.floor import notes
 
-    found = _compared_weights(first, second)
-    suspects = _suspects(located, alignment, first, second)
-    if found is not None:
-        located = _by_weights(located, found, first, second)
-    culprits = {finding.culprit for finding in located.findings}
+    explained = explain(located, alignment, first, second)
     return build(
-        located,
+        explained.located,
         alignment,
         first,
         second,
-        weights=_weight_lines(found) if found is not None else None,
-        causes=_weight_causes(found, culprits) if found is not None else None,
-        suspects=suspects,
-        notes=floor_notes(first, second),
+        weights=explained.weights,
+        causes=explained.causes,
+        notes=notes(first, second),
     )
 
 
@@ -388,64 +384,6 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
     with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
         return replace(report, certificate={**report.certificate, **found.certificate()})
-
-
-def _suspects(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
-    """What the divergences themselves show of their causes, by their place among the findings."""
-    from tracediff.causes.detect import suspects
-    from tracediff.report import Cause
-
-    found = suspects(located, alignment, reference, port) if located.findings else {}
-    return {place: [Cause(one.kind, one.confidence, one.confirmed, one.evidence) for one in causes] for place, causes in found.items()}
-
-
-def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
-    """What the recorded parameters say; None where a side has none, or the two share nothing."""
-    from tracediff.errors import WeightsError
-    from tracediff.parameters.diagnosis import weights as compare_weights
-
-    try:
-        return compare_weights(reference, port) if reference.params and port.params else None
-    except WeightsError:
-        return None
-
-
-def _weight_lines(found: WeightsReport) -> Weights:
-    """The findings on weights as a report tells them: counted patterns of names."""
-    from tracediff.report import Weights
-
-    def lines(category: str) -> tuple[str, ...]:
-        return tuple(
-            f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "")
-            for group in found.groups
-            if group.category == category
-        )
-
-    return Weights(found.equal, lines("different"), lines("missing"), lines("unexpected"))
-
-
-def _by_weights(located: Located, found: WeightsReport, reference: Trace, port: Trace) -> Located:
-    """What was located, with the owner of wrong weights blamed where code uses them without calling it."""
-    from dataclasses import replace
-
-    from tracediff.causes.from_weights import owner
-
-    pairs = [one.pair for one in located.comparisons if one.pair.layout is not None]
-    seen = {reference.records[pair.reference[0]].module for pair in pairs}, {port.records[pair.port[0]].module for pair in pairs}
-    owners = [owner(found.findings, one.culprit, seen) if one.blame in ("module", "caller") else None for one in located.findings]
-    changed = (
-        replace(finding, culprit=other, blame="weights") if other is not None else finding
-        for finding, other in zip(located.findings, owners, strict=True)
-    )
-    return replace(located, findings=tuple(changed))
-
-
-def _weight_causes(found: WeightsReport, culprits: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
-    """What the weights explain, by the culprit's path in the reference."""
-    from tracediff.causes.from_weights import causes_for
-    from tracediff.report import Cause
-
-    return {reference: [Cause(**cause) for cause in causes_for(found.findings, [port])] for reference, port in culprits}
 
 
 def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsReport:

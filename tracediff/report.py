@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from tracediff.alignment import Alignment, RecordPair
+from tracediff.causes.cause import Cause as Cause
+from tracediff.causes.cause import in_order
+from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
@@ -25,6 +28,8 @@ from tracediff.trace import Record, Trace, schema
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from tracediff.parameters.result import WeightsReport
 
 SCHEMA = "tracediff.report/1"
 Verdict = Literal["same", "different"] | None
@@ -48,16 +53,6 @@ class Culprit:
 
     reference: str
     port: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """A possible cause: one of DESIGN's stable kinds, how likely it is (0 to 1), whether applying it reproduced the port, and why."""
-
-    kind: str
-    confidence: float
-    confirmed: bool
-    evidence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +242,8 @@ class Report:
         """The report with these causes, by the reference's module path of the culprit, put before those it has; best first."""
 
         def caused(divergence: Divergence) -> Divergence:
-            found = sorted(causes.get(divergence.culprit.reference, ()), key=lambda cause: (-cause.confirmed, -cause.confidence))
-            return replace(divergence, causes=(*found, *divergence.causes))
+            further = in_order(causes.get(divergence.culprit.reference, ()))
+            return replace(divergence, causes=(*further, *divergence.causes))
 
         return replace(self, divergences=tuple(map(caused, self.divergences)))
 
@@ -335,7 +330,7 @@ def _divergence(data: Mapping[str, Any]) -> Divergence:
         "metrics": _made(Measured, data["metrics"]) if data["metrics"] else None,
         "last_same": _where(data["last_same"]),
         "shapes": {side: tuple(shape) for side, shape in data["shapes"].items()},
-        "causes": tuple(_made(Cause, cause) for cause in data["causes"]),
+        "causes": tuple(Cause.read(cause) for cause in data["causes"]),
     }
     made: Divergence = _made(Divergence, {**data, **parts})
     return made
@@ -360,21 +355,20 @@ def build(
     reference: Trace,
     port: Trace,
     *,
-    weights: Weights | None = None,
-    causes: Mapping[str, Iterable[Cause]] | None = None,
-    suspects: Mapping[int, Iterable[Cause]] | None = None,
+    weights: WeightsReport | None = None,
+    causes: Sequence[Sequence[Cause]] = (),
     notes: Iterable[str] = (),
 ) -> Report:
     """The report of what was located, with what is known of causes.
 
-    ``weights``: the findings on weights. ``causes``: those that weights give, by the culprit's path in the reference. ``suspects``: those
-    that the divergences themselves give, by their place among the findings. ``notes``: what else is to be said of how it was judged.
+    ``weights``: how the parameters differ. ``causes``: those of each finding, best first; empty where none were looked for. ``notes``: what
+    else is to be said of how it was judged.
     """
     rows = tuple(_rows(located, reference, port))
-    found = (_of_finding(finding, located, rows, reference, port) for finding in located.findings)
-    divergences = tuple(_with_suspects(divergence, (suspects or {}).get(number, ())) for number, divergence in enumerate(found))
+    explained = zip(located.findings, causes or [()] * len(located.findings), strict=True)
+    divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
-    made = Report(
+    return Report(
         verdict=_verdict(rows, divergences, (reference, port)),
         mode=located.mode,
         method=located.method,
@@ -383,19 +377,23 @@ def build(
         coverage=_coverage(located, alignment, reference, port),
         divergences=divergences,
         stages=stages,
-        weights=weights or Weights(),
+        weights=Weights() if weights is None else _weight_lines(weights),
         certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
         rows=rows,
     )
-    return made.with_causes(causes or {})
 
 
-def _with_suspects(divergence: Divergence, suspects: Iterable[Cause]) -> Divergence:
-    """A divergence with further causes, best first and one of a kind."""
-    best: dict[str, Cause] = {}
-    for cause in sorted((*divergence.causes, *suspects), key=lambda cause: (-cause.confirmed, -cause.confidence)):
-        best.setdefault(cause.kind, cause)
-    return replace(divergence, causes=tuple(best.values()))
+def _weight_lines(weights: WeightsReport) -> Weights:
+    """The findings on weights as counted patterns of names."""
+
+    def lines(category: str) -> tuple[str, ...]:
+        return tuple(
+            f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "")
+            for group in weights.groups
+            if group.category == category
+        )
+
+    return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
 
 
 def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace]) -> Verdict:
@@ -435,7 +433,9 @@ def _where_of(comparison: Comparison, reference: Trace, port: Trace) -> Where:
     return Where(left.site, right.site, left.call, left.end, left.stage)
 
 
-def _of_finding(finding: Finding, located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> Divergence:
+def _of_finding(
+    finding: Finding, causes: Sequence[Cause], located: Located, rows: Sequence[Row], reference: Trace, port: Trace
+) -> Divergence:
     comparison = located.comparisons[finding.place]
     left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
     return Divergence(
@@ -449,7 +449,7 @@ def _of_finding(finding: Finding, located: Located, rows: Sequence[Row], referen
         dtypes={"reference": left.dtype, "port": right.dtype},
         layout=rows[finding.place].layout,
         last_same=rows[finding.last_same].where if finding.last_same is not None else None,
-        causes=tuple(_told_by_the_pair(finding.blame, comparison, left, right, (reference, port))),
+        causes=tuple(causes),
     )
 
 
@@ -460,78 +460,6 @@ def _shape(record: Record) -> tuple[int, ...]:
 
 def _measured(metrics: Metrics | None) -> Measured | None:
     return None if metrics is None else Measured(**{one.name: getattr(metrics, one.name) for one in fields(Measured)})
-
-
-def _scalars(left: Record, right: Record) -> dict[str, Any] | None:
-    """The two values themselves where each is a single stored number; None for tensors."""
-    if any(math.prod(record.shape) != 1 or not record.stored or record.dtype == "text" for record in (left, right)):
-        return None
-    values = [record.read().reshape(-1)[0] for record in (left, right)]
-    return {side: str(value) if np.iscomplexobj(value) else value.item() for side, value in zip(("reference", "port"), values, strict=True)}
-
-
-_OF_ARGUMENTS = {"scale": "scale", "eps": "norm.eps", "causal": "mask.wrong"}
-
-
-def _argument(left: Record, right: Record) -> Iterable[Cause]:
-    """The cause that a scalar argument tells by its name."""
-    name = left.end.removeprefix("attr[").rstrip("]")
-    values = _scalars(left, right)
-    if values is not None and name in _OF_ARGUMENTS:
-        kind = "mask.missing" if name == "causal" and values["reference"] else _OF_ARGUMENTS[name]
-        yield Cause(kind, 0.8, False, f"{name} is {values['reference']} in the reference and {values['port']} in the port")
-
-
-def _raised(left: Record, right: Record, traces: Sequence[Trace]) -> str:
-    """What was raised, where, and with which arguments on either side."""
-    raised, side = (right, "port") if right.flags & schema.RAISED else (left, "reference")
-    at = raised.note.get("raised_at")
-    went_on = "; the run went on with what the reference returned" if raised.flags & schema.REPLACED else ""
-    text = f"the {side} raised {raised.text()}" + (f" at {at}" if at else "") + went_on
-    if right.site.startswith("#"):
-        return f"{text}; it stopped outside of all calls, where the reference went on with {left.call} {left.end}"
-    given = [_arguments(record, trace) or "none" for record, trace in zip((left, right), traces, strict=True)]
-    return f"{text}; arguments: reference {given[0]}, port {given[1]}"
-
-
-def _arguments(record: Record, trace: Trace) -> str:
-    """The shapes and dtypes of what was handed to the call of a record."""
-    index = trace.index
-    same = (index["site"] == trace.sites[record.site]) & (index["ordinal"] == record.ordinal)
-    found = (trace.records[row] for row in np.flatnonzero(same).tolist())
-    return ", ".join(f"{one.end.removeprefix('input')} {one.shape} {one.dtype}" for one in found if one.end.startswith("input"))
-
-
-def _told_by_the_pair(blame: Blame, comparison: Comparison, left: Record, right: Record, traces: Sequence[Trace]) -> Iterable[Cause]:
-    """The causes that the pair itself shows, without looking further."""
-    metrics = comparison.metrics
-    if comparison.how == "raised":
-        yield Cause("raised", 1.0, True, _raised(left, right, traces))
-    elif comparison.how == "shape":
-        yield Cause("length", 0.5, False, f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them")
-    elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
-        yield _masked(metrics)
-    elif metrics is not None and metrics.lone_nonfinite:
-        yield Cause("nonfinite", 1.0, True, _nonfinite(metrics, left, right))
-    if left.end.startswith("attr["):
-        yield from _argument(left, right)
-    if blame == "input":
-        yield Cause("input", 1.0, True, "the two runs were given different inputs: nothing was computed before this")
-    if blame == "random":
-        yield Cause("random", 1.0, True, "the two runs drew different random numbers; play the reference's back with --random")
-
-
-def _masked(metrics: Metrics) -> Cause:
-    """Values that one side masks (-inf, -1e10) and the other does not."""
-    kind = "mask.wrong" if metrics.masked_port else "mask.missing"
-    sides = (("reference", metrics.masked_reference), ("port", metrics.masked_port))
-    counts = " and ".join(f"{count:,} in the {side} only" for side, count in sides if count)
-    return Cause(kind, 0.9, False, f"of {metrics.count:,} values {counts} are masked (-1e4 or below)")
-
-
-def _nonfinite(metrics: Metrics, left: Record, right: Record) -> str:
-    ours, theirs = (f"{record.stats.nan:,} NaN and {record.stats.inf:,} infinite" for record in (left, right))
-    return f"of {metrics.count:,} values {theirs} in the port, {ours} in the reference; the RMS error of the others is {metrics.rms:.1e}"
 
 
 def _side(trace: Trace) -> dict[str, Any]:
@@ -612,7 +540,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
             "reference": _source(finding.blame, finding.culprit[0], left, reference),
             "port": _source(finding.blame, finding.culprit[1], right, port),
         },
-        "values": _scalars(left, right),
+        "values": scalars(left, right),
         "suspects": [{"side": side, "site": text} for side, text in finding.suspects],
         "calls": finding.calls,
         "shared_by": finding.shared_by,

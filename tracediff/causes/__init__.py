@@ -1,8 +1,9 @@
-"""Why two sides differ: one file for each family of causes, each with its evidence and its confirmation.
+"""Why two sides differ: the kinds of causes, the detectors that find them, and the assembly of all that is found.
 
-Two kinds of evidence. `weights` compares parameters without running anything: `checkpoint` reads them, `matching` and `pairing` find what
-belongs together, `judging` and `placement` say what is wrong, `rules` writes the conversion that would mend it; `causes` says what that
-means for a culprit. `detect` looks at the tensors of a divergence: `evidence` reads them into a `scene`, and each detector (`attention`,
-`rotation`, `timesteps`, `normalisation`, `pointwise`, `combination`, `arrangement`, `calls`, `attributes`, `rounding`, `extent`) tries its
-edits on it; where none is sure, `forms` looks for a short formula of `views`. What the kinds mean is told in docs/causes.md.
+`explanation.explain` gives the causes of everything that was located. They come from three sources: `from_pair` (the two divergent records
+themselves), `from_tensors` (the tensors around them) and `from_weights` (the findings of `tracediff.parameters`).
+
+For `from_tensors`, `scene_reader` reads a divergence into a `scene`, and each of `detectors` tries its edits on it. Where none is sure,
+`formulas` looks for a short formula of `tensor_views`. Every kind of cause is a row of `catalogue`, of which docs/causes.md is made; every
+number that decides is a row of `thresholds`.
 """

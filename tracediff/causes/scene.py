@@ -1,7 +1,7 @@
 """What a detector is shown of one divergence: the two tensors, what the code that made them had in hand, and what is known of the modules.
 
-Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the `Suspect`s it has evidence for;
-it computes with what is here and reads nothing else.
+Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the `Cause`s that it has evidence for;
+it computes with what the scene holds and reads nothing else.
 """
 
 from __future__ import annotations
@@ -12,29 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from tracediff.causes.cause import Cause
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-REPRODUCED = 0.02
-"""An edit that leaves less than this share of the port's difference is taken to be what the port does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A possible cause: one of the stable kinds, how likely it is (0 to 1), whether applying it reproduced the port, and why."""
-
-    kind: str
-    confidence: float
-    confirmed: bool
-    evidence: str
+NOT_ZERO = 1e-300
+"""What a norm is divided by where it is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class InHand:
     """A tensor that the code had in hand when it made the divergent one: the reference's values, float64.
 
-    ``name`` is what people read, ``end`` the record's end, ``type`` the class name of the module that made it, ``is_input`` whether the
-    code was handed it (rather than got it from a call it made), ``dtypes`` what it is on either side, ``calls``
-    how often the code calls what made it.
+    ``name`` is what people read, ``end`` the record's end, ``type`` the class name of the module that made it. ``is_input``: whether the
+    code was handed the tensor (rather than got it from a call that the code made). ``dtypes``: the tensor's on either side. ``calls``:
+    how often the code calls the module that made it.
     """
 
     name: str
@@ -45,13 +37,20 @@ class InHand:
     dtypes: tuple[str, str] = ("", "")
     calls: int = 1
 
+    def kind_if_left_out(self, *, is_stream: bool) -> str:
+        """The kind of cause that it is not to add this tensor; ``is_stream``: whether the code added something else to it."""
+        words = (self.type + self.name).lower()
+        if any(word in words for word in ("embed", "posit", "pos_")):
+            return "position.missing"
+        return "residual.missing" if is_stream else "branch.missing"
+
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class CulpritSide:
     """What is known of the culprit on one side: its class, its scalar attributes, and the calls its code made, by the reference's names.
 
-    ``before``: those of the calls that began before the divergence; None where all did. ``is_training``: whether it, or something inside
-    it, is in training mode and works otherwise there; ``trains`` is that module's path.
+    ``before``: those of the calls that began before the divergence; None where all did. ``is_training``: whether the culprit, or a module
+    inside it, is in training mode and works otherwise there; ``trains`` is that module's path.
     """
 
     path: str
@@ -81,7 +80,7 @@ class Scene:
     port: Array | None
     limit: float
     in_hand: Sequence[InHand]
-    sides: tuple[Side, Side]
+    sides: tuple[CulpritSide, CulpritSide]
     types: Mapping[str, str] = field(default_factory=dict)
     beside: Sequence[InHand] = ()
     shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
@@ -110,12 +109,17 @@ class Scene:
             left, made = np.linalg.norm(prediction - port), np.linalg.norm(port - reference)
         return float(left / made) if made and np.isfinite(left) else float("inf")
 
+    def share_allowed(self, reference: Array, port: Array) -> float:
+        """The share of the difference of two tensors, or of samples of them, that an edit may leave and still be what the port does."""
+        made, size = float(np.linalg.norm(port - reference)), float(np.linalg.norm(reference))
+        if not made:
+            return 0.0
+        noise = THRESHOLDS.reproduced_noise * self.limit * (size / made)
+        return max(THRESHOLDS.reproduced, min(THRESHOLDS.reproduced_at_most, noise))
+
     def reproduces(self, prediction: Array) -> bool:
         """Whether a prediction is the port's tensor, up to a small share of its difference or to the noise allowed."""
-        reference, port = self.tensors()
-        made, size = np.linalg.norm(port - reference), np.linalg.norm(reference)
-        allowed = max(REPRODUCED, min(0.2, 3 * self.limit * float(size / made))) if made else 0.0
-        return self.leaves(prediction) <= allowed
+        return self.leaves(prediction) <= self.share_allowed(*self.tensors())
 
     def is_reference(self, prediction: Array) -> bool:
         """Whether a prediction is the reference's tensor, up to noise: the form that an edit starts from must be the right one."""
@@ -123,21 +127,21 @@ class Scene:
         size = np.linalg.norm(reference)
         with np.errstate(all="ignore"):
             error = np.linalg.norm(prediction - reference)
-        return bool(size) and bool(error <= max(1e-4, 10 * self.limit) * size)
+        return bool(size) and bool(error <= max(THRESHOLDS.same_form, THRESHOLDS.same_form_noise * self.limit) * size)
 
     def summands(self) -> Iterator[tuple[str, Array, Array]]:
-        """What an edit may have been made to: the whole tensor, or what was added in it; its name, it, and the rest of the sum."""
+        """What an edit may have been made to: the whole tensor, or a tensor added in it; each as name, values, and the rest of the sum."""
         reference, _ = self.tensors()
         yield "", reference, np.zeros(())
         for one in self.of_shape():
             yield one.name, one.values, reference - one.values
 
     def of_shape(self) -> Iterable[InHand]:
-        """What is in hand and has as many values as the divergent tensor, in its shape, the latest first."""
+        """What is in hand and has the divergent tensor's shape, the latest first."""
         reference, _ = self.tensors()
         for one in reversed(self.in_hand):
             if one.values.dtype.kind == "f" and one.values.shape == reference.shape and np.isfinite(one.values).all():
                 yield one
 
 
-Detector = Callable[[Scene], Iterable[Suspect]]
+Detector = Callable[[Scene], Iterable[Cause]]

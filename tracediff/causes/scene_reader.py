@@ -12,30 +12,95 @@ import numpy as np
 
 from tracediff.alignment import Alignment
 from tracediff.alignment.axes import side_by_side
-from tracediff.causes.scene import InHand, Scene, Side
+from tracediff.causes.scene import CulpritSide, InHand, Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
-from tracediff.trace.calls import TOP
+from tracediff.trace.calls import TOP, CallTree
 
-LARGEST = 2**24
-"""Tensors of more elements are not looked into."""
-_LATEST = 24
-_MODAL = ("dropout", "batchnorm", "instancenorm")
+_TRAIN_OTHERWISE = ("dropout", "batchnorm", "instancenorm")
+"""Modules with these words in their class names work otherwise in training mode."""
+_WIDE = 8
+"""Bytes of a float64."""
 
 
-class Evidence:
-    """What two aligned traces show of the findings among their pairs."""
+class _HandReader:
+    """Reads from the reference's trace what its code had in hand; ``types``: class names by module path."""
+
+    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, types: Mapping[str, str]) -> None:
+        self._alignment, self._reference, self._port, self._types = alignment, reference, port, types
+        self._calls: CallTree = reference.calls
+        self._paired = alignment.port_of.keys()
+        self._times: dict[int, Counter[str]] = {}
+
+    def in_hand(self, call: int, record: Record, *, has_own: bool) -> Iterator[InHand]:
+        """What the code of a call had in hand before a record, in order: its inputs, and what the latest calls that it made returned."""
+        calls, records = self._calls, self._reference.records
+        own_call = calls.of_row[record.row]
+        handed = {row for row in calls.inputs(call) if row < record.row}
+        handed |= set(self._carried(call, record))
+        made = sorted(row for row in self._made(call) if row < record.row and (has_own or calls.of_row[row] != own_call))
+        for row in sorted([*handed, *made[-THRESHOLDS.latest_in_hand :]]):
+            if _is_readable(records[row]):
+                yield self._read(records[row], is_input=row in handed)
+
+    def beside(self, record: Record) -> Iterator[InHand]:
+        """The other tensors that the record's call was handed."""
+        calls = self._calls
+        for row in calls.inputs(int(calls.of_row[record.row])):
+            one = self._reference.records[row]
+            if row != record.row and calls.kinds[row] == "input" and _is_readable(one):
+                yield self._read(one, is_input=True)
+
+    def _made(self, call: int) -> Iterator[int]:
+        """The rows of what the calls inside a call returned; for an unpaired call also of what was made inside it."""
+        for child in self._calls.children[call]:
+            yield from self._calls.outputs(child)
+            if not self._calls.is_recorded(child) or self._calls.site_of(child) not in self._paired:
+                yield from self._made(child)
+
+    def _carried(self, call: int, record: Record) -> Iterator[int]:
+        """The rows of what a loop carried from turn to turn: for each site called several times, the inputs of its latest call."""
+        calls, own_call = self._calls, self._calls.of_row[record.row]
+        latest: dict[str, list[int]] = {}
+        for child in filter(calls.is_recorded, calls.children[call]):
+            site = calls.site_of(child)
+            if calls.first[child] < record.row and child != own_call and self._times_called(call, site) > 1:
+                latest[site] = [row for row in calls.inputs(child) if calls.kinds[row] == "input"]
+        yield from (row for rows in latest.values() for row in rows)
+
+    def _times_called(self, call: int, site: str) -> int:
+        """How often the code of a call of the reference calls a site."""
+        if call not in self._times:
+            recorded = filter(self._calls.is_recorded, self._calls.children[call])
+            self._times[call] = Counter(map(self._calls.site_of, recorded))
+        return self._times[call][site]
+
+    def _read(self, record: Record, *, is_input: bool) -> InHand:
+        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
+        port = self._port_rows.get(record.row)
+        dtypes = record.dtype, record.dtype if port is None else self._port.records[port].dtype
+        caller = self._calls.outer[self._calls.of_row[record.row]]
+        calls = 1 if is_input else self._times_called(caller, record.site)
+        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls)
+
+    @cached_property
+    def _port_rows(self) -> dict[int, int]:
+        return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
+
+
+class SceneReader:
+    """Reads the scenes of findings from two aligned traces."""
 
     def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
         self._located, self._alignment = located, alignment
         self._traces = (reference, port)
         self._call_trees = (reference.calls, port.calls)
-        self._times: dict[int, Counter[str]] = {}
 
     def scene(self, finding: Finding) -> Scene:
-        """All that a detector may look at."""
+        """What the detectors are shown of a finding."""
         comparison = self._located.comparisons[finding.place]
         left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
@@ -49,11 +114,11 @@ class Evidence:
             reference=ours,
             port=theirs,
             limit=comparison.judgement.limit if comparison.judgement is not None else 0.0,
-            in_hand=tuple(self._in_hand(frames[0], left, has_own=finding.blame == "module")),
-            beside=tuple(self._beside(left)) if finding.blame == "caller" else (),
+            in_hand=tuple(self._hand.in_hand(frames[0], left, has_own=finding.blame == "module")),
+            beside=tuple(self._hand.beside(left)) if finding.blame == "caller" else (),
             sides=(
-                self._side(0, finding.culprit[0], frames[0], left),
-                self._side(1, finding.culprit[1], frames[1], right),
+                self._culprit_side(0, finding.culprit[0], frames[0], left),
+                self._culprit_side(1, finding.culprit[1], frames[1], right),
             ),
             types=self._types,
             shapes=(left.shape, right.shape),
@@ -65,13 +130,13 @@ class Evidence:
         )
 
     def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
-        """Both tensors of a pair in the reference's layout, floats widened; None where there is none, or not all is stored."""
+        """Both tensors of a pair in the reference's layout, floats widened; None where no layout reconciles them, or not all is stored."""
         layout = comparison.pair.layout
         sides = [[trace.records[row] for row in rows] for trace, rows in zip(self._traces, _rows(comparison), strict=True)]
         if layout is None or not all(_is_readable(record) for records in sides for record in records):
             return None, None
         reference, port = side_by_side(layout, *sides)
-        return wide(reference), wide(port)
+        return _widened(reference), _widened(port)
 
     def _frame(self, side: int, record: Record, finding: Finding) -> int:
         """The culprit's call: the record's own where its output is wrong, else the one around it."""
@@ -82,79 +147,29 @@ class Evidence:
         around = (outer for outer in calls.above(call) if module_of(calls.site_of(outer)) == finding.culprit[side])
         return next(around, TOP)
 
-    def _in_hand(self, call: int, record: Record, *, has_own: bool) -> Iterator[InHand]:
-        """What the code of a call was handed and got from the calls it made before a record, in order; the latest only."""
-        calls, records = self._call_trees[0], self._traces[0].records
-        own_call = calls.of_row[record.row]
-        handed = {row for row in calls.inputs(call) if row < record.row}
-        handed |= set(self._carried(call, record))
-        made = sorted(row for row in self._made(call) if row < record.row and (has_own or calls.of_row[row] != own_call))
-        for row in sorted([*handed, *made[-_LATEST:]]):
-            if _is_readable(records[row]):
-                yield self._told(records[row], is_input=row in handed)
-
-    def _made(self, call: int) -> Iterator[int]:
-        """The rows of what the calls inside a call returned; of an unpaired one also of what was made inside it."""
-        calls = self._call_trees[0]
-        for child in calls.children[call]:
-            yield from calls.outputs(child)
-            if not calls.is_recorded(child) or calls.site_of(child) not in self._paired:
-                yield from self._made(child)
-
-    def _carried(self, call: int, record: Record) -> Iterator[int]:
-        """What a loop carried from turn to turn: the inputs of the latest call before a record of each site called several times."""
-        calls, own_call = self._call_trees[0], self._call_trees[0].of_row[record.row]
-        latest: dict[str, list[int]] = {}
-        for child in filter(calls.is_recorded, calls.children[call]):
-            site = calls.site_of(child)
-            if calls.first[child] < record.row and child != own_call and self._times_called(call, site) > 1:
-                latest[site] = [row for row in calls.inputs(child) if calls.kinds[row] == "input"]
-        yield from (row for rows in latest.values() for row in rows)
-
-    def _times_called(self, call: int, site: str) -> int:
-        """How often the code of a call of the reference calls a site."""
-        if call not in self._times:
-            calls = self._call_trees[0]
-            self._times[call] = Counter(map(calls.site_of, filter(calls.is_recorded, calls.children[call])))
-        return self._times[call][site]
-
-    def _beside(self, record: Record) -> Iterator[InHand]:
-        """The other tensors that the record's call was handed."""
-        calls = self._call_trees[0]
-        for row in calls.inputs(int(calls.of_row[record.row])):
-            one = self._traces[0].records[row]
-            if row != record.row and calls.kinds[row] == "input" and _is_readable(one):
-                yield self._told(one, is_input=True)
-
-    def _told(self, record: Record, *, is_input: bool) -> InHand:
-        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
-        port = self._port_rows.get(record.row)
-        dtypes = record.dtype, record.dtype if port is None else self._traces[1].records[port].dtype
-        caller = self._call_trees[0].outer[self._call_trees[0].of_row[record.row]]
-        calls = 1 if is_input else self._times_called(caller, record.site)
-        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, wide(record.read()), dtypes, calls)
-
-    @cached_property
-    def _port_rows(self) -> dict[int, int]:
-        return {row: pair.port[0] for pair in self._alignment.records for row in pair.reference}
-
-    def _side(self, side: int, path: str, call: int, record: Record) -> Side:
-        told = self._modules[side].get(path, {})
-        attributes = {**told.get("attrs", {}), **told.get("attributes", {})}
+    def _culprit_side(self, side: int, path: str, call: int, record: Record) -> CulpritSide:
+        module = self._modules[side].get(path, {})
         trains = self._trains(side, path)
         made = list(self._calls(side, call, record.stage))
-        calls, before = tuple(name for name, _ in made), tuple(name for name, row in made if row < record.row)
-        return Side(path, str(told.get("type", "")), trains is not None, trains or "", attributes, calls, before)
+        return CulpritSide(
+            path,
+            type=str(module.get("type", "")),
+            is_training=trains is not None,
+            trains=trains or "",
+            attributes={**module.get("attrs", {}), **module.get("attributes", {})},
+            calls=tuple(name for name, _ in made),
+            before=tuple(name for name, row in made if row < record.row),
+        )
 
     def _trains(self, side: int, path: str) -> str | None:
         """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
         below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
-        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _MODAL)), None)
+        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _TRAIN_OTHERWISE)), None)
 
     def _calls(self, side: int, call: int, stage: str) -> Iterable[tuple[str, int]]:
-        """The modules called inside a call, by the reference's names, with their first rows; an unpaired one stands for those inside it.
+        """The modules called inside a call, by the reference's names, with their first rows; in an unpaired call's place those inside it.
 
-        Outside of all calls only those of one stage: what else the run did, before and after, is no code of this one's.
+        Outside of all calls only modules of one stage count: the culprit's code did not make the run's other calls.
         """
         known, calls = self._canonical[side], self._call_trees[side]
         for child in calls.children[call]:
@@ -169,7 +184,7 @@ class Evidence:
 
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
-        """For each side what a paired site is called; "" for all but the first of the parts that one site of the other side stands for."""
+        """For each side the reference's name of a paired site; "" for all but the first of several sites with one partner."""
         port_of, reference_of = self._alignment.port_of, self._alignment.reference_of
         ours: dict[str, str] = {}
         theirs: dict[str, str] = {}
@@ -178,6 +193,10 @@ class Evidence:
         for site, partner in reference_of.items():
             theirs[site] = partner if port_of.get(partner, site) == site else ""
         return ours, theirs
+
+    @cached_property
+    def _hand(self) -> _HandReader:
+        return _HandReader(self._alignment, *self._traces, self._types)
 
     @cached_property
     def _modules(self) -> tuple[dict[str, Mapping[str, Any]], ...]:
@@ -192,7 +211,7 @@ class Evidence:
         return frozenset(self._alignment.port_of)
 
 
-def wide(values: Array) -> Array:
+def _widened(values: Array) -> Array:
     """Floats as float64; other dtypes as they are."""
     return values if values.dtype.kind in "biuc" else values.astype(np.float64)
 
@@ -202,4 +221,4 @@ def _rows(comparison: Comparison) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _is_readable(record: Record) -> bool:
-    return record.stored and record.dtype != "text" and record.nbytes <= 8 * LARGEST
+    return record.stored and record.dtype != "text" and record.nbytes <= _WIDE * THRESHOLDS.largest_tensor

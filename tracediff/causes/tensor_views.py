@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
 from tracediff.causes.scene import InHand
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
 ONE = "1"
 """The name of the constant among the views."""
-_LATEST = 10
-_MOST_PLACES = 2
 
 Shape = tuple[int, ...]
+Made = tuple[str, str, Array]
+"""A view before it is known of which tensor: how it is made, its family, its values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """One tensor in hand as ``how`` says, broadcast to the shape asked for; ``family`` is the kind of way, "" for the tensor itself."""
+    """One tensor in hand as ``how`` says, broadcast to the shape asked for; ``family`` groups the ways, "" being the tensor itself."""
 
     source: InHand
     how: str
@@ -47,7 +48,7 @@ class View:
         return bool(flat.size) and bool(np.isin(flat, (0, 1)).all()) and bool(flat.any()) and not bool(flat.all())
 
     def kind_against(self, other: View) -> str:
-        """The kind of cause that it is to take the other view of the same tensor in the place of this one."""
+        """The kind of cause where the reference takes this view of a tensor and the port the other."""
         families = {self.family, other.family}
         if families == {"pad"}:
             return "padding.mode" if self.how.split(", ")[1:] == other.how.split(", ")[1:] else "padding.shift"
@@ -64,24 +65,26 @@ class View:
 
 def views(in_hand: Sequence[InHand], shape: Shape) -> Iterator[View]:
     """Views of what is in hand in a shape, the plainest and latest first; no two of the same values."""
+    latest = THRESHOLDS.latest_viewed
+    sources = [one for one in reversed(in_hand[-latest:]) if _is_usable(one)]
+    inputs = [one for one in in_hand[:-latest] if one.is_input and _is_usable(one)]
     seen: set[bytes] = set()
-    sources = [one for one in reversed(in_hand[-_LATEST:]) if _is_usable(one)]
-    inputs = [one for one in in_hand[:-_LATEST] if one.is_input and _is_usable(one)]
-    for ways in (_whole, _parts, _places, _reduced, _normalised, _enlarged, _padded):
-        for one in [*sources, *inputs][:_LATEST]:
-            for how, family, values in ways(one.values.astype(np.float64), shape):
-                key = np.ascontiguousarray(values).tobytes() if values.size <= 1 << 16 else repr((id(one), how)).encode()
+    for make in (_whole, _parts, _places, _reduced, _normalised, _enlarged, _padded):
+        for one in [*sources, *inputs][:latest]:
+            for how, family, values in make(one.values.astype(np.float64), shape):
+                is_small = values.size <= THRESHOLDS.largest_compared_view
+                key = np.ascontiguousarray(values).tobytes() if is_small else repr((id(one), how)).encode()
                 if key not in seen and np.isfinite(values).all() and np.ptp(values) > 0:
                     seen.add(key)
                     yield View(one, how, values, family)
 
 
 def _is_usable(one: InHand) -> bool:
-    return one.values.dtype.kind in "fb" and 1 < one.values.size <= 1 << 22
+    return one.values.dtype.kind in "fb" and 1 < one.values.size <= THRESHOLDS.largest_viewed
 
 
 def _fitted(values: Array, shape: Shape) -> Iterator[Array]:
-    """A tensor broadcast to a shape: its axes, in their order, set beside axes of their length (those of length 1 anywhere)."""
+    """A tensor broadcast to a shape: its axes, in their order, become axes of equal length; axes of length 1 may stand anywhere."""
     if values.shape == shape:
         yield values
         return
@@ -98,11 +101,7 @@ def _fitted(values: Array, shape: Shape) -> Iterator[Array]:
 
 
 def _first_fitted(values: Array, shape: Shape) -> Iterator[Array]:
-    found = _fitted(values, shape)
-    yield from (one for one, _ in zip(found, range(_MOST_PLACES), strict=False))
-
-
-Made = tuple[str, str, Array]
+    yield from islice(_fitted(values, shape), THRESHOLDS.most_broadcasts)
 
 
 def _whole(values: Array, shape: Shape) -> Iterator[Made]:
@@ -156,9 +155,10 @@ def _normalised(values: Array, shape: Shape) -> Iterator[Made]:
     for axis in range(values.ndim):
         if values.shape[axis] > 1:
             raised = np.exp(values - values.max(axis, keepdims=True))
-            yield f"the softmax along axis {axis}", "softmax", raised / raised.sum(axis, keepdims=True)
-            yield f"the logarithm of the softmax along axis {axis}", "softmax", np.log(raised / raised.sum(axis, keepdims=True))
+            softmax = raised / raised.sum(axis, keepdims=True)
             length = np.sqrt((values * values).sum(axis, keepdims=True))
+            yield f"the softmax along axis {axis}", "softmax", softmax
+            yield f"the logarithm of the softmax along axis {axis}", "softmax", np.log(softmax)
             yield f"unit length along axis {axis}", "unit", values / np.where(length > 0, length, 1)
 
 
@@ -202,17 +202,24 @@ def _spread(values: Array, axis: int, count: int) -> Array:
 
 
 def _padded(values: Array, shape: Shape) -> Iterator[Made]:
-    """Longer along one axis: by zeros, edges or a reflection, in front, behind, or on both sides."""
+    """Longer along one or two axes: by zeros, edges or a reflection, in front, behind, or on both sides."""
     if values.ndim != len(shape):
         return
-    axes = [axis for axis, (own, size) in enumerate(zip(values.shape, shape, strict=True)) if own != size]
-    if not 1 <= len(axes) <= 2 or any(shape[axis] <= values.shape[axis] or shape[axis] > 2 * values.shape[axis] + 16 for axis in axes):
+    lacking = [size - own for own, size in zip(values.shape, shape, strict=True)]
+    if not 1 <= np.count_nonzero(lacking) <= 2:
+        return
+    if any(more < 0 or more > own + THRESHOLDS.most_padding for more, own in zip(lacking, values.shape, strict=True)):
         return
     for place in ("on both sides", "in front", "behind"):
-        widths = [(0, 0)] * values.ndim
-        for axis in axes:
-            more = shape[axis] - values.shape[axis]
-            widths[axis] = {"on both sides": (more // 2, more - more // 2), "in front": (more, 0), "behind": (0, more)}[place]
-        for name, mode in (("zeros", "constant"), ("its edges", "edge"), ("its reflection", "reflect")):
-            if mode != "reflect" or all(max(widths[axis]) < values.shape[axis] for axis in axes):
-                yield f"padded by {name}, {place},", "pad", np.pad(values, widths, mode=mode)  # type: ignore[call-overload]
+        widths = [_split_padding(more, place) for more in lacking]
+        yield f"padded by zeros, {place},", "pad", np.pad(values, widths)
+        yield f"padded by its edges, {place},", "pad", np.pad(values, widths, mode="edge")
+        if all(max(width) < own for width, own in zip(widths, values.shape, strict=True)):
+            yield f"padded by its reflection, {place},", "pad", np.pad(values, widths, mode="reflect")
+
+
+def _split_padding(more: int, place: str) -> tuple[int, int]:
+    """How much is padded in front and behind."""
+    if place == "on both sides":
+        return more // 2, more - more // 2
+    return (more, 0) if place == "in front" else (0, more)

@@ -8,23 +8,20 @@ from itertools import permutations
 
 import numpy as np
 
-from tracediff.causes.scene import Scene, Suspect
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-_LONGEST = 4096  # of an axis whose indices are matched one to one
-_SHIFTS = 8
-_LEAST = 4
-"""Along fewer places one slice that is like its neighbour would be a shift."""
 
-
-def detect(scene: Scene) -> Iterable[Suspect]:
+def detect(scene: Scene) -> Iterable[Cause]:
     """The port's tensor is the reference's with its values moved."""
     if not scene.is_numeric:
         return
     reference, port = scene.tensors()
     if _is_unguided(scene, reference, port):
-        told = "the second half of the port's batch is what its first half is; the reference's is not: it runs without the condition"
-        yield Suspect("cfg.formula", 0.85, True, told)
+        evidence = "the second half of the port's batch is what its first half is; the reference's is not: it runs without the condition"
+        yield Cause("cfg.formula", THRESHOLDS.sure_batch_unguided, True, evidence)
         return
     for axis in range(reference.ndim - 1, -1, -1):
         if reference.shape[axis] > 1:
@@ -38,46 +35,51 @@ def detect(scene: Scene) -> Iterable[Suspect]:
 
 
 def _is_unguided(scene: Scene, reference: Array, port: Array) -> bool:
-    """Whether the half of a batch that is to run without a condition is given the one of the other half."""
+    """Whether the half of a batch that is to run without a condition is given the condition of the other half."""
     if reference.ndim < 2 or not reference.shape[0] or reference.shape[0] % 2:
         return False
     (given, free), (theirs, _) = np.split(reference, 2), np.split(port, 2)
-    noise = 10 * scene.limit * np.linalg.norm(given)
+    noise = THRESHOLDS.same_form_noise * scene.limit * np.linalg.norm(given)
     is_kept = np.linalg.norm(theirs - given) <= noise < np.linalg.norm(given - free)
     return bool(is_kept and scene.reproduces(np.concatenate([given, given])))
 
 
-def _along(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Suspect]:
-    length = reference.shape[axis]
-    name = f"axis {axis}"
+def _along(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Cause]:
+    """Values moved along one axis: in reverse, in parts, by a shift, or one by one."""
     if scene.reproduces(np.flip(reference, axis)):
-        yield Suspect("order.reversed", 0.95, True, f"the port's values are the reference's in reverse along {name}")
+        evidence = f"the port's values are the reference's in reverse along axis {axis}"
+        yield Cause("order.reversed", THRESHOLDS.sure_reversed, True, evidence)
         return
-    for parts in (2, 3, 4):
-        if length % parts == 0:
-            blocks = np.split(reference, parts, axis)
-            for order in list(permutations(range(parts)))[1:]:
-                if scene.reproduces(np.concatenate([blocks[i] for i in order], axis)):
-                    told = f"along {name} the port has the {parts} parts in the order {tuple(i + 1 for i in order)}"
-                    yield Suspect("order.concat", 0.9, True, told)
-                    return
-    found = list(_shifted(scene, reference, port, axis))
+    found = list(_parts_exchanged(scene, reference, axis)) or list(_shifted(scene, reference, port, axis))
     yield from found or _matched(scene, reference, port, axis)
 
 
-def _shifted(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Suspect]:
+def _parts_exchanged(scene: Scene, reference: Array, axis: int) -> Iterable[Cause]:
+    """Halves, thirds or quarters in another order."""
+    for parts in (2, 3, 4):
+        if reference.shape[axis] % parts == 0:
+            blocks = np.split(reference, parts, axis)
+            for order in list(permutations(range(parts)))[1:]:
+                if scene.reproduces(np.concatenate([blocks[part] for part in order], axis)):
+                    evidence = f"along axis {axis} the port has the {parts} parts in the order {tuple(part + 1 for part in order)}"
+                    yield Cause("order.concat", THRESHOLDS.sure_parts_exchanged, True, evidence)
+                    return
+
+
+def _shifted(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Cause]:
     """The inside of the tensor agrees after a shift by a few places."""
     length = reference.shape[axis]
-    if length < _LEAST:
+    if length < THRESHOLDS.least_shifted:
         return
-    made = np.linalg.norm(port - reference)
-    for shift in (sign * count for count in range(1, min(_SHIFTS, length // 2) + 1) for sign in (1, -1)):
+    most_left = THRESHOLDS.reproduced * np.linalg.norm(port - reference)
+    most_shifted = min(THRESHOLDS.shifts_tried, length // 2)
+    for shift in (sign * count for count in range(1, most_shifted + 1) for sign in (1, -1)):
         ours, theirs = _overlap(reference, port, axis, shift)
-        if np.linalg.norm(theirs - ours) <= 0.02 * made and np.ptp(ours) > 0:
-            kind = "position.offset" if "embed" in scene.sides[0].type.lower() or "posit" in scene.site.lower() else "padding.shift"
-            which = "later" if shift > 0 else "earlier"
-            told = f"along axis {axis} the port's values stand {abs(shift)} place(s) {which} than the reference's"
-            yield Suspect(kind, 0.85, True, told)
+        if np.linalg.norm(theirs - ours) <= most_left and np.ptp(ours) > 0:
+            is_position = "embed" in scene.sides[0].type.lower() or "posit" in scene.site.lower()
+            direction = "later" if shift > 0 else "earlier"
+            evidence = f"along axis {axis} the port's values stand {abs(shift)} place(s) {direction} than the reference's"
+            yield Cause("position.offset" if is_position else "padding.shift", THRESHOLDS.sure_shifted, True, evidence)
             return
 
 
@@ -92,27 +94,32 @@ def _overlap(reference: Array, port: Array, axis: int, shift: int) -> tuple[Arra
     return cut(reference, -shift, None), cut(port, 0, shift)
 
 
-def _matched(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Suspect]:
+def _matched(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[Cause]:
     """Each index of an axis has its values somewhere else along that axis."""
     length = reference.shape[axis]
-    if length > _LONGEST or reference.size < 4 * length or length < 3:
+    if not THRESHOLDS.least_matched_axis <= length <= THRESHOLDS.longest_matched_axis:
         return
-    ours = np.moveaxis(reference, axis, 0).reshape(length, -1)
-    theirs = np.moveaxis(port, axis, 0).reshape(length, -1)
+    if reference.size < THRESHOLDS.least_slice * length:
+        return
+    slices = np.moveaxis(reference, axis, 0)
+    places = _places(slices.reshape(length, -1), np.moveaxis(port, axis, 0).reshape(length, -1))
+    if np.array_equal(places, np.arange(length)) or not scene.reproduces(np.moveaxis(slices[places], 0, axis)):
+        return
+    if np.array_equal(places, np.roll(np.arange(length), -int(places[0]))):
+        evidence = f"along axis {axis} the port has the first {int(places[0])} of the reference's {length} slices behind the others"
+        yield Cause("order.concat", THRESHOLDS.sure_parts_exchanged, True, evidence)
+        return
+    kind = "order.channels" if axis in (reference.ndim - 1, 1) else "order.roles"
+    evidence = f"along axis {axis} the port has the same {length} slices in the order {_brief(places)}"
+    yield Cause(kind, THRESHOLDS.sure_slices_moved, True, evidence)
+
+
+def _places(ours: Array, theirs: Array) -> Array:
+    """Which of the reference's slices each of the port's is, (slices,); both given as (slices, values), matched by a random projection."""
     keys = np.random.default_rng(0).standard_normal(ours.shape[1])
-    order_ours, order_theirs = np.argsort(ours @ keys), np.argsort(theirs @ keys)
-    places = np.empty(length, int)
-    places[order_theirs] = order_ours
-    if np.array_equal(places, np.arange(length)):
-        return
-    moved = np.moveaxis(ours[places].reshape(length, *np.delete(reference.shape, axis)), 0, axis)
-    if scene.reproduces(moved):
-        if np.array_equal(places, np.roll(np.arange(length), -int(places[0]))):
-            told = f"along axis {axis} the port has the first {int(places[0])} of the reference's {length} slices behind the others"
-            yield Suspect("order.concat", 0.9, True, told)
-            return
-        kind = "order.channels" if axis == reference.ndim - 1 or axis == 1 else "order.roles"
-        yield Suspect(kind, 0.9, True, f"along axis {axis} the port has the same {length} slices in the order {_brief(places)}")
+    places = np.empty(len(ours), int)
+    places[np.argsort(theirs @ keys)] = np.argsort(ours @ keys)
+    return places
 
 
 def _brief(places: Array) -> str:
@@ -120,21 +127,7 @@ def _brief(places: Array) -> str:
     return f"({shown}{', ...' if len(places) > 6 else ''})"
 
 
-def _taken_apart(scene: Scene, reference: Array) -> Iterable[Suspect]:
-    """An axis was taken apart, and put together in another order of its parts; or a reshape stands where a transposition was meant."""
-    for first in range(reference.ndim):
-        for last in range(first + 1, reference.ndim + 1):
-            joined = math.prod(reference.shape[first:last])
-            for inner in _divisors(joined):
-                flat = reference.reshape(*reference.shape[:first], joined // inner, inner, *reference.shape[last:])
-                if scene.reproduces(np.swapaxes(flat, first, first + 1).reshape(reference.shape)):
-                    outer = joined // inner
-                    told = f"the port reads {joined} values as ({inner}, {outer}) where the reference has ({outer}, {inner})"
-                    yield Suspect("heads.layout", 0.9, True, told)
-                    return
-
-
-def _heads(scene: Scene, reference: Array) -> Iterable[Suspect]:
+def _heads(scene: Scene, reference: Array) -> Iterable[Cause]:
     """Heads put together without being brought beside their channels again, or the other way round."""
     for axis in range(reference.ndim - 1):
         length, width = reference.shape[axis : axis + 2]
@@ -143,22 +136,39 @@ def _heads(scene: Scene, reference: Array) -> Iterable[Suspect]:
             apart = reference.reshape(*before, length, heads, width // heads, *after)
             together = reference.reshape(*before, heads, length, width // heads, *after)
             if any(scene.reproduces(np.swapaxes(one, axis, axis + 1).reshape(reference.shape)) for one in (apart, together)):
-                yield Suspect("heads.layout", 0.95, True, f"the port reshapes where {heads} heads of {width // heads} should be transposed")
+                evidence = f"the port reshapes where {heads} heads of {width // heads} should be transposed"
+                yield Cause("heads.layout", THRESHOLDS.sure_heads_reshaped, True, evidence)
                 return
 
 
+def _taken_apart(scene: Scene, reference: Array) -> Iterable[Cause]:
+    """An axis was taken apart, and put together in another order of its parts; or a reshape stands where a transposition was meant."""
+    for first in range(reference.ndim):
+        for last in range(first + 1, reference.ndim + 1):
+            joined = math.prod(reference.shape[first:last])
+            for inner in _divisors(joined):
+                outer = joined // inner
+                flat = reference.reshape(*reference.shape[:first], outer, inner, *reference.shape[last:])
+                if scene.reproduces(np.swapaxes(flat, first, first + 1).reshape(reference.shape)):
+                    evidence = f"the port reads {joined} values as ({inner}, {outer}) where the reference has ({outer}, {inner})"
+                    yield Cause("heads.layout", THRESHOLDS.sure_axis_taken_apart, True, evidence)
+                    return
+
+
 def _divisors(number: int) -> list[int]:
-    return [d for d in range(2, min(number // 2, 512) + 1) if number % d == 0][:24]
+    largest = min(number // 2, THRESHOLDS.largest_divisor)
+    return [divisor for divisor in range(2, largest + 1) if number % divisor == 0][: THRESHOLDS.divisors_tried]
 
 
-def _roles(scene: Scene) -> Iterable[Suspect]:
+def _roles(scene: Scene) -> Iterable[Cause]:
     """The port has here what the reference has somewhere else in hand."""
     reference, _ = scene.tensors()
     for one in scene.beside:
         if one.values.shape == reference.shape and scene.reproduces(one.values):
-            yield Suspect("order.roles", 0.95, True, f"the port hands over here what is {one.name} in the reference")
+            evidence = f"the port hands over here what is {one.name} in the reference"
+            yield Cause("order.roles", THRESHOLDS.sure_other_argument, True, evidence)
             return
     for one in scene.of_shape():
         if scene.reproduces(one.values) and not one.is_input:
-            yield Suspect("order.roles", 0.75, True, f"the port has here what {one.name} returned")
+            yield Cause("order.roles", THRESHOLDS.sure_other_tensor, True, f"the port has here what {one.name} returned")
             return

@@ -11,17 +11,18 @@ from itertools import permutations
 
 import numpy as np
 
-from tracediff.causes.scene import Scene, Suspect
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-_MOST = 2**24  # scores
-_PROJECTIONS = 6  # of what is in hand, the latest, among which queries, keys and values are looked for
-_HEADS = 16
+_MOST_NEGATIVE = -1e30
+"""What an additive mask is raised to, so that no infinity times 0 arises."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One attention call: what it is computed from, and over which axis the softmax runs."""
+    """One attention call: q (B, H, T, D), k and v (B, G, S, D), an additive mask, and the axis of the scores that the softmax runs over."""
 
     q: Array
     k: Array
@@ -31,59 +32,74 @@ class _Call:
     axis: int = -1
 
 
-def detect(scene: Scene) -> Iterable[Suspect]:
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """One change to a call: the kind of cause that it is, the change in words, and the changed call."""
+
+    kind: str
+    text: str
+    call: _Call
+
+
+def detect(scene: Scene) -> Iterable[Cause]:
     """The one change to the call that turns the reference's output into the port's."""
     if not scene.is_numeric:
         return
     if scene.blame != "module" or not scene.site.endswith("!attention"):
         yield from _written_out(scene)
         return
-    reference, _ = scene.tensors()
+    shape = scene.tensors()[0].shape
     for call in _calls(scene):
-        made = _computed(call, reference.shape)
-        if made is None or not scene.is_reference(made):
-            continue
-        for kind, told, edit in _edits(call):
-            values = _computed(edit, reference.shape)
-            if values is not None and scene.reproduces(values):
-                yield Suspect(kind, 0.95, True, f"attention computed again {told} gives the port's output")
-                return
-        return
+        made = _computed(call, shape)
+        if made is not None and scene.is_reference(made):
+            yield from _edited(scene, call, shape, tuple(range(len(shape))), "output")
+            return
 
 
-def _written_out(scene: Scene) -> Iterable[Suspect]:
+def _written_out(scene: Scene) -> Iterable[Cause]:
     """As `detect` for attention that a module's own code computes from its projections: (B, T, C), or (B, C, T) with the channels first."""
     reference, _ = scene.tensors()
     if reference.ndim != 3:
         return
     for order in ((0, 1, 2), (0, 2, 1)):
-        batch, length, width = np.transpose(reference, order).shape
-        found = [part for one in scene.in_hand[-_PROJECTIONS:] for part in _projections(one.values, order, batch, width)]
-        for q, k, v in permutations(found[-4:], 3):
-            if q.shape[1] != length or k.shape != v.shape or batch * length * k.shape[1] > _MOST:
+        shape = tuple(reference.shape[axis] for axis in order)
+        for call in _written_out_calls(scene, shape, order):
+            made = _computed(call, shape)
+            if made is None or not scene.is_reference(np.transpose(made, order)):
                 continue
-            for heads in (number for number in range(1, min(width, _HEADS) + 1) if width % number == 0):
+            found = list(_edited(scene, call, shape, order, "values"))
+            yield from found
+            if found:
+                return
+
+
+def _written_out_calls(scene: Scene, shape: tuple[int, ...], order: tuple[int, ...]) -> Iterator[_Call]:
+    """The calls that could give values of the shape (B, T, C): every order of the projections in hand, every number of heads."""
+    batch, length, width = shape
+    in_hand = scene.in_hand[-THRESHOLDS.projections_tried :]
+    found = [part for one in in_hand for part in _projections(one.values, order, batch, width)]
+    for q, k, v in permutations(found[-THRESHOLDS.projections_kept :], 3):
+        if q.shape[1] != length or k.shape != v.shape or batch * length * k.shape[1] > THRESHOLDS.most_scores:
+            continue
+        for heads in range(1, min(width, THRESHOLDS.most_heads) + 1):
+            if width % heads == 0:
                 call = _Call(_split(q, heads), _split(k, heads), _split(v, heads), None, (width // heads) ** -0.5)
-                for whole in (call, replace(call, mask=_causal(length, k.shape[1]))):
-                    told = list(_edited(scene, whole, (batch, length, width), order))
-                    yield from told
-                    if told:
-                        return
+                yield call
+                yield replace(call, mask=_causal(length, k.shape[1]))
 
 
-def _edited(scene: Scene, call: _Call, shape: tuple[int, ...], order: tuple[int, ...]) -> Iterator[Suspect]:
-    made = _computed(call, shape)
-    if made is None or not scene.is_reference(np.transpose(made, order)):
-        return
-    for kind, told, edit in _edits(call):
-        values = _computed(edit, shape)
+def _edited(scene: Scene, call: _Call, shape: tuple[int, ...], order: tuple[int, ...], what: str) -> Iterator[Cause]:
+    """The first edit of a call that reproduces the port, ``shape`` being the call's and ``order`` its axes in the reference's."""
+    for edit in _edits(call):
+        values = _computed(edit.call, shape)
         if values is not None and scene.reproduces(np.transpose(values, order)):
-            yield Suspect(kind, 0.95, True, f"attention computed again {told} gives the port's values")
+            evidence = f"attention computed again {edit.text} gives the port's {what}"
+            yield Cause(edit.kind, THRESHOLDS.sure_attention_recomputed, True, evidence)
             return
 
 
 def _projections(values: Array, order: tuple[int, ...], batch: int, width: int) -> Iterator[Array]:
-    """A tensor in hand as (B, S, C), or the two or three of them that a fused projection gave."""
+    """A tensor in hand as (B, S, C), or the two or three such tensors that a fused projection gave."""
     if values.ndim != 3 or values.dtype.kind != "f":
         return
     seen = np.transpose(values, order)
@@ -97,12 +113,12 @@ def _split(x: Array, heads: int) -> Array:
 
 
 def _calls(scene: Scene) -> Iterator[_Call]:
-    """The call as its records tell it, causal or not."""
+    """The recorded call, first as it was recorded, then causal."""
     named = {one.end: one.values for one in scene.in_hand}
     q, k, v = (named.get(f"input[{name}]") for name in "qkv")
     if q is None or k is None or v is None or q.ndim != 4 or k.ndim != 4 or q.shape[-1] != k.shape[-1]:
         return
-    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] > _MOST:
+    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] > THRESHOLDS.most_scores:
         return
     mask, scale = named.get("input[mask]"), named.get("attr[scale]")
     factor = float(scale.reshape(-1)[0]) if scale is not None and scale.size else q.shape[-1] ** -0.5
@@ -113,45 +129,56 @@ def _calls(scene: Scene) -> Iterator[_Call]:
 
 
 def _additive(mask: Array) -> Array:
-    return np.where(mask, 0.0, -np.inf) if mask.dtype == bool else np.maximum(mask.astype(np.float64), -1e30)
+    return np.where(mask, 0.0, -np.inf) if mask.dtype == bool else np.maximum(mask.astype(np.float64), _MOST_NEGATIVE)
 
 
 def _causal(queries: int, keys: int) -> Array:
+    """The additive mask (T, S) that shows each query the keys up to its own position."""
     seen = np.arange(keys)[None, :] <= np.arange(queries)[:, None] + keys - queries
     return np.where(seen, 0.0, -np.inf)
 
 
-def _edits(call: _Call) -> Iterator[tuple[str, str, _Call]]:
-    length, width = call.q.shape[2], call.q.shape[3]
-    causal = _causal(length, call.k.shape[2])
-    if call.mask is not None:
-        yield "mask.missing", "without the mask", replace(call, mask=None)
-        inverted = np.where(call.mask < -1e3, 0.0, -np.inf)
-        yield "mask.wrong", "with the mask inverted", replace(call, mask=inverted)
-        yield "mask.wrong", "with a causal mask besides", replace(call, mask=call.mask + causal)
-        yield "mask.wrong", "with a causal mask instead", replace(call, mask=causal)
-        if call.mask.shape[-1] == call.mask.shape[-2]:
-            yield "mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2))
-        for shift in (1, -1):
-            yield "mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1))
-    else:
-        yield "mask.wrong", "with a causal mask", replace(call, mask=causal)
-    for told, scale in (("1/sqrt(D)", width**-0.5), ("1", 1.0), ("1/D", 1 / width), ("D**-0.25", width**-0.25), ("sqrt(D)", width**0.5)):
-        if abs(scale / call.scale - 1) > 1e-4:
-            yield "scale", f"with a scale of {told} in the place of {call.scale:.6g}", replace(call, scale=scale)
-    yield "scale", f"with the scale applied twice ({call.scale**2:.6g})", replace(call, scale=call.scale**2)
-    yield "order.roles", "with q and k exchanged", replace(call, q=call.k, k=call.q)
-    yield "order.roles", "with k and v exchanged", replace(call, k=call.v, v=call.k)
-    yield "heads.layout", "with the softmax over the queries", replace(call, axis=-2)
+def _edits(call: _Call) -> Iterator[_Edit]:
+    """Every change that is tried, the likelier first."""
+    yield from _edits_of_mask(call)
+    yield from _edits_of_scale(call)
+    yield _Edit("order.roles", "with q and k exchanged", replace(call, q=call.k, k=call.q))
+    yield _Edit("order.roles", "with k and v exchanged", replace(call, k=call.v, v=call.k))
+    yield _Edit("heads.layout", "with the softmax over the queries", replace(call, axis=-2))
     heads, groups = call.q.shape[1], call.k.shape[1]
     if heads != groups and groups > 1:
-        order = np.arange(heads).reshape(heads // groups, groups).T.reshape(-1)
-        told = "with keys and values repeated in the other order"
-        inverse = np.argsort(order)
-        yield "heads.layout", told, replace(call, k=_repeated(call.k, heads)[:, inverse], v=_repeated(call.v, heads)[:, inverse])
+        order = np.argsort(np.arange(heads).reshape(heads // groups, groups).T.reshape(-1))
+        regrouped = replace(call, k=_repeated(call.k, heads)[:, order], v=_repeated(call.v, heads)[:, order])
+        yield _Edit("heads.layout", "with keys and values repeated in the other order", regrouped)
+
+
+def _edits_of_mask(call: _Call) -> Iterator[_Edit]:
+    causal = _causal(call.q.shape[2], call.k.shape[2])
+    if call.mask is None:
+        yield _Edit("mask.wrong", "with a causal mask", replace(call, mask=causal))
+        return
+    yield _Edit("mask.missing", "without the mask", replace(call, mask=None))
+    inverted = np.where(call.mask < THRESHOLDS.mask_hides, 0.0, -np.inf)
+    yield _Edit("mask.wrong", "with the mask inverted", replace(call, mask=inverted))
+    yield _Edit("mask.wrong", "with a causal mask besides", replace(call, mask=call.mask + causal))
+    yield _Edit("mask.wrong", "with a causal mask instead", replace(call, mask=causal))
+    if call.mask.shape[-1] == call.mask.shape[-2]:
+        yield _Edit("mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2)))
+    for shift in (1, -1):
+        yield _Edit("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
+
+
+def _edits_of_scale(call: _Call) -> Iterator[_Edit]:
+    width = call.q.shape[3]
+    scales = {"1/sqrt(D)": width**-0.5, "1": 1.0, "1/D": 1 / width, "D**-0.25": width**-0.25, "sqrt(D)": width**0.5}
+    for text, scale in scales.items():
+        if abs(scale / call.scale - 1) > THRESHOLDS.same_attention_scale:
+            yield _Edit("scale", f"with a scale of {text} in the place of {call.scale:.6g}", replace(call, scale=scale))
+    yield _Edit("scale", f"with the scale applied twice ({call.scale**2:.6g})", replace(call, scale=call.scale**2))
 
 
 def _repeated(x: Array, heads: int) -> Array:
+    """(B, G, S, D) as (B, H, S, D)."""
     return np.repeat(x, heads // x.shape[1], 1)
 
 

@@ -13,27 +13,33 @@ from itertools import combinations
 
 import numpy as np
 
-from tracediff.causes.scene import InHand, Scene, Suspect
+from tracediff.causes.catalogue import gravest
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import NOT_ZERO, InHand, Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-_MOST = 14  # of what is in hand, the latest and the inputs
-_SAMPLE = 40_000
-_FEWEST = 8  # fewer values are a sum of anything
-_LOGS = {math.log(10): "ln for log10", 1 / math.log(10): "log10 for ln", 20 / math.log(10): "dB for ln", math.log(10) / 20: "ln for dB"}
-_LOGS |= {math.log(2): "ln for log2", 1 / math.log(2): "log2 for ln"}
+_LOGARITHMS = {
+    math.log(10): "ln for log10",
+    1 / math.log(10): "log10 for ln",
+    20 / math.log(10): "dB for ln",
+    math.log(10) / 20: "ln for dB",
+    math.log(2): "ln for log2",
+    1 / math.log(2): "log2 for ln",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A tensor in hand, or one of the parts of a batch, as it enters a sum."""
+    """A tensor in hand, or one of the parts of a batch, as it enters a sum. ``values``: (sample,); ``part`` is -1 for the whole."""
 
     name: str
     source: InHand
-    values: Array  # sampled, flat
+    values: Array
     part: int = -1
 
 
-def detect(scene: Scene) -> Iterable[Suspect]:
+def detect(scene: Scene) -> Iterable[Cause]:
     """What the coefficients of the two sides tell, and a port that is a multiple of the reference."""
     if not scene.is_numeric:
         return
@@ -43,23 +49,25 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     chosen = _sample(reference.shape)
     terms = _terms(scene, reference.shape, chosen)
     y, p = reference.reshape(-1)[chosen], port.reshape(-1)[chosen]
-    yield from _added(scene, terms, y, p)
-    yield from _recombined(scene, terms, y, p)
+    if len(y) >= THRESHOLDS.fewest_summed:
+        yield from _added(scene, terms, y, p)
+        yield from _recombined(scene, terms, y, p)
 
 
-def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Suspect]:
+def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Cause]:
     """The port is the reference times a number."""
-    factor = float(np.vdot(reference, port)) / max(float(np.vdot(reference, reference)), 1e-300)
-    if not scene.reproduces(factor * reference) or abs(factor) < 1e-12:
+    factor = float(np.vdot(reference, port)) / max(float(np.vdot(reference, reference)), NOT_ZERO)
+    if not scene.reproduces(factor * reference) or abs(factor) < THRESHOLDS.least_multiple:
         return
-    told = f"the port's values are the reference's times {factor:.6g}"
-    log = next((text for value, text in _LOGS.items() if abs(abs(factor) / value - 1) < 1e-4), "")
-    if log:
-        yield Suspect("units.log", 0.8, True, f"{told}: {log}")
-    elif reference.size <= 64 and _is_time(scene):
-        yield Suspect("time.scale", 0.85, True, told)
+    evidence = f"the port's values are the reference's times {factor:.6g}"
+    logarithms = (text for value, text in _LOGARITHMS.items() if abs(abs(factor) / value - 1) < THRESHOLDS.same_logarithm)
+    logarithm = next(logarithms, "")
+    if logarithm:
+        yield Cause("units.log", THRESHOLDS.sure_logarithm, True, f"{evidence}: {logarithm}")
+    elif reference.size <= THRESHOLDS.most_times and _is_time(scene):
+        yield Cause("time.scale", THRESHOLDS.sure_times_scaled, True, evidence)
     else:
-        yield Suspect("scale", 0.8, True, told)
+        yield Cause("scale", THRESHOLDS.sure_multiple, True, evidence)
 
 
 def _once(reference: Array, port: Array) -> tuple[Array, Array]:
@@ -78,8 +86,9 @@ def _is_time(scene: Scene) -> bool:
 
 
 def _sample(shape: tuple[int, ...]) -> Array:
-    size = math.prod(shape)
-    return np.arange(size) if size <= _SAMPLE else np.random.default_rng(0).choice(size, _SAMPLE, replace=False)
+    """The flat indices (sample,) at which sums are fitted."""
+    size, most = math.prod(shape), THRESHOLDS.sum_sample
+    return np.arange(size) if size <= most else np.random.default_rng(0).choice(size, most, replace=False)
 
 
 def _terms(scene: Scene, shape: tuple[int, ...], chosen: Array) -> list[_Term]:
@@ -88,16 +97,18 @@ def _terms(scene: Scene, shape: tuple[int, ...], chosen: Array) -> list[_Term]:
     for one in reversed(scene.in_hand):
         if one.values.dtype.kind != "f" or not np.isfinite(one.values).all() or one.values.size < 2:
             continue
-        for part, values in _views(one.values, shape):
+        for part, values in _broadcast(one.values, shape):
             flat = np.broadcast_to(values, shape).reshape(-1)[chosen]
             is_new = not any(np.array_equal(flat, term.values) for term in found)
             if is_new and np.any(flat):
                 found.append(_Term(one.name + (f" (part {part + 1} of its batch)" if part >= 0 else ""), one, flat, part))
     inputs = [term for term in found if term.source.is_input]
-    return [*inputs[: _MOST // 2], *[term for term in found if not term.source.is_input]][:_MOST]
+    made = [term for term in found if not term.source.is_input]
+    return [*inputs[: THRESHOLDS.most_terms // 2], *made][: THRESHOLDS.most_terms]
 
 
-def _views(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]:
+def _broadcast(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]:
+    """A tensor in a form that broadcasts to a shape, as (-1, tensor); or the parts of its batch, each with its number."""
     values = _without_ones(values, len(shape))
     if values.shape == shape:
         yield -1, values
@@ -105,7 +116,7 @@ def _views(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]
     if shape and values.ndim == len(shape) and values.shape[1:] == shape[1:] and shape[0] and values.shape[0] % shape[0] == 0:
         yield from enumerate(np.split(values, values.shape[0] // shape[0]))
         return
-    if values.ndim <= len(shape) and 4 * values.size >= 4 * (shape[-1] if shape else 1):
+    if values.ndim <= len(shape) and values.size >= (shape[-1] if shape else 1):
         try:
             if np.broadcast_shapes(values.shape, shape) == shape:
                 yield -1, values
@@ -114,101 +125,138 @@ def _views(values: Array, shape: tuple[int, ...]) -> Iterable[tuple[int, Array]]
 
 
 def _without_ones(values: Array, ndim: int) -> Array:
-    """A tensor with no more axes than that, as far as those behind its batch are of length 1: the position of a token that is alone."""
+    """A tensor with at most ``ndim`` axes, as far as axes behind the batch are of length 1: the position of a token that is alone."""
     ones = [axis for axis in range(1, values.ndim) if values.shape[axis] == 1]
     return values.squeeze(tuple(ones[: max(values.ndim - ndim, 0)]))
 
 
-def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Suspect]:
-    """The difference is a multiple of one tensor in hand."""
-    if len(y) < _FEWEST:
-        return
+def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Cause]:
+    """The difference is a multiple of one tensor in hand; ``y`` and ``p`` (sample,) are the reference's and the port's values."""
     difference = p - y
-    size = float(np.vdot(difference, difference))
+    made = float(np.linalg.norm(difference))
+    allowed = scene.share_allowed(y, p)
     for term in terms:
-        factor = float(np.vdot(term.values, difference)) / max(float(np.vdot(term.values, term.values)), 1e-300)
-        left = float(np.linalg.norm(difference - factor * term.values)) / math.sqrt(size) if size else 1.0
-        if left > _loose(scene, y, difference) or abs(factor) < 1e-9:
+        factor = float(np.vdot(term.values, difference)) / max(float(np.vdot(term.values, term.values)), NOT_ZERO)
+        left = float(np.linalg.norm(difference - factor * term.values)) / made if made else 1.0
+        if left > allowed or abs(factor) < THRESHOLDS.least_addend:
             continue
-        if abs(factor + 1) < 0.01:
-            yield Suspect(_missing(scene, term), 0.9, True, f"the port lacks {term.name}: adding it gives the reference")
-        elif abs(factor - 1) < 0.01:
-            yield Suspect("branch.extra", 0.85, True, f"the port adds {term.name} once more than the reference")
+        if abs(factor + 1) < THRESHOLDS.once_added:
+            evidence = f"the port lacks {term.name}: adding it gives the reference"
+            yield Cause(_kind_if_left_out(scene, term), THRESHOLDS.sure_term_missing, True, evidence)
+        elif abs(factor - 1) < THRESHOLDS.once_added:
+            evidence = f"the port adds {term.name} once more than the reference"
+            yield Cause("branch.extra", THRESHOLDS.sure_term_extra, True, evidence)
         return
 
 
-def _loose(scene: Scene, y: Array, difference: Array) -> float:
-    made = float(np.linalg.norm(difference))
-    return max(0.02, min(0.2, 3 * scene.limit * float(np.linalg.norm(y)) / made)) if made else 0.0
-
-
-def _missing(scene: Scene, term: _Term) -> str:
-    """What it is that is missing: a position, the stream that a branch is added to, or a branch."""
-    words = (term.source.type + term.name).lower()
-    if "embed" in words or "posit" in words or "pos_" in words:
-        return "position.missing"
-    if term.source.is_input or _is_earlier_stream(scene, term):
-        return "residual.missing"
-    return "branch.missing"
+def _kind_if_left_out(scene: Scene, term: _Term) -> str:
+    return term.source.kind_if_left_out(is_stream=term.source.is_input or _is_earlier_stream(scene, term))
 
 
 def _is_earlier_stream(scene: Scene, term: _Term) -> bool:
     """Whether a later call was made from the term: then the term is the stream, and what was made of it the branch."""
-    places = [i for i, one in enumerate(scene.in_hand) if one is term.source]
+    places = [place for place, one in enumerate(scene.in_hand) if one is term.source]
     return bool(places) and places[0] < len(scene.in_hand) - 1
 
 
-def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Suspect]:
+def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Cause]:
     """Both sides are sums of the same few tensors with different coefficients."""
-    if len(y) < _FEWEST:
-        return
+    reference_tolerance = max(THRESHOLDS.sum_reference, THRESHOLDS.sum_reference_noise * scene.limit)
+    port_tolerance = max(THRESHOLDS.sum_port, THRESHOLDS.sum_port_noise * scene.limit)
     for count in (2, 3):
         for group in combinations(terms, count):
-            ours = _coefficients(group, y, max(1e-5, 3 * scene.limit))
-            if ours is None or min(map(abs, ours)) < 1e-6:
+            ours = _coefficients(group, y, reference_tolerance)
+            if ours is None or min(map(abs, ours)) < THRESHOLDS.least_coefficient:
                 continue
-            theirs = _coefficients(group, p, max(1e-4, 10 * scene.limit))
+            theirs = _coefficients(group, p, port_tolerance)
             if theirs is not None:
-                yield from _told(scene, group, ours, theirs)
+                yield from _compared(scene, _Sums(group, ours, theirs))
                 return
 
 
 def _coefficients(group: Sequence[_Term], y: Array, tolerance: float) -> tuple[float, ...] | None:
-    """The coefficients with which the terms give ``y``; None where they do not, or not in one way."""
+    """The coefficients with which the terms give ``y`` (sample,); None where they do not, or not in one way."""
     matrix = np.stack([term.values for term in group], 1)
     scales = np.linalg.norm(matrix, axis=0)
     found, _, rank, singular = np.linalg.lstsq(matrix / scales, y, rcond=None)
-    if rank < len(group) or singular[-1] < 1e-3 * singular[0]:
+    if rank < len(group) or singular[-1] < THRESHOLDS.least_condition * singular[0]:
         return None
     if np.linalg.norm(matrix / scales @ found - y) > tolerance * np.linalg.norm(y):
         return None
     return tuple(float(value) for value in found / scales)
 
 
-def _told(scene: Scene, group: Sequence[_Term], ours: tuple[float, ...], theirs: tuple[float, ...]) -> Iterable[Suspect]:
-    changed = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if abs(a - b) > 1e-3 * max(abs(a), abs(b))]
-    if not changed:
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Two sums of the same terms, with the reference's coefficients and the port's."""
+
+    terms: Sequence[_Term]
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def changed(self) -> list[int]:
+        """The places of the terms whose coefficients differ."""
+        pairs = enumerate(zip(self.ours, self.theirs, strict=True))
+        return [place for place, (a, b) in pairs if abs(a - b) > THRESHOLDS.same_coefficient * max(abs(a), abs(b))]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The port's coefficients over the reference's, where they differ."""
+        return [self.theirs[place] / self.ours[place] for place in self.changed]
+
+    @property
+    def parts(self) -> list[int]:
+        """The places of the terms that are parts of one batch."""
+        sources = Counter(id(term.source) for term in self.terms if term.part >= 0)
+        return [place for place, term in enumerate(self.terms) if term.part >= 0 and sources[id(term.source)] > 1]
+
+    def is_guidance(self) -> bool:
+        """Whether the reference combines parts of a batch, or two terms of opposite signs whose coefficients add up to 1."""
+        if len(self.parts) >= 2:
+            return True
+        return len(self.terms) == 2 and self.ours[0] * self.ours[1] < 0 and _is_near(sum(self.ours), 1)
+
+    def scales_guidance_as_a_whole(self) -> bool:
+        """Whether as many coefficients changed as there are parts of a batch, all by one factor."""
+        ratios = self.ratios
+        one_factor = max(ratios) - min(ratios) < THRESHOLDS.same_coefficient * max(map(abs, ratios))
+        return len(self.changed) == len(self.parts) and one_factor
+
+    def is_step(self) -> bool:
+        """Whether a state is kept whole and what changed is multiplied by a step and made in a loop."""
+        changed = self.changed
+        kept = [place for place in range(len(self.terms)) if place not in changed]
+        is_looped = all(self.terms[place].source.calls > 1 for place in changed)
+        has_state = any(abs(self.ours[place] - 1) < THRESHOLDS.is_kept_whole for place in kept)
+        has_step = all(abs(abs(self.ours[place]) - 1) > THRESHOLDS.same_coefficient for place in changed)
+        return is_looped and has_state and has_step
+
+
+def _compared(scene: Scene, sums: _Sums) -> Iterable[Cause]:
+    if not sums.changed:
         return
-    spelled = (" + ".join(f"{c:.5g} * {term.name}" for c, term in zip(row, group, strict=True)) for row in (ours, theirs))
+    spelled = (
+        " + ".join(f"{factor:.5g} * {term.name}" for factor, term in zip(row, sums.terms, strict=True)) for row in (sums.ours, sums.theirs)
+    )
     evidence = "the reference is {}, the port {}".format(*spelled)
-    yield Suspect(_kind(scene, group, ours, theirs, changed), 0.9, True, evidence)
+    yield Cause(_kind(scene, sums), THRESHOLDS.sure_recombined, True, evidence)
 
 
-def _kind(scene: Scene, group: Sequence[_Term], ours: Sequence[float], theirs: Sequence[float], changed: Sequence[int]) -> str:
-    ratios = [theirs[i] / ours[i] for i in changed]
-    if all(abs(ratio) < 1e-3 for ratio in ratios):
-        kinds = [_missing(scene, group[i]) for i in changed]
-        return min(kinds, key=lambda kind: kind == "branch.missing")
-    sources = Counter(id(term.source) for term in group if term.part >= 0)
-    parts = [i for i, term in enumerate(group) if term.part >= 0 and sources[id(term.source)] > 1]
-    guided = len(parts) >= 2 or (len(group) == 2 and ours[0] * ours[1] < 0 and abs(sum(ours) - 1) < 1e-3)
-    if guided and not (len(changed) == len(parts) and max(ratios) - min(ratios) < 1e-3 * max(map(abs, ratios))):
+def _kind(scene: Scene, sums: _Sums) -> str:
+    """The kind of cause that the two rows of coefficients are."""
+    ratios = sums.ratios
+    if all(_is_near(ratio, 0) for ratio in ratios):
+        return gravest([_kind_if_left_out(scene, sums.terms[place]) for place in sums.changed])
+    is_guidance = sums.is_guidance()
+    if is_guidance and not sums.scales_guidance_as_a_whole():
         return "cfg.formula"
-    kept = [i for i in range(len(group)) if i not in changed]
-    is_looped = all(group[i].source.calls > 1 for i in changed)
-    is_step = is_looped and any(abs(ours[i] - 1) < 1e-4 for i in kept) and all(abs(abs(ours[i]) - 1) > 1e-3 for i in changed)
-    if is_step:
-        return "ode.sign" if all(abs(ratio + 1) < 1e-3 for ratio in ratios) else "ode.schedule"
-    if guided:
+    if sums.is_step():
+        return "ode.sign" if all(_is_near(ratio, -1) for ratio in ratios) else "ode.schedule"
+    if is_guidance:
         return "cfg.formula"
-    return "branch.extra" if all(abs(ratio - 2) < 1e-3 for ratio in ratios) else "scale"
+    return "branch.extra" if all(_is_near(ratio, 2) for ratio in ratios) else "scale"
+
+
+def _is_near(value: float, number: float) -> bool:
+    return abs(value - number) < THRESHOLDS.same_coefficient

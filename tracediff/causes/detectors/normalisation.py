@@ -6,68 +6,91 @@ reference, and the port is then tried with other statistics and other eps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from tracediff.causes.scene import Scene, Suspect
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
 _GRID = np.geomspace(1e-14, 1e2, 65)
+_USUAL_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
+_GOLDEN_SECTION = 0.618
+
+Norm = Callable[[float], Array]
+"""A tensor normalised with a given eps."""
 
 
-def detect(scene: Scene) -> Iterable[Suspect]:
+def detect(scene: Scene) -> Iterable[Cause]:
     """An output that is no longer normalised, has other statistics, or another eps."""
     if scene.blame != "module" or not scene.is_numeric:
         return
     reference, _ = scene.tensors()
     for x in scene.of_shape():
         if scene.reproduces(x.values) and "norm" in scene.sides[0].type.lower():
-            yield Suspect("norm.missing", 0.95, True, "the port's output is its input: nothing is normalised")
+            evidence = "the port's output is its input: nothing is normalised"
+            yield Cause("norm.missing", THRESHOLDS.sure_not_normalised, True, evidence)
             return
         for axis in dict.fromkeys((reference.ndim - 1, min(1, reference.ndim - 1))):
             yield from _along(scene, x.values, axis)
 
 
-def _along(scene: Scene, x: Array, axis: int) -> Iterable[Suspect]:
-    reference, port = scene.tensors()
-    if x.shape[axis] < 4 or x.size < 4 * x.shape[axis]:
+def _along(scene: Scene, x: Array, axis: int) -> Iterable[Cause]:
+    """Causes where the reference is a norm of ``x`` along an axis."""
+    reference, _ = scene.tensors()
+    least = THRESHOLDS.least_normalised
+    if x.shape[axis] < least or x.size < least * x.shape[axis]:
         return
-    forms: dict[str, Callable[[float], Array]] = {
+    norms: dict[str, Norm] = {
         "layer norm": lambda eps: (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + eps),
         "RMS norm": lambda eps: x / np.sqrt((x * x).mean(axis, keepdims=True) + eps),
     }
-    own = _eps(scene.sides[0].attributes)
-    for name, form in forms.items():
-        eps = own if own is not None else _best_eps(form, reference, axis)
-        gain, offset = _fitted(form(eps), reference, axis)
-        if not scene.is_reference(form(eps) * gain + offset):
-            continue
-        found = _closest(form, gain, offset, port)
-        if scene.reproduces(form(found) * gain + offset):
-            yield Suspect("norm.eps", 0.95, True, f"with eps {found:.1e} in the place of {eps:.1e} the {name} gives the port's values")
+    stated = _eps(scene.sides[0].attributes)
+    for name, norm in norms.items():
+        eps = stated if stated is not None else _best_eps(norm, reference, axis)
+        gain, offset = _fitted(norm(eps), reference, axis)
+        if scene.is_reference(norm(eps) * gain + offset):
+            yield from _otherwise(scene, x, axis, norms, name, eps, (gain, offset))
             return
-        for other, another in forms.items():
-            if other != name and scene.reproduces(another(eps) * gain + offset):
-                yield Suspect("norm.missing", 0.8, True, f"the reference is a {name}, the port a {other}")
-        if scene.reproduces(x * gain + offset):
-            yield Suspect("norm.missing", 0.9, True, "the port scales and shifts its input without normalising it")
-        for axes in _other_axes(x.ndim, axis):
-            if scene.reproduces(_normalised(x, axes, eps, has_mean=name == "layer norm") * gain + offset):
-                yield Suspect("norm.missing", 0.8, True, f"the port takes its statistics over axes {axes} in the place of {(axis,)}")
+
+
+def _otherwise(
+    scene: Scene, x: Array, axis: int, norms: Mapping[str, Norm], name: str, eps: float, affine: tuple[Array, Array]
+) -> Iterable[Cause]:
+    """What the port does in the place of the norm ``name`` with ``eps``, gain and offset."""
+    _, port = scene.tensors()
+    gain, offset = affine
+    found = _closest(norms[name], gain, offset, port)
+    if scene.reproduces(norms[name](found) * gain + offset):
+        evidence = f"with eps {found:.1e} in the place of {eps:.1e} the {name} gives the port's values"
+        yield Cause("norm.eps", THRESHOLDS.sure_eps_fitted, True, evidence)
         return
+    for other, norm in norms.items():
+        if other != name and scene.reproduces(norm(eps) * gain + offset):
+            yield Cause("norm.missing", THRESHOLDS.sure_other_norm, True, f"the reference is a {name}, the port a {other}")
+    if scene.reproduces(x * gain + offset):
+        evidence = "the port scales and shifts its input without normalising it"
+        yield Cause("norm.missing", THRESHOLDS.sure_only_scaled, True, evidence)
+    for axes in _other_axes(x.ndim, axis):
+        if scene.reproduces(_normalised(x, axes, eps, has_mean=name == "layer norm") * gain + offset):
+            evidence = f"the port takes its statistics over axes {axes} in the place of {(axis,)}"
+            yield Cause("norm.missing", THRESHOLDS.sure_other_norm, True, evidence)
 
 
-def _closest(form: Callable[[float], Array], gain: Array, offset: Array, port: Array) -> float:
-    """The eps with which a form comes closest to the port."""
+def _closest(norm: Norm, gain: Array, offset: Array, port: Array) -> float:
+    """The eps with which a norm comes closest to the port."""
 
     def error(eps: float) -> float:
-        return float(np.linalg.norm(form(eps) * gain + offset - port))
+        return float(np.linalg.norm(norm(eps) * gain + offset - port))
 
     return _refined(error, float(min(_GRID, key=error)))
 
 
 def _other_axes(ndim: int, axis: int) -> Iterable[tuple[int, ...]]:
+    """Each other axis alone, then all axes from one on that include the axis."""
     yield from ((other,) for other in range(ndim) if other != axis)
     yield from (tuple(range(start, ndim)) for start in range(ndim - 1) if start <= axis)
 
@@ -78,8 +101,9 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float, *, has_mean: bool) 
     return made
 
 
-def _eps(attributes: object) -> float | None:
-    found = [value for name, value in dict(attributes).items() if "eps" in name.lower() and isinstance(value, float)]  # type: ignore[call-overload]
+def _eps(attributes: Mapping[str, Any]) -> float | None:
+    """The eps that a module states; None where none or several of its attributes are called so."""
+    found = [value for name, value in attributes.items() if "eps" in name.lower() and isinstance(value, float)]
     return found[0] if len(found) == 1 else None
 
 
@@ -92,18 +116,20 @@ def _fitted(z: Array, y: Array, axis: int) -> tuple[Array, Array]:
     return gain, mean_y - gain * mean_z
 
 
-def _best_eps(form: Callable[[float], Array], y: Array, axis: int) -> float:
-    def error(eps: float) -> float:
-        gain, offset = _fitted(form(eps), y, axis)
-        return float(np.linalg.norm(form(eps) * gain + offset - y))
+def _best_eps(norm: Norm, y: Array, axis: int) -> float:
+    """The usual eps with which a norm comes closest to ``y``."""
 
-    return float(min((0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3), key=error))
+    def error(eps: float) -> float:
+        gain, offset = _fitted(norm(eps), y, axis)
+        return float(np.linalg.norm(norm(eps) * gain + offset - y))
+
+    return float(min(_USUAL_EPS, key=error))
 
 
 def _refined(error: Callable[[float], float], start: float) -> float:
     """A better value near one of a grid, by golden sections of its logarithm."""
-    low, high = np.log(start) - 0.6, np.log(start) + 0.6
-    for _ in range(24):
-        first, second = high - 0.618 * (high - low), low + 0.618 * (high - low)
+    low, high = np.log(start) - THRESHOLDS.eps_bracket, np.log(start) + THRESHOLDS.eps_bracket
+    for _ in range(THRESHOLDS.eps_sections):
+        first, second = high - _GOLDEN_SECTION * (high - low), low + _GOLDEN_SECTION * (high - low)
         low, high = (low, second) if error(np.exp(first)) < error(np.exp(second)) else (first, high)
     return float(np.exp((low + high) / 2))

@@ -7,17 +7,20 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 
-from tracediff.causes.scene import Scene, Suspect
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-_FEWEST = 64  # values from which something can be told of how they are distributed
 _COARSER = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
+_NORMAL_KURTOSIS = 3
 
 
-def detect(scene: Scene) -> Iterable[Suspect]:
+def detect(scene: Scene) -> Iterable[Cause]:
     """A port that was rounded, that dropped values, or that does not repeat itself."""
     if scene.port_repeats is False:
-        yield Suspect("random", 0.8, False, "the port does not repeat itself: it gives other values in a second run")
+        evidence = "the port does not repeat itself: it gives other values in a second run"
+        yield Cause("random", THRESHOLDS.sure_port_varies, False, evidence)
     if not scene.is_numeric:
         return
     reference, port = scene.tensors()
@@ -26,63 +29,77 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     yield from _rounded(scene, reference, port)
 
 
-def _dropped(scene: Scene, port: Array) -> Iterable[Suspect]:
+def _dropped(scene: Scene, port: Array) -> Iterable[Cause]:
     """Some values, of the tensor or of what is added in it, are 0 and the others larger by one factor."""
     for name, ours, rest in scene.summands():
         theirs = port - rest
-        told = np.abs(ours) > 1e-3 * np.abs(ours).max(initial=0)
-        gone = (np.abs(theirs) <= 1e-4 * np.abs(ours)) & told
-        share = gone.sum() / max(told.sum(), 1)
-        if not 0.005 < share < 0.95 or gone.sum() < 2:
+        counted = np.abs(ours) > THRESHOLDS.counts_as_value * np.abs(ours).max(initial=0)
+        gone = (np.abs(theirs) <= THRESHOLDS.is_dropped * np.abs(ours)) & counted
+        share = gone.sum() / max(counted.sum(), 1)
+        if not THRESHOLDS.least_dropped < share < THRESHOLDS.most_dropped or gone.sum() < THRESHOLDS.fewest_dropped:
             continue
-        ratios = theirs[told & ~gone] / ours[told & ~gone]
+        ratios = theirs[counted & ~gone] / ours[counted & ~gone]
         factor = float(np.median(ratios))
-        if factor >= 1 and np.abs(ratios - factor).max() < 1e-2 * factor and abs(factor * (1 - share) - 1) < 0.35:
+        has_one_factor = factor >= 1 and np.abs(ratios - factor).max() < THRESHOLDS.same_dropout_factor * factor
+        if has_one_factor and abs(factor * (1 - share) - 1) < THRESHOLDS.dropout_factor:
             where = f"of {name} " if name else ""
-            evidence = f"{int(gone.sum()):,} of {int(told.sum()):,} values {where}are 0 in the port, the others {factor:.4g} times larger"
-            if scene.sides[1].is_training and not scene.sides[0].is_training:
-                yield Suspect("mode.train", 0.97, True, f"{evidence}, and the port's module is in training mode: call eval()")
-            yield Suspect("dropout", 0.95, True, evidence)
-            return
-
-
-def _drawn(reference: Array, port: Array) -> Iterable[Suspect]:
-    """Both look like standard normal draws, and have nothing to do with each other."""
-    if reference.size < _FEWEST:
-        return
-    uncertain = 4 / np.sqrt(reference.size)
-    likeness = float(np.corrcoef(reference.reshape(-1), port.reshape(-1))[0, 1]) if reference.std() and port.std() else 1.0
-    moments = [(one.mean(), one.std() - 1, ((one - one.mean()) ** 4).mean() / one.var() ** 2 - 3) for one in (reference, port) if one.std()]
-    if abs(likeness) < uncertain and all(abs(a) < uncertain and abs(b) < uncertain and abs(c) < 6 * uncertain for a, b, c in moments):
-        yield Suspect(
-            "random", 0.8, False, f"on both sides {reference.size:,} standard normal numbers, with a correlation of {likeness:+.2f}"
-        )
-
-
-def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Suspect]:
-    """The port's tensor is of a coarser dtype than its run, or all its values are numbers of one."""
-    if _bits(scene.dtypes[1]) < min(_bits(scene.dtypes[0]), _bits(scene.run_dtypes[1])):
-        told = f"the port has {scene.dtypes[1]} here, in a run of {scene.run_dtypes[1]}; the reference has {scene.dtypes[0]}"
-        yield Suspect("precision", 0.9, False, told)
-        return
-    handed = next((one for one in scene.in_hand if _bits(one.dtypes[1]) < min(_bits(one.dtypes[0]), _bits(scene.run_dtypes[1]))), None)
-    if handed is not None:
-        yield Suspect("precision", 0.8, False, f"{handed.name} is {handed.dtypes[0]} in the reference and {handed.dtypes[1]} in the port")
-        return
-    if len(np.unique(port)) < _FEWEST:
-        return
-    for name, kind in _COARSER.items():
-        if name in scene.dtypes or min(_bits(one) for one in scene.dtypes) <= _bits(name):
-            continue
-        with np.errstate(over="ignore"):
-            is_coarse = np.array_equal(port.astype(np.float32).astype(kind).astype(np.float64), port)
-            was_coarse = np.array_equal(reference.astype(np.float32).astype(kind).astype(np.float64), reference)
-        if is_coarse and not was_coarse:
-            yield Suspect(
-                "precision", 0.9, False, f"all of the port's values are {name} numbers, the reference's are not: it was computed in {name}"
+            evidence = (
+                f"{int(gone.sum()):,} of {int(counted.sum()):,} values {where}are 0 in the port, the others {factor:.4g} times larger"
             )
+            if scene.sides[1].is_training and not scene.sides[0].is_training:
+                training = f"{evidence}, and the port's module is in training mode: call eval()"
+                yield Cause("mode.train", THRESHOLDS.sure_left_in_training, True, training)
+            yield Cause("dropout", THRESHOLDS.sure_dropped, True, evidence)
             return
+
+
+def _drawn(reference: Array, port: Array) -> Iterable[Cause]:
+    """Both look like standard normal draws, and have nothing to do with each other."""
+    if reference.size < THRESHOLDS.fewest_distributed or not reference.std() or not port.std():
+        return
+    uncertain = THRESHOLDS.standard_errors / np.sqrt(reference.size)
+    correlation = float(np.corrcoef(reference.reshape(-1), port.reshape(-1))[0, 1])
+    if abs(correlation) < uncertain and _is_standard_normal(reference, uncertain) and _is_standard_normal(port, uncertain):
+        evidence = f"on both sides {reference.size:,} standard normal numbers, with a correlation of {correlation:+.2f}"
+        yield Cause("random", THRESHOLDS.sure_drawn, False, evidence)
+
+
+def _is_standard_normal(values: Array, uncertain: float) -> bool:
+    """Whether mean, standard deviation and kurtosis are those of standard normal numbers, within what is uncertain."""
+    excess = ((values - values.mean()) ** 4).mean() / values.var() ** 2 - _NORMAL_KURTOSIS
+    has_moments = abs(values.mean()) < uncertain and abs(values.std() - 1) < uncertain
+    return bool(has_moments and abs(excess) < THRESHOLDS.kurtosis_errors * uncertain)
+
+
+def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Cause]:
+    """The port's tensor is of a coarser dtype than its run, or all its values are numbers of a coarser one."""
+    run_bits = _bits(scene.run_dtypes[1])
+    if _bits(scene.dtypes[1]) < min(_bits(scene.dtypes[0]), run_bits):
+        evidence = f"the port has {scene.dtypes[1]} here, in a run of {scene.run_dtypes[1]}; the reference has {scene.dtypes[0]}"
+        yield Cause("precision", THRESHOLDS.sure_coarser_dtype, False, evidence)
+        return
+    handed = next((one for one in scene.in_hand if _bits(one.dtypes[1]) < min(_bits(one.dtypes[0]), run_bits)), None)
+    if handed is not None:
+        evidence = f"{handed.name} is {handed.dtypes[0]} in the reference and {handed.dtypes[1]} in the port"
+        yield Cause("precision", THRESHOLDS.sure_handed_coarser, False, evidence)
+        return
+    if len(np.unique(port)) < THRESHOLDS.fewest_distributed:
+        return
+    for name, dtype in _COARSER.items():
+        is_finer = name not in scene.dtypes and min(_bits(one) for one in scene.dtypes) > _bits(name)
+        if is_finer and _is_exact_in(dtype, port) and not _is_exact_in(dtype, reference):
+            evidence = f"all of the port's values are {name} numbers, the reference's are not: it was computed in {name}"
+            yield Cause("precision", THRESHOLDS.sure_coarser_dtype, False, evidence)
+            return
+
+
+def _is_exact_in(dtype: type, values: Array) -> bool:
+    """Whether all values are numbers of a coarser dtype."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(values.astype(np.float32).astype(dtype).astype(np.float64), values)
 
 
 def _bits(name: str) -> int:
-    return 8 if name.startswith("float8") else 16 if name in ("float16", "bfloat16") else 64 if name == "float64" else 32
+    if name.startswith("float8"):
+        return 8
+    return {"float16": 16, "bfloat16": 16, "float64": 64}.get(name, 32)

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
-from tracediff.causes.scene import Scene, Suspect
+from tracediff.causes.cause import Cause
+from tracediff.causes.scene import Scene
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
 _SCALES = (1.0, 1000.0, 1e-3, 100.0, 0.01, 10.0, 0.1, 2.0, 0.5)
+_BASES = (10_000.0, 1_000.0, 100_000.0)
 
 
-def detect(scene: Scene) -> Iterable[Suspect]:
+class _Form(NamedTuple):
+    """How a sinusoidal embedding is written."""
+
+    scale: float
+    order: str
+    frequencies: str
+
+    def __str__(self) -> str:
+        return f"{self.scale:g} * t, {self.order}, {self.frequencies}"
+
+
+def detect(scene: Scene) -> Iterable[Cause]:
     """The form that gives the reference's values, against the one that gives the port's."""
     if not scene.is_numeric:
         return
@@ -27,27 +42,59 @@ def detect(scene: Scene) -> Iterable[Suspect]:
     if scene.blame != "module" or not reference.ndim:
         return
     width = reference.shape[-1]
-    if width < 4 or width % 2:
+    if width < THRESHOLDS.least_sinusoidal or width % 2:
         return
     for one in scene.in_hand:
         t = one.values.reshape(-1)
-        if t.dtype.kind == "b" or t.size * width != reference.size:
-            continue
-        forms = list(_forms(t.astype(np.float64), width // 2, reference.shape))
-        ours = next((told for told, values in forms if scene.is_reference(values)), None)
-        theirs = next((told for told, values in forms if told != ours and scene.reproduces(values)), None)
-        if ours is not None and theirs is not None:
-            kind = "time.scale" if ours[0] != theirs[0] else "order.concat" if ours[1] != theirs[1] else "position.offset"
-            yield Suspect(kind, 0.95, True, f"the reference embeds {_spelled(ours)}, the port {_spelled(theirs)}")
+        if t.dtype.kind != "b" and t.size * width == reference.size:
+            yield from _embedded(scene, t.astype(np.float64), width // 2)
+            return
+
+
+def _embedded(scene: Scene, t: Array, half: int) -> Iterable[Cause]:
+    """Both sides embed the times ``t`` (T,), in different forms."""
+    reference, _ = scene.tensors()
+    forms = list(_forms(t, half, reference.shape))
+    ours = next((form for form, values in forms if scene.is_reference(values)), None)
+    theirs = next((form for form, values in forms if form != ours and scene.reproduces(values)), None)
+    if ours is None or theirs is None:
         return
+    kind = "position.offset"
+    if ours.scale != theirs.scale:
+        kind = "time.scale"
+    elif ours.order != theirs.order:
+        kind = "order.concat"
+    yield Cause(kind, THRESHOLDS.sure_embedding, True, f"the reference embeds {ours}, the port {theirs}")
 
 
-def _schedule(scene: Scene) -> Iterable[Suspect]:
+def _forms(t: Array, half: int, shape: tuple[int, ...]) -> Iterator[tuple[_Form, Array]]:
+    """Every form with the embedding (T, 2 * half) of ``t`` (T,) in it, in the shape asked for."""
+    for scale, base, last in product(_SCALES, _BASES, (half, max(half - 1, 1))):
+        angles = scale * t[:, None] * base ** (-np.arange(half) / last)
+        sine, cosine = np.sin(angles), np.cos(angles)
+        frequencies = f"base {base:g}, over {'h' if last == half else 'h - 1'}"
+        yield _Form(scale, "sine first", frequencies), np.concatenate([sine, cosine], -1).reshape(shape)
+        yield _Form(scale, "cosine first", frequencies), np.concatenate([cosine, sine], -1).reshape(shape)
+        yield _Form(scale, "sine and cosine in turn", frequencies), np.stack([sine, cosine], -1).reshape(shape)
+
+
+def _schedule(scene: Scene) -> Iterable[Cause]:
     """The times of an ODE solver's steps run otherwise."""
     reference, port = scene.tensors()
-    if len(reference) < 3 or any(np.any(np.diff(one) * np.sign(one[-1] - one[0]) <= 0) for one in (reference, port)):
+    if len(reference) < THRESHOLDS.fewest_times or not (_is_monotone(reference) and _is_monotone(port)):
         return
-    share = np.linspace(0, 1, len(reference))
+    ours, theirs = (f"{_course(times) or 'otherwise'} from {times[0]:.4g} to {times[-1]:.4g}" for times in (reference, port))
+    evidence = f"{len(reference)} growing or falling numbers: in the reference {ours}, in the port {theirs}"
+    yield Cause("ode.schedule", THRESHOLDS.sure_schedule, False, evidence)
+
+
+def _is_monotone(times: Array) -> bool:
+    return not np.any(np.diff(times) * np.sign(times[-1] - times[0]) <= 0)
+
+
+def _course(times: Array) -> str:
+    """How times run from the first to the last; "" where no usual course fits."""
+    share = np.linspace(0, 1, len(times))
     courses = {
         "linearly": share,
         "as 1 - cos(pi t / 2)": 1 - np.cos(0.5 * np.pi * share),
@@ -55,27 +102,5 @@ def _schedule(scene: Scene) -> Iterable[Suspect]:
         "as a square": share**2,
         "as a square root": np.sqrt(share),
     }
-
-    def course(times: Array) -> str:
-        placed = (times - times[0]) / (times[-1] - times[0])
-        return next((name for name, values in courses.items() if np.abs(placed - values).max() < 1e-3), "")
-
-    ours, theirs = (f"{course(one) or 'otherwise'} from {one[0]:.4g} to {one[-1]:.4g}" for one in (reference, port))
-    yield Suspect("ode.schedule", 0.8, False, f"{len(reference)} growing or falling numbers: in the reference {ours}, in the port {theirs}")
-
-
-Form = tuple[float, str, str]
-
-
-def _forms(t: Array, half: int, shape: tuple[int, ...]) -> Iterator[tuple[Form, Array]]:
-    for scale, base, last in product(_SCALES, (10_000.0, 1_000.0, 100_000.0), (half, max(half - 1, 1))):
-        angles = scale * t[:, None] * base ** (-np.arange(half) / last)
-        sine, cosine = np.sin(angles), np.cos(angles)
-        frequencies = f"base {base:g}, over {'h' if last == half else 'h - 1'}"
-        yield (scale, "sine first", frequencies), np.concatenate([sine, cosine], -1).reshape(shape)
-        yield (scale, "cosine first", frequencies), np.concatenate([cosine, sine], -1).reshape(shape)
-        yield (scale, "sine and cosine in turn", frequencies), np.stack([sine, cosine], -1).reshape(shape)
-
-
-def _spelled(form: Form) -> str:
-    return f"{form[0]:g} * t, {form[1]}, {form[2]}"
+    placed = (times - times[0]) / (times[-1] - times[0])
+    return next((name for name, values in courses.items() if np.abs(placed - values).max() < THRESHOLDS.same_course), "")

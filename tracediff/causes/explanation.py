@@ -1,0 +1,51 @@
+"""The causes of all divergences of two traces: from the pairs themselves, from the tensors around them, and from the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracediff.alignment import Alignment
+from tracediff.causes import from_pair, from_tensors, from_weights
+from tracediff.causes.cause import Cause, in_order, one_of_each_kind
+from tracediff.errors import WeightsError
+from tracediff.locate import Located
+from tracediff.parameters.diagnosis import weights as compare_weights
+from tracediff.parameters.result import WeightsReport
+from tracediff.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What two traces show of the causes of their divergences.
+
+    ``located``: what `explain` was given, but where code uses wrong weights without calling their owner, the owner is the culprit.
+    ``causes``: those of each finding of ``located``, best first. ``weights``: how the parameters differ; None where they were not compared.
+    """
+
+    located: Located
+    causes: tuple[tuple[Cause, ...], ...]
+    weights: WeightsReport | None
+
+
+def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
+    """The causes of everything that was located between two aligned traces."""
+    weights = _compared_weights(reference, port)
+    of_tensors = from_tensors.causes(located, alignment, reference, port)
+    of_weights: dict[str, list[Cause]] = {}
+    if weights is not None:
+        located = from_weights.with_owners(located, weights.findings, reference, port)
+        of_weights = {path: from_weights.causes(weights.findings, path) for _, path in {finding.culprit for finding in located.findings}}
+    causes = []
+    for place, finding in enumerate(located.findings):
+        of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
+        seen = one_of_each_kind([*of_pair, *of_tensors.get(place, ())])
+        causes.append(tuple(in_order([*of_weights.get(finding.culprit[1], ()), *seen])))
+    return Explanation(located, tuple(causes), weights)
+
+
+def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
+    """How the recorded parameters differ; None where a side has none, or where the two share nothing."""
+    try:
+        return compare_weights(reference, port) if reference.params and port.params else None
+    except WeightsError:
+        return None
