@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tracediff.dtype import Array
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.dtype import MASKED, Array
 from tracediff.errors import AlignmentError
 
 if TYPE_CHECKING:
     from tracediff.trace import Record
 
 Shape = tuple[int, ...]
-
-CLEARLY_BETTER = 0.2  # another layout than the plain one is taken only where its error is below this fraction of the plain one's
-_MOST_AXES = 6
-_MOST_LAYOUTS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +189,8 @@ def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
 def _layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
     if math.prod(reference) == math.prod(port):
         found = dict.fromkeys(_same_size(reference, port))
-        return tuple(sorted(found, key=_plainness))[:_MOST_LAYOUTS]
-    return (*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness))[:_MOST_LAYOUTS]
+        return tuple(sorted(found, key=_plainness))[: THRESHOLDS.layout_candidates]
+    return (*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness))[: THRESHOLDS.layout_candidates]
 
 
 def shared(reference: Shape, port: Shape) -> Layout | None:
@@ -268,7 +265,7 @@ def choose(reference: Array, port: Array | Sequence[Array], candidates: Sequence
     best, error = candidates[0], math.inf
     for layout in (option for candidate in candidates for option in placed(candidate)):
         seen = relative_error(apply_reference(reference, layout), apply(port, layout))
-        if seen < CLEARLY_BETTER * error or (math.isinf(error) and seen < error):
+        if seen < THRESHOLDS.clearly_better * error or (math.isinf(error) and seen < error):
             best, error = layout, seen
     return best, error
 
@@ -308,7 +305,7 @@ def _same_size(reference: Shape, port: Shape) -> Iterator[Layout]:
     long_reference, long_port = _without_ones(reference), _without_ones(port)
     if long_reference == long_port and reference != port:
         yield Layout(reference, split=reference)
-    if max(len(long_reference), len(long_port)) > _MOST_AXES:
+    if max(len(long_reference), len(long_port)) > THRESHOLDS.layout_axes:
         return
     if sorted(long_reference) == sorted(long_port):
         yield from _permuted(reference, port)
@@ -372,7 +369,7 @@ def _cut_and_merged(reference: Shape, long_reference: Shape, long_port: Shape) -
 
 def _cuts(port: Shape, reference: Shape) -> Iterator[Shape]:
     """The port's shape with one axis cut in two by a length that the reference's axes suggest."""
-    if len(port) + 1 > _MOST_AXES - 1:
+    if len(port) + 1 > THRESHOLDS.layout_axes - 1:
         return
     ratios = {a // b for a in reference for b in port if b and a % b == 0 and a // b > 1}
     for axis, length in enumerate(port):
@@ -409,15 +406,20 @@ def _repeated(reference: Shape, port: Shape) -> Iterator[Layout]:
 
 def _windows(reference: Shape, port: Shape) -> Iterator[Layout]:
     """The port padded one or two axes before the call: the reference's values stand somewhere inside."""
-    if len(reference) != len(port) or not 0 < len(port) <= 4:
+    if len(reference) != len(port) or not 0 < len(port) <= THRESHOLDS.window_rank:
         return
     for order in permutations(range(len(port))):
         sizes = [port[axis] for axis in order]
-        wider = sum(size != target for size, target in zip(sizes, reference, strict=True))
-        if wider > 2 or any(size < target or size > 2 * target + 16 for size, target in zip(sizes, reference, strict=True)):
+        padded = sum(size != target for size, target in zip(sizes, reference, strict=True))
+        if padded > THRESHOLDS.window_axes or not all(map(_may_be_padded, sizes, reference)):
             continue
         window = tuple(((size - target) // 2, (size - target) // 2 + target) for size, target in zip(sizes, reference, strict=True))
         yield Layout(reference, split=port, permutation=order, window=window)
+
+
+def _may_be_padded(size: int, target: int) -> bool:
+    """Whether an axis of that length may be the reference's of length ``target``, padded or not."""
+    return target <= size <= THRESHOLDS.window_factor * target + THRESHOLDS.window_extra
 
 
 def _plainness(layout: Layout) -> tuple[Any, ...]:
@@ -461,7 +463,7 @@ def _plain_numbers(array: Array) -> Array:
     if array.dtype.kind == "c":
         array = np.stack([array.real, array.imag])
     wide = array.astype(np.float64)
-    return np.where(np.isnan(wide), 0.0, np.clip(wide, -1e4, None) if wide.size and wide.min() <= -1e4 else wide)
+    return np.where(np.isnan(wide), 0.0, np.clip(wide, MASKED, None) if wide.size and wide.min() <= MASKED else wide)
 
 
 def _shape_text(shape: Shape | None) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tracediff.alignment.axes import Part
 from tracediff.alignment.structure import Side
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.trace import Param
 from tracediff.trace.fingerprint import Sketch
 
@@ -27,14 +28,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Key = tuple[int, ...]
 
-EQUAL = 1e-4  # error of the axis vectors, relative to their spread, below which two parameters hold the same values
-_ENTRIES = 256  # of each axis vector that are compared
-_CORNER = 4  # entries of each axis vector in the search tree
-_CROWD = 64  # a class with more members than this says nothing about any two of them
-_AT_ONCE = 4096  # strips that are looked for at once
 _SAME_NORM = 1e-5  # relative difference of the norm of a matrix from that of its gains, where it is their weight norm merged
 _SAME_NORMS = 1e-2  # and of the norm of its direction from that of its rows' norms, which rounding makes coarser
-_RUN = 4  # entries that must agree before a block of a fused parameter is looked at closely
 
 
 @dataclass(slots=True)
@@ -141,7 +136,7 @@ def _shared(a: Sequence[_Form], b: Sequence[_Form]) -> Iterator[Shared]:
 def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequence[int], how: str) -> Iterator[Shared]:
     """The pairs of two classes of equal parameters: each worth less the more there are."""
     crowd = max(len(members_a), len(members_b))
-    if crowd > _CROWD or forms[members_a[0]].is_constant:
+    if crowd > THRESHOLDS.parameter_crowd or forms[members_a[0]].is_constant:
         return
     text = how if crowd == 1 else f"{how}, as are {crowd - 1} more"
     for i, j in product(members_a, members_b):
@@ -160,7 +155,7 @@ class _Form:
         self.key: Key = tuple(sorted(size for size in shape if size != 1))
         stats = param.stats
         self.size = stats.count
-        self.is_constant = stats.count < 2 or stats.std <= 1e-6 * max(abs(stats.mean), 1e-30)
+        self.is_constant = stats.count < 2 or stats.std <= THRESHOLDS.constant_spread * max(abs(stats.mean), 1e-30)
         self._blocks: tuple[Floats, ...] | None = None
         self._sketch: Sketch | None = None
 
@@ -184,7 +179,7 @@ def _blocks(param: Param, sketch: Sketch) -> Iterator[Floats]:
     by_length: dict[int, list[Floats]] = defaultdict(list)
     for size, vector in zip(param.shape, sketch.axes, strict=True):
         if size != 1 and vector.size:
-            by_length[size].append(np.asarray(vector[:_ENTRIES], np.float64))
+            by_length[size].append(np.asarray(vector[: THRESHOLDS.parameter_entries], np.float64))
     for _, vectors in sorted(by_length.items()):
         if len(vectors) == 1:
             yield vectors[0]
@@ -213,8 +208,8 @@ def _identical(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: 
 
 def _permuted(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """Classes whose axis vectors agree within a tolerance, mutually nearest."""
-    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, 0.35):
-        how = "equal" if error < EQUAL else f"equal to {error:.0e} of its spread"
+    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, THRESHOLDS.parameter_radius):
+        how = "equal" if error < THRESHOLDS.parameter_error else f"equal to {error:.0e} of its spread"
         i, j = a[left_a[one][0]].param.shape, b[left_b[other][0]].param.shape
         yield one, other, how if i == j else f"{how}, transposed" if sorted(i) == sorted(j) and len(i) > 1 else f"{how}, reshaped"
 
@@ -228,7 +223,7 @@ class _Stacked:
     @property
     def corners(self) -> Floats:
         """The first entries of each block, centred and scaled; short blocks are padded."""
-        return np.hstack([_padded(_standard(block), _CORNER) for block in self.blocks])
+        return np.hstack([_padded(_standard(block), THRESHOLDS.parameter_corner) for block in self.blocks])
 
     def apart(self, other: _Stacked, i: Ints, j: Ints) -> Floats:
         """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
@@ -238,13 +233,19 @@ class _Stacked:
             spread = np.where(spread > 0, spread, np.where(norm > 0, norm, 1e-300))
             np.maximum(worst, np.linalg.norm(theirs[j] - ours[i], axis=1) / spread[i], out=worst)
         entries = sum(block.shape[1] for block in self.blocks)
-        limit = 0.3 if entries >= 24 else 0.1 if entries >= 8 else 1e-3
-        return np.where(worst < limit, worst, np.inf)
+        return np.where(worst < _error_allowed(entries), worst, np.inf)
+
+
+def _error_allowed(entries: int) -> float:
+    """The relative error up to which so many entries may differ and still prove that two parameters are equal."""
+    if entries >= THRESHOLDS.many_entries:
+        return THRESHOLDS.many_entries_error
+    return THRESHOLDS.some_entries_error if entries >= THRESHOLDS.some_entries else THRESHOLDS.few_entries_error
 
 
 def _rearranged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """The same values in another order altogether (rows permuted for a rotary embedding, axes merged): all quantiles agree."""
-    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, 1e-4, by_shape=False):
+    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, THRESHOLDS.profile_radius, by_shape=False):
         yield one, other, "the same values in another order"
 
 
@@ -262,12 +263,12 @@ class _Profiles:
 
     @property
     def corners(self) -> Floats:
-        return _padded(_standard(self.values[:, 1:]), 12)
+        return _padded(_standard(self.values[:, 1:]), THRESHOLDS.profile_corner)
 
     def apart(self, other: _Profiles, i: Ints, j: Ints) -> Floats:
         """The largest difference; infinite where it is more than rounding, or the values are too few to mean anything."""
         errors = np.abs(self.values[i] - other.values[j]).max(1)
-        return np.where((errors < 1e-6) & (self.size >= 16), errors, np.inf)
+        return np.where((errors < THRESHOLDS.profile_error) & (self.size >= THRESHOLDS.profile_elements), errors, np.inf)
 
 
 def _nearest(
@@ -295,8 +296,8 @@ def _nearest(
         keys_a, keys_b = groups_a[group], groups_b[group]
         ours, theirs = kind([a[left_a[key][0]] for key in keys_a]), kind([b[left_b[key][0]] for key in keys_b])
         near = cKDTree(ours.corners).query_ball_tree(cKDTree(theirs.corners), radius, p=np.inf)
-        i = np.repeat(np.arange(len(near)), [min(len(others), _CROWD) for others in near])
-        j = np.array([other for others in near for other in others[:_CROWD]], np.int64)
+        i = np.repeat(np.arange(len(near)), [min(len(others), THRESHOLDS.parameter_crowd) for others in near])
+        j = np.array([other for others in near for other in others[: THRESHOLDS.parameter_crowd]], np.int64)
         errors = ours.apart(theirs, i, j)  # type: ignore[arg-type]
         pairs = zip(i.tolist(), j.tolist(), strict=True)
         for (one, other), error in _mutual(dict(zip(pairs, errors.tolist(), strict=True))):
@@ -395,16 +396,17 @@ def _signed(form: _Form) -> Iterator[Floats]:
     if len(form.key) < 2 or form.is_constant:
         return
     for vector in form.sketch.axes:
-        if vector.size >= 28 and 0.2 < np.mean(vector > 0) < 0.8:
+        share = THRESHOLDS.sign_share
+        if vector.size >= THRESHOLDS.sign_rows and share < np.mean(vector > 0) < 1 - share:
             yield vector
 
 
 def _pattern(vector: Floats) -> bytes:
-    return np.packbits(vector[:32] > 0).tobytes()
+    return np.packbits(vector[: THRESHOLDS.sign_pattern] > 0).tobytes()
 
 
 def _alike_signs(x: Floats, y: Floats) -> bool:
-    return bool(np.mean((x > 0) == (y > 0)) > 0.97)
+    return bool(np.mean((x > 0) == (y > 0)) > THRESHOLDS.sign_agreement)
 
 
 # -- fused projections -----------------------------------------------------------------------------------
@@ -457,9 +459,9 @@ def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterato
     following = np.append(values[1:], np.nan)
     following[offsets[1:] - 1] = np.nan
     order = np.argsort(values)
-    for start in range(0, len(parts), _AT_ONCE):
-        some = parts[start : start + _AT_ONCE]
-        slack = 1e-3 * _spreads([part.vector for part in some])
+    for start in range(0, len(parts), THRESHOLDS.blocks_at_once):
+        some = parts[start : start + THRESHOLDS.blocks_at_once]
+        slack = THRESHOLDS.block_slack * _spreads([part.vector for part in some])
         which, places = _begun(some, slack, values[order], order, following)
         longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
         done = -1
@@ -497,7 +499,7 @@ def _where(part: Floats, whole: _Strip, start: int, slack: float) -> Part | None
     """The block of ``whole`` that starts at ``start`` and holds ``part``: contiguous, or in equal runs."""
     near = np.abs(whole.vector[start : start + part.size] - part[: whole.vector.size - start]) <= slack
     run = int(near.argmin()) if not near.all() else near.size
-    if run == part.size >= _RUN:
+    if run == part.size >= THRESHOLDS.block_run:
         return Part(whole.axis, start, start + run)
     if run < 2 or part.size % run or whole.vector.size % (part.size // run):
         return None

@@ -17,8 +17,8 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import apply_reference, relative_error, restore
-from tracediff.alignment.functions import in_another_order
-from tracediff.alignment.records import UNSURE
+from tracediff.alignment.call_evidence import in_another_order
+from tracediff.alignment.thresholds import THRESHOLDS as ALIGNMENT
 from tracediff.compare import at_least, compare
 from tracediff.dtype import Array
 from tracediff.observe.observer import Boundary, Observer, Run
@@ -162,7 +162,9 @@ class Forcing(Observer):
         told = [(values, other) for values, other in told if values.shape == other.shape]
         if not told or any(relative_error(values, other) < _NOTHING_LIKE for values, other in told):
             return False
-        unsure = (pair.confidence <= UNSURE for end, _ in arrays for pair, _ in self._pairs[boundary.site, number, end])
+        unsure = (
+            pair.confidence <= ALIGNMENT.confidence_unsure_call for end, _ in arrays for pair, _ in self._pairs[boundary.site, number, end]
+        )
         return any(in_another_order(values, other) for values, other in told) or any(unsure)
 
     def _handed_all(self, pairs: Sequence[tuple[RecordPair, int]], own: Array) -> Any:
