@@ -81,32 +81,38 @@ class Arguments:
         found: BoundaryPairs = []
         for kind in dict.fromkeys(kinds[0]):
             places = [[place for place, seen in enumerate(side) if seen == kind] for side in kinds]
-            rows = [ours[place] for place in places[0]], [theirs[place] for place in places[1]]
-            if rows[0] and rows[1]:
-                pairs = self._of_one_kind(*rows, is_input=kind == INPUT)
-                # Where only one side returns more, a pair of outputs needs support; the first of each kind supports itself.
-                is_open = kind != INPUT and len(rows[0]) != len(rows[1])
-                placed = [(places[0][i], places[1][j], score) for i, j, score in pairs]
-                found.extend(pair for pair in placed if not is_open or self._is_output_pair(ours[pair[0]], theirs[pair[1]], *pair[:2]))
+            if len(places[0]) == len(places[1]) == 1:
+                i, j = places[0][0], places[1][0]
+                score = self._score_alone(ours[i], theirs[j]) if kind == INPUT else THRESHOLDS.boundary_sole_output
+                if score > order.LEAST:
+                    found.append((i, j, score))
+            elif places[0] and places[1]:
+                found.extend(self._of_one_kind(kind, ours, theirs, *places))
         return found
 
-    def _is_output_pair(self, a: int, b: int, i: int, j: int) -> bool:
-        return self.scores.is_supported(a, b) or (i == j and not self.scores.are_named_apart(a, b))
+    def _score_alone(self, a: int, b: int) -> float:
+        return self.scores.of(a, b, alone=True) + THRESHOLDS.boundary_same_place
 
-    def _of_one_kind(self, ours: Sequence[int], theirs: Sequence[int], *, is_input: bool) -> BoundaryPairs:
-        """The pairs among the boundaries of one kind (inputs, outputs, taps), by their places there."""
-        if len(ours) == len(theirs) == 1:
-            if not is_input:
-                return [(0, 0, THRESHOLDS.boundary_sole_output)]
-            score = self.scores.of(ours[0], theirs[0], alone=True) + THRESHOLDS.boundary_same_place
-            return [(0, 0, score)] if score > order.LEAST else []
-        scores = np.array([[self.scores.of(a, b, alone=False) for b in theirs] for a in ours])
+    def _of_one_kind(
+        self, kind: int, ours: Sequence[int], theirs: Sequence[int], rows: Sequence[int], columns: Sequence[int]
+    ) -> BoundaryPairs:
+        """The pairs among several boundaries of one kind (inputs, outputs, taps), which are at the places ``rows`` and ``columns``."""
+        some, others = [ours[i] for i in rows], [theirs[j] for j in columns]
+        scores = np.array([[self.scores.of(a, b, alone=False) for b in others] for a in some])  # (rows, columns)
         scores[np.diag_indices(min(scores.shape))] += THRESHOLDS.boundary_same_place
         pairs: PlacePairs = order.matched(scores)
-        if is_input:
+        if kind == INPUT:
             for correct in INPUT_PASSES:
-                pairs = correct(self.scores, ours, theirs, pairs)
-        return [(i, j, float(scores[i, j])) for i, j in pairs]
+                pairs = correct(self.scores, some, others, pairs)
+        found = [(rows[i], columns[j], float(scores[i, j])) for i, j in pairs]
+        if kind == INPUT or len(rows) == len(columns):
+            return found
+        return [pair for pair in found if self._is_output_pair(ours, theirs, *pair[:2])]
+
+    def _is_output_pair(self, ours: Sequence[int], theirs: Sequence[int], i: int, j: int) -> bool:
+        """Whether two outputs are a pair where one side returns more: by values or names, or by places that no name contradicts."""
+        a, b = ours[i], theirs[j]
+        return self.scores.is_supported(a, b) or (i == j and not self.scores.are_named_apart(a, b))
 
 
 # -- passes over the pairs of inputs -------------------------------------------------------------------------------------------

@@ -31,11 +31,7 @@ class Tensors:
     b: int
     shape_a: Shape
     shape_b: Shape
-
-    @property
-    def candidates(self) -> tuple[Layout, ...]:
-        """The layouts that the two shapes allow, the plainest first."""
-        return axes.layouts(self.shape_a, self.shape_b)
+    candidates: tuple[Layout, ...]  # the layouts that the two shapes allow, the plainest first
 
 
 class LayoutChooser:
@@ -49,7 +45,8 @@ class LayoutChooser:
 
     def of(self, sites: PairedSites, a: int, b: int) -> Choice:
         """The layout of a pair of records, and the evidence for it: what the first of `CASCADE` says that says anything."""
-        tensors = Tensors(sites, a, b, self.rows.shape(0, a), self.rows.shape(1, b))
+        shapes = self.rows.shape(0, a), self.rows.shape(1, b)
+        tensors = Tensors(sites, a, b, *shapes, axes.layouts(*shapes))
         for step in CASCADE:
             choice = step(self, tensors)
             if choice is not None:
@@ -156,9 +153,9 @@ def as_given(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
 def of_grouped_heads(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
     """Keys or values that one side repeats for the heads of a group before attention, and the other side leaves to attention."""
     rows, shape_a, shape_b = chooser.rows, tensors.shape_a, tensors.shape_b
-    keys = rows.key(0, tensors.a).keys, rows.key(1, tensors.b).keys
-    is_handed = rows.kind[0][tensors.a] == INPUT and keys in ((("k",), ("k",)), (("v",), ("v",)))
-    if shape_a == shape_b or not is_handed or not rows.are_of_functions(tensors.a, tensors.b):
+    if shape_a == shape_b or rows.kind[0][tensors.a] != INPUT or not rows.are_of_functions(tensors.a, tensors.b):
+        return None
+    if (rows.key(0, tensors.a).keys, rows.key(1, tensors.b).keys) not in ((("k",), ("k",)), (("v",), ("v",))):
         return None
     if min(len(shape_a), len(shape_b)) < 3 or shape_a[-2:] != shape_b[-2:]:
         return None

@@ -163,7 +163,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    """By the path above them: the indices that stand in paths."""
+    """The indices in a set of paths, by the path above them."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in dict.fromkeys(paths):
         above, _, last = path.rpartition(".")
@@ -173,6 +173,6 @@ def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def indices(path: str, known: Mapping[str, frozenset[str]]) -> list[frozenset[str]]:
-    """Which indices there are beside each index of a path: where they differ, equal indices do not mean the same."""
+    """The indices beside each index of a path: where these differ between two sides, equal indices do not mean the same."""
     segments = path.split(".")
     return [known.get(".".join(segments[:place]), frozenset()) for place, segment in enumerate(segments) if segment.isdigit()]

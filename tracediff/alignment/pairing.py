@@ -56,7 +56,7 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
     )
 
 
-def _given(mapped: maps.GivenMap, stated: Iterable[tuple[int, int]]) -> list[Match]:
+def _given(mapped: maps.StatedMap, stated: Iterable[tuple[int, int]]) -> list[Match]:
     """The matches that a mapping and a converted file's names state, parts of fused sites last."""
     whole = [given(entry.reference, entry.port) for entry in mapped.pairs if entry.part is None]
     parts = [given(entry.reference, entry.port, entry.part, entry.whole) for entry in mapped.pairs if entry.part is not None]
@@ -98,7 +98,7 @@ def _hands_on(side: Side, site: int, child: int) -> bool:
     return all(math.isclose(float(outer[name]), float(inner[name]), rel_tol=THRESHOLDS.hands_on) for name in ("count", "l2", "min", "max"))
 
 
-def _stated_by_name(reference: Side, port: Side, mapped: maps.GivenMap) -> set[tuple[int, int]]:
+def _stated_by_name(reference: Side, port: Side, mapped: maps.StatedMap) -> set[tuple[int, int]]:
     """Sites of equal names, where a side's names were chosen by a person (a converted file): the names then state the pairs.
 
     What a mapping states of a site comes first.

@@ -1,8 +1,8 @@
 """What parameters say: which of the port's are the reference's, transposed, rounded, fused, merged or rearranged.
 
-Nothing but the sketches is read. Equality is by tolerance on the axis vectors, which follow their axes through a permutation: sorted
-values alone are only a prefilter. A parameter that many share (tied, constant) is weak evidence, and one that is not loaded is none:
-both leave the decision to structure and order.
+Only sketches are read. Two parameters are equal where their axis vectors agree within a tolerance: these follow their axes through a
+permutation. A parameter that many sites share (tied, constant) is weak evidence, and one that was not loaded is none. Both leave the
+decision to structure and order.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
 
 
 def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
-    """Gives a site whose parameters several smaller sites of the other side own, each some, to the module that holds those.
+    """Pairs a site whose parameters several smaller sites of the other side own with the module that holds those sites.
 
-    A stack of recurrent layers is one module in one framework and a list of layers in another: it is none of the layers.
+    A stack of recurrent layers is one module in one framework and a list of layers in another; it is none of the layers.
     """
     owners: dict[int, list[int]] = defaultdict(list)
     for pair, entry in found.items():
@@ -168,14 +168,17 @@ class _Form:
 
     @property
     def blocks(self) -> tuple[Floats, ...]:
-        """For each axis length a vector that no permutation of the axes changes; none where all values are one."""
+        """For each axis length the vectors that no permutation of the axes changes; none where all values are equal."""
         if self._blocks is None:
             self._blocks = () if self.is_constant else tuple(_blocks(self.param, self.sketch))
         return self._blocks
 
 
 def _blocks(param: Param, sketch: Sketch) -> Iterator[Floats]:
-    """For each axis length, one vector that no permutation of the axes changes: the axis vector, or symmetric sums of several."""
+    """For each axis length the vectors that no permutation of the axes changes: the axis vector, or symmetric sums of several.
+
+    Each is as long as its axis, or `THRESHOLDS.parameter_entries` where the axis is longer.
+    """
     by_length: dict[int, list[Floats]] = defaultdict(list)
     for size, vector in zip(param.shape, sketch.axes, strict=True):
         if size != 1 and vector.size:
@@ -215,18 +218,24 @@ def _permuted(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: C
 
 
 class _Stacked:
-    """Parameters of one shape side by side: where each stands in the search tree, and how far two of them are apart."""
+    """Parameters of one shape, by their axis vectors: where each stands in the search tree, and how far two of them are apart.
+
+    ``blocks``: for each vector of `_Form.blocks` an array (parameters, entries).
+    """
 
     def __init__(self, forms: Sequence[_Form]) -> None:
         self.blocks = [np.stack(blocks) for blocks in zip(*(form.blocks for form in forms), strict=True)]
 
     @property
     def corners(self) -> Floats:
-        """The first entries of each block, centred and scaled; short blocks are padded."""
+        """The first entries of each block, centred and scaled, short blocks padded: (parameters, blocks * corner)."""
         return np.hstack([_padded(_standard(block), THRESHOLDS.parameter_corner) for block in self.blocks])
 
     def apart(self, other: _Stacked, i: Ints, j: Ints) -> Floats:
-        """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
+        """The worst relative distance of the blocks of ours ``i`` and theirs ``j``: (pairs,).
+
+        Infinite where it is too large for so few entries to prove anything.
+        """
         worst = np.zeros(len(i))
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
             spread, norm = np.linalg.norm(ours - ours.mean(1, keepdims=True), axis=1), np.linalg.norm(ours, axis=1)
@@ -250,7 +259,7 @@ def _rearranged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b:
 
 
 class _Profiles:
-    """Parameters of one size by what no order of their values changes: as `_Stacked`."""
+    """Parameters of one size by what no order of their values changes, (parameters, numbers): otherwise as `_Stacked`."""
 
     def __init__(self, forms: Sequence[_Form]) -> None:
         self.size = forms[0].size
@@ -266,7 +275,10 @@ class _Profiles:
         return _padded(_standard(self.values[:, 1:]), THRESHOLDS.profile_corner)
 
     def apart(self, other: _Profiles, i: Ints, j: Ints) -> Floats:
-        """The largest difference; infinite where it is more than rounding, or the values are too few to mean anything."""
+        """The largest difference of ours ``i`` and theirs ``j``: (pairs,).
+
+        Infinite where it is more than rounding, or the values are too few to mean anything.
+        """
         errors = np.abs(self.values[i] - other.values[j]).max(1)
         return np.where((errors < THRESHOLDS.profile_error) & (self.size >= THRESHOLDS.profile_elements), errors, np.inf)
 
@@ -485,7 +497,7 @@ def _spreads(vectors: Sequence[Floats]) -> Floats:
 
 
 def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:
-    """Where two values behind one another are the first two of a part: the number of the part, and the place, for each."""
+    """Where two neighbouring values are the first two of a part: the number of the part, and the place, for each."""
     first, second = (np.array([part.vector[place] for part in parts]) for place in (0, 1))
     low, high = np.searchsorted(ordered, first - slack), np.searchsorted(ordered, first + slack)
     counts = high - low

@@ -1,4 +1,4 @@
-"""Layouts of two tensors of which one holds more than the other: a fused whole, all positions of a sequence, an end not cut off, padding."""
+"""Layouts of two tensors of which one holds more: a fused whole, all positions of a sequence, an end that is cut off, padding."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "projection", "kind", "call_count")
-"""Properties of `Features` that are numbers and merely equal or not, 0 being none. Their worth is `THRESHOLDS`' NAME_equal and NAME_different."""
+"""Codes among the `Features`, which are merely equal or not. `THRESHOLDS` holds what each is worth: NAME_equal and NAME_different."""
 
 
 def scored(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:

@@ -16,7 +16,6 @@ from tracediff.alignment.result import RecordPair
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-
 Joined = tuple[list[int], list[int], Layout]
 """The rows of a boundary in the calls of either side, and the layout that joins them."""
 

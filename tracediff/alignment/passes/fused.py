@@ -15,10 +15,10 @@ SIDES = ("reference", "port")
 def fuse_by_parameters(state: State) -> None:
     """Pairs sites whose parameters are blocks of a larger parameter on the other side with the owner of that one."""
     for (a, b), owned in state.scores.evidence.parameters.items():
-        is_free = state.is_free(0, a) and state.is_free(1, b)
-        if owned.part is not None and owned.share > THRESHOLDS.fused_share and is_free:
-            if _is_projection(state, owned.whole, owned.part.axis, a, b):
-                state.fuse(Match(a, b, THRESHOLDS.fused_score, owned.text, part=owned.part, whole=owned.whole))
+        if owned.part is None or owned.share <= THRESHOLDS.fused_share or not (state.is_free(0, a) and state.is_free(1, b)):
+            continue
+        if _is_projection(state, owned.whole, owned.part.axis, a, b):
+            state.fuse(Match(a, b, THRESHOLDS.fused_score, owned.text, part=owned.part, whole=owned.whole))
 
 
 def _is_projection(state: State, whole: str, axis: int, a: int, b: int) -> bool:

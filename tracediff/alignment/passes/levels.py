@@ -82,7 +82,7 @@ def enter_wrappers(state: State) -> None:
 
 
 def _handed_to(state: State, side: int, site: int) -> int | None:
-    """The innermost caller without partner that takes in all that a module takes in, and returns all it returns; None where there is none."""
+    """The innermost caller without partner that takes in and returns all that a module does; None where there is none."""
     here, found = state.sides[side], None
     while here.kind[site] == "module" and len(here.children[site]) == 1 and not here.owned[site]:
         inner = here.children[site][0]
