@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 
+from tracediff.alignment.thresholds import THRESHOLDS
+
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _SYNONYMS = {
@@ -156,10 +158,10 @@ def likeness(reference: Iterable[str], port: Iterable[str]) -> float:
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like ``name``, for an error message."""
     known = list(names)
-    found = get_close_matches(name, known, count, 0.3)
+    spelt_alike = get_close_matches(name, known, count, THRESHOLDS.spelling)
     wanted = tokens(name)
     alike = sorted(known, key=lambda other: -likeness(wanted, tokens(other)))
-    return list(dict.fromkeys([*found, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
+    return list(dict.fromkeys([*spelt_alike, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
 
 
 def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:

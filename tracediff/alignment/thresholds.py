@@ -151,6 +151,7 @@ class Thresholds:
     dense_kinds: int = threshold(3000, "kinds for which a full table of likenesses is kept", _BY_HAND)
     few_pairs: int = threshold(100, "pairs of sites up to which plain Python is faster than arrays", _BY_HAND)
     scores_at_once: int = threshold(20_000, "cells of a table up to which all properties are compared at once", _BY_HAND)
+    spelling: float = threshold(0.3, "likeness in spelling from which on a name is proposed in an error message", _BY_HAND)
     largest_table: int = threshold(4_000_000, "cells of a table of scores that is aligned in one piece", _guarded("order"))
 
     # -- pairing sites: sites.py, passes/ -----------------------------------------------------------------------------------
