@@ -1,4 +1,4 @@
-"""What tells the calls of one function apart: their values, and the paired calls before and behind them."""
+"""What distinguishes the calls of one function: their values, and the paired calls before and behind them."""
 
 from __future__ import annotations
 

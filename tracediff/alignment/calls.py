@@ -121,7 +121,7 @@ class CallPairs:
         return any(self._has_raised(side, call) for side, calls in enumerate((ours, theirs)) for call in calls)
 
     def _has_raised(self, side: int, call: int) -> bool:
-        """Whether a call raised: it has no output that would tell its shape."""
+        """Whether a call raised: it has no output, and no shape by which to pair it."""
         return bool(self._raised[side][self._main[side][call]])
 
     def _shapes(self, ours: Sequence[int], theirs: Sequence[int]) -> list[list[Shape]]:

@@ -1,8 +1,8 @@
 """Pairs the calls of one function inside one module: a sampler that takes a softmax more per token must not shift all later ones.
 
-The calls of a module are told apart by what they call. A function that code calls at several places has one site for all of them, and only
-an order. These calls are told apart by the line of code that makes each, by their inputs and outputs, and by the calls around them. Lines
-are paired by the calls whose values single them out. They then tell apart the calls whose values, after a fault, no longer do.
+The calls of a module differ in what they call. A function that code calls at several places has one site for all of these calls, and only
+an order. What distinguishes the calls is the line of code that makes each, their inputs and outputs, and the calls around them. Lines are
+paired by the calls whose values single them out. Paired lines then pair the calls whose values, after a fault, no longer agree.
 """
 
 from __future__ import annotations

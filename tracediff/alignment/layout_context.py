@@ -1,4 +1,4 @@
-"""What stands around two tensors: the calls that made them, take them in, or hand them on. It says whether a layout is plausible."""
+"""The calls around two tensors: those that made them, take them in, or hand them on. They say whether a layout is plausible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayoutContext:
         return any(self._outputs_agree(int(self.rows.sides[0].calls.of_row[consumer])) for consumer in consumers)
 
     def sources(self, a: int, b: int) -> list[tuple[int, int]]:
-        """Pairs of rows of the same shapes whose axes lie as those of two rows do, as far as is known.
+        """Pairs of rows of the same shapes whose axes are in the same order as the axes of two rows, as far as is known.
 
         For outputs: the inputs of their calls. For inputs: the paired outputs of that tensor, or else the first layers' inputs in the call.
         """

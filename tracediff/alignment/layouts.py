@@ -54,7 +54,7 @@ class LayoutChooser:
         return (tensors.candidates[0], "shapes") if tensors.candidates else (None, unreadable(tensors.shape_a, tensors.shape_b))
 
     def by_channels(self, a: int, b: int, candidates: Sequence[Layout]) -> tuple[Layout, str] | None:
-        """The layout that lays channels on channels, where layers of both frameworks tell the axis of the channels; None where not.
+        """The layout that lays channels on channels, where layers of both frameworks fix the axis of the channels; None else.
 
         The boundaries of a layer are read so whatever the values are. A tensor that others hand on to layers is read so only where the
         values do not clearly contradict.
@@ -109,7 +109,7 @@ class LayoutChooser:
         return None
 
     def _of_source(self, a: int, b: int, candidates: Sequence[Layout]) -> Layout | None:
-        """The layout of two tensors by channels, or by values that agree; None where neither tells it."""
+        """The layout of two tensors by channels, or by values that agree; None where neither decides."""
         by_channels = self.by_channels(a, b, candidates)
         if by_channels is not None:
             return by_channels[0]

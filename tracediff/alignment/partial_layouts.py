@@ -19,7 +19,7 @@ Choice = tuple[Layout | None, str]
 """A layout, or None where there is none, and the evidence for it in words."""
 
 UNREAD = "the values were not looked at"
-"""Part of the evidence of a pair whose layout only values could tell, where they were not stored."""
+"""Part of the evidence of a pair whose layout depends on values that were not stored."""
 
 
 def unreadable(shape_a: Shape, shape_b: Shape) -> str:
@@ -80,7 +80,7 @@ class OnePosition:
         self.rows = rows
 
     def of(self, a: int, b: int) -> tuple[Layout, str] | None:
-        """The layout of one position against all, where the values tell which position it is.
+        """The layout of one position against all, where the values say which position it is.
 
         An output may be of one position only where an input of that call is too: otherwise the call itself would have dropped the rest.
         """

@@ -77,7 +77,7 @@ class RecordPlans:
         return Planned(i, j, layout, evidence, round(_confidence(sites, score), 3))
 
     def _plan_raised(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int], raised: tuple[int, int]) -> list[Planned]:
-        """The plan where one side's call raised: its error stands beside the first output of the other call (or its first row)."""
+        """The plan where one side's call raised: its error is paired with the first output of the other call (or its first row)."""
         broken = 0 if raised[0] >= 0 else 1
         rows = ours, theirs
         kinds = [[self.rows.kind[side][row] for row in rows[side]] for side in (0, 1)]

@@ -43,7 +43,7 @@ class RecordPairs:
 
 
 def learn_boundaries(records: RecordPairs) -> None:
-    """Finds the calls in which values tell best which boundary is which; their answer holds for all calls with these boundaries."""
+    """Finds the calls in which values best say which boundary is which; their pairs hold for all calls with these boundaries."""
     for sites, calls in records.paired_calls:
         records.arguments.learn(sites, calls)
 

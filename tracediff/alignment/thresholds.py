@@ -72,7 +72,7 @@ class Thresholds:
     attention_softmaxes: int = threshold(512, "softmaxes that are looked at", _BY_HAND)
     attention_steps: int = threshold(12, "queries and keys whose products are compared with the softmax's input", _BY_HAND)
     attention_candidates: int = threshold(6, "projections before a softmax that may have made its input", _BY_HAND)
-    attention_entries: int = threshold(8, "fewer unmasked scores than this tell nothing", _BY_HAND)
+    attention_entries: int = threshold(8, "fewer unmasked scores than this say nothing", _BY_HAND)
     attention_correlation: float = threshold(0.98, "correlation above which two projections made a softmax's input", _BY_HAND)
 
     # -- what parameters and values say of two sites: pair_evidence.py ------------------------------------------------------
@@ -144,7 +144,7 @@ class Thresholds:
     misfit_role: float = threshold(0.5, "against an anchor of different roles", _BY_HAND)
     misfit_leaf: float = threshold(0.4, "against an anchor of a leaf and a caller that holds no more", _BY_HAND)
     much_more_inside: int = threshold(4, "two callers are not one where one holds more than so many times as much", _BY_HAND)
-    anchored_share: float = threshold(0.5, "queries and keys are told apart by values only where fewer owners are anchored", _BY_HAND)
+    anchored_share: float = threshold(0.5, "queries and keys are distinguished by values only where fewer owners are anchored", _BY_HAND)
 
     # -- bounds on the work of scoring: likeness.py, property_scores.py -----------------------------------------------------
 
@@ -166,7 +166,7 @@ class Thresholds:
     rivals_named: int = threshold(3, "rivals that are named", _BY_HAND)
     given_score: float = threshold(9.0, "the score of a pair that a mapping states", _BY_HAND)
     fused_score: float = threshold(3.0, "the score of a part whose parameters are a block of the whole's", _BY_HAND)
-    fused_by_shape_score: float = threshold(1.5, "the score of a part that only shapes or a gap among the parts tell", _BY_HAND)
+    fused_by_shape_score: float = threshold(1.5, "the score of a part that only shapes, or a gap among the parts, pairs", _BY_HAND)
     fused_parts: int = threshold(4, "the most neighbours whose outputs may add up to one fused site's", _BY_HAND)
     dissolved_levels: int = threshold(12, "kinds of caller that are taken apart among one caller's siblings", _BY_HAND)
     dissolved_kinds: int = threshold(6, "kinds of caller of a side that are tried in each step", _BY_HAND)
@@ -255,12 +255,12 @@ class Thresholds:
     confidence_strong: float = threshold(0.97, "confidence in a pair with strong evidence", _BY_HAND)
     confidence_good: float = threshold(0.93, "confidence in a pair with good evidence, or in a fused part", _BY_HAND)
     confidence_some: float = threshold(0.88, "confidence in a pair with some evidence", _BY_HAND)
-    confidence_order: float = threshold(0.6, "confidence in a pair that only structure and order tell", _guarded("sites"))
+    confidence_order: float = threshold(0.6, "confidence in a pair that only structure and order support", _guarded("sites"))
     confidence_same_name: float = threshold(0.9, "the least confidence in a pair of equal names", _BY_HAND)
     confidence_bonus: float = threshold(0.02, "added for extra evidence", _BY_HAND)
     weak_score: float = threshold(0.8, "a pair without evidence and with a lower score is weak", _BY_HAND)
     confidence_weak: float = threshold(0.15, "taken off for a weak pair", _BY_HAND)
-    confidence_rivals: float = threshold(0.2, "taken off where evidence does not tell the partner from its rivals", _guarded("sites"))
+    confidence_rivals: float = threshold(0.2, "taken off where evidence does not rule out the rivals", _guarded("sites"))
     confidence_least: float = threshold(0.05, "the least confidence in a pair", _BY_HAND)
     rival_evidence: float = threshold(0.1, "evidence for a rival may be so much weaker and still leave the pair open", _BY_HAND)
     hands_on: float = threshold(
@@ -277,9 +277,9 @@ class Thresholds:
     confidence_no_layout: float = threshold(0.5, "the part of its confidence that a pair without layout keeps", _BY_HAND)
     confidence_split: float = threshold(0.9, "the most confidence in records of calls that were split", _BY_HAND)
     confidence_unsure_call: float = threshold(
-        0.4, "the most confidence in calls that only order and neighbours tell apart", _guarded("functions")
+        0.4, "the most confidence in calls that only order and neighbours distinguish", _guarded("functions")
     )
-    confidence_stray: float = threshold(0.5, "confidence in an error that stands beside a record of no paired call", _BY_HAND)
+    confidence_stray: float = threshold(0.5, "confidence in an error of the port that was raised in no paired call", _BY_HAND)
 
 
 THRESHOLDS = Thresholds()

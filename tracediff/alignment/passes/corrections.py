@@ -62,7 +62,7 @@ def _are_alike(state: State, a: int, b: int) -> bool:
 
 
 def follow_class(state: State) -> None:
-    """Pairs a module that calls only one other with that one's partner, where most modules of its class are paired so.
+    """Pairs a module that calls only one other module with the partner of that module, where most modules of its class are paired so.
 
     A block whose residual is missing returns what the one module inside it returns, and takes in what that module takes in.
     """

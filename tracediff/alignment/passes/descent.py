@@ -69,7 +69,7 @@ def _pair_left_over(state: State, left: LeftOver) -> LeftOver:
 
 
 def _is_telling(state: State, side: int, site: int) -> bool:
-    """Whether a site can be told from others far away: it owns parameters, is a function's, or calls others."""
+    """Whether a site can be distinguished from sites far away: it owns parameters, is a function's, or calls others."""
     features = state.features[side]
     return bool(features.key[site] or features.function[site] or not features.leaf[site])
 
