@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: E402
 import tracediff as td  # noqa: E402
 from tracediff.alignment import align  # noqa: E402
 from tracediff.alignment.axes import apply, apply_reference, relative_error  # noqa: E402
-from tracediff.alignment.calls import regroup  # noqa: E402
 from tracediff.alignment.split_calls import joined_layout, piece_layouts  # noqa: E402
+from tracediff.alignment.split_work import regrouped  # noqa: E402
 from tracediff.locate import locate  # noqa: E402
 
 WIDTH, HEADS, LENGTH, WORDS = 16, 2, 11, 20
@@ -214,7 +214,8 @@ def test_a_correct_port_that_splits_its_calls_is_the_same_by_force(tmp_path, is_
 
 
 def test_calls_without_the_split_axis_count_as_one_step():
-    assert regroup([(64, 40)], [(60, 40), (40,), (40,), (40,), (40,)]) == [(range(0, 1), range(0, 5))]
+    (pair,) = regrouped([0], range(5), [[(64, 40)], [(60, 40), (40,), (40,), (40,), (40,)]])
+    assert pair.lengths == ((64,), (60, 1, 1, 1, 1))
     assert str(joined_layout([(1, 64, 40)], [(1, 60, 40), (1, 40), (1, 40), (1, 40), (1, 40)])) == "joined along axis 1"
 
 

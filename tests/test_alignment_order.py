@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracediff.alignment.calls import regroup
 from tracediff.alignment.order import assigned, in_order, matched, pieces, rising
+from tracediff.alignment.split_work import regrouped
 
 
 def test_alike_siblings_are_matched_one_after_the_other():
@@ -57,8 +57,10 @@ def test_anchors_cut_a_long_alignment_into_pieces_that_cover_the_rest():
 
 def test_a_prefill_in_chunks_is_found_again():
     chunks = [(4, 8), (4, 8), (2, 8), (8,)]
-    assert regroup([(10, 8), (8,)], chunks) == [(range(0, 1), range(0, 3)), (range(1, 2), range(3, 4))]
+    pairs = regrouped(range(2), range(4), [[(10, 8), (8,)], chunks])
+    assert [(pair.reference, pair.port) for pair in pairs] == [((0,), (0, 1, 2)), ((1,), (3,))]
 
 
 def test_two_calls_of_one_may_be_one_call_of_two():
-    assert regroup([(6, 8), (6, 8)], [(2, 6, 8)]) == [(range(0, 2), range(0, 1))]
+    (pair,) = regrouped([5, 6], [3], [[(6, 8), (6, 8)], [(2, 6, 8)]])
+    assert (pair.reference, pair.port) == ((5, 6), (3,))

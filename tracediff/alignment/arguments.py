@@ -1,206 +1,180 @@
-"""Which end of a call is which on the other side.
+"""Which boundary of a call is which on the other side.
 
-Ends are not paired by position alone: names where both have them, shapes and values count, and what the same ends of other calls tell.
+Boundaries are not paired by position alone. Names count where both sides have them, then shapes and values, and what the same boundaries
+of other calls say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tracediff.alignment import axes, order
-from tracediff.alignment.calls import Together
-from tracediff.alignment.names import tokens
-from tracediff.alignment.record_table import PairedSites, Rows
+from tracediff.alignment import order
+from tracediff.alignment.boundary_scores import BoundaryScores
+from tracediff.alignment.record_table import CallPair, PairedSites, Rows
 from tracediff.alignment.structure import INPUT
-from tracediff.dtype import MASKED
-from tracediff.site import End, pattern_of
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.site import pattern_of
 
-_CLOSE, _ALIKE = 0.05, 0.3  # distances of statistics below which two ends are close, and alike
-_CLEARLY = 1.0  # by how much calls of the same role must tell more of their ends than a site's own
+BoundaryPairs = list[tuple[int, int, float]]
+"""The places of two boundaries among the rows of their calls, and their score."""
+
+PlacePairs = Sequence[tuple[int, int]]
+Key = tuple[object, ...]
 
 
 class Arguments:
-    """The pairs of ends of paired calls."""
+    """The pairs of boundaries of paired calls."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self._told_ends: dict[tuple[object, ...], tuple[float, list[tuple[int, int, float]]]] = {}
+        self.rows, self.scores = rows, BoundaryScores(rows)
+        self._learnt: dict[Key, tuple[float, BoundaryPairs]] = {}
 
-    def tell(self, sites: PairedSites, calls: Iterable[Together]) -> None:
-        """Lets the call in which values tell most say which end is which, for all calls with the same ends of sites of the same role.
+    def learn(self, sites: PairedSites, calls: Iterable[CallPair]) -> None:
+        """Keeps the pairs of boundaries of the call in which the scores are highest, for all calls with these boundaries.
 
-        Keys and values of a cache are told apart early in a run, and by nothing once the two runs have parted.
+        They hold for the sites, and for sites of the same role. Values tell keys and values of a cache apart early in a run, and nothing
+        does once the two runs have parted.
         """
-        seen: set[tuple[object, ...]] = set()
-        for together in calls:
-            if len(together.reference) > 1 or len(together.port) > 1:
+        seen: set[Key] = set()
+        for call in calls:
+            if len(call.reference) > 1 or len(call.port) > 1:
                 continue
-            rows = [
-                side.calls.rows_of(one[0]).tolist() for side, one in zip(self.rows.sides, (together.reference, together.port), strict=True)
-            ]
-            keys = self._ends_keys(sites, *rows)
-            shapes = (keys[0], *(tuple(self.rows.shape_codes[side][row] for row in rows[side]) for side in (0, 1)))
-            if shapes in seen or any(self.rows.raised[side][row] for side in (0, 1) for row in rows[side]):
+            ours, theirs = (
+                [*side.calls.rows_of(own[0]).tolist()] for side, own in zip(self.rows.sides, (call.reference, call.port), strict=True)
+            )
+            keys = self._keys(sites, ours, theirs)
+            shapes = (keys[0], *(tuple(self.rows.shape_codes[side][row] for row in rows) for side, rows in enumerate((ours, theirs))))
+            has_raised = any(self.rows.raised[side][row] for side, rows in enumerate((ours, theirs)) for row in rows)
+            if shapes in seen or has_raised:
                 continue
             seen.add(shapes)
-            pairs = self.matched(*rows)
+            pairs = self.paired(ours, theirs)
             total = sum(score for *_, score in pairs)
-            for ends in keys:
-                if total > self._told_ends.get(ends, (0.0, []))[0]:
-                    self._told_ends[ends] = total, pairs
+            for key in keys:
+                if total > self._learnt.get(key, (0.0, []))[0]:
+                    self._learnt[key] = total, pairs
 
-    def of(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int, float]]:
-        """The pairs of ends as the site's own calls tell them, or this call; or as those of its role do."""
-        own, role = (self._told_ends.get(key, (0.0, [])) for key in self._ends_keys(sites, ours, theirs))
+    def of(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> BoundaryPairs:
+        """The pairs of boundaries of two calls, given their rows: as learnt for the two sites or their roles, or else by these calls."""
+        own, role = (self._learnt.get(key, (0.0, [])) for key in self._keys(sites, ours, theirs))
         is_straighter = bool(role[1]) and self._exchanged(ours, theirs, role[1]) < self._exchanged(ours, theirs, own[1])
-        return (role if is_straighter or role[0] > own[0] + _CLEARLY else own)[1] or self.matched(ours, theirs)
+        learnt = role if is_straighter or role[0] > own[0] + THRESHOLDS.role_margin else own
+        return learnt[1] or self.paired(ours, theirs)
 
-    def _ends_keys(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> tuple[tuple[object, ...], ...]:
-        """What calls of two sites have in common that have the same ends; and what those of all sites of the same role have."""
+    def _keys(self, sites: PairedSites, ours: Sequence[int], theirs: Sequence[int]) -> tuple[Key, Key]:
+        """What calls of two sites with the same boundaries have in common; and what calls of sites of the same roles have."""
         roles = (pattern_of(side.names[site]) for side, site in zip(self.rows.sides, (sites.reference, sites.port), strict=True))
         ends = tuple(self.rows.end[0][row] for row in ours), tuple(self.rows.end[1][row] for row in theirs)
         return (sites.place, *ends), (*roles, *ends)
 
     def _exchanged(self, ours: Sequence[int], theirs: Sequence[int], pairs: Iterable[tuple[int, int, float]]) -> int:
-        """How many ends are paired with another one although both sides have one of that name or place."""
+        """How many boundaries are paired with another one although both sides have one of that name or place."""
         keys = [{self.rows.key(side, row) for row in rows} for side, rows in enumerate((ours, theirs))]
         named = [(self.rows.key(0, ours[i]), self.rows.key(1, theirs[j])) for i, j, _ in pairs]
         return sum(a != b and a in keys[1] and b in keys[0] for a, b in named)
 
-    def matched(self, ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int, float]]:
-        """The pairs of ends of two calls, with their scores."""
+    def paired(self, ours: Sequence[int], theirs: Sequence[int]) -> BoundaryPairs:
+        """The pairs of boundaries of two calls by what is recorded of these calls, given their rows."""
         kinds = [self.rows.kind[0][row] for row in ours], [self.rows.kind[1][row] for row in theirs]
-        found: list[tuple[int, int, float]] = []
+        found: BoundaryPairs = []
         for kind in dict.fromkeys(kinds[0]):
-            rows, columns = [[place for place, seen in enumerate(side) if seen == kind] for side in kinds]
-            if len(rows) == len(columns) == 1 and kind != INPUT:
-                found.append((rows[0], columns[0], 1.5))
-            elif len(rows) == len(columns) == 1:
-                score = self._end_score(ours[rows[0]], theirs[columns[0]], True) + 0.25
-                found.extend([(rows[0], columns[0], score)] if score > order.LEAST else [])
-            elif rows and columns:
-                scores = np.array([[self._end_score(ours[i], theirs[j], False) for j in columns] for i in rows])
-                scores[np.diag_indices(min(scores.shape))] += 0.25  # the same place among the ends of its kind
-                chosen = order.matched(scores)
-                if kind == INPUT:
-                    chosen = self._in_their_places([ours[i] for i in rows], [theirs[j] for j in columns], chosen)
-                    chosen = self._without_merged([ours[i] for i in rows], [theirs[j] for j in columns], chosen)
-                matched = [(rows[i], columns[j], float(scores[i, j])) for i, j in chosen]
-                is_told = kind == INPUT or len(rows) == len(columns)
-                found.extend(
-                    (i, j, score)
-                    for i, j, score in matched
-                    if is_told or self._is_supported(ours[i], theirs[j]) or (i == j and not self._named_apart(ours[i], theirs[j]))
-                )
+            places = [[place for place, seen in enumerate(side) if seen == kind] for side in kinds]
+            if len(places[0]) == len(places[1]) == 1:
+                i, j = places[0][0], places[1][0]
+                score = self._score_alone(ours[i], theirs[j]) if kind == INPUT else THRESHOLDS.boundary_sole_output
+                if score > order.LEAST:
+                    found.append((i, j, score))
+            elif places[0] and places[1]:
+                found.extend(self._of_one_kind(kind, ours, theirs, *places))
         return found
 
-    def _without_merged(self, ours: Sequence[int], theirs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs of inputs without those of a bias on its own and one that masks too, where the mask is handed over beside the first.
+    def _score_alone(self, a: int, b: int) -> float:
+        return self.scores.of(a, b, alone=True) + THRESHOLDS.boundary_same_place
 
-        So where one side adds a mask to position biases before its layers and the other inside attention: neither is wrong.
-        """
-        rows = ours, theirs
-        masks = [{place for place, row in enumerate(rows[side]) if self._may_mask(side, row)} for side in (0, 1)]
-        used = [{pair[side] for pair in pairs if pair[1 - side] in masks[1 - side]} for side in (0, 1)]
-        kept = []
-        for pair in pairs:
-            is_mask = [pair[side] in masks[side] for side in (0, 1)]
-            bare = 0 if is_mask[1] else 1
-            is_added = not any(self.rows.exact[side][rows[side][pair[side]]] for side in (0, 1))
-            if not (is_added and is_mask[0] != is_mask[1] and masks[bare] - used[bare]):
-                kept.append(pair)
-        return kept
+    def _of_one_kind(
+        self, kind: int, ours: Sequence[int], theirs: Sequence[int], rows: Sequence[int], columns: Sequence[int]
+    ) -> BoundaryPairs:
+        """The pairs among several boundaries of one kind (inputs, outputs, taps), which are at the places ``rows`` and ``columns``."""
+        some, others = [ours[i] for i in rows], [theirs[j] for j in columns]
+        scores = np.array([[self.scores.of(a, b, alone=False) for b in others] for a in some])  # (rows, columns)
+        scores[np.diag_indices(min(scores.shape))] += THRESHOLDS.boundary_same_place
+        pairs: PlacePairs = order.matched(scores)
+        if kind == INPUT:
+            for correct in INPUT_PASSES:
+                pairs = correct(self.scores, some, others, pairs)
+        found = [(rows[i], columns[j], float(scores[i, j])) for i, j in pairs]
+        if kind == INPUT or len(rows) == len(columns):
+            return found
+        return [pair for pair in found if self._is_output_pair(ours, theirs, *pair[:2])]
 
-    def _may_mask(self, side: int, row: int) -> bool:
-        """Whether a tensor says true or false, or holds what masks by being added."""
-        return self.rows.is_truth(side, row) or bool(not self.rows.exact[side][row] and self.rows.sides[side].index["min"][row] <= MASKED)
-
-    def _in_their_places(self, ours: Sequence[int], theirs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs of inputs, but two arguments whose values are exchanged stay in their places where the callee uses them by place.
-
-        So where a caller mixes them up; and where the call raised, which it would not had it been meant so. A port whose callee takes them
-        in another order uses them by value.
-        """
-        found = dict(pairs)
-        for i, j in pairs:
-            if i < j and found.get(j) == i and self.rows.key(0, ours[i]).keys == self.rows.key(1, theirs[i]).keys == (i,):
-                straight = any(self._are_used_alike(ours[one], theirs[one]) for one in (i, j))
-                crossed = any(self._are_used_alike(ours[one], theirs[other]) for one, other in ((i, j), (j, i)))
-                if not crossed and (straight or self._has_raised(1, theirs[i])):
-                    found |= {i: i, j: j}
-        return list(found.items())
-
-    def _has_raised(self, side: int, row: int) -> bool:
-        calls = self.rows.sides[side].calls
-        return any(self.rows.raised[side][one] for one in calls.rows_of(int(calls.of_row[row])).tolist())
-
-    def _are_used_alike(self, a: int, b: int) -> bool:
-        """Whether the calls of two inputs hand them to calls of paired sites."""
-        takers = self._users(0, a), self._users(1, b)
-        return any(self.rows.partner.get(site) in takers[1] for site in takers[0])
-
-    def _users(self, side: int, row: int) -> set[int]:
-        """The sites that the call of an input hands that very tensor."""
-        here = self.rows.sides[side]
-        own = int(here.calls.of_row[row])
-        calls = [int(here.calls.of_row[one]) for one in self.rows.same(side, row) if here.end_kind[one] == INPUT]
-        return {int(here.calls.site[call]) for call in calls if int(here.calls.parent[call]) == own}
-
-    def _end_score(self, a: int, b: int, alone: bool) -> float:
-        ours, theirs = self.rows.key(0, a), self.rows.key(1, b)
-        score = 0.9 if alone else 0.1
-        if ours.kind != theirs.kind:
-            return -1.0
-        is_one_truth = self.rows.exact[0][a] and self.rows.exact[1][b] and self.rows.is_truth(0, a) != self.rows.is_truth(1, b)
-        if is_one_truth and not (self._is_mask(0, a) and self._is_mask(1, b)):
-            return -1.0  # ids and positions are no masks
-        score += _named_alike(ours, theirs)
-        score += (
-            3.0 if ours == theirs and self.rows.are_of_functions(a, b) else 0.0
-        )  # functions' ends are named alike, whatever values come there
-        score += 0.5 if axes.layouts(self.rows.shape(0, a), self.rows.shape(1, b)) else -0.5
-        if self._are_two_masks(a, b):
-            return score + (2.0 if self._mask_alike(a, b) else 0.1)
-        apart = self.rows.apart(a, b)
-        score += 2.0 if apart < 1e-3 else 1.2 if apart < _CLOSE else 0.4 if apart < _ALIKE else 0.0
-        return score + (0.0 if self.rows.exact[0][a] == self.rows.exact[1][b] else -0.5)
-
-    def _are_two_masks(self, a: int, b: int) -> bool:
-        """Whether one of two tensors says true or false and the other is a mask that is added."""
-        truths = self.rows.is_truth(0, a), self.rows.is_truth(1, b)
-        side, row = (1, b) if truths[0] else (0, a)
-        index = self.rows.sides[side].index
-        return truths[0] != truths[1] and not self.rows.exact[side][row] and bool(index["max"][row] <= 0 and index["min"][row] <= MASKED)
-
-    def _mask_alike(self, a: int, b: int) -> bool:
-        """Whether two masks of two conventions let the same through, whatever true means in one of them."""
-        read = self.rows.read(a, b)
-        layout = next(iter(axes.layouts(self.rows.shape(0, a), self.rows.shape(1, b))), None)
-        if read is None or layout is None:
-            return False
-        ours, theirs = (
-            one if one.dtype == bool else one > MASKED for one in (axes.apply_reference(read[0], layout), axes.apply(read[1], layout))
-        )
-        return np.array_equal(ours, theirs) or np.array_equal(ours, ~theirs)
-
-    def _is_supported(self, a: int, b: int) -> bool:
-        """Whether more than its shape speaks for a pair of outputs, where one side returns more than the other."""
-        return _named_alike(self.rows.key(0, a), self.rows.key(1, b)) > 0 or self.rows.apart(a, b) < _CLOSE
-
-    def _named_apart(self, a: int, b: int) -> bool:
-        """Whether two ends have names, and not the same: a cache is no hidden state, whatever shapes they have."""
-        return _named_alike(self.rows.key(0, a), self.rows.key(1, b)) < 0
-
-    def _is_mask(self, side: int, row: int) -> bool:
-        """Whether exact values may be a mask: truth values, or numbers that are 0 or 1."""
-        index = self.rows.sides[side].index
-        return bool(index["min"][row] >= 0 and index["max"][row] <= 1)
+    def _is_output_pair(self, ours: Sequence[int], theirs: Sequence[int], i: int, j: int) -> bool:
+        """Whether two outputs are a pair where one side returns more: by values or names, or by places that no name contradicts."""
+        a, b = ours[i], theirs[j]
+        return self.scores.is_supported(a, b) or (i == j and not self.scores.are_named_apart(a, b))
 
 
-def _named_alike(ours: End, theirs: End) -> float:
-    names = [[key for key in end.keys if isinstance(key, str)] for end in (ours, theirs)]
-    if names[0] and names[1]:
-        return 1.0 if tokens(".".join(names[0])) == tokens(".".join(names[1])) else -0.3
-    return 0.0
+# -- passes over the pairs of inputs -------------------------------------------------------------------------------------------
+
+
+def keep_exchanged_in_place(scores: BoundaryScores, ours: Sequence[int], theirs: Sequence[int], pairs: PlacePairs) -> PlacePairs:
+    """Pairs two positional arguments with exchanged values by their places, where the callee uses them by place: the caller mixed them up.
+
+    So too where the call raised, which it would not have done had the exchange been meant. A callee of the port that takes its arguments
+    in another order uses them by value.
+    """
+    rows = scores.rows
+    found = dict(pairs)
+    for i, j in pairs:
+        is_exchanged = i < j and found.get(j) == i and rows.key(0, ours[i]).keys == rows.key(1, theirs[i]).keys == (i,)
+        if not is_exchanged or any(_are_used_alike(rows, ours[one], theirs[other]) for one, other in ((i, j), (j, i))):
+            continue
+        if any(_are_used_alike(rows, ours[place], theirs[place]) for place in (i, j)) or _has_raised(rows, 1, theirs[i]):
+            found |= {i: i, j: j}
+    return list(found.items())
+
+
+def _are_used_alike(rows: Rows, a: int, b: int) -> bool:
+    """Whether the calls of two inputs hand them to calls of paired sites."""
+    consumers = _consumers(rows, 1, b)
+    return any(rows.partner.get(site) in consumers for site in _consumers(rows, 0, a))
+
+
+def _consumers(rows: Rows, side: int, row: int) -> set[int]:
+    """The sites to which the call of an input hands that very tensor."""
+    here = rows.sides[side]
+    own = int(here.calls.of_row[row])
+    calls = [int(here.calls.of_row[other]) for other in rows.same(side, row) if here.end_kind[other] == INPUT]
+    return {int(here.calls.site[call]) for call in calls if int(here.calls.parent[call]) == own}
+
+
+def _has_raised(rows: Rows, side: int, row: int) -> bool:
+    """Whether the call of a row raised."""
+    calls = rows.sides[side].calls
+    return any(rows.raised[side][other] for other in calls.rows_of(int(calls.of_row[row])).tolist())
+
+
+def leave_out_merged_masks(scores: BoundaryScores, ours: Sequence[int], theirs: Sequence[int], pairs: PlacePairs) -> PlacePairs:
+    """Leaves out a bias that is paired with the sum of a bias and a mask, where the bias's side takes in the mask as another input.
+
+    So where one side adds a mask to position biases before its layers and the other side inside attention: neither is wrong.
+    """
+    rows = ours, theirs
+    masks = [{place for place, row in enumerate(rows[side]) if scores.may_mask(side, row)} for side in (0, 1)]
+    used = [{pair[side] for pair in pairs if pair[1 - side] in masks[1 - side]} for side in (0, 1)]
+    kept = []
+    for pair in pairs:
+        is_mask = [pair[side] in masks[side] for side in (0, 1)]
+        bare = 0 if is_mask[1] else 1
+        is_added = not any(scores.rows.exact[side][rows[side][pair[side]]] for side in (0, 1))
+        if not (is_added and is_mask[0] != is_mask[1] and masks[bare] - used[bare]):
+            kept.append(pair)
+    return kept
+
+
+INPUT_PASSES: tuple[Callable[[BoundaryScores, Sequence[int], Sequence[int], PlacePairs], PlacePairs], ...] = (
+    keep_exchanged_in_place,
+    leave_out_merged_masks,
+)
+"""What corrects the pairs of several inputs, in order. An ablation leaves one out by its name."""

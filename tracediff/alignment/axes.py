@@ -1,7 +1,7 @@
 """Layouts: how the port's tensor is read as the reference's, and which of the possible ways the values support.
 
-Between a reference and its port the same numbers may stand channels-first or channels-last, with heads merged or apart, padded before
-the call, fused with their neighbours, or spread over many calls. A `Layout` says which, and belongs to one pair of records.
+The same numbers may be channels-first in the reference and channels-last in its port, with heads merged or apart, padded before the call,
+fused with their neighbours, or spread over many calls. A `Layout` says which, and belongs to one pair of records.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tracediff.dtype import Array
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.dtype import MASKED, Array
 from tracediff.errors import AlignmentError
 
 if TYPE_CHECKING:
     from tracediff.trace import Record
 
 Shape = tuple[int, ...]
-
-CLEARLY_BETTER = 0.2  # another layout than the plain one is taken only where its error is below this fraction of the plain one's
-_MOST_AXES = 6
-_MOST_LAYOUTS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +182,26 @@ def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
     >>> layouts((2, 3), (4,))
     ()
     """
-    return _layouts(tuple(reference), tuple(port))
+    return _layouts(tuple(reference), tuple(port), _limits())
+
+
+def _limits() -> tuple[int, ...]:
+    """The thresholds on which the layouts of two shapes depend: what is remembered of the shapes holds for these only."""
+    windows = THRESHOLDS.window_rank, THRESHOLDS.window_axes, THRESHOLDS.window_factor, THRESHOLDS.window_extra
+    return THRESHOLDS.layout_axes, THRESHOLDS.layout_candidates, *windows
 
 
 @lru_cache(maxsize=1 << 14)
-def _layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
+def _layouts(reference: Shape, port: Shape, limits: tuple[int, ...]) -> tuple[Layout, ...]:
     if math.prod(reference) == math.prod(port):
-        found = dict.fromkeys(_same_size(reference, port))
-        return tuple(sorted(found, key=_plainness))[:_MOST_LAYOUTS]
-    return (*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness))[:_MOST_LAYOUTS]
+        found = sorted(dict.fromkeys(_same_size(reference, port)), key=_plainness)
+    else:
+        found = [*_repeated(reference, port), *sorted(dict.fromkeys(_windows(reference, port)), key=_plainness)]
+    return tuple(found[: THRESHOLDS.layout_candidates])
 
 
 def shared(reference: Shape, port: Shape) -> Layout | None:
-    """How one side is read that has each slice of one axis once where the other repeats it: keys and values of grouped heads.
+    """The layout of two tensors of which one repeats each slice of an axis: keys and values of grouped heads; None where neither does.
 
     >>> str(shared((2, 8, 9, 16), (2, 2, 9, 16))), shared((2, 8, 9, 16), (2, 3, 9, 16))
     ('repeated', None)
@@ -209,9 +213,9 @@ def shared(reference: Shape, port: Shape) -> Layout | None:
 
 
 def kept(reference: Shape, port: Shape) -> tuple[Layout, ...]:
-    """How one side is read that has a single position of an axis where the other has all: the last one, or the first.
+    """The layouts of two tensors of which one has a single position of an axis, the last or the first, and the other all positions.
 
-    So does a decoder that computes the logits of the last position only.
+    So a decoder computes the logits of the last position only.
 
     >>> [str(layout) for layout in kept((2, 47, 128), (2, 1, 128))]
     ['reference 46:47 of axis 1', 'reference 0:1 of axis 1']
@@ -232,7 +236,7 @@ def kept(reference: Shape, port: Shape) -> tuple[Layout, ...]:
 
 
 def cuts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
-    """How one side is read that has more of an axis than the other, by less than as much again: its front, its back, its middle.
+    """The layouts of two tensors of which one has more of an axis, at most twice as much: its front, its back, or its middle is read.
 
     >>> [str(layout) for layout in cuts((2, 20, 12), (2, 9, 20))]
     ['reference 0:9 of axis 2; (0, 2, 1)', 'reference 3:12 of axis 2; (0, 2, 1)', 'reference 1:10 of axis 2; (0, 2, 1)']
@@ -244,7 +248,7 @@ def cuts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
         for length in sorted({length for length in other if size > length > size // 2 > 0}):
             shape = (*whole[:axis], length, *whole[axis + 1 :])
             if math.prod(shape) == math.prod(other):
-                for plain in _layouts(*((shape, port) if is_ours else (reference, shape)))[:1]:
+                for plain in layouts(*((shape, port) if is_ours else (reference, shape)))[:1]:
                     parts = [Part(axis, start, start + length) for start in dict.fromkeys((0, size - length, (size - length) // 2))]
                     found += [replace(plain, part_reference=part) if is_ours else replace(plain, part=part) for part in parts]
     return tuple(found)
@@ -268,7 +272,7 @@ def choose(reference: Array, port: Array | Sequence[Array], candidates: Sequence
     best, error = candidates[0], math.inf
     for layout in (option for candidate in candidates for option in placed(candidate)):
         seen = relative_error(apply_reference(reference, layout), apply(port, layout))
-        if seen < CLEARLY_BETTER * error or (math.isinf(error) and seen < error):
+        if seen < THRESHOLDS.clearly_better * error or (math.isinf(error) and seen < error):
             best, error = layout, seen
     return best, error
 
@@ -308,7 +312,7 @@ def _same_size(reference: Shape, port: Shape) -> Iterator[Layout]:
     long_reference, long_port = _without_ones(reference), _without_ones(port)
     if long_reference == long_port and reference != port:
         yield Layout(reference, split=reference)
-    if max(len(long_reference), len(long_port)) > _MOST_AXES:
+    if max(len(long_reference), len(long_port)) > THRESHOLDS.layout_axes:
         return
     if sorted(long_reference) == sorted(long_port):
         yield from _permuted(reference, port)
@@ -345,7 +349,7 @@ def _orders(target: Shape, source: Shape) -> Iterator[tuple[int, ...]]:
 
 
 def _merged(reference: Shape, port: Shape, long: Shape) -> Iterator[Layout]:
-    """Axes of the port permuted and then merged into the reference's fewer ones (heads apart in the port)."""
+    """Axes of the port permuted and then merged into the fewer axes of the reference (heads apart in the port)."""
     for order in permutations(range(len(long))):
         if _merges([long[axis] for axis in order], reference):
             plain = order == tuple(range(len(long)))
@@ -354,7 +358,7 @@ def _merged(reference: Shape, port: Shape, long: Shape) -> Iterator[Layout]:
 
 
 def _taken_apart(reference: Shape, port: Shape, long_reference: Shape, long_port: Shape) -> Iterator[Layout]:
-    """Axes of the port taken apart into the reference's more ones and permuted (heads apart in the reference)."""
+    """Axes of the port taken apart into the more axes of the reference and permuted (heads apart in the reference)."""
     for order in permutations(range(len(long_reference))):
         split = tuple(long_reference[axis] for axis in order)
         if _merges(split, port):
@@ -372,7 +376,7 @@ def _cut_and_merged(reference: Shape, long_reference: Shape, long_port: Shape) -
 
 def _cuts(port: Shape, reference: Shape) -> Iterator[Shape]:
     """The port's shape with one axis cut in two by a length that the reference's axes suggest."""
-    if len(port) + 1 > _MOST_AXES - 1:
+    if len(port) + 1 > THRESHOLDS.layout_axes - 1:
         return
     ratios = {a // b for a in reference for b in port if b and a % b == 0 and a // b > 1}
     for axis, length in enumerate(port):
@@ -408,16 +412,21 @@ def _repeated(reference: Shape, port: Shape) -> Iterator[Layout]:
 
 
 def _windows(reference: Shape, port: Shape) -> Iterator[Layout]:
-    """The port padded one or two axes before the call: the reference's values stand somewhere inside."""
-    if len(reference) != len(port) or not 0 < len(port) <= 4:
+    """The port padded one or two axes before the call: the reference's values are somewhere inside."""
+    if len(reference) != len(port) or not 0 < len(port) <= THRESHOLDS.window_rank:
         return
     for order in permutations(range(len(port))):
         sizes = [port[axis] for axis in order]
-        wider = sum(size != target for size, target in zip(sizes, reference, strict=True))
-        if wider > 2 or any(size < target or size > 2 * target + 16 for size, target in zip(sizes, reference, strict=True)):
+        padded = sum(size != target for size, target in zip(sizes, reference, strict=True))
+        if padded > THRESHOLDS.window_axes or not all(map(_may_be_padded, sizes, reference)):
             continue
         window = tuple(((size - target) // 2, (size - target) // 2 + target) for size, target in zip(sizes, reference, strict=True))
         yield Layout(reference, split=port, permutation=order, window=window)
+
+
+def _may_be_padded(size: int, target: int) -> bool:
+    """Whether an axis of that length may be the reference's of length ``target``, padded or not."""
+    return target <= size <= THRESHOLDS.window_factor * target + THRESHOLDS.window_extra
 
 
 def _plainness(layout: Layout) -> tuple[Any, ...]:
@@ -461,7 +470,7 @@ def _plain_numbers(array: Array) -> Array:
     if array.dtype.kind == "c":
         array = np.stack([array.real, array.imag])
     wide = array.astype(np.float64)
-    return np.where(np.isnan(wide), 0.0, np.clip(wide, -1e4, None) if wide.size and wide.min() <= -1e4 else wide)
+    return np.where(np.isnan(wide), 0.0, np.clip(wide, MASKED, None) if wide.size and wide.min() <= MASKED else wide)
 
 
 def _shape_text(shape: Shape | None) -> str:

@@ -1,8 +1,8 @@
 """Where a module begins and ends: an activation or a norm may stand inside it on one side and in its caller on the other.
 
-PyTorch's convolution blocks mostly end in their activation, and ports often write ``silu(self.block(x))``; an attention may normalise what
-it is handed, or be handed it normalised. What the two modules are given or return are then different tensors, and neither is wrong: what
-stands inside both is compared, and what comes before and after.
+PyTorch's convolution blocks mostly end in their activation, and ports often write ``silu(self.block(x))``. An attention may normalise its
+input, or take it in normalised. The inputs or outputs of the two modules are then different tensors, and neither is wrong. Compared is
+what both modules hold inside, and what comes before and after them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from typing import Literal
 from tracediff.alignment.record_table import Rows
 from tracediff.alignment.result import RecordPair
 from tracediff.alignment.structure import INPUT, OUTPUT
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.trace import schema
-
-_DIFFER = 1e-2  # distance of two tensors' statistics from which on they may be of different places
 
 Vote = Literal["moved", "kept"]
 
 
 def without_moved(rows: Rows, pairs: Sequence[RecordPair]) -> list[RecordPair]:
-    """The pairs of records without those of ends that lie in different places.
+    """The pairs of records without those of moved boundaries, which lie in different places of the two sides.
 
-    Such an end comes from, or goes to, a module outside of the one call whose partner was called inside the other; or it is what a module
-    inside the one call returns, whose partner's output the other goes on to change with code of its own, while the caller of the one goes
-    on with something else than that very tensor. In the second case most pairs of modules of the same two classes decide for all; one
-    that agrees and ends otherwise (in a sum) speaks for a fault.
+    A boundary of call A and its partner in call B are moved in two cases. First, A's boundary comes from, or goes to, a module outside of
+    A whose partner is called inside B. Second, A returns the output of a module inside it, B changes the output of that module's partner
+    with code of its own, and A's caller goes on with another tensor than A's output. In the second case the majority among all pairs of
+    modules of the same two classes decides. A pair of these classes that agrees although A ends otherwise (in a sum) speaks for a fault.
     """
     ends = _Ends(rows, pairs)
     votes: dict[tuple[str, str, int], list[Vote]] = defaultdict(list)
@@ -58,7 +57,7 @@ def _rows(pair: RecordPair) -> tuple[int, int]:
 
 
 class _Ends:
-    """What the calls of paired records are given and return, in terms of the calls inside and around them."""
+    """What the calls of paired records take in and return, in terms of the calls inside and around them."""
 
     def __init__(self, rows: Rows, pairs: Sequence[RecordPair]) -> None:
         self.rows, self.sides = rows, rows.sides
@@ -74,22 +73,22 @@ class _Ends:
         return self.sides[side].type[int(calls.site[calls.of_row[row]])]
 
     def may_be_moved(self, pair: RecordPair) -> bool:
-        """Whether the two differ, and one of their calls makes further calls."""
+        """Whether two records differ, and one of their calls makes further calls."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) < _DIFFER:
+        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) < THRESHOLDS.moved_distance:
             return False
         return any(int(side.calls.of_row[row]) in inside for side, row, inside in zip(self.sides, rows, self._children, strict=True))
 
     def is_other(self, pair: RecordPair, side: int) -> bool:
-        """Whether a pair agrees, and what the call of one side returns (is given, if it is an input) is not what a call inside does."""
+        """Whether a pair agrees, and the output of one side's call is no output of a call inside; so for inputs."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) >= _DIFFER:
+        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) >= THRESHOLDS.moved_distance:
             return False
         has_calls = int(self.sides[side].calls.of_row[rows[side]]) in self._children[side]
         return has_calls and not any(True for _ in self._met_inside(side, rows[side]))
 
     def crosses(self, pair: RecordPair) -> bool:
-        """Whether what one side's call returns goes to a module, or what it is given comes from one, that the other side calls inside."""
+        """Whether one side's output goes to a module, or its input comes from a module, that the other side calls inside."""
         rows = _rows(pair)
         kinds = {int(side.end_kind[row]) for side, row in zip(self.sides, rows, strict=True)}
         if len(kinds) > 1:
@@ -104,7 +103,7 @@ class _Ends:
         )
 
     def longer(self, pair: RecordPair) -> int | None:
-        """The side whose call goes on where the other's has ended, or begins earlier than that: 0 the reference's, 1 the port's."""
+        """The side whose call ends later, or begins earlier, than the other's: 0 the reference, 1 the port, None where neither does."""
         rows = _rows(pair)
         kinds = {int(side.end_kind[row]) for side, row in zip(self.sides, rows, strict=True)}
         if kinds not in ({INPUT}, {OUTPUT}):
@@ -112,14 +111,14 @@ class _Ends:
         return next((side for side in (0, 1) if self._goes_on(side, rows)), None)
 
     def _goes_on(self, side: int, rows: tuple[int, int]) -> bool:
-        """Whether the other side's tensor is that of a call inside, whose partner's is not that of this side's call."""
+        """Whether the other side's tensor is that of a call inside, and the tensor of that call's partner is not this side's."""
         own, tensor = rows[side], self.sides[side].tensor
         partners = (self.partner[1 - side].get(inner) for inner in self._met_inside(1 - side, rows[1 - side]))
         known = [one for one in partners if one is not None and self._is_inside(side, one, own)]
         return bool(known) and all(tensor[one] != tensor[own] for one in known)
 
     def _met_inside(self, side: int, row: int) -> Iterator[int]:
-        """What calls inside a row's call return (are given, if the row is an input) that is that very tensor."""
+        """The outputs of calls inside a row's call that are the row's tensor; their inputs, if the row is an input."""
         kinds = self.sides[side].end_kind
         return (other for other in self.rows.same(side, row) if kinds[other] == kinds[row] and self._is_inside(side, other, row))
 
@@ -132,10 +131,10 @@ class _Ends:
         return call == outer
 
     def vote(self, pair: RecordPair, longer: int) -> Vote:
-        """Whether the caller of the shorter call works on what it hands over or is returned while that of the longer does not.
+        """Whether the caller of the shorter call changes the tensor at the boundary while the caller of the longer call does not.
 
-        If neither does, what the two callers return says. What comes after an end that was fed says nothing of it: the run before that,
-        which was not fed, has told which ends are in other places, and those are not fed.
+        If neither does, the outputs of the two callers decide. A boundary that was fed is kept: the run before, which was not fed, has
+        found the moved boundaries, and these are not fed.
         """
         rows = _rows(pair)
         if self.sides[1].index["flags"][rows[1]] & schema.REPLACED:
@@ -146,14 +145,14 @@ class _Ends:
         return "moved" if is_direct[longer] or self._callers_agree(rows) else "kept"
 
     def _is_direct(self, side: int, row: int) -> bool:
-        """Whether an output is handed on to a call as it is, or an input is what a paired call returned."""
+        """Whether an output is handed on to a call as it is, or an input is the output of a paired call."""
         kinds = self.sides[side].end_kind
         wanted = INPUT if kinds[row] == OUTPUT else OUTPUT
         others = (other for other in self.rows.same(side, row) if kinds[other] == wanted and not self._is_inside(side, other, row))
         return any(wanted == INPUT or other in self.partner[side] for other in others)
 
     def _callers_agree(self, rows: tuple[int, int]) -> bool:
-        """Whether what the callers of two rows' calls return agrees as far as rounding lets it."""
+        """Whether the outputs of the callers of two rows' calls agree as far as rounding allows."""
         limit = self.rows.rounding(*rows)
         outputs = []
         for side, row in zip(self.sides, rows, strict=True):

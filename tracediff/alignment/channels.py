@@ -1,7 +1,7 @@
-"""Which axis of a tensor holds the channels, as the layers tell that take it in or give it out.
+"""Which axis of a tensor holds the channels, by the layers that take it in or return it.
 
-Where two lengths of a tensor are equal, its shape does not tell a transposed tensor from a plain one, and after a fault its values tell
-neither. A convolution does: PyTorch's have their channels on axis 1, MLX's on the last.
+Where two lengths of a tensor are equal, its shape does not tell a transposed tensor from a plain one. After a fault its values do not
+either. A convolution does: PyTorch's have their channels on axis 1, MLX's on the last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Channels:
         return self._layers.get(row)
 
     def of(self, row: int) -> int | None:
-        """The axis, where a layer tells it of that very tensor, there or wherever else it was recorded, and no other one contradicts."""
+        """The axis, where a layer takes in or returns that very tensor anywhere, and no other layer contradicts."""
         known = self._groups.get(self._side.tensor[row], ())
         return next(iter(known)) if len(set(known)) == 1 else None
 
@@ -42,19 +42,20 @@ class Channels:
     def _layers(self) -> dict[int, int]:
         calls = self._side.calls
         found: dict[int, int] = {}
-        ways = [self._way(kind) for kind in self._side.type]
+        conventions = [self._convention(name) for name in self._side.type]
         for row, call in enumerate(calls.of_row.tolist()):
-            way = ways[int(calls.site[call])]
+            convention = conventions[int(calls.site[call])]
             rank = len(self._side.shapes[row])
-            if way and rank > 2 and self._is_main(row):
-                found[row] = 1 if way == "first" else rank - 1
+            if convention and rank > 2 and self._is_main(row):
+                found[row] = 1 if convention == "first" else rank - 1
         return found
 
-    def _way(self, kind: str) -> str:
-        if self._is_mlx and (_LAST_IN_MLX.fullmatch(kind) or _LAST.fullmatch(kind)):
+    def _convention(self, name: str) -> str:
+        """Where a layer of that class has its channels, "first" or "last"; empty for any other class."""
+        if self._is_mlx and (_LAST_IN_MLX.fullmatch(name) or _LAST.fullmatch(name)):
             return "last"
         if self._is_torch:
-            return "first" if _FIRST.fullmatch(kind) else "last" if _LAST.fullmatch(kind) else ""
+            return "first" if _FIRST.fullmatch(name) else "last" if _LAST.fullmatch(name) else ""
         return ""
 
     def _is_main(self, row: int) -> bool:
@@ -71,10 +72,10 @@ class Channels:
 
 
 def keeping(candidates: Sequence[Layout], ours: int | None, theirs: int | None) -> list[Layout]:
-    """The layouts that lay the port's channels (axis ``theirs``) on the reference's (``ours``); all where that is unknown or none does."""
+    """The layouts that lay the port's channels (axis ``theirs``) on the reference's (``ours``); all where either is unknown."""
     if ours is None or theirs is None:
         return list(candidates)
-    found = [one for one in candidates if one.split is None and one.window is None and _axis(one, ours) == theirs]
+    found = [layout for layout in candidates if layout.split is None and layout.window is None and _axis(layout, ours) == theirs]
     return found or list(candidates)
 
 

@@ -1,12 +1,15 @@
-"""What is compared of a site besides its parameters' and tensors' values: numbers that are equal on both sides where the things are."""
+"""The properties of sites that are compared besides their parameters' and tensors' values.
+
+Most are *codes*: numbers that two sites share, on the same side or not, where the property is equal; 0 where a site lacks it.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,42 +18,53 @@ from tracediff.alignment import names, parameters, values
 from tracediff.alignment.structure import WEIGHT_NORM, Side
 
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Lengths = tuple[int, ...]
+"""The axes of a shape longer than 1, sorted: what no layout changes."""
+
+Thing = TypeVar("Thing")
 Bag = tuple[tuple[int, int], ...]
+"""How many sites with each key lie in and below a site: (key, count) each; -1 instead of a key is a call of attention."""
+
+
+def _nothing() -> Ints:
+    return np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
 class Features:
-    """What is compared of each site of one side: numbers that are equal on both sides where the things are."""
+    """The properties of all sites of one side. Every array has the shape (sites,), and every list one entry a site."""
 
     role: Ints
     type: Ints
     function: Ints
     kind: Ints
-    key: Ints  # the axes of the largest own parameter, 0 where none is owned
-    key_of: list[tuple[int, ...]]
-    matrix: NDArray[np.bool_]  # linear layers, and convolutions whose kernels have two axes longer than 1
-    inputs: Ints
-    inputs_of: list[tuple[tuple[int, ...], ...]]
+    key: Ints  # the axes of the largest own parameter
+    key_of: list[Lengths]
+    matrix: Flags  # linear layers, and convolutions whose kernels have two axes longer than 1
+    identity: Flags  # what hands on its input: a dropout, an identity
+    inputs: Ints  # the shapes of the inputs at the first call
+    inputs_of: list[tuple[Lengths, ...]]
     outputs: Ints
-    width: list[int]
-    called: NDArray[np.bool_]
-    often: Ints
+    width: list[int]  # the last axis of the first output
+    called: Flags
+    call_count: Ints
     stage: Ints
-    leaf: NDArray[np.bool_]
-    near: Ints  # the neighbours in the flow of data, one step away
-    around: Ints  # and two steps away
-    projection: Ints  # 1 for what is found to make an attention's queries, 2 for its keys
-    bag: Ints
-    bags: list[Bag]
-    inside: Ints  # how many sites its bag counts
-    words: list[frozenset[str]]
-    attributes: Ints
-    attribute_sets: list[dict[str, Any]]
-    uncalled: dict[int, list[int]]
+    leaf: Flags  # what calls nothing, and holds no module with parameters that is never called
+    uncalled: dict[int, list[int]]  # by the nearest called holder: modules that own parameters and are never called
+    projection: Ints  # attention.QUERY, attention.KEY or 0
+    near: Ints = field(default_factory=_nothing)  # the neighbours in the flow of data, one step away
+    around: Ints = field(default_factory=_nothing)  # and two steps away
+    bag: Ints = field(default_factory=_nothing)
+    bags: list[Bag] = field(default_factory=list)  # by their codes
+    inside: Ints = field(default_factory=_nothing)  # how many sites a site's bag counts
+    words: list[frozenset[str]] = field(default_factory=list)
+    attributes: Ints = field(default_factory=_nothing)
+    attribute_sets: list[dict[str, Any]] = field(default_factory=list)  # by their codes
 
 
 class _Codes(dict[Hashable, int]):
-    """Numbers for things, the same on both sides; the empty thing is 0."""
+    """Codes for things, the same on both sides; 0 for an empty thing."""
 
     def __missing__(self, thing: Hashable) -> int:
         self[thing] = number = len(self) + 1 if thing else 0
@@ -66,8 +80,8 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
     lists = [names.lists(side.path) for side in sides]
     for features, side, ours, theirs in zip(both, sides, lists, reversed(lists), strict=True):
         known = set(theirs.values())
-        alike = {above for above, indices in ours.items() if indices in known}
-        features.words = [_words(side, site, ours, alike) for site in range(len(side))]
+        common = {path for path, indices in ours.items() if indices in known}
+        features.words = [_words(side, site, ours, common) for site in range(len(side))]
     for features, side, content in zip(both, sides, contents, strict=True):
         features.near, features.around = _around(features, side, content, codes)
         features.attributes = _attributes(side, codes["attributes"], attribute_sets)
@@ -79,12 +93,10 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
 
 
 def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
-    count = len(side)
     keys = [parameters.largest(side.params[number] for number in owned) for owned in side.owned]
-    ins, outs, width = _ends(side)
+    inputs, outputs, width = _boundary_shapes(side)
     stages = [side.text("stage", int(side.calls.first[call])) if call >= 0 else "" for call in side.first_call]
     uncalled = _uncalled(side)
-    leaf = np.array([not side.children[site] and site not in uncalled for site in range(count)], bool)
     return Features(
         role=_coded(side.role, codes["role"]),
         type=_coded(side.type, codes["type"]),
@@ -92,25 +104,18 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         kind=_coded(side.kind, codes["kind"]),
         key=_coded([key or (1,) if owned else () for key, owned in zip(keys, side.owned, strict=True)], codes["key"]),
         key_of=keys,
-        matrix=np.array([one in ("linear", "convolution") and len(key) == 2 for one, key in zip(side.role, keys, strict=True)], bool),
-        inputs=_coded(ins, codes["shapes"]),
-        inputs_of=ins,
-        outputs=_coded(outs, codes["shapes"]),
+        matrix=np.array([role in ("linear", "convolution") and len(key) == 2 for role, key in zip(side.role, keys, strict=True)], bool),
+        identity=np.array([role == "identity" for role in side.role], bool),
+        inputs=_coded(inputs, codes["shapes"]),
+        inputs_of=inputs,
+        outputs=_coded(outputs, codes["shapes"]),
         width=width,
         called=side.first_call >= 0,
-        often=side.call_counts,
+        call_count=side.call_counts,
         stage=_coded(stages, codes["stage"]),
-        leaf=leaf,
-        near=np.empty(0, np.int64),
-        around=np.empty(0, np.int64),
-        projection=np.zeros(count, np.int64),
-        bag=np.zeros(count, np.int64),
-        bags=[],
-        inside=np.zeros(count, np.int64),
-        words=[],
-        attributes=np.empty(0, np.int64),
-        attribute_sets=[],
+        leaf=np.array([not side.children[site] and site not in uncalled for site in range(len(side))], bool),
         uncalled=uncalled,
+        projection=np.zeros(len(side), np.int64),
     )
 
 
@@ -118,28 +123,28 @@ def _coded(things: Sequence[Hashable], codes: _Codes) -> Ints:
     return np.array([codes[thing] for thing in things], np.int64)
 
 
-def _ends(side: Side) -> tuple[list[tuple[tuple[int, ...], ...]], list[tuple[tuple[int, ...], ...]], list[int]]:
-    """The shapes at each site's first call, free of layout: axes sorted and without ones; and the last axis of the first output."""
-    ins: list[tuple[tuple[int, ...], ...]] = [()] * len(side)
-    outs: list[tuple[tuple[int, ...], ...]] = [()] * len(side)
+def _boundary_shapes(side: Side) -> tuple[list[tuple[Lengths, ...]], list[tuple[Lengths, ...]], list[int]]:
+    """The shapes of each site's inputs and outputs at the first call, free of layout; and the last axis of the first output."""
+    inputs: list[tuple[Lengths, ...]] = [()] * len(side)
+    outputs: list[tuple[Lengths, ...]] = [()] * len(side)
     width = [0] * len(side)
     for site, call in enumerate(side.first_call.tolist()):
         if call < 0:
             continue
-        taken, given = side.ends_of(call)
-        ins[site] = tuple(sorted(_free(side.shapes[row]) for row in taken))
-        outs[site] = tuple(sorted(_free(side.shapes[row]) for row in given))
-        width[site] = side.shapes[given[0]][-1] if given and side.shapes[given[0]] else 0
-    return ins, outs, width
+        taken, returned = side.ends_of(call)
+        inputs[site] = tuple(sorted(_lengths(side.shapes[row]) for row in taken))
+        outputs[site] = tuple(sorted(_lengths(side.shapes[row]) for row in returned))
+        width[site] = side.shapes[returned[0]][-1] if returned and side.shapes[returned[0]] else 0
+    return inputs, outputs, width
 
 
 @lru_cache(maxsize=1 << 14)
-def _free(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _lengths(shape: tuple[int, ...]) -> Lengths:
     return tuple(sorted(size for size in shape if size != 1))
 
 
 def _uncalled(side: Side) -> dict[int, list[int]]:
-    """By the nearest called holder (the top where there is none): modules that own parameters and were never called."""
+    """Modules that own parameters and are never called, by the nearest called holder; by the number of sites where there is none."""
     found: dict[int, list[int]] = defaultdict(list)
     for site in range(side.called, len(side)):
         if side.owned[site] and side.role[site] != WEIGHT_NORM:
@@ -150,24 +155,24 @@ def _uncalled(side: Side) -> dict[int, list[int]]:
     return dict(found)
 
 
-def _words(side: Side, site: int, lists: Mapping[str, frozenset[str]], alike: Set[str]) -> frozenset[str]:
+def _words(side: Side, site: int, lists: Mapping[str, frozenset[str]], common: Set[str]) -> frozenset[str]:
     """The tokens of a site's last two path segments, and of its method, tap or function.
 
     An index counts only where the other side has a list with the same indices: otherwise the two may count different things.
     """
     path = side.path[site]
     segments = path.split(".")
-    above = [".".join(segments[:place]) for place in range(max(0, len(segments) - 2), len(segments)) if segments[place].isdigit()]
-    counted = all(path_above in alike or path_above not in lists for path_above in above)
+    holders = [".".join(segments[:place]) for place in range(max(0, len(segments) - 2), len(segments)) if segments[place].isdigit()]
+    counted = all(holder in common or holder not in lists for holder in holders)
     words = names.tokens(".".join(segments[-2:])) + names.tokens(side.names[site][len(path) :])
     return frozenset(word for word in words if counted or not word.isdigit())
 
 
 def _around(features: Features, side: Side, contents: values.Contents, codes: dict[str, _Codes]) -> tuple[Ints, Ints]:
-    """Numbers that are equal where two leaves have equal neighbours in the flow of data, one and two steps away.
+    """Codes of the neighbours of each leaf in the flow of data, one and two steps away.
 
-    Only what owns parameters or is a function counts as a neighbour: levels, dropouts and activations differ between sides. Which end
-    of a function a tensor goes to counts too, functions' ends being named alike on both sides (the query of an attention).
+    Only leaves that own parameters, and functions, count as neighbours: levels, dropouts and activations differ between sides. Which
+    boundary of a function a tensor goes to counts too (the query of an attention): functions name their boundaries alike on both sides.
     """
     counts = features.leaf & ((features.key != 0) | (features.function != 0))
     before: list[list[int]] = [[] for _ in range(len(side))]
@@ -177,38 +182,41 @@ def _around(features: Features, side: Side, contents: values.Contents, codes: di
             before[edge.target].append(edge.source)
             end = codes["end"][side.trace.strings[edge.end]] if features.function[edge.target] else 0
             behind[edge.source].append((edge.target, end))
-    now = [(int(key), int(function)) for key, function in zip(features.key, features.function, strict=True)]
-    labels = _coded(now, codes["around 0"])
-    found = []
+    own = [(int(key), int(function)) for key, function in zip(features.key, features.function, strict=True)]
+    labels = _coded(own, codes["around 0"])
+    steps = []
     for step in (1, 2):
-        near: list[Hashable] = []
+        neighbours: list[Hashable] = []
         for site in range(len(side)):
             sources = tuple(sorted({int(labels[other]) for other in before[site]}))
             targets = tuple(sorted({(int(labels[other]), end) for other, end in behind[site]}))
-            near.append((int(labels[site]), sources, targets) if sources or targets else ())
-        labels = _coded(near, codes[f"around {step}"])
-        found.append(labels)
-    return found[0], found[1]
+            neighbours.append((int(labels[site]), sources, targets) if sources or targets else ())
+        labels = _coded(neighbours, codes[f"around {step}"])
+        steps.append(labels)
+    return steps[0], steps[1]
 
 
 def _attributes(side: Side, codes: _Codes, sets: list[dict[str, Any]]) -> Ints:
-    """The number of each site's set of scalar attributes."""
-    numbers = np.zeros(len(side), np.int64)
+    """The code of each site's scalar attributes: a place in ``sets``, which grows."""
+    found = np.zeros(len(side), np.int64)
     for site in range(len(side)):
         attributes = dict(side.attributes(site))
-        text = (repr(attributes),)
-        number = codes.get(text, -1)
-        if number < 0:
-            number = codes[text] = len(sets)
-            sets.append(attributes)
-        numbers[site] = number
-    return numbers
+        found[site] = _place_of(repr(attributes), attributes, codes, sets)
+    return found
+
+
+def _place_of(key: Hashable, thing: Thing, codes: _Codes, known: list[Thing]) -> int:
+    """The place of a thing in a list of all things that are known by their keys; a new one is appended."""
+    if (key,) not in codes:
+        codes[key,] = len(known)
+        known.append(thing)
+    return codes[key,]
 
 
 def _bags(features: Features, side: Side, codes: _Codes, bags: list[Bag]) -> Ints:
-    """The number of each site's bag: how many sites with each kind of parameter there are in and below it."""
+    """The code of each site's bag: a place in ``bags``, which grows."""
     counts: list[dict[int, int]] = [defaultdict(int) for _ in range(len(side))]
-    for site in _bottom_up(side, features):
+    for site in _bottom_up(side):
         if features.key[site]:
             counts[site][int(features.key[site])] += 1
         elif features.function[site] and side.function[site] == "attention":
@@ -220,28 +228,18 @@ def _bags(features: Features, side: Side, codes: _Codes, bags: list[Bag]) -> Int
     for above, sites in features.uncalled.items():
         for site in sites:
             chain = side.callers(above) if above < len(side) else []
-            for one in [above, *chain] if above < len(side) else []:
-                counts[one][int(features.key[site])] += 1
-    numbers = np.zeros(len(side), np.int64)
+            for caller in [above, *chain] if above < len(side) else []:
+                counts[caller][int(features.key[site])] += 1
+    found = np.zeros(len(side), np.int64)
     for site, count in enumerate(counts):
         bag = tuple(sorted(count.items()))
-        number = codes.get((bag,), -1)
-        if number < 0:
-            number = codes[bag,] = len(bags)
-            bags.append(bag)
-        numbers[site] = number
-    return numbers
+        found[site] = _place_of(bag, bag, codes, bags)
+    return found
 
 
-def _bottom_up(side: Side, features: Features) -> list[int]:
+def _bottom_up(side: Side) -> list[int]:
     """All sites, each after everything that it called first."""
-    depth = np.zeros(len(side), np.int64)
-    for site in range(len(side)):
-        above, steps = int(side.parent[site]), 0
-        while above >= 0 and steps < 200:
-            above, steps = int(side.parent[above]), steps + 1
-        depth[site] = steps
-    return [int(site) for site in np.argsort(-depth, kind="stable")]
+    return sorted(range(len(side)), key=lambda site: -len(side.callers(site)))
 
 
 def size_of(bag: Bag) -> int:

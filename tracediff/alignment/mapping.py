@@ -24,7 +24,7 @@ from tracediff.errors import AlignmentError
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Stated:
     """One stated pair: numbers of the two sites, the permutation of the port's axes, and the part of a fused site."""
 
     reference: int
@@ -35,26 +35,26 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenMap:
+class StatedMap:
     """What a mapping states about two traces' sites, by their numbers."""
 
-    pairs: tuple[Given, ...] = ()
+    pairs: tuple[Stated, ...] = ()
     ignored: tuple[frozenset[int], frozenset[int]] = field(default=(frozenset(), frozenset()))
 
 
-def read(mapping: str | os.PathLike[str] | Mapping[str, Any] | None, reference: Sequence[str], port: Sequence[str]) -> GivenMap:
+def read(mapping: str | os.PathLike[str] | Mapping[str, Any] | None, reference: Sequence[str], port: Sequence[str]) -> StatedMap:
     """The mapping, applied to the two sides' site names.
 
     Raises AlignmentError for a file that is no mapping, a pattern that fits no site (naming the nearest), and a site paired twice.
     """
     if mapping is None:
-        return GivenMap()
+        return StatedMap()
     content = _load(mapping)
     known = {name: number for number, name in enumerate(reference)}, {name: number for number, name in enumerate(port)}
     pairs = [given for entry in content.get("pairs", []) for given in _expand(_checked(entry), known)]
     _no_duplicates(pairs, reference, port)
     ignore = content.get("ignore", {})
-    return GivenMap(tuple(pairs), (_ignored(ignore, "reference", known[0]), _ignored(ignore, "port", known[1])))
+    return StatedMap(tuple(pairs), (_ignored(ignore, "reference", known[0]), _ignored(ignore, "port", known[1])))
 
 
 def _load(mapping: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def _checked(entry: Any) -> Mapping[str, Any]:
     return entry
 
 
-def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[str, int]]) -> list[Given]:
+def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[str, int]]) -> list[Stated]:
     """The pairs that one entry states; more than one where its names hold a star."""
     theirs, ours = str(entry["port"]), str(entry["reference"])
     permutation = parse_permutation(str(entry.get("layout") or ""))
@@ -107,7 +107,7 @@ def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[st
         target = _filled(theirs, match.groups())
         if target not in known[1]:
             raise AlignmentError(_unknown(target, "port", known[1], f" (paired with {name!r})"))
-        found.append(Given(known[0][name], known[1][target], permutation, part, whole))
+        found.append(Stated(known[0][name], known[1][target], permutation, part, whole))
     return found
 
 
@@ -126,7 +126,7 @@ def _part(entry: Any) -> tuple[Part | None, str]:
     return part, whole
 
 
-def _no_duplicates(pairs: Sequence[Given], reference: Sequence[str], port: Sequence[str]) -> None:
+def _no_duplicates(pairs: Sequence[Stated], reference: Sequence[str], port: Sequence[str]) -> None:
     whole = [given for given in pairs if given.part is None]
     for side, names, sites in (
         ("reference", reference, [given.reference for given in whole]),

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 
+from tracediff.alignment.thresholds import THRESHOLDS
+
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
@@ -157,14 +159,14 @@ def likeness(reference: Iterable[str], port: Iterable[str]) -> float:
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like ``name``, for an error message."""
     known = list(names)
-    found = get_close_matches(name, known, count, 0.3)
+    spelt_alike = get_close_matches(name, known, count, THRESHOLDS.spelling)
     wanted = tokens(name)
     alike = sorted(known, key=lambda other: -likeness(wanted, tokens(other)))
-    return list(dict.fromkeys([*found, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
+    return list(dict.fromkeys([*spelt_alike, *(other for other in alike[:count] if likeness(wanted, tokens(other)) > 0)]))[:count]
 
 
 def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    """By the path above them: the indices that stand in paths."""
+    """The indices in a set of paths, by the path above them."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in dict.fromkeys(paths):
         above, _, last = path.rpartition(".")
@@ -174,7 +176,7 @@ def lists(paths: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def indices(path: str, known: Mapping[str, frozenset[str]]) -> list[frozenset[str]]:
-    """Which indices there are beside each index of a path: where they differ, equal indices do not mean the same."""
+    """The indices beside each index of a path: where these differ between two sides, equal indices do not mean the same."""
     segments = path.split(".")
     return [known.get(".".join(segments[:place]), frozenset()) for place, segment in enumerate(segments) if segment.isdigit()]
 

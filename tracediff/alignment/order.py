@@ -9,18 +9,19 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from tracediff.alignment.thresholds import THRESHOLDS
+
 Floats = NDArray[np.float64]
 Pairs = list[tuple[int, int]]
 
-LEAST = 1e-9  # a score at or below this is no match
-_LARGEST = 4_000_000  # cells of a score matrix for which the dense methods are used
-_IN_ORDER = 0.15  # what keeping the order is worth where assignment could break it
+LEAST = 1e-9
+"""A score at or below this is none: what rounding leaves of 0."""
 
 
 def in_order(scores: Floats) -> Pairs:
-    """The matches (row, column), both rising, with the greatest sum of scores (Needleman-Wunsch with free gaps).
+    """The pairs (row, column), both rising, with the greatest sum of ``scores`` (Needleman-Wunsch with free gaps).
 
-    Where several are as good the earliest rows and columns are matched.
+    ``scores``: (rows, columns). Of several choices that are as good the earliest rows and columns are paired.
     """
     rows, columns = scores.shape
     best = np.zeros((rows + 1, columns + 1))
@@ -58,7 +59,7 @@ def best_assignment(scores: Floats) -> Pairs:
 
 
 def matched(scores: Floats) -> Pairs:
-    """The matches that scores and order support together: in order unless crossing is clearly better."""
+    """The pairs that scores and order support together: in order unless crossing is clearly better. ``scores``: (rows, columns)."""
     if not scores.size:
         return []
     if scores.shape == (1, 1):
@@ -66,7 +67,7 @@ def matched(scores: Floats) -> Pairs:
     straight = in_order(scores)
     favoured = scores.copy()
     for row, column in straight:
-        favoured[row, column] += _IN_ORDER
+        favoured[row, column] += THRESHOLDS.in_order
     return sorted(assigned(favoured))
 
 
@@ -90,7 +91,7 @@ def rising(pairs: Sequence[tuple[int, int]]) -> Pairs:
 
 def is_small(rows: int, columns: int) -> bool:
     """Whether a score matrix of that size is aligned in one piece."""
-    return rows * columns <= _LARGEST
+    return rows * columns <= THRESHOLDS.largest_table
 
 
 def pieces(rows: int, columns: int, anchors: Sequence[tuple[int, int]]) -> list[tuple[range, range]]:
@@ -106,7 +107,7 @@ def _evenly(rows: range, columns: range) -> list[tuple[range, range]]:
     if not rows or not columns:
         return []
     parts = 1
-    while (len(rows) / parts) * (len(columns) / parts) > _LARGEST:
+    while (len(rows) / parts) * (len(columns) / parts) > THRESHOLDS.largest_table:
         parts += 1
     edges = [(round(len(rows) * part / parts), round(len(columns) * part / parts)) for part in range(parts + 1)]
     return [(rows[top:bottom], columns[left:right]) for (top, left), (bottom, right) in pairwise(edges)]

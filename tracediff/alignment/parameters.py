@@ -1,8 +1,8 @@
 """What parameters say: which of the port's are the reference's, transposed, rounded, fused, merged or rearranged.
 
-Nothing but the sketches is read. Equality is by tolerance on the axis vectors, which follow their axes through a permutation: sorted
-values alone are only a prefilter. A parameter that many share (tied, constant) is weak evidence, and one that is not loaded is none:
-both leave the decision to structure and order.
+Only sketches are read. Two parameters are equal where their axis vectors agree within a tolerance: these follow their axes through a
+permutation. A parameter that many sites share (tied, constant) is weak evidence, and one that was not loaded is none. Both leave the
+decision to structure and order.
 """
 
 from __future__ import annotations
@@ -20,19 +20,13 @@ from numpy.typing import NDArray
 
 from tracediff.alignment.axes import Part
 from tracediff.alignment.structure import Side
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.tensors.weight_norm import has_norm_of, is_merged
 from tracediff.trace.fingerprint import Fingerprinted, Sketch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Key = tuple[int, ...]
-
-EQUAL = 1e-4  # error of the axis vectors, relative to their spread, below which two parameters hold the same values
-_ENTRIES = 256  # of each axis vector that are compared
-_CORNER = 4  # entries of each axis vector in the search tree
-_CROWD = 64  # a class with more members than this says nothing about any two of them
-_AT_ONCE = 4096  # strips that are looked for at once
-_RUN = 4  # entries that must agree before a block of a fused parameter is looked at closely
 
 
 @dataclass(slots=True)
@@ -84,9 +78,9 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
 
 
 def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
-    """Gives a site whose parameters several smaller sites of the other side own, each some, to the module that holds those.
+    """Pairs a site whose parameters several smaller sites of the other side own with the module that holds those sites.
 
-    A stack of recurrent layers is one module in one framework and a list of layers in another: it is none of the layers.
+    A stack of recurrent layers is one module in one framework and a list of layers in another; it is none of the layers.
     """
     owners: dict[int, list[int]] = defaultdict(list)
     for pair, entry in found.items():
@@ -139,7 +133,7 @@ def _shared(a: Sequence[_Form], b: Sequence[_Form]) -> Iterator[Shared]:
 def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequence[int], how: str) -> Iterator[Shared]:
     """The pairs of two classes of equal parameters: each worth less the more there are."""
     crowd = max(len(members_a), len(members_b))
-    if crowd > _CROWD or forms[members_a[0]].is_constant:
+    if crowd > THRESHOLDS.parameter_crowd or forms[members_a[0]].is_constant:
         return
     text = how if crowd == 1 else f"{how}, as are {crowd - 1} more"
     for i, j in product(members_a, members_b):
@@ -158,7 +152,7 @@ class _Form:
         self.key: Key = tuple(sorted(size for size in shape if size != 1))
         stats = param.stats
         self.size = stats.count
-        self.is_constant = stats.count < 2 or stats.std <= 1e-6 * max(abs(stats.mean), 1e-30)
+        self.is_constant = stats.count < 2 or stats.std <= THRESHOLDS.constant_spread * max(abs(stats.mean), 1e-30)
         self._blocks: tuple[Floats, ...] | None = None
         self._sketch: Sketch | None = None
 
@@ -171,18 +165,21 @@ class _Form:
 
     @property
     def blocks(self) -> tuple[Floats, ...]:
-        """For each axis length a vector that no permutation of the axes changes; none where all values are one."""
+        """For each axis length the vectors that no permutation of the axes changes; none where all values are equal."""
         if self._blocks is None:
             self._blocks = () if self.is_constant else tuple(_blocks(self.param, self.sketch))
         return self._blocks
 
 
 def _blocks(param: Fingerprinted, sketch: Sketch) -> Iterator[Floats]:
-    """For each axis length, one vector that no permutation of the axes changes: the axis vector, or symmetric sums of several."""
+    """For each axis length the vectors that no permutation of the axes changes: the axis vector, or symmetric sums of several.
+
+    Each is as long as its axis, or `THRESHOLDS.parameter_entries` where the axis is longer.
+    """
     by_length: dict[int, list[Floats]] = defaultdict(list)
     for size, vector in zip(param.shape, sketch.axes, strict=True):
         if size != 1 and vector.size:
-            by_length[size].append(np.asarray(vector[:_ENTRIES], np.float64))
+            by_length[size].append(np.asarray(vector[: THRESHOLDS.parameter_entries], np.float64))
     for _, vectors in sorted(by_length.items()):
         if len(vectors) == 1:
             yield vectors[0]
@@ -211,43 +208,55 @@ def _identical(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: 
 
 def _permuted(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """Classes whose axis vectors agree within a tolerance, mutually nearest."""
-    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, 0.35):
-        how = "equal" if error < EQUAL else f"equal to {error:.0e} of its spread"
+    for one, other, error in _nearest(a, b, left_a, left_b, _Stacked, THRESHOLDS.parameter_radius):
+        how = "equal" if error < THRESHOLDS.parameter_error else f"equal to {error:.0e} of its spread"
         i, j = a[left_a[one][0]].param.shape, b[left_b[other][0]].param.shape
         yield one, other, how if i == j else f"{how}, transposed" if sorted(i) == sorted(j) and len(i) > 1 else f"{how}, reshaped"
 
 
 class _Stacked:
-    """Parameters of one shape side by side: where each stands in the search tree, and how far two of them are apart."""
+    """Parameters of one shape, by their axis vectors: where each stands in the search tree, and how far two of them are apart.
+
+    ``blocks``: for each vector of `_Form.blocks` an array (parameters, entries).
+    """
 
     def __init__(self, forms: Sequence[_Form]) -> None:
         self.blocks = [np.stack(blocks) for blocks in zip(*(form.blocks for form in forms), strict=True)]
 
     @property
     def corners(self) -> Floats:
-        """The first entries of each block, centred and scaled; short blocks are padded."""
-        return np.hstack([_padded(_standard(block), _CORNER) for block in self.blocks])
+        """The first entries of each block, centred and scaled, short blocks padded: (parameters, blocks * corner)."""
+        return np.hstack([_padded(_standard(block), THRESHOLDS.parameter_corner) for block in self.blocks])
 
     def apart(self, other: _Stacked, i: Ints, j: Ints) -> Floats:
-        """The worst relative distance of the blocks; infinite where it is not small enough for so few entries to prove anything."""
+        """The worst relative distance of the blocks of ours ``i`` and theirs ``j``: (pairs,).
+
+        Infinite where it is too large for so few entries to prove anything.
+        """
         worst = np.zeros(len(i))
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
             spread, norm = np.linalg.norm(ours - ours.mean(1, keepdims=True), axis=1), np.linalg.norm(ours, axis=1)
             spread = np.where(spread > 0, spread, np.where(norm > 0, norm, 1e-300))
             np.maximum(worst, np.linalg.norm(theirs[j] - ours[i], axis=1) / spread[i], out=worst)
         entries = sum(block.shape[1] for block in self.blocks)
-        limit = 0.3 if entries >= 24 else 0.1 if entries >= 8 else 1e-3
-        return np.where(worst < limit, worst, np.inf)
+        return np.where(worst < _error_allowed(entries), worst, np.inf)
+
+
+def _error_allowed(entries: int) -> float:
+    """The relative error up to which so many entries may differ and still prove that two parameters are equal."""
+    if entries >= THRESHOLDS.many_entries:
+        return THRESHOLDS.many_entries_error
+    return THRESHOLDS.some_entries_error if entries >= THRESHOLDS.some_entries else THRESHOLDS.few_entries_error
 
 
 def _rearranged(a: Sequence[_Form], b: Sequence[_Form], left_a: Classes, left_b: Classes) -> Found:
     """The same values in another order altogether (rows permuted for a rotary embedding, axes merged): all quantiles agree."""
-    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, 1e-4, by_shape=False):
+    for one, other, _ in _nearest(a, b, left_a, left_b, _Profiles, THRESHOLDS.profile_radius, by_shape=False):
         yield one, other, "the same values in another order"
 
 
 class _Profiles:
-    """Parameters of one size by what no order of their values changes: as `_Stacked`."""
+    """Parameters of one size by what no order of their values changes, (parameters, numbers): otherwise as `_Stacked`."""
 
     def __init__(self, forms: Sequence[_Form]) -> None:
         self.size = forms[0].size
@@ -260,12 +269,15 @@ class _Profiles:
 
     @property
     def corners(self) -> Floats:
-        return _padded(_standard(self.values[:, 1:]), 12)
+        return _padded(_standard(self.values[:, 1:]), THRESHOLDS.profile_corner)
 
     def apart(self, other: _Profiles, i: Ints, j: Ints) -> Floats:
-        """The largest difference; infinite where it is more than rounding, or the values are too few to mean anything."""
+        """The largest difference of ours ``i`` and theirs ``j``: (pairs,).
+
+        Infinite where it is more than rounding, or the values are too few to mean anything.
+        """
         errors = np.abs(self.values[i] - other.values[j]).max(1)
-        return np.where((errors < 1e-6) & (self.size >= 16), errors, np.inf)
+        return np.where((errors < THRESHOLDS.profile_error) & (self.size >= THRESHOLDS.profile_elements), errors, np.inf)
 
 
 def _nearest(
@@ -293,8 +305,8 @@ def _nearest(
         keys_a, keys_b = groups_a[group], groups_b[group]
         ours, theirs = kind([a[left_a[key][0]] for key in keys_a]), kind([b[left_b[key][0]] for key in keys_b])
         near = cKDTree(ours.corners).query_ball_tree(cKDTree(theirs.corners), radius, p=np.inf)
-        i = np.repeat(np.arange(len(near)), [min(len(others), _CROWD) for others in near])
-        j = np.array([other for others in near for other in others[:_CROWD]], np.int64)
+        i = np.repeat(np.arange(len(near)), [min(len(others), THRESHOLDS.parameter_crowd) for others in near])
+        j = np.array([other for others in near for other in others[: THRESHOLDS.parameter_crowd]], np.int64)
         errors = ours.apart(theirs, i, j)  # type: ignore[arg-type]
         pairs = zip(i.tolist(), j.tolist(), strict=True)
         for (one, other), error in _mutual(dict(zip(pairs, errors.tolist(), strict=True))):
@@ -384,16 +396,17 @@ def _signed(form: _Form) -> Iterator[Floats]:
     if len(form.key) < 2 or form.is_constant:
         return
     for vector in form.sketch.axes:
-        if vector.size >= 28 and 0.2 < np.mean(vector > 0) < 0.8:
+        share = THRESHOLDS.sign_share
+        if vector.size >= THRESHOLDS.sign_rows and share < np.mean(vector > 0) < 1 - share:
             yield vector
 
 
 def _pattern(vector: Floats) -> bytes:
-    return np.packbits(vector[:32] > 0).tobytes()
+    return np.packbits(vector[: THRESHOLDS.sign_pattern] > 0).tobytes()
 
 
 def _alike_signs(x: Floats, y: Floats) -> bool:
-    return bool(np.mean((x > 0) == (y > 0)) > 0.97)
+    return bool(np.mean((x > 0) == (y > 0)) > THRESHOLDS.sign_agreement)
 
 
 # -- fused projections -----------------------------------------------------------------------------------
@@ -446,9 +459,9 @@ def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterato
     following = np.append(values[1:], np.nan)
     following[offsets[1:] - 1] = np.nan
     order = np.argsort(values)
-    for start in range(0, len(parts), _AT_ONCE):
-        some = parts[start : start + _AT_ONCE]
-        slack = 1e-3 * _spreads([part.vector for part in some])
+    for start in range(0, len(parts), THRESHOLDS.blocks_at_once):
+        some = parts[start : start + THRESHOLDS.blocks_at_once]
+        slack = THRESHOLDS.block_slack * _spreads([part.vector for part in some])
         which, places = _begun(some, slack, values[order], order, following)
         longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
         done = -1
@@ -472,7 +485,7 @@ def _spreads(vectors: Sequence[Floats]) -> Floats:
 
 
 def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:
-    """Where two values behind one another are the first two of a part: the number of the part, and the place, for each."""
+    """Where two neighbouring values are the first two of a part: the number of the part, and the place, for each."""
     first, second = (np.array([part.vector[place] for part in parts]) for place in (0, 1))
     low, high = np.searchsorted(ordered, first - slack), np.searchsorted(ordered, first + slack)
     counts = high - low
@@ -486,7 +499,7 @@ def _where(part: Floats, whole: _Strip, start: int, slack: float) -> Part | None
     """The block of ``whole`` that starts at ``start`` and holds ``part``: contiguous, or in equal runs."""
     near = np.abs(whole.vector[start : start + part.size] - part[: whole.vector.size - start]) <= slack
     run = int(near.argmin()) if not near.all() else near.size
-    if run == part.size >= _RUN:
+    if run == part.size >= THRESHOLDS.block_run:
         return Part(whole.axis, start, start + run)
     if run < 2 or part.size % run or whole.vector.size % (part.size // run):
         return None

@@ -1,4 +1,4 @@
-"""What is known of the records of two sides, row by row: ends, shapes, kinds, statistics and, on demand, values."""
+"""What is known of the records of two sides, row by row: boundaries, shapes, kinds, statistics and, on demand, values."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Part, Shape
 from tracediff.alignment.structure import Side
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.values import features
 from tracediff.dtype import Array
 from tracediff.site import End
 from tracediff.trace import schema
-
-LARGEST = 1 << 26
-"""Elements of a tensor that is read to decide a layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedSites:
     """Two paired sites as far as their records are concerned: ``place`` is their place in the alignment.
 
-    ``outputs_only``: one of them merely wraps what is paired, so that its outputs stand beside the same as that one's.
+    ``outputs_only``: one of them merely wraps a paired site, so that only its outputs are paired, with the other's.
     """
 
     place: int
@@ -38,8 +36,26 @@ class PairedSites:
     outputs_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class CallPair:
+    """Calls of the reference and of the port that do the same work: one each, or several where one side split it.
+
+    ``lengths``: how many steps of the axis along which the work is split each call of either side does; empty for one call each.
+    ``is_sure``: more than the order of the calls says so, where the counts of calls do not agree.
+    """
+
+    reference: tuple[int, ...]
+    port: tuple[int, ...]
+    lengths: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    is_sure: bool = True
+
+
 class Rows:
-    """The records of two sides; ``partner``: the port's site of each paired site of the reference. Sides are 0, the reference, and 1."""
+    """The records of two sides, 0 the reference and 1 the port.
+
+    ``partner``: the port's site of each paired site of the reference. ``tables``: the features of each side's records, (rows, 7). The other
+    lists hold one entry a row.
+    """
 
     def __init__(self, sides: tuple[Side, Side], partner: dict[int, int]) -> None:
         self.sides, self.partner = sides, partner
@@ -55,7 +71,7 @@ class Rows:
         self._parsed: tuple[dict[int, End], dict[int, End]] = ({}, {})
 
     def key(self, side: int, row: int) -> End:
-        """The end of a row, parsed."""
+        """The boundary of a row, parsed."""
         code = self.end[side][row]
         if code not in self._parsed[side]:
             self._parsed[side][code] = End.parse(self.sides[side].text("end", row))
@@ -65,11 +81,11 @@ class Rows:
         return self.sides[side].shapes[row]
 
     def apart(self, a: int, b: int) -> float:
-        """How far the values of two records are from being the same: a distance of statistics; infinite where it cannot be told."""
+        """How far the values of two records are from being the same: a distance of statistics; infinite where it is not known."""
         same_size = self.count[0][a] == self.count[1][b]
         if not self._varies[0][a] or not self._varies[1][b]:
             means = self.sides[0].index["mean"][a], self.sides[1].index["mean"][b]
-            return 0.05 if same_size and means[0] == means[1] else math.inf
+            return THRESHOLDS.constant_distance if same_size and means[0] == means[1] else math.inf
         if same_size:
             return math.dist(self._points[0][a], self._points[1][b])
         return _padded_apart(self.sides[0].index[a], self.sides[1].index[b])
@@ -77,7 +93,7 @@ class Rows:
     def read(self, a: int, b: int) -> tuple[Array, Array] | None:
         """The values of two records, where both were stored and are not too large to look at."""
         records = self.sides[0].trace.records[a], self.sides[1].trace.records[b]
-        if not all(record.stored and record.stats.count <= LARGEST for record in records):
+        if not all(record.stored and record.stats.count <= THRESHOLDS.layout_elements for record in records):
             return None
         return records[0].read(), records[1].read()
 
@@ -118,15 +134,15 @@ class Rows:
 
     def are_equal(self, a: int, b: int) -> bool:
         """Whether two records hold the same bits."""
-        one, other = self.sides[0].index[a], self.sides[1].index[b]
-        return bool((one["digest"] == other["digest"]).all()) and bool(one["digest"].any())
+        ours, theirs = self.sides[0].index["digest"][a], self.sides[1].index["digest"][b]
+        return bool((ours == theirs).all()) and bool(ours.any())
 
 
-def _padded_apart(one: np.void, other: np.void) -> float:
-    """Like a distance of statistics, for two tensors of which one holds further zeros: sums that zeros do not change."""
+def _padded_apart(ours: np.void, theirs: np.void) -> float:
+    """A distance of sums that zeros do not change, for two tensors of which one holds further zeros."""
     sums = [
         np.array([float(row[name]) * float(row["count"]) for name in ("mean", "absmean", "cube")] + [float(row["l2"])])
-        for row in (one, other)
+        for row in (ours, theirs)
     ]
     scale = np.maximum(np.abs(sums[0]), 1e-30)
-    return max(float(np.max(np.abs(sums[1] - sums[0]) / scale)), 0.05) if sums[0][1] else np.inf
+    return max(float(np.max(np.abs(sums[1] - sums[0]) / scale)), THRESHOLDS.padded_distance) if sums[0][1] else np.inf

@@ -24,8 +24,8 @@ Kind = Literal["module", "method", "function", "tap"]
 class SitePair:
     """A site of the reference and the port's site that corresponds to it; one of them is None where there is none.
 
-    ``confidence`` is 0 to 1 (0 where unpaired). ``ambiguous`` holds the next candidates: of a pair those that only order told apart, of
-    an unpaired site the nearest. ``part`` says which part of a fused site is meant, ``whole`` which side holds the fused site.
+    ``confidence`` is 0 to 1 (0 where unpaired). ``ambiguous`` holds the next candidates: for a pair the rivals that only order rules out,
+    for an unpaired site the nearest. ``part`` says which part of a fused site is meant, ``whole`` which side holds the fused site.
     """
 
     reference: str | None
@@ -100,7 +100,7 @@ class Alignment:
         return found
 
     def nearest_paired(self, site: str, side: Literal["reference", "port"] = "reference") -> str | None:
-        """The innermost module at or above a site that is paired: where something at an unpaired site is charged to."""
+        """The innermost paired module at or above a site: an error at an unpaired site is charged to that module."""
         known = self.port_of if side == "reference" else self.reference_of
         if site in known:
             return site
@@ -113,7 +113,7 @@ class Alignment:
 
     @property
     def paired(self) -> tuple[SitePair, ...]:
-        """The pairs in which both sides stand."""
+        """The pairs with a site of either side."""
         return tuple(pair for pair in self.pairs if pair.is_paired)
 
     @property
@@ -123,11 +123,11 @@ class Alignment:
 
     @property
     def ambiguous(self) -> tuple[SitePair, ...]:
-        """The pairs that nothing but order told from their rivals."""
+        """The pairs whose rivals only order rules out."""
         return tuple(pair for pair in self.pairs if pair.is_paired and pair.ambiguous)
 
     def layout_of(self, place: int) -> str:
-        """The layout of a pair of sites in a word: that of most of its outputs (or other records), "" where it has no records."""
+        """The layout of a pair of sites in a word: the first that is not plain, else "same"; "" where the pair has no records."""
         if "layouts" not in self._cache:
             self._cache["layouts"] = _layouts(self.records)
         text: str = self._cache["layouts"].get(place, "")

@@ -1,7 +1,7 @@
-"""What numbered siblings say of one another: where nearly all of a row pair in one way, the rest pairs so too.
+"""What numbered siblings say of one another: where nearly all siblings of a row pair in one way, the rest pairs in that way too.
 
-A fault may make one of them look like something else: weights exchanged between two projections of one layer, a block whose residual is
-missing and which then gives out what its last part does. Its siblings are not deceived.
+A fault may make one sibling look like something else: weights exchanged between two projections of one layer, or a block without its
+residual, which then returns what its last part returns. The other siblings still pair as before.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-_LEAST = 2  # siblings that must agree on a way
-_AGAINST_ONE = 2  # of those for each that does otherwise
+from tracediff.alignment.thresholds import THRESHOLDS
 
 Row = tuple[str, str]
-"""What stands before and behind the number of a sibling, in the names of a row."""
+"""The names of a row: what precedes and what follows the number of a sibling."""
 
 
 def numbered(name: str) -> Iterable[tuple[Row, int]]:
@@ -31,11 +30,11 @@ def numbered(name: str) -> Iterable[tuple[Row, int]]:
 
 
 def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, int]) -> dict[int, int]:
-    """The partner that its siblings say a site has, wherever it has another or none: by the numbers of the sites.
+    """The partner of a site by the vote of its numbered siblings, wherever the site has another partner or none.
 
-    ``ours`` and ``theirs`` are the names of the two sides, ``partner`` the pairs found. A row pairs in one way if its numbers differ
-    by a constant from those of one row of the other side, in at least twice as many siblings as do otherwise; what has no counterpart in
-    that row (a stem before the blocks, a head behind them) says nothing.
+    ``ours`` and ``theirs`` are the names of the two sides, ``partner`` the pairs so far, all by the numbers of sites. A row pairs in one
+    way where its numbers differ by a constant from those of one row of the other side, in at least twice as many siblings as pair
+    otherwise. A sibling without counterpart in that row (a stem before the blocks, a head behind them) does not vote.
     """
     rows: tuple[dict[Row, dict[int, int]], dict[Row, dict[int, int]]] = (defaultdict(dict), defaultdict(dict))
     for names, found in zip((ours, theirs), rows, strict=True):
@@ -51,7 +50,7 @@ def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, i
         others = rows[1][target]
         taken = set(others.values())
         concerned = sum(number + shift in others or partner.get(site) in taken for number, site in siblings.items())
-        if _AGAINST_ONE * (concerned - agreeing) > agreeing:
+        if THRESHOLDS.sibling_majority * (concerned - agreeing) > agreeing:
             continue
         for number, site in siblings.items():
             meant = others.get(number + shift)
@@ -61,25 +60,25 @@ def expected(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, i
 
 
 def _way(siblings: Mapping[int, int], theirs: Sequence[str], partner: Mapping[int, int]) -> tuple[Row, int, int] | None:
-    """The row and the difference of numbers in which most of some siblings pair, and how many do; None where too few agree."""
+    """The row and the difference of numbers in which most siblings pair, and how many do; None where too few agree."""
     votes: dict[tuple[Row, int], int] = defaultdict(int)
     for number, site in siblings.items():
         if site in partner:
             for row, other in numbered(theirs[partner[site]]):
                 votes[row, other - number] += 1
     best = max(votes.items(), key=lambda vote: vote[1], default=None)
-    return (*best[0], best[1]) if best is not None and best[1] >= _LEAST else None
+    return (*best[0], best[1]) if best is not None and best[1] >= THRESHOLDS.sibling_votes else None
 
 
-Side = tuple[Sequence[str], Sequence[str]]
+NamesAndTypes = tuple[Sequence[str], Sequence[str]]
 """The names of a side's sites, and the names of their classes."""
 
 
-def as_in_their_class(ours: Side, theirs: Side, partner: Mapping[int, int]) -> dict[int, int]:
-    """The partner that a module has in nearly all paired modules of the classes of what holds it, wherever it has another or none.
+def as_in_their_class(ours: NamesAndTypes, theirs: NamesAndTypes, partner: Mapping[int, int]) -> dict[int, int]:
+    """The partner of a module by the vote of its holder's class, wherever the module has another partner or none.
 
-    So one attention of many is not deceived whose keys and values are exchanged: what comes in, or what is owned, is then that of another
-    projection. ``partner`` are the pairs found.
+    Where most holders of two classes pair their modules of one name alike, the rest follows. So one attention of many is paired rightly
+    although its keys and values are exchanged. ``partner``: the pairs so far.
     """
     numbers = [{name: number for number, name in enumerate(names)} for names, _ in (ours, theirs)]
     votes: dict[tuple[str, str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -98,7 +97,7 @@ def as_in_their_class(ours: Side, theirs: Side, partner: Mapping[int, int]) -> d
     for site, key, around in placed:
         other, agreeing = max(votes[key].items(), key=lambda vote: vote[1], default=("", 0))
         meant = numbers[1].get(f"{around}.{other}")
-        is_told = agreeing >= _LEAST and agreeing >= _AGAINST_ONE * (sum(votes[key].values()) - agreeing)
-        if is_told and meant is not None and partner.get(site) != meant:
+        is_clear = agreeing >= THRESHOLDS.sibling_votes and agreeing >= THRESHOLDS.sibling_majority * (sum(votes[key].values()) - agreeing)
+        if is_clear and meant is not None and partner.get(site) != meant:
             wanted[site] = meant
     return wanted

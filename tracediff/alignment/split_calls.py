@@ -1,4 +1,4 @@
-"""The records of several calls that do one call's work: joined over the calls, or each told as a part of the whole."""
+"""The records of several calls that do one call's work: joined over the calls, or each a part of the whole."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ import numpy as np
 from tracediff.alignment import axes
 from tracediff.alignment.arguments import Arguments
 from tracediff.alignment.axes import Join, Layout, Part, Shape
-from tracediff.alignment.calls import Together
-from tracediff.alignment.record_table import LARGEST, PairedSites, Rows
+from tracediff.alignment.record_table import CallPair, PairedSites, Rows
 from tracediff.alignment.result import RecordPair
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
-_MOST_DEALT = 4  # calls that do one call's work whose order is looked at
+Joined = tuple[list[int], list[int], Layout]
+"""The rows of a boundary in the calls of either side, and the layout that joins them."""
 
 
-class Several:
+class SplitCalls:
     """Pairs the records of calls of which one side makes more."""
 
     def __init__(self, rows: Rows, arguments: Arguments) -> None:
         self.rows, self.arguments = rows, arguments
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def of(self, sites: PairedSites, together: Together) -> list[RecordPair]:
-        """The records of several calls that do one call's work: each end joined over the calls, or else each part told from the whole."""
-        rows = [
-            [side.calls.rows_of(call).tolist() for call in calls]
-            for side, calls in zip(self.rows.sides, (together.reference, together.port), strict=True)
-        ]
-        evidence = f"{len(together.reference)} calls of the reference, {len(together.port)} of the port"
-        confidence = min(sites.confidence, 0.9)
-        joined: list[tuple[list[int], list[int], Layout]] = []
-        pieces: list[RecordPair] = []
-        for i, j, _ in self.arguments.matched(rows[0][0], rows[1][0]):
-            ours, theirs = self._same_end(0, rows[0], rows[0][0][i]), self._same_end(1, rows[1], rows[1][0][j])
-            if len(ours) == len(together.reference) and len(theirs) == len(together.port):
-                shapes = [[self.rows.shape(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
-                layout = joined_layout(shapes[0], shapes[1])
-                if layout is not None:
-                    joined.append((ours, theirs, layout))
-                    continue
-                for a, b, one in piece_layouts(shapes[0], shapes[1], together.lengths) or self._repeated(ours, theirs, shapes):
-                    pieces.append(RecordPair((ours[a],), (theirs[b],), one, evidence, confidence, sites.place))
+    def of(self, sites: PairedSites, calls: CallPair) -> list[RecordPair]:
+        """The pairs of records: each boundary joined over the calls, or else each call's tensor as a part of the whole."""
+        numbers = calls.reference, calls.port
+        rows = [[side.calls.rows_of(call).tolist() for call in own] for side, own in zip(self.rows.sides, numbers, strict=True)]
+        joined: list[Joined] = []
+        pieces: list[tuple[int, int, Layout]] = []
+        for i, j, _ in self.arguments.paired(rows[0][0], rows[1][0]):
+            ours, theirs = self._same_boundary(0, rows[0], rows[0][0][i]), self._same_boundary(1, rows[1], rows[1][0][j])
+            if len(ours) != len(calls.reference) or len(theirs) != len(calls.port):
+                continue
+            shapes = [[self.rows.shape(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
+            layout = joined_layout(shapes[0], shapes[1])
+            if layout is not None:
+                joined.append((ours, theirs, layout))
+                continue
+            parts = piece_layouts(shapes[0], shapes[1], calls.lengths) or self._repeated(ours, theirs, shapes)
+            pieces.extend((ours[a], theirs[b], part) for a, b, part in parts)
         order = self._order(sites.place, joined)
-        dealt = [
-            RecordPair(_dealt(ours, order), _dealt(theirs, order), layout, evidence, confidence, sites.place)
-            for ours, theirs, layout in joined
+        dealt = [(_dealt(ours, order), _dealt(theirs, order), layout) for ours, theirs, layout in joined]
+        evidence = f"{len(calls.reference)} calls of the reference, {len(calls.port)} of the port"
+        confidence = min(sites.confidence, THRESHOLDS.confidence_split)
+        return [
+            RecordPair(ours, theirs, layout, evidence, confidence, sites.place)
+            for ours, theirs, layout in [*dealt, *(((a,), (b,), layout) for a, b, layout in pieces)]
         ]
-        return [*dealt, *pieces]
 
     def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
-        """What one call of a side is given or gives, and each of several calls of the other too: a scale, a mask, positions.
+        """What one call takes in or returns, and each of the several calls of the other side too: a scale, a mask, positions.
 
-        Whole numbers and switches count only where they are equal: what is done in steps may well be told otherwise.
+        Whole numbers and switches count only where they are equal: a call that works in steps may take in others.
         """
         if min(len(ours), len(theirs)) != 1 or len({*shapes[0], *shapes[1]}) != 1:
             return []
@@ -66,41 +66,42 @@ class Several:
             if not (self.rows.exact[0][a] and self.rows.exact[1][b]) or self.rows.are_equal(a, b)
         ]
 
-    def _order(self, place: int, ends: Sequence[tuple[list[int], list[int], Layout]]) -> tuple[int, ...]:
+    def _order(self, place: int, joined: Sequence[Joined]) -> tuple[int, ...]:
         """In which order few calls of one side do one call's work: a port may compute the unconditional half of a batch first.
 
-        As they come, unless the values of some end clearly tell otherwise; told once for each pair of sites.
+        The order of execution, unless the values of some boundary clearly say otherwise; decided once for each pair of sites.
         """
-        count = max((max(len(ours), len(theirs)) for ours, theirs, _ in ends), default=0)
+        count = max((max(len(ours), len(theirs)) for ours, theirs, _ in joined), default=0)
         plain = tuple(range(count))
-        if not 2 <= count <= _MOST_DEALT or any(min(len(ours), len(theirs)) != 1 for ours, theirs, _ in ends):
+        if not 2 <= count <= THRESHOLDS.dealt_calls or any(min(len(ours), len(theirs)) != 1 for ours, theirs, _ in joined):
             return plain
         key = place, count
         if key not in self._orders:
-            told = (self._told_order(*end) for end in ends)
-            self._orders[key] = next((order for order in told if order is not None), plain)
+            orders = (self._order_by_values(*boundary) for boundary in joined)
+            self._orders[key] = next((order for order in orders if order is not None), plain)
         return self._orders[key]
 
-    def _told_order(self, ours: list[int], theirs: list[int], layout: Layout) -> tuple[int, ...] | None:
-        """The order of the calls that an end's values clearly tell; None where they do not."""
+    def _order_by_values(self, ours: list[int], theirs: list[int], layout: Layout) -> tuple[int, ...] | None:
+        """The order of the calls that a boundary's values clearly say; None where they do not."""
         left, right = self._values(0, ours), self._values(1, theirs)
         if left is None or right is None or len({array.shape for array in (left if len(ours) > 1 else right)}) > 1:
             return None
         errors = {}
-        for one in permutations(range(max(len(ours), len(theirs)))):
-            reference = axes.apply_reference([left[place] for place in one] if len(left) > 1 else left[0], layout)
-            port = axes.apply([right[place] for place in one] if len(right) > 1 else right[0], layout)
-            errors[one] = axes.relative_error(reference, port)
+        for order in permutations(range(max(len(ours), len(theirs)))):
+            reference = axes.apply_reference([left[place] for place in order] if len(left) > 1 else left[0], layout)
+            port = axes.apply([right[place] for place in order] if len(right) > 1 else right[0], layout)
+            errors[order] = axes.relative_error(reference, port)
         best, second = sorted(errors, key=errors.__getitem__)[:2]
-        return best if errors[best] < axes.CLEARLY_BETTER * errors[second] else None
+        return best if errors[best] < THRESHOLDS.clearly_better * errors[second] else None
 
     def _values(self, side: int, rows: Sequence[int]) -> list[Array] | None:
         records = [self.rows.sides[side].trace.records[row] for row in rows]
-        if not all(record.stored and record.stats.count <= LARGEST and record.dtype != "text" for record in records):
+        if not all(record.stored and record.stats.count <= THRESHOLDS.layout_elements and record.dtype != "text" for record in records):
             return None
         return [record.read() for record in records]
 
-    def _same_end(self, side: int, calls: Sequence[Sequence[int]], like: int) -> list[int]:
+    def _same_boundary(self, side: int, calls: Sequence[Sequence[int]], like: int) -> list[int]:
+        """The rows of one boundary in several calls."""
         return [row for rows in calls for row in rows if self.rows.end[side][row] == self.rows.end[side][like]]
 
 

@@ -154,9 +154,9 @@ class Side:
 
     @cached_property
     def tensor(self) -> list[int]:
-        """Of each row a number that all records of the same tensor share: those of equal bits, and those that it was handed on to.
+        """Of each row a number that all records of one tensor share: records of equal bits, and records to which a tensor was handed on.
 
-        In a forced run what goes on is the reference's tensor; what was recorded where it came from differs by the error made there.
+        In a forced run the reference's tensor is handed on. The record where it came from differs by the error that was made there.
         """
         above = list(range(len(self.index)))
         first: dict[tuple[bytes, tuple[int, ...]], int] = {}
@@ -176,7 +176,7 @@ class Side:
         return [top(row) for row in range(len(above))]
 
     def ends_of(self, call: int) -> tuple[list[int], list[int]]:
-        """A call's input rows and its other rows (outputs, taps, draws)."""
+        """The rows of a call's boundaries: its inputs, and the others (outputs, taps, draws)."""
         (ins, first_in), (outs, first_out) = self._ends
         return ins[first_in[call] : first_in[call + 1]], outs[first_out[call] : first_out[call + 1]]
 
@@ -205,7 +205,7 @@ class Side:
 
 
 def _chain(above: Ints, known: dict[int, tuple[int, ...]], site: int) -> tuple[int, ...]:
-    """What stands above a site, remembered for all that is met on the way."""
+    """The sites above a site, the nearest first; remembered for all sites on the way."""
     way: list[int] = []
     while site not in known and site >= 0 and site not in way:
         way.append(site)

@@ -1,4 +1,4 @@
-"""What values say: which tensors of the two runs hold the same numbers, told by statistics that no layout changes.
+"""What values say: which tensors of the two runs hold the same numbers, by statistics that no layout changes.
 
 A *content* is what a tensor holds, whatever its layout: records of equal content differ at most by a permutation of their elements.
 After a fault all contents differ, so the absence of shared contents says nothing.
@@ -15,16 +15,11 @@ from numpy.typing import NDArray
 
 from tracediff import dtype as dtypes
 from tracediff.alignment.structure import INPUT, OUTPUT, Side
+from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.dtype import MASKED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-CLOSE = 1e-3  # distance of two contents' scaled statistics below which they may be one: in single precision, and
-CLOSE_IN_HALF = 3e-2  # where either is of half precision or less
-_RATIO = 0.2  # the second nearest must be at least five times as far
-_CROWD = 24  # a content that more sites see says nothing about any two of them
-_FEWEST = 4  # elements below which a content is no evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,11 @@ class Seen:
 
 
 class Contents:
-    """The contents seen at each site's first call: numbers shared by both sides where two contents are one; telling ones only."""
+    """The contents seen at each site's first call, numbered.
+
+    Of each record of those calls: ``rows``, its row in the trace; ``site``; ``is_input``; ``content``; ``telling``, whether it is evidence.
+    Of each content: ``features``, (contents, 7); ``count``, its elements; ``is_telling``; ``roundoff`` of its dtype.
+    """
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -46,16 +45,16 @@ class Contents:
         self.site = side.calls.site[side.calls.of_row[self.rows]]
         self.is_input = side.end_kind[self.rows] == INPUT
         statistics = side.index[self.rows]
-        varies = (statistics["std"] > 1e-6 * np.abs(statistics["mean"])) & (statistics["std"] > 0)
+        varies = (statistics["std"] > THRESHOLDS.varies * np.abs(statistics["mean"])) & (statistics["std"] > 0)
         masked = (statistics["min"] <= MASKED) | (statistics["inf"] > 0)
-        self.telling = (statistics["count"] >= _FEWEST) & varies & ~masked
+        self.telling = (statistics["count"] >= THRESHOLDS.fewest_elements) & varies & ~masked
         scaled = features(statistics)
-        keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, 8)])
+        keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, THRESHOLDS.content_digits)])
         first, self.content = _distinct(keys)
         self.features = scaled[first]
         self.count = statistics["count"][first]
         self.is_telling = self.telling[first]
-        self.coarse = np.array([dtypes.BY_CODE[int(code)].roundoff for code in statistics["dtype"][first]]) if len(first) else np.empty(0)
+        self.roundoff = np.array([dtypes.BY_CODE[int(code)].roundoff for code in statistics["dtype"][first]]) if len(first) else np.empty(0)
 
 
 def _distinct(keys: Floats) -> tuple[Ints, Ints]:
@@ -76,10 +75,11 @@ def features(statistics: NDArray[np.void]) -> Floats:
     rms = statistics["l2"] / np.sqrt(np.maximum(statistics["count"], 1))
     scale = np.where(rms > 0, rms, 1.0)
     columns = [statistics[name] / scale for name in ("mean", "std", "absmean")]
-    extremes = [np.clip(statistics[name] / scale, -30, 30) / 3 for name in ("min", "max")]
+    limit, damping = THRESHOLDS.extreme_limit, THRESHOLDS.extreme_damping
+    extremes = [np.clip(statistics[name] / scale, -limit, limit) / damping for name in ("min", "max")]
     with np.errstate(over="ignore", invalid="ignore"):
         skew = np.nan_to_num(statistics["cube"] / scale**3, posinf=0.0, neginf=0.0)
-    return np.column_stack([*columns, *extremes, np.cbrt(skew) / 3, np.log(scale)])
+    return np.column_stack([*columns, *extremes, np.cbrt(skew) / damping, np.log(scale)])
 
 
 def shared(reference: Contents, port: Contents) -> list[tuple[int, int, float]]:
@@ -94,38 +94,41 @@ def shared(reference: Contents, port: Contents) -> list[tuple[int, int, float]]:
         forth = _two_nearest(cKDTree(port.features[theirs]), reference.features[ours])
         back = _two_nearest(cKDTree(reference.features[ours]), port.features[theirs])
         for place, (first, distance, second) in enumerate(zip(*forth, strict=True)):
-            mutual = back[0][first] == place
-            clear = max(distance, 1e-9) < _RATIO * min(second, back[2][first])
-            coarse = max(reference.coarse[ours[place]], port.coarse[theirs[first]]) > 1e-5
-            if mutual and distance < (CLOSE_IN_HALF if coarse else CLOSE) and clear:
+            is_mutual = back[0][first] == place
+            is_clear = max(distance, THRESHOLDS.least_distance) < THRESHOLDS.second_nearest * min(second, back[2][first])
+            is_coarse = max(reference.roundoff[ours[place]], port.roundoff[theirs[first]]) > THRESHOLDS.coarse_roundoff
+            limit = THRESHOLDS.close_in_half if is_coarse else THRESHOLDS.close
+            if is_mutual and distance < limit and is_clear:
                 found.append((int(ours[place]), int(theirs[first]), float(distance)))
     return found
 
 
 def _two_nearest(tree: object, points: Floats) -> tuple[Ints, Floats, Floats]:
-    """Of each point the nearest in the tree, its distance, and the distance of the second nearest."""
+    """For each of ``points``, (points, 7): the nearest in the tree, its distance, and the distance of the second nearest."""
     distances, places = tree.query(points, k=2, p=2)  # type: ignore[attr-defined]
     return places[:, 0], distances[:, 0], distances[:, 1]
 
 
 def evidence(reference: Contents, port: Contents, pairs: Sequence[tuple[int, int, float]]) -> dict[tuple[int, int], Seen]:
-    """What the shared contents say of each pair of sites that see one on the same end."""
+    """What the shared contents say of each pair of sites that both take in, or both return, such a content."""
     found: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for end in (1, 0):
-        users = [_users(contents, bool(end)) for contents in (reference, port)]
-        ends = [np.bincount(contents.site[contents.is_input == bool(end)], minlength=len(contents.side)) for contents in (reference, port)]
+    for of_inputs in (True, False):
+        users = [_users(contents, of_inputs) for contents in (reference, port)]
+        totals = [
+            np.bincount(contents.site[contents.is_input == of_inputs], minlength=len(contents.side)) for contents in (reference, port)
+        ]
         for a, b, _ in pairs:
             ours, theirs = users[0].get(a, ()), users[1].get(b, ())
-            if max(len(ours), len(theirs)) > _CROWD:
+            if max(len(ours), len(theirs)) > THRESHOLDS.content_crowd:
                 continue
-            for one in ours:
+            for site in ours:
                 for other in theirs:
-                    found[one, other][1 - end] += 1.0 / max(ends[0][one], ends[1][other])
+                    found[site, other][0 if of_inputs else 1] += 1.0 / max(totals[0][site], totals[1][other])
     return {sites: Seen(min(1.0, inputs), min(1.0, outputs)) for sites, (inputs, outputs) in found.items()}
 
 
 def _users(contents: Contents, inputs: bool) -> Mapping[int, list[int]]:
-    """The sites that take each content in (or give it out), each once."""
+    """The sites that take in each content, or return it, each once."""
     chosen = contents.is_input == inputs
     edges = np.unique(contents.content[chosen] << 32 | contents.site[chosen])
     users: dict[int, list[int]] = defaultdict(list)
@@ -136,7 +139,7 @@ def _users(contents: Contents, inputs: bool) -> Mapping[int, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """An edge of the flow of data at the first calls: what a site gives out, another takes in at ``end`` (a number for its text)."""
+    """An edge of the flow of data at the first calls: what a site returns, another takes in at ``end`` (a number for its text)."""
 
     source: int
     target: int
@@ -146,13 +149,14 @@ class Flow:
 def flow(contents: Contents) -> list[Flow]:
     """Which site's outputs are which site's inputs, at the first calls.
 
-    The producer of a content is the first site that gave it out, so what merely hands a tensor on (dropout) is passed over. Where none
-    did, it is the last before that gave out as many numbers of the same norm: a rotation changes the numbers and keeps the norm.
+    The producer of a content is the first site that returned it, so a site that hands a tensor on (dropout) is passed over. Where no site
+    returned it, the producer is the last that returned as many numbers of the same norm: a rotation keeps the norm.
     """
     producer: dict[int, int] = {}
     turned: dict[tuple[int, float], int] = {}
     statistics = contents.side.index[contents.rows]
-    norms = [(int(count), float(f"{norm:.6e}")) for count, norm in zip(statistics["count"], statistics["l2"], strict=True)]
+    digits = THRESHOLDS.norm_digits
+    norms = [(int(count), float(f"{norm:.{digits}e}")) for count, norm in zip(statistics["count"], statistics["l2"], strict=True)]
     found = []
     for row in range(len(contents.rows)):
         if not contents.telling[row]:

@@ -14,8 +14,8 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import relative_error
-from tracediff.alignment.functions import in_another_order
-from tracediff.alignment.records import UNSURE
+from tracediff.alignment.call_evidence import in_another_order
+from tracediff.alignment.thresholds import THRESHOLDS as ALIGNMENT
 from tracediff.compare import compare
 from tracediff.locate.estimates import at_least
 from tracediff.locate.flow import PairFlow, is_moved_boundary
@@ -107,8 +107,9 @@ class Forcing(Observer):
         alike = [(ours, theirs) for ours, theirs in both if ours.shape == theirs.shape]
         if not alike or any(relative_error(ours, theirs) < _NOTHING_LIKE for ours, theirs in alike):
             return False
-        unsure = (pair.confidence <= UNSURE for end, _ in arrays for pair, _ in self._pairs[boundary.site, number, end])
-        return any(in_another_order(ours, theirs) for ours, theirs in alike) or any(unsure)
+        pairs = (pair for end, _ in arrays for pair, _ in self._pairs[boundary.site, number, end])
+        is_unsure = any(pair.confidence <= ALIGNMENT.confidence_unsure_call for pair in pairs)
+        return is_unsure or any(in_another_order(ours, theirs) for ours, theirs in alike)
 
     def _instead(self, boundary: Boundary, number: int) -> dict[str, Any] | None:
         """What the reference's call returned, for a paired call that raised: the same call, else the one of the same number."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, align
-from tracediff.alignment.layouts import UNREAD
+from tracediff.alignment.partial_layouts import UNREAD
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.locate import Located, locate

@@ -1,0 +1,111 @@
+"""What the alignment decides with: every number is in one table, every pass in a list, and both are looked up when needed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from synthetic import stack
+
+import tracediff.alignment
+from tracediff.alignment import align
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.errors import AlignmentError
+from tracediff.thresholds import described
+from tracediff.trace import open_trace
+
+FOLDER = Path(tracediff.alignment.__file__).parent
+LISTS = {
+    "sites.PASSES": 11,
+    "scores.TERMS": 7,
+    "records.PASSES": 4,
+    "layouts.CASCADE": 10,
+    "arguments.INPUT_PASSES": 2,
+    "functions.EVIDENCE": 3,
+    "functions.TERMS": 2,
+}
+ROUNDING = 1e-8  # numbers below it only keep rounding and divisions by zero out
+NO_DECISIONS = {2.0, 0.5}  # twice the shared of all (Dice), a square root
+
+
+def passes(name):
+    module, attribute = name.split(".")
+    return importlib.import_module(f"tracediff.alignment.{module}"), attribute
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory):
+    reference, port, _ = stack(tmp_path_factory.mktemp("stack"), 3)
+    return open_trace(reference), open_trace(port)
+
+
+@pytest.fixture
+def changed():
+    before = {}
+
+    def change(name, value):
+        before.setdefault(name, getattr(THRESHOLDS, name))
+        object.__setattr__(THRESHOLDS, name, value)
+
+    yield change
+    for name, value in before.items():
+        object.__setattr__(THRESHOLDS, name, value)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
+def test_no_number_decides_outside_of_the_table(path):
+    if path.name == "thresholds.py":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    numbers = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, float)}
+    known = {0.0, 1.0, *NO_DECISIONS, *((1e-5, 1e-2) if path.name == "parameters.py" else ())}  # the weight norm's, which moves out
+    assert {number for number in numbers if abs(number) > ROUNDING} <= known
+
+
+def test_every_number_says_what_it_decides_and_where_its_value_comes_from():
+    for name, _, means, measured_on in described(THRESHOLDS):
+        assert means, name
+        assert measured_on, name
+        if "tests/" in measured_on:
+            assert (Path(__file__).parent / Path(measured_on.split(";")[1].split()[0]).name).exists(), name
+
+
+def test_every_number_is_used():
+    text = "".join(path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.py") if path.name != "thresholds.py")
+    made_up = {f"{name}_{end}" for name in passes("property_scores.PROPERTIES")[0].PROPERTIES for end in ("equal", "different")}
+    unused = {name for name, *_ in described(THRESHOLDS) if f"THRESHOLDS.{name}" not in text} - made_up
+    assert unused - {"confidence_unsure_call"} == set()
+
+
+def test_a_number_counts_from_the_moment_it_is_changed(stacked, changed):
+    assert align(*stacked).paired
+    for name in ("anchor", "worth_pairing"):
+        changed(name, 1e9)
+    with pytest.raises(AlignmentError, match="share nothing"):
+        align(*stacked)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_each_pass_says_which_case_it_is_for_and_can_be_left_out_by_its_name(name, stacked, monkeypatch):
+    module, attribute = passes(name)
+    every = getattr(module, attribute)
+    assert len(every) == LISTS[name] == len({one.__name__ for one in every})
+    for one in every:
+        assert one.__doc__, one
+        monkeypatch.setattr(module, attribute, tuple(other for other in every if other.__name__ != one.__name__))
+        try:
+            align(*stacked)
+        finally:
+            monkeypatch.setattr(module, attribute, every)
+
+
+def test_without_the_pass_from_the_top_down_a_stack_whose_weights_all_differ_is_not_paired(tmp_path, monkeypatch):
+    reference, port, _ = stack(tmp_path, 3, different=True)
+    traces = open_trace(reference), open_trace(port)
+    assert align(*traces).paired
+    module, attribute = passes("sites.PASSES")
+    monkeypatch.setattr(module, attribute, tuple(one for one in module.PASSES if one.__name__ != "descend"))
+    with pytest.raises(AlignmentError, match="share nothing"):
+        align(*traces)

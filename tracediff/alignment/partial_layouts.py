@@ -1,0 +1,188 @@
+"""Layouts of two tensors of which one holds more: a fused whole, all positions of a sequence, an end that is cut off, padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from tracediff.alignment import axes
+from tracediff.alignment.axes import Layout, Part, Shape
+from tracediff.alignment.record_table import Rows
+from tracediff.alignment.structure import INPUT, OUTPUT
+from tracediff.alignment.thresholds import THRESHOLDS
+
+Choice = tuple[Layout | None, str]
+"""A layout, or None where there is none, and the evidence for it in words."""
+
+UNREAD = "the values were not looked at"
+"""Part of the evidence of a pair whose layout depends on values that were not stored."""
+
+
+def unreadable(shape_a: Shape, shape_b: Shape) -> str:
+    """The evidence of a pair that no layout reconciles."""
+    return f"no layout reads {shape_b} as {shape_a}"
+
+
+def of_fused_part(part: Part, whole: str, shape_a: Shape, shape_b: Shape) -> Choice:
+    """The layout of one part of a fused site's output; ``whole`` is the side of the fused site."""
+    shape_whole, shape_part = (shape_b, shape_a) if whole == "port" else (shape_a, shape_b)
+    for axis in reversed(range(len(shape_whole))):
+        cut = _cut_to(shape_whole, axis, part)
+        if cut is None or math.prod(cut) != math.prod(shape_part):
+            continue
+        here = replace(part, axis=axis)
+        if whole == "reference":
+            layout = next((replace(one, part_reference=here) for one in axes.layouts(cut, shape_b)), None)
+        else:
+            layout = next((replace(one, part=here) for one in axes.layouts(shape_a, cut)), None)
+        return layout, "part of a fused projection"
+    return None, f"no part of {shape_whole} holds {shape_part}"
+
+
+def _cut_to(whole: Shape, axis: int, part: Part) -> Shape | None:
+    """The shape of a part of a tensor, taken along ``axis``; None where the axis does not hold the part."""
+    if whole[axis] < part.stop * part.groups or whole[axis] % part.groups:
+        return None
+    return (*whole[:axis], (part.stop - part.start) * part.groups, *whole[axis + 1 :])
+
+
+def padded_or_repeated(rows: Rows, a: int, b: int, candidates: Sequence[Layout]) -> Choice:
+    """A window, where the inside agrees, or a repetition. For inputs only: an output of another size is an error."""
+    shapes = rows.shape(0, a), rows.shape(1, b)
+    if rows.kind[0][a] != INPUT:
+        return None, unreadable(*shapes)
+    read = rows.read(a, b)
+    if read is not None:
+        layout, error = axes.choose(*read, candidates)
+        if layout.window is not None and error < THRESHOLDS.layout_agrees:
+            return layout, f"padded before the call; the inside agrees to {error:.0e}"
+    if candidates[0].repeat:
+        return candidates[0], "shapes, one side repeated"
+    return None, unreadable(*shapes) + (f"; {UNREAD}" if read is None and candidates[0].window is not None else "")
+
+
+def _errors(rows: Rows, a: int, b: int, candidates: Sequence[Layout]) -> list[float]:
+    """The relative error of two tensors in each layout; none where the values cannot be read."""
+    read = rows.read(a, b) if candidates else None
+    if read is None:
+        return []
+    return [axes.relative_error(axes.apply_reference(read[0], layout), axes.apply(read[1], layout)) for layout in candidates]
+
+
+class OnePosition:
+    """Layouts of a single position of a sequence against all positions: a decoder that computes the logits of the last token only."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def of(self, a: int, b: int) -> tuple[Layout, str] | None:
+        """The layout of one position against all, where the values say which position it is.
+
+        An output may be of one position only where an input of that call is too: otherwise the call itself would have dropped the rest.
+        """
+        candidates = axes.kept(self.rows.shape(0, a), self.rows.shape(1, b))
+        if not candidates or (self.rows.kind[0][a] != INPUT and not self._takes_one(a, b)):
+            return None
+        errors = _errors(self.rows, a, b, candidates)
+        if not errors:
+            return None
+        best = min(range(len(errors)), key=errors.__getitem__)
+        if errors[best] >= THRESHOLDS.layout_agrees and errors[best] >= THRESHOLDS.clearly_better * max(errors):
+            return None
+        return candidates[best], f"one position of the {'reference' if candidates[best].part_reference else 'port'}'s"
+
+    def _takes_one(self, a: int, b: int) -> bool:
+        """Whether the calls that returned two tensors, or calls inside them, took in one position against as many as the tensors have."""
+        count = self.rows.count
+        ratio = count[0][a] / count[1][b]
+        return any(
+            axes.kept(self.rows.shape(0, i), self.rows.shape(1, j)) and count[0][i] / count[1][j] == ratio
+            for ours in self._inputs_of_producers(0, a)
+            for theirs in self._inputs_of_producers(1, b)
+            for i in ours
+            for j in theirs
+        )
+
+    def _inputs_of_producers(self, side: int, row: int) -> list[list[int]]:
+        """The input rows of each call that returned these values: a module, and a module inside it whose output it hands on."""
+        here = self.rows.sides[side]
+        digests = here.index["digest"]
+        same = np.flatnonzero((digests == digests[row]).all(-1) & (here.end_kind == OUTPUT)).tolist()
+        calls = dict.fromkeys(int(here.calls.of_row[other]) for other in [row, *same[: THRESHOLDS.layout_consumers]])
+        return [here.ends_of(call)[0] for call in calls]
+
+
+class CutOutputs:
+    """Layouts of outputs of which one side cuts an end off inside the module and the other side outside (a causal convolution)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def of(self, a: int, b: int) -> tuple[Layout, str] | None:
+        """The layout of the longer output's part that the shorter one holds; None where nothing is cut off elsewhere.
+
+        The rest must agree. The callers, which see both, must return equal shapes, or a call take in the shorter one. No call may take in
+        the longer output whole.
+        """
+        if self.rows.kind[0][a] != OUTPUT or not (self._callers_fit(a, b) or self._consumers_fit(a, b)):
+            return None
+        candidates = axes.cuts(self.rows.shape(0, a), self.rows.shape(1, b))
+        errors = _errors(self.rows, a, b, candidates)
+        if not errors:
+            return None
+        best = min(range(len(errors)), key=errors.__getitem__)
+        longer = self._longer(a, b)
+        digest = tuple(self.rows.sides[longer].index["digest"][(a, b)[longer]].tolist())
+        if digest in self._taken[longer] or errors[best] >= THRESHOLDS.layout_agrees:
+            return None
+        return candidates[best], f"cut elsewhere; the rest agrees to {errors[best]:.0e}"
+
+    def _longer(self, a: int, b: int) -> int:
+        """The side of the tensor with more elements; 1 where both have as many."""
+        return 0 if math.prod(self.rows.shape(0, a)) > math.prod(self.rows.shape(1, b)) else 1
+
+    @cached_property
+    def _taken(self) -> tuple[set[tuple[int, ...]], ...]:
+        """The digests of what the calls of each side took in."""
+        return tuple({tuple(digest) for digest in side.index["digest"][side.end_kind == INPUT].tolist()} for side in self.rows.sides)
+
+    def _consumers_fit(self, a: int, b: int) -> bool:
+        """Whether a call takes in the shorter of two outputs as it is, and its partner a tensor of a shape that fits it."""
+        shorter = 0 if math.prod(self.rows.shape(0, a)) < math.prod(self.rows.shape(1, b)) else 1
+        row = (a, b)[shorter]
+        ours, theirs = self.rows.sides[shorter], self.rows.sides[1 - shorter]
+        partner = self.rows.partner if shorter == 0 else self._reference_of
+        for taken in (other for other in self.rows.same(shorter, row) if ours.end_kind[other] == INPUT):
+            site = partner.get(int(ours.calls.site[ours.calls.of_row[taken]]))
+            call = int(theirs.first_call[site]) if site is not None else -1
+            first_input = theirs.ends_of(call)[0][:1] if call >= 0 else []
+            if any(_are_readable(self.rows.shape(shorter, row), self.rows.shape(1 - shorter, given)) for given in first_input):
+                return True
+        return False
+
+    @cached_property
+    def _reference_of(self) -> dict[int, int]:
+        return {b: a for a, b in self.rows.partner.items()}
+
+    def _callers_fit(self, a: int, b: int) -> bool:
+        """Whether the callers of two records' calls return tensors of shapes that can be read as each other's."""
+        shapes = []
+        for side, row in ((0, a), (1, b)):
+            calls = self.rows.sides[side].calls
+            caller = int(calls.parent[calls.of_row[row]])
+            returned = self.rows.sides[side].ends_of(caller)[1] if caller >= 0 else []
+            if not returned:
+                return False
+            shapes.append(self.rows.shape(side, returned[0]))
+        longer = self._longer(a, b)
+        is_cut_on_the_way = shapes[longer] != self.rows.shape(longer, (a, b)[longer])
+        return is_cut_on_the_way and _are_readable(*shapes)
+
+
+def _are_readable(shape_a: Shape, shape_b: Shape) -> bool:
+    """Whether some layout reads all of one shape as the other."""
+    return any(layout.window is None and not layout.repeat for layout in axes.layouts(shape_a, shape_b))
