@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
 
+import tracediff as td
+from tracediff import Report
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import locate
-from tracediff.report import Cause, Report, Weights, build
+from tracediff.report import Cause, Weights, build
 
 SITES = ["enc.a", "enc.b", "dec.a", "dec.b"]
 
@@ -52,7 +54,7 @@ def compared(
         traces.append(recorder.close())
     alignment = aligned(*traces, without=without)
     extras = {name: options.pop(name) for name in ("weights", "causes") if name in options}
-    return build(locate(alignment, *traces, scan=scan, **options), alignment, *traces, **extras)
+    return Report.of(build(locate(alignment, *traces, scan=scan, **options), alignment, *traces, **extras))
 
 
 class TestJson:
@@ -85,6 +87,14 @@ class TestJson:
         again = Report.from_json(report.to_json())
         assert again.to_dict() == report.to_dict()
         assert again.first == report.first
+
+    def test_that_a_user_reads_gives_a_report_that_can_be_printed_drawn_and_saved(self, tmp_path: Path) -> None:
+        report = compared(tmp_path, faults={"dec.a": bumped})
+        again = Report.from_json(report.to_json())
+        assert again == report
+        assert type(again) is type(report) is td.Report
+        assert "<pre" in again._repr_html_()
+        assert again.save(tmp_path / "again.txt").read_text().startswith("First divergence: dec.a")
 
     def test_spells_out_what_is_not_finite(self, tmp_path: Path) -> None:
         report = compared(tmp_path, faults={"dec.a": lambda value: value * np.nan})

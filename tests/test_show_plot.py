@@ -19,9 +19,9 @@ from matplotlib.text import Text
 from test_report import compared
 from test_show_text import DIFFERENT, ROWS, row, where
 
+from tracediff import Report
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
-from tracediff.report import Report
 from tracediff.show import plot
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
     from tracediff.parameters.diagnosis import WeightsReport
-    from tracediff.report import Cause, Report, Weights
-    from tracediff.stage_table import Status
+    from tracediff.report import Cause, Weights
+    from tracediff.report import Report as PlainReport
+    from tracediff.show.drawn import Report, Status
     from tracediff.trace.listing import Listing
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -273,6 +274,7 @@ def bisect(
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
     from tracediff.runs.floor import floors
+    from tracediff.show.drawn import Report
 
     with _opened(reference, port) as (first, second):
         progress(f"pairing the sites of {first.path} and {second.path}")
@@ -280,10 +282,10 @@ def bisect(
         progress(f"comparing {len(alignment.records):,} pairs")
         allowed = floors(first, second, alignment.records)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
-        return _explained(located, alignment, first, second)
+        return Report.of(_explained(located, alignment, first, second))
 
 
-def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> Report:
+def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:
     """The report of what was located, with what weights and divergences show of their causes."""
     from tracediff.report import build
     from tracediff.runs.floor import notes as floor_notes
@@ -374,10 +376,11 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
     from dataclasses import replace
 
     from tracediff.runs.live import MOST_HELD, searched
+    from tracediff.show.drawn import Report
 
     with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
-        return replace(report, certificate={**report.certificate, **found.certificate()})
+        return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
 
 
 def _suspects(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
@@ -470,12 +473,13 @@ def status(
 
     >>> print(td.status("ref.h5", "forced.h5", "free.h5"))                       # doctest: +SKIP
     """
+    from tracediff.show.drawn import Status
     from tracediff.stage_table import build, modes_of
 
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
         options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "stages": stages, "progress": progress}
-        return build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages)
+        return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
 
 
 def try_site(

@@ -1,4 +1,6 @@
-"""Report: the whole result of a comparison as plain frozen data; text, JSON, table, plot and Markdown are views of it.
+"""Report: the whole result of a comparison as plain frozen data.
+
+`tracediff.show` makes text, Markdown, HTML and plots of it; `tracediff.show.drawn.Report` is the same data with these views as methods.
 
 The JSON has no NaN or Infinity literals: a number that is not finite is the text "NaN", "Infinity" or "-Infinity", and what is unknown
 is null. Module paths and sites are the printed ones of `tracediff.site`; "" is the root.
@@ -10,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -24,11 +25,9 @@ from tracediff.trace import Record, Trace, schema
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 SCHEMA = "tracediff.report/1"
 Verdict = Literal["same", "different"] | None
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,42 +250,6 @@ class Report:
             return replace(divergence, causes=(*found, *divergence.causes))
 
         return replace(self, divergences=tuple(map(caused, self.divergences)))
-
-    def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
-        """A figure: the error of every site in execution order, or reference against port at the culprit."""
-        from tracediff.show import plot
-
-        return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf), replacing such a file; returns the path."""
-        from tracediff.show import html, text
-
-        to = Path(path)
-        suffix = to.suffix.lower()
-        if suffix in PICTURES:
-            self.plot().savefig(to)
-            return to
-        writers: dict[str, Callable[[], str]] = {
-            ".json": lambda: self.to_json() + "\n",
-            ".txt": lambda: text.plain(text.report(self)),
-            ".md": lambda: text.markdown(self),
-            ".html": lambda: html.page(self),
-        }
-        if suffix not in writers:
-            raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are .html, .md, .json, .txt, .png, .svg and .pdf.")
-        to.write_text(writers[suffix](), encoding="utf-8")
-        return to
-
-    def __str__(self) -> str:
-        from tracediff.show import text
-
-        return text.plain(text.report(self))
-
-    def _repr_html_(self) -> str:
-        from tracediff.show import text
-
-        return text.html(text.report(self))
 
 
 # ------------------------------------------------------------------------------------------------------------ to and from JSON

@@ -143,18 +143,6 @@ class Status:
         """The status as JSON text without NaN literals."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
 
-    def __str__(self) -> str:
-        from tracediff.show import stage_table as shown
-        from tracediff.show.words import plain
-
-        return plain(shown.render(self))
-
-    def _repr_html_(self) -> str:
-        from tracediff.show import stage_table as shown
-        from tracediff.show.words import html
-
-        return html(shown.render(self))
-
 
 def _stage_dict(stage: StageStatus) -> dict[str, Any]:
     told = {mode: stage.outcome(mode) for mode in MODES}
