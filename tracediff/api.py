@@ -510,11 +510,11 @@ def try_site(
     """
     from tempfile import TemporaryDirectory
 
-    from tracediff.runs.single_site import tried
+    from tracediff.runs.single_site import run_site
 
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = tried(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
         return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
 
 
@@ -536,38 +536,13 @@ def try_named(
     site's path, or the one that holds the like parameters, or the one at the path ``module``. ``weights``: a .safetensors or .npz file
     that the module loads itself.
     """
-    from tracediff.observe import adapter_of
-    from tracediff.observe.adapters.base import named
-    from tracediff.runs import single_site
-    from tracediff.trace.subtrace import calls_of, part_of
+    from tracediff.runs.single_site import port_module
 
     with _opened(reference) as (whole,):
-        chosen = calls_of(whole, site)
-        if name is not None:
-            made = single_site.load_object(name)
-        else:
-            part = part_of(whole, site, chosen, site.partition(":")[0])
-            path, made = single_site.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
+        path, made = port_module(whole, site, name, impl=impl, recipe=recipe, path=module, weights=weights)
+        if name is None:
             progress(f"the port's module: {path or 'the root'} ({type(made).__name__})")
-        if weights is not None:
-            single_site.load_weights(made, weights)
-        if name is not None and whole.meta.get("mode") == "eval" and adapter_of(made).is_model(made):
-            made.eval()
         return try_site(whole, site, made, progress=progress, **options)
-
-
-def _recipe_models(impl: str, recipe: str | None, reference: Trace) -> Mapping[str, Any]:
-    """The models that a recipe loads for the stages and with the seed and weights of the reference's run."""
-    from tracediff.observe import recipe as recipes
-
-    meta = reference.meta
-    context = recipes.Context(
-        seed=int(meta.get("seed") or 0),
-        weights=str(meta.get("weights") or "seeded"),
-        stages=tuple(meta.get("wanted") or ()),
-        reference=reference,
-    )
-    return recipes.load_recipe(recipe or meta.get("recipe"), impl).load(context)
 
 
 def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
