@@ -273,14 +273,14 @@ def bisect(
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
-    from tracediff.runs.floor import floors
+    from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
     with _opened(reference, port) as (first, second):
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        allowed = floors(first, second, alignment.records)
+        allowed = floor_limits(first, second, alignment.records)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
@@ -288,7 +288,7 @@ def bisect(
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:
     """The report of what was located, with what weights and divergences show of their causes."""
     from tracediff.report import build
-    from tracediff.runs.floor import notes as floor_notes
+    from tracediff.runs.floor_limits import floor_notes
 
     found = _compared_weights(first, second)
     suspects = _suspects(located, alignment, first, second)

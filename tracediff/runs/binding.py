@@ -142,9 +142,10 @@ class _Binder:
             raise self._failure(f"nothing is left for {', '.join(map(repr, required))}{opaque}")
 
     def _failure(self, why: str) -> CaptureError:
+        given = f"The reference was called with ({self._call.described})"
         return CaptureError(
-            f"The inputs of {self._site or 'the root'!r} cannot be bound: {why}. The reference was called with ({self._call.described}); the "
-            f"module takes {self._signature}. Say which is which: arguments={{'reference_name': 'its_name'}}, or --arg REFERENCE=ITS_NAME."
+            f"The inputs of {self._site or 'the root'!r} cannot be bound: {why}. {given}; the module takes {self._signature}. "
+            "Say which is which: arguments={'reference_name': 'its_name'}, or --arg REFERENCE=ITS_NAME."
         )
 
 
