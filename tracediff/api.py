@@ -334,7 +334,7 @@ def bisect_live(
 
     >>> td.bisect_live(torch_model, {"tokens": tokens}, mlx_model, {"tokens": tokens})       # doctest: +SKIP
     """
-    from tracediff.runs.live import of_model
+    from tracediff.runs.rerun import of_model
 
     models = ("reference", reference_model, reference_run), ("port", port_model, port_run)
     sides = [
@@ -361,7 +361,7 @@ def bisect_recipe(
 
     ``python``: by "torch" or "mlx" another environment's Python in which that side runs. ``dtype`` is the port's.
     """
-    from tracediff.runs.live import of_recipe
+    from tracediff.runs.rerun import of_recipe
 
     asked: dict[str, Any] = {"stages": stages, "weights": weights, "seed": seed, "say": progress}
     elsewhere = python or {}
@@ -375,10 +375,10 @@ def bisect_recipe(
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
     from dataclasses import replace
 
-    from tracediff.runs.live import MOST_HELD, searched
+    from tracediff.runs.live import searched
     from tracediff.show.drawn import Report
 
-    with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
+    with searched(*sides, most=most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
         return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
 

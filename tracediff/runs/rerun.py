@@ -1,0 +1,299 @@
+"""One side of a comparison as something that can be run again: in this process, or in another Python; no values are stored.
+
+A first run records statistics and digests. Each later run starts from the same state of the generators, and what it keeps is checked
+against the first run's digests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.dtype import Array
+from tracediff.errors import CaptureError, TracediffError
+from tracediff.observe import adapter_of, observe
+from tracediff.observe.adapters.base import Adapter
+from tracediff.observe.observer import Boundary, Observer, Run
+from tracediff.observe.provenance import digest_of
+from tracediff.observe.recorder import Recorder
+from tracediff.observe.repeat import Digests
+from tracediff.trace import Record, Trace, open_trace
+from tracediff.trace.amend import amend
+from tracediff.trace.reader import Records
+from tracediff.trace.writer import TraceWriter
+
+Play = Callable[[Sequence[Observer]], Any]
+"""Runs one side once, every boundary shown to the observers."""
+
+Say = Callable[[str], None]
+PathLike = str | os.PathLike[str]
+
+
+class Rerunnable(Protocol):
+    """One side that can be run as often as needed, from the same start each time."""
+
+    name: str
+
+    def index(self, to: Path) -> None:
+        """Records statistics and digests of a run to a new trace, and in its meta whether a second run gave the same."""
+
+    def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
+        """The bits of some of the records' values, flat bytes, each content once, of one more run; ``folder`` is for passing files."""
+
+
+# -- one run ---------------------------------------------------------------------------------------------
+
+
+class Keeper(Observer):
+    """Keeps copies of what some places of a run hold, each content once: ``kept``, flat bytes."""
+
+    def __init__(self, wanted: Iterable[tuple[str, int, str]]) -> None:
+        self.kept: dict[bytes, Array] = {}
+        self._wanted = frozenset(wanted)
+
+    def start(self, run: Run) -> None:
+        self._run = run
+
+    def see(self, boundary: Boundary) -> None:
+        if boundary.moment == "raise":
+            text = str(boundary.note.get("error", ""))
+            self._keep(boundary, "output", text)
+            return
+        for end, tensor in boundary.leaves:
+            self._keep(boundary, end, boundary.replaced.get(end, tensor) if boundary.moment == "draw" else tensor)
+
+    def _keep(self, boundary: Boundary, end: str, tensor: Any) -> None:
+        if (boundary.site, boundary.ordinal, end) not in self._wanted:
+            return
+        if isinstance(tensor, str):
+            bits = np.frombuffer(tensor.encode("utf-8", "surrogatepass"), np.uint8)
+        else:
+            bits = dtypes.bits(self._run.adapter.view(tensor))
+        code = digest_of(bits)
+        if code not in self.kept:
+            self.kept[code] = np.array(bits).reshape(-1).view(np.uint8)
+
+
+def _record_index(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) -> None:
+    """Records a run without its values, and runs once more to see whether it repeats; the generators are then as one run leaves them.
+
+    What the run raises is noted in the trace, which is then incomplete: a port that raises has a first divergence too.
+    """
+    before = adapter.rng_state()
+    raised = ""
+    try:
+        with TraceWriter(to, save="stats", meta=dict(meta)) as writer:
+            play([Recorder(writer, save="stats")])
+    except TracediffError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the side's own code raises
+        raised = f"{type(error).__name__}: {error}"
+    after = adapter.rng_state()
+    digests = Digests()
+    _run_again(play, adapter, before, [digests])
+    adapter.set_rng_state(after)
+    with open_trace(to) as trace:
+        first = digests.first_difference(trace)
+    where = {} if first is None else {"repeats_first": dict(zip(("site", "call", "end"), first, strict=True))}
+    amend(to, meta={"repeats": first is None, **where, **({"raised": raised} if raised else {})})
+
+
+def _run_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:
+    """One more run from the same state of the generators; what the side's own code raises ends it, as it did the first."""
+    adapter.set_rng_state(state)
+    try:
+        play(observers)
+    except TracediffError:
+        raise
+    except Exception:  # noqa: BLE001 - the first run raised it too, or its records would differ
+        return
+
+
+# -- the two kinds of side -------------------------------------------------------------------------------
+
+
+class LocalSide:
+    """A side that runs in this process; ``play`` runs it once."""
+
+    def __init__(self, name: str, play: Play, adapter: Adapter, meta: Mapping[str, Any] | None = None) -> None:
+        self.name, self._play, self._adapter, self._meta = name, play, adapter, meta or {}
+        self._state = adapter.rng_state()
+
+    def index(self, to: Path) -> None:
+        self._state = self._adapter.rng_state()
+        _record_index(self._play, self._adapter, to, self._meta)
+
+    def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
+        keeper = Keeper((record.site, record.ordinal, record.end) for record in wanted)
+        now = self._adapter.rng_state()
+        _run_again(self._play, self._adapter, self._state, [keeper])
+        self._adapter.set_rng_state(now)
+        return keeper.kept.values()
+
+
+def of_model(
+    name: str,
+    models: Any,
+    run: Any,
+    *,
+    observers: Sequence[Observer] = (),
+    methods: Iterable[str] = (),
+    functions: Iterable[str] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> LocalSide:
+    """A side given by its models and its run, as `tracediff.observe.observe` takes them; ``observers`` give it its draws."""
+    adapter = adapter_of(models, run)
+    seen: dict[str, Any] = {"methods": tuple(methods), "functions": tuple(functions), "impl": adapter.name}
+    return LocalSide(name, lambda further: observe(models, run, [*observers, *further], **seen), adapter, meta)
+
+
+def of_recipe(
+    name: str,
+    impl: str,
+    recipe: PathLike | None,
+    *,
+    python: PathLike | None = None,
+    stages: Sequence[str] = (),
+    weights: str = "seeded",
+    seed: int = 0,
+    dtype: str | None = None,
+    say: Say = lambda _: None,
+) -> Rerunnable:
+    """A side as its recipe runs it, loaded once; with ``python`` it runs in that environment, where every run loads it again."""
+    from tracediff.observe import recipe as recipes
+    from tracediff.observe.adapters.base import named
+
+    options: dict[str, Any] = {"stages": tuple(stages), "weights": weights, "seed": seed, "dtype": dtype}
+    if python is not None:
+        return RemoteSide(name, {"impl": impl, "recipe": recipe, "python": python, **options, "stages": list(stages)})
+    loaded = recipes.load_recipe(recipe, impl)
+    recipes.check_stages(loaded, stages)
+    context = recipes.Context(**options)
+    say(f"loading {loaded.description}")
+    models = recipes.load_quietly(loaded, context)
+    meta = {"recipe": loaded.name, "seed": seed, "weights": weights, "wanted": list(stages)}
+    return LocalSide(name, lambda further: recipes.observe_recipe(loaded, context, further, models=models), named(impl), meta)
+
+
+class RemoteSide:
+    """A side whose recipe runs in another Python: every run loads it again, and passes what it keeps in a file."""
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.name, self._options = name, dict(options)
+
+    def index(self, to: Path) -> None:
+        self._run(to, how="tracediff.runs.rerun:index_run")
+
+    def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
+        to = folder / f"{self.name}.npz"
+        self._run(to, how="tracediff.runs.rerun:keep_run", wanted=[[record.site, record.ordinal, record.end] for record in wanted])
+        with np.load(to, allow_pickle=False) as arrays:
+            kept = [arrays[key] for key in arrays.files]
+        to.unlink()
+        return kept
+
+    def _run(self, to: Path, **how: Any) -> None:
+        from tracediff.observe.recipe import run_recipe
+
+        run_recipe(output=to, **self._options, **how)
+
+
+def index_run(models: Any, run: Any, to: str, *, impl: str, meta: Mapping[str, Any], **given: Any) -> None:
+    """`Rerunnable.index` in another Python; called as `tracediff.observe.recording.record_run` is."""
+    _record_index(_player(models, run, impl, given), adapter_of(models, impl=impl), Path(to), meta)
+
+
+def keep_run(models: Any, run: Any, to: str, *, impl: str, wanted: Sequence[tuple[str, int, str]], **given: Any) -> None:
+    """`Rerunnable.keep` in another Python: leaves the bits in a NumPy archive at ``to``."""
+    keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
+    adapter = adapter_of(models, impl=impl)
+    _run_again(_player(models, run, impl, given), adapter, adapter.rng_state(), [keeper])
+    np.savez(to, *keeper.kept.values())
+
+
+def _player(models: Any, run: Any, impl: str, given: Mapping[str, Any]) -> Play:
+    observers, seen = given["observers"], {"methods": given["methods"], "functions": given["functions"], "impl": impl}
+    return lambda further: observe(models, run, [*observers, *further], **seen)
+
+
+# -- a trace whose values are fetched by running again -------------------------------------------------------
+
+
+class RerunTrace(Trace):
+    """A trace of statistics and digests; values can be read while they are held, and `hold` runs the side again for them.
+
+    ``on_demand`` is called with a row that is read but not held; until it is set, such a row counts as not stored.
+    """
+
+    def __init__(self, path: Path, side: Rerunnable, folder: Path) -> None:
+        super().__init__(path)
+        self.path = Path(f"{side.name} (live)")
+        self.side = side
+        self.held: dict[bytes, Array] = {}
+        self.on_demand: Callable[[RerunTrace, int], None] | None = None
+        self._folder = folder
+
+    @property
+    def records(self) -> Records:
+        return _RerunRecords(self)
+
+    def hold(self, rows: Sequence[int]) -> int:
+        """Holds the values of these rows instead of the earlier ones; returns how many bytes they are.
+
+        Raises CaptureError where the run no longer gives what it gave at first.
+        """
+        wanted = [self.records[row] for row in rows]
+        self.held = {}
+        self.held = {digest_of(bits): bits for bits in self.side.keep(wanted, self._folder)} if wanted else {}
+        lost = next((record for record in wanted if record.nbytes and record.digest not in self.held), None)
+        if lost is not None:
+            raise CaptureError(does_not_repeat(self.side.name, lost.site, lost.call, lost.end))
+        return sum(bits.nbytes for bits in self.held.values())
+
+
+class _RerunRecords(Records):
+    """The records of a `RerunTrace`."""
+
+    _trace: RerunTrace
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Record]: ...
+    def __getitem__(self, row: int | slice) -> Record | list[Record]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        return _RerunRecord(self._trace, super().__getitem__(row).row)
+
+
+class _RerunRecord(Record):
+    """A record whose values its `RerunTrace` holds, or fetches by running again."""
+
+    __slots__ = ()
+    _trace: RerunTrace
+
+    @property
+    def stored(self) -> bool:
+        return not self.nbytes or self._trace.on_demand is not None or self.digest in self._trace.held
+
+    def _bytes(self, start: int, nbytes: int) -> Array:
+        if not self.nbytes:
+            return np.empty(0, np.uint8)
+        if self.digest not in self._trace.held and self._trace.on_demand is not None:
+            self._trace.on_demand(self._trace, self.row)
+        return self._trace.held[self.digest][start : start + nbytes].copy()
+
+
+def does_not_repeat(side: str, site: str, call: str, end: str) -> str:
+    """What to say of a side two of whose runs differ first at this boundary, and what to do."""
+    return (
+        f"The {side} does not repeat itself: two runs of it differ first at {site or 'the root'!r} {end} (call {call}). A live bisection "
+        "runs each side again for every round, so each run has to give the same bits. Give --seed (seed=...), so that random draws come "
+        "from one tape; put the model into evaluation mode; make what the run begins with the same each time (caches, positions). Or "
+        "store two traces with capture, and bisect those."
+    )
