@@ -590,11 +590,11 @@ def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: T
     """The stages in execution order, each outer one before its inner ones; an outer stage is as bad as the worst inside it."""
     around: Mapping[str, str] = reference.meta.get("stages") or {}
     seen = dict.fromkeys(row.where.stage for row in rows) | dict.fromkeys(around)
-    ordered = dict.fromkeys(stage for inner in seen for stage in reversed(_chain(inner, around)))
-    return tuple(_stage(stage, [row for row in rows if stage in _chain(row.where.stage, around)], divergences) for stage in ordered)
+    ordered = dict.fromkeys(stage for inner in seen for stage in reversed(stage_chain(inner, around)))
+    return tuple(_stage(stage, [row for row in rows if stage in stage_chain(row.where.stage, around)], divergences) for stage in ordered)
 
 
-def _chain(stage: str, around: Mapping[str, str]) -> list[str]:
+def stage_chain(stage: str, around: Mapping[str, str]) -> list[str]:
     """A stage and those around it, innermost first."""
     chain = [stage]
     while (outer := around.get(chain[-1], "")) and outer not in chain:

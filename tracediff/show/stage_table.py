@@ -28,7 +28,7 @@ from tracediff.show.words import (
     short_call,
     table,
 )
-from tracediff.stage_table import MODES, Mode, Outcome, Side, Status
+from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
 
 if TYPE_CHECKING:
     from tracediff.report import Where
@@ -245,7 +245,7 @@ def _side_lines(told: Status) -> list[str]:
     return markdown_table(("", *known), [row for row in rows if any(row[1:])])
 
 
-def _facts(one: Side) -> dict[str, str]:
+def _facts(one: RunInfo) -> dict[str, str]:
     versions = ", ".join(f"{name} {version}" for name, version in one.versions.items())
     repeats = {True: "yes", False: "no", None: ""}[one.repeats]
     facts = {
