@@ -375,7 +375,7 @@ def bisect_recipe(
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
     from dataclasses import replace
 
-    from tracediff.runs.live import searched
+    from tracediff.runs.live_search import searched
     from tracediff.show.drawn import Report
 
     with searched(*sides, most=most, **options) as found:

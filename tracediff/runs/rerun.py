@@ -79,7 +79,7 @@ class Keeper(Observer):
             self.kept[code] = np.array(bits).reshape(-1).view(np.uint8)
 
 
-def _record_index(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) -> None:
+def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) -> None:
     """Records a run without its values, and runs once more to see whether it repeats; the generators are then as one run leaves them.
 
     What the run raises is noted in the trace, which is then incomplete: a port that raises has a first divergence too.
@@ -95,7 +95,7 @@ def _record_index(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any
         raised = f"{type(error).__name__}: {error}"
     after = adapter.rng_state()
     digests = Digests()
-    _run_again(play, adapter, before, [digests])
+    _played_again(play, adapter, before, [digests])
     adapter.set_rng_state(after)
     with open_trace(to) as trace:
         first = digests.first_difference(trace)
@@ -103,7 +103,7 @@ def _record_index(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any
     amend(to, meta={"repeats": first is None, **where, **({"raised": raised} if raised else {})})
 
 
-def _run_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:
+def _played_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:
     """One more run from the same state of the generators; what the side's own code raises ends it, as it did the first."""
     adapter.set_rng_state(state)
     try:
@@ -126,12 +126,12 @@ class LocalSide:
 
     def index(self, to: Path) -> None:
         self._state = self._adapter.rng_state()
-        _record_index(self._play, self._adapter, to, self._meta)
+        _indexed(self._play, self._adapter, to, self._meta)
 
     def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
         keeper = Keeper((record.site, record.ordinal, record.end) for record in wanted)
         now = self._adapter.rng_state()
-        _run_again(self._play, self._adapter, self._state, [keeper])
+        _played_again(self._play, self._adapter, self._state, [keeper])
         self._adapter.set_rng_state(now)
         return keeper.kept.values()
 
@@ -168,12 +168,12 @@ def of_recipe(
     from tracediff.observe import recipe as recipes
     from tracediff.observe.adapters.base import named
 
-    options: dict[str, Any] = {"stages": tuple(stages), "weights": weights, "seed": seed, "dtype": dtype}
+    asked: dict[str, Any] = {"stages": tuple(stages), "weights": weights, "seed": seed, "dtype": dtype}
     if python is not None:
-        return RemoteSide(name, {"impl": impl, "recipe": recipe, "python": python, **options, "stages": list(stages)})
+        return RemoteSide(name, {"impl": impl, "recipe": recipe, "python": python, **asked, "stages": list(stages)})
     loaded = recipes.load_recipe(recipe, impl)
     recipes.check_stages(loaded, stages)
-    context = recipes.Context(**options)
+    context = recipes.Context(**asked)
     say(f"loading {loaded.description}")
     models = recipes.load_quietly(loaded, context)
     meta = {"recipe": loaded.name, "seed": seed, "weights": weights, "wanted": list(stages)}
@@ -183,8 +183,8 @@ def of_recipe(
 class RemoteSide:
     """A side whose recipe runs in another Python: every run loads it again, and passes what it keeps in a file."""
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self.name, self._options = name, dict(options)
+    def __init__(self, name: str, asked: Mapping[str, Any]) -> None:
+        self.name, self._asked = name, dict(asked)
 
     def index(self, to: Path) -> None:
         self._run(to, how="tracediff.runs.rerun:index_run")
@@ -200,23 +200,23 @@ class RemoteSide:
     def _run(self, to: Path, **how: Any) -> None:
         from tracediff.observe.recipe import run_recipe
 
-        run_recipe(output=to, **self._options, **how)
+        run_recipe(output=to, **self._asked, **how)
 
 
 def index_run(models: Any, run: Any, to: str, *, impl: str, meta: Mapping[str, Any], **given: Any) -> None:
     """`Rerunnable.index` in another Python; called as `tracediff.observe.recording.record_run` is."""
-    _record_index(_player(models, run, impl, given), adapter_of(models, impl=impl), Path(to), meta)
+    _indexed(_play_of(models, run, impl, given), adapter_of(models, impl=impl), Path(to), meta)
 
 
 def keep_run(models: Any, run: Any, to: str, *, impl: str, wanted: Sequence[tuple[str, int, str]], **given: Any) -> None:
     """`Rerunnable.keep` in another Python: leaves the bits in a NumPy archive at ``to``."""
     keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
     adapter = adapter_of(models, impl=impl)
-    _run_again(_player(models, run, impl, given), adapter, adapter.rng_state(), [keeper])
+    _played_again(_play_of(models, run, impl, given), adapter, adapter.rng_state(), [keeper])
     np.savez(to, *keeper.kept.values())
 
 
-def _player(models: Any, run: Any, impl: str, given: Mapping[str, Any]) -> Play:
+def _play_of(models: Any, run: Any, impl: str, given: Mapping[str, Any]) -> Play:
     observers, seen = given["observers"], {"methods": given["methods"], "functions": given["functions"], "impl": impl}
     return lambda further: observe(models, run, [*observers, *further], **seen)
 

@@ -69,7 +69,6 @@ def run_site(
     part = part_of(reference, site, chosen, kind.path)
     recorded = [recorded_call(reference, site, call) for call in chosen]
     bound = bindings(recorded, module, adapter, arguments or {}, site)
-    mapping = {"pairs": [{"reference": site, "port": kind.path}]}
     with adapter.no_grad():
         axes = _axes(recorded[0], bound[0], module, adapter)
         if axes:
@@ -81,8 +80,9 @@ def run_site(
                     _call(module, call, binding, adapter, axes)
 
         meta = {"tried": site, "calls": chosen, "axes": [list(order) for order in axes.values()]}
+        mapping = {"pairs": [{"reference": site, "port": kind.path}]}
         options: dict[str, Any] = {"observers": [Playback(part)], "impl": adapter.name, "meta": meta, "force": force, "say": say}
-        captured(_at_path(kind.path, module), run, to, feed=part, mapping=mapping, **options)
+        captured(_at(kind.path, module), run, to, feed=part, mapping=mapping, **options)
     return part, mapping
 
 
@@ -95,7 +95,7 @@ def _chosen_calls(reference: Trace, site: str, numbers: Sequence[int]) -> list[s
     return [calls[number] for number in numbers] or calls
 
 
-def _at_path(path: str, module: Any) -> Any:
+def _at(path: str, module: Any) -> Any:
     """The module inside nested mappings whose keys are the parts of a module path."""
     for name in reversed(path.split(".") if path else ()):
         module = {name: module}
