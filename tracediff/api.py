@@ -334,7 +334,7 @@ def bisect_live(
 
     >>> td.bisect_live(torch_model, {"tokens": tokens}, mlx_model, {"tokens": tokens})       # doctest: +SKIP
     """
-    from tracediff.runs.rerun import of_model
+    from tracediff.runs.live import of_model
 
     models = ("reference", reference_model, reference_run), ("port", port_model, port_run)
     sides = [
@@ -361,7 +361,7 @@ def bisect_recipe(
 
     ``python``: by "torch" or "mlx" another environment's Python in which that side runs. ``dtype`` is the port's.
     """
-    from tracediff.runs.rerun import of_recipe
+    from tracediff.runs.live import of_recipe
 
     asked: dict[str, Any] = {"stages": stages, "weights": weights, "seed": seed, "say": progress}
     elsewhere = python or {}

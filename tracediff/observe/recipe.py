@@ -60,7 +60,7 @@ RECORD = "tracediff.observe.recording:record_run"
 MOVED = {
     "tracediff.capturing": "tracediff.runs.captured",
     "tracediff.capture.recording": "tracediff.observe.recording",
-    "tracediff.live": "tracediff.runs.rerun",
+    "tracediff.live": "tracediff.runs.live",
 }
 """Where the modules are that version 0.1 named in ``how``."""
 DEFAULT = "chatterbox"

@@ -21,7 +21,7 @@ from tracediff.alignment import Alignment, align
 from tracediff.alignment.layouts import UNREAD
 from tracediff.errors import CaptureError
 from tracediff.locate import Located, locate
-from tracediff.runs.rerun import PathLike, Rerunnable, RerunTrace, Say, does_not_repeat
+from tracediff.runs.live import PathLike, RerunTrace, Say, Side, does_not_repeat
 from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.trace import Trace
 
@@ -83,8 +83,8 @@ class LiveResult:
 
 @contextmanager
 def searched(
-    reference: Rerunnable,
-    port: Rerunnable,
+    reference: Side,
+    port: Side,
     *,
     mapping: Mapped = None,
     rtol: float | None = None,
@@ -109,7 +109,7 @@ def searched(
 
 
 @contextmanager
-def _opened(side: Rerunnable, folder: Path, say: Say) -> Iterator[RerunTrace]:
+def _opened(side: Side, folder: Path, say: Say) -> Iterator[RerunTrace]:
     """The statistics of one side's run, after it was run twice."""
     say(f"running the {side.name} twice: statistics and digests only")
     path = folder / f"{side.name}.h5"

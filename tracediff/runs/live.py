@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 PathLike = str | os.PathLike[str]
 
 
-class Rerunnable(Protocol):
+class Side(Protocol):
     """One side that can be run as often as needed, from the same start each time."""
 
     name: str
@@ -163,7 +163,7 @@ def of_recipe(
     seed: int = 0,
     dtype: str | None = None,
     say: Say = lambda _: None,
-) -> Rerunnable:
+) -> Side:
     """A side as its recipe runs it, loaded once; with ``python`` it runs in that environment, where every run loads it again."""
     from tracediff.observe import recipe as recipes
     from tracediff.observe.adapters.base import named
@@ -187,11 +187,11 @@ class RemoteSide:
         self.name, self._asked = name, dict(asked)
 
     def index(self, to: Path) -> None:
-        self._run(to, how="tracediff.runs.rerun:index_run")
+        self._run(to, how="tracediff.runs.live:index_run")
 
     def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
         to = folder / f"{self.name}.npz"
-        self._run(to, how="tracediff.runs.rerun:keep_run", wanted=[[record.site, record.ordinal, record.end] for record in wanted])
+        self._run(to, how="tracediff.runs.live:keep_run", wanted=[[record.site, record.ordinal, record.end] for record in wanted])
         with np.load(to, allow_pickle=False) as arrays:
             kept = [arrays[key] for key in arrays.files]
         to.unlink()
@@ -204,12 +204,12 @@ class RemoteSide:
 
 
 def index_run(models: Any, run: Any, to: str, *, impl: str, meta: Mapping[str, Any], **given: Any) -> None:
-    """`Rerunnable.index` in another Python; called as `tracediff.observe.recording.record_run` is."""
+    """`Side.index` in another Python; called as `tracediff.observe.recording.record_run` is."""
     _indexed(_play_of(models, run, impl, given), adapter_of(models, impl=impl), Path(to), meta)
 
 
 def keep_run(models: Any, run: Any, to: str, *, impl: str, wanted: Sequence[tuple[str, int, str]], **given: Any) -> None:
-    """`Rerunnable.keep` in another Python: leaves the bits in a NumPy archive at ``to``."""
+    """`Side.keep` in another Python: leaves the bits in a NumPy archive at ``to``."""
     keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
     adapter = adapter_of(models, impl=impl)
     _played_again(_play_of(models, run, impl, given), adapter, adapter.rng_state(), [keeper])
@@ -230,7 +230,7 @@ class RerunTrace(Trace):
     ``on_demand`` is called with a row that is read but not held; until it is set, such a row counts as not stored.
     """
 
-    def __init__(self, path: Path, side: Rerunnable, folder: Path) -> None:
+    def __init__(self, path: Path, side: Side, folder: Path) -> None:
         super().__init__(path)
         self.path = Path(f"{side.name} (live)")
         self.side = side
