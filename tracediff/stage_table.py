@@ -26,7 +26,6 @@ from tracediff.report import (
     Weights,
     Where,
     plain_json,
-    stage_chain,
     unseen_outputs,
 )
 from tracediff.trace import Trace
@@ -245,7 +244,10 @@ class _StageTree:
 
     def chain(self, stage: str) -> list[str]:
         """A stage and those around it, innermost first."""
-        return stage_chain(stage, self.around)
+        chain = [stage]
+        while (outer := self.around.get(chain[-1], "")) and outer not in chain:
+            chain.append(outer)
+        return chain
 
     def inside(self, stage: str) -> list[str]:
         """A stage and those inside it, in execution order."""
@@ -253,9 +255,7 @@ class _StageTree:
 
     def is_wanted(self, stage: str, wanted: Sequence[str]) -> bool:
         """Whether a stage is one of those named, inside one, or has one as the first part of its dotted name."""
-        if not wanted:
-            return True
-        return any(part == asked or part.startswith(asked + ".") for asked in wanted for part in self.chain(stage))
+        return not wanted or any(one == asked or one.startswith(asked + ".") for asked in wanted for one in self.chain(stage))
 
 
 class _StageRecords:
