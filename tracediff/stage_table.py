@@ -85,6 +85,11 @@ class StageStatus:
     def outcome(self, mode: Mode) -> Outcome | None:
         return self.forced if mode == "forced" else self.free
 
+    def state(self, mode: Mode) -> State | None:
+        """The state of its outcome in the run of that mode; None where there was no such run."""
+        outcome = self.outcome(mode)
+        return outcome.state if outcome else None
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
@@ -370,10 +375,10 @@ def _place(where: Where) -> tuple[str, str, str]:
 
 
 def _verdict(stages: Sequence[StageStatus], runs: Mapping[Mode, tuple[Trace, Report]], why: Sequence[str]) -> Verdict:
-    outcomes = [outcome for stage in stages for outcome in (stage.forced, stage.free) if outcome]
-    if any(outcome.state == "different" for outcome in outcomes) or any(report.verdict == "different" for _, report in runs.values()):
+    states = {stage.state(mode) for stage in stages for mode in MODES} - {None}
+    if "different" in states or any(report.verdict == "different" for _, report in runs.values()):
         return "different"
-    return None if why or not outcomes else "same"
+    return None if why or not states else "same"
 
 
 def _lacking(
@@ -384,12 +389,11 @@ def _lacking(
         if mode not in runs:
             yield f"no {mode} run was given"
             continue
-        unknown = [stage for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None]
-        around = {stage.outer for stage in unknown}
-        for stage in unknown:
-            outcome = stage.outcome(mode)
-            if outcome and (not stage.stage or stage.stage not in around):  # an outer stage repeats what its inner ones lack
-                yield f"{mode}, {stage.stage or 'outside of any stage'}: {outcome.why}"
+        doubtful = {stage.stage: outcome.why for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None}
+        around = {stage.outer for stage in stages if stage.stage in doubtful}
+        for name, why in doubtful.items():
+            if not name or name not in around:  # an outer stage repeats what its inner ones lack
+                yield f"{mode}, {name or 'outside of any stage'}: {why}"
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if not trace.complete:
             yield f"the {name} did not come to its end"
