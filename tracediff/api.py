@@ -267,9 +267,10 @@ def bisect(
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
-    Few tensors are read; with ``scan`` all are, and all introduced divergences are listed. ``mapping`` overrides the alignment.
-    ``rtol`` and ``atol``, together, allow ``abs(port - reference) <= atol + rtol * abs(reference)`` in the place of what is
-    allowed by itself. ``stages`` restricts the comparison. Raises AlignmentError where the two share nothing.
+    A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
+    overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
+    ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. ``stages`` restricts the comparison. Raises AlignmentError
+    where the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
@@ -326,9 +327,10 @@ def bisect_live(
     """Where two models first part, found by running both again and again; no trace is stored.
 
     Models and runs are those of `capture`, the reference's first; ``methods`` and ``functions`` are given for each side. Each side runs
-    twice, to prove that it repeats itself, and then once a round, in which what one frame sees is held: about as many rounds as calls
-    are nested. More than ``most`` bytes (256 MiB) are held only where one frame needs them. ``seed`` makes both draw the same. The
-    certificate of the report, whose method is "live", says what it took. The rest is as in `bisect`; no noise floor is measured.
+    twice, to prove that it repeats itself, and then once a round. A round holds the tensors that one frame sees, so there are about as
+    many rounds as calls are nested. More than ``most`` bytes (256 MiB) are held only where one frame needs them. ``seed`` makes both
+    sides draw the same numbers. The report's method is "live", and its certificate says how many runs were made. The rest is as in
+    `bisect`; no noise floor is measured.
 
     Raises CaptureError where a side does not repeat itself.
 
@@ -496,15 +498,16 @@ def try_site(
     atol: float | None = None,
     progress: Say = _silent,
 ) -> Report:
-    """Runs one module of a port on what its site was handed in a reference's trace, and judges what it returns, in seconds.
+    """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
-    ``site``: the reference's. ``module``: a live module with its weights, or another callable. All recorded calls are made, or those of
-    ``calls`` (counted from 0); what the module holds is paired with the site's inner ones and fed the reference's tensors, as in a
-    forced run. Inputs go to parameters of the same name, else in order; ``arguments`` states what the module calls the reference's.
-    ``impl``: the framework of a callable that tells none. ``to`` keeps the trace of the module. ``rtol`` and ``atol`` as in `bisect`.
+    ``site``: the reference's. ``module``: a live module with its weights, or another callable. It is called as the site was at each
+    recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
+    reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
+    names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
+    ``rtol`` and ``atol`` as in `bisect`.
 
-    Raises SiteError for an unknown site or call, TraceFileError where its inputs were not stored, CaptureError where they cannot be
-    bound to the module's parameters. What the module raises is a finding.
+    Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
+    bound to the module's parameters. What the module raises is a divergence.
 
     >>> report = td.try_site("ref.h5", "flow.decoder.mid_blocks.0", MyBlock())   # doctest: +SKIP
     """
@@ -532,9 +535,9 @@ def try_named(
 ) -> Report:
     """As `try_site`, for the module that ``name`` (``FILE:CLASS`` or ``FILE:FACTORY``) makes, or that a port's recipe loads.
 
-    Without ``name`` the recipe's models are loaded with the seed and weights of the reference's run, and the module is the one of the
-    site's path, or the one that holds the like parameters, or the one at the path ``module``. ``weights``: a .safetensors or .npz file
-    that the module loads itself.
+    Without ``name`` the port's recipe loads its models with the seed and weights of the reference's run. The module is then the one at
+    the path ``module``, else at the site's path, else the one that holds parameters of the same sizes. ``weights``: a .safetensors or
+    .npz file that the module loads itself.
     """
     from tracediff.runs.single_site import port_module
 
