@@ -386,14 +386,10 @@ def _lacking(
 ) -> Iterable[str]:
     """What keeps the whole from being the same, besides what differs."""
     for mode in MODES:
-        if mode not in runs:
+        if mode in runs:
+            yield from _doubts(stages, mode)
+        else:
             yield f"no {mode} run was given"
-            continue
-        doubtful = {stage.stage: outcome.why for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None}
-        around = {stage.outer for stage in stages if stage.stage in doubtful}
-        for name, why in doubtful.items():
-            if not name or name not in around:  # an outer stage repeats what its inner ones lack
-                yield f"{mode}, {name or 'outside of any stage'}: {why}"
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if not trace.complete:
             yield f"the {name} did not come to its end"
@@ -403,6 +399,15 @@ def _lacking(
         yield f"the free run started its stages from {sides['free'].start} (--from), so that they did not feed each other"
     if len(sides) == 2:
         yield from _not_one_port(sides)
+
+
+def _doubts(stages: Sequence[StageStatus], mode: Mode) -> Iterable[str]:
+    """What keeps stages from being the same in a run, besides what differs; an outer stage would repeat what its inner stages lack."""
+    doubtful = {stage.stage: outcome.why for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None}
+    around = {stage.outer for stage in stages if stage.stage in doubtful}
+    for name, why in doubtful.items():
+        if not name or name not in around:
+            yield f"{mode}, {name or 'outside of any stage'}: {why}"
 
 
 def _not_one_port(sides: Mapping[Mode, RunInfo]) -> Iterable[str]:

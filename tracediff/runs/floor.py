@@ -21,7 +21,7 @@ module of which another method runs than the observed one.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,29 +168,17 @@ class _Floor:
             self._enter(FREE, self._in_units(self._run_with(noise).errors))
 
     def finished(self) -> Array:
-        """The table, with what is seen twice shared and noise-sensitive choices marked."""
-        self._share_repeated_values()
+        """The table, in which a repeated value has the floor of where it was made too, and noise-sensitive choices are marked.
+
+        A port may make the repeated value in another way than the first, and then errs by all that leads up to both.
+        """
+        for row, before in _repeated_values(self._trace, self._is_exact):
+            for column in (NOISE, FREE, *DTYPES):
+                self.table[column][row] = np.fmax(self.table[column][row], self.table[column][before])
+            self._is_choice[row] |= self._is_choice[before]
         for name in (NOISE, *HALF):
             self.table[SENSITIVE] |= self._is_choice & (np.nan_to_num(self.table[name]) > 0)
         return self.table
-
-    def _share_repeated_values(self) -> None:
-        """Gives a tensor that a call makes in a function, or sees at a tap, and then sees at a tap again, the floor of where it was made.
-
-        A port may make the second in another way than the first, and then errs by all that leads up to both.
-        """
-        records = self._trace.records
-        latest: dict[int, int] = {}
-        for row, parent in enumerate(self._trace.index["parent"].tolist()):
-            record = records[row]
-            if self._is_exact[row] or not is_made_at(record.site, record.end):
-                continue
-            before = latest.get(parent)
-            if before is not None and record.end.startswith("value") and is_alike(records[before], record):
-                for column in (NOISE, FREE, *DTYPES):
-                    self.table[column][row] = np.fmax(self.table[column][row], self.table[column][before])
-                self._is_choice[row] |= self._is_choice[before]
-            latest[parent] = row
 
     def _enter(self, column: str, errors: Array) -> None:
         """Enters errors into a column; the larger one stays."""
@@ -259,6 +247,20 @@ def _empty_table(records: int) -> Array:
     for column in (NOISE, FREE, *DTYPES):
         table[column] = np.nan
     return table
+
+
+def _repeated_values(trace: Trace, is_exact: Array) -> Iterator[tuple[int, int]]:
+    """The rows of tensors that a call sees at a tap just after it made them in a function or saw them at a tap, each with that row."""
+    records = trace.records
+    latest: dict[int, int] = {}
+    for row, parent in enumerate(trace.index["parent"].tolist()):
+        record = records[row]
+        if is_exact[row] or not is_made_at(record.site, record.end):
+            continue
+        before = latest.get(parent)
+        if before is not None and record.end.startswith("value") and is_alike(records[before], record):
+            yield row, before
+        latest[parent] = row
 
 
 def _last_call(raised: Mapping[str, str]) -> str:
