@@ -266,7 +266,10 @@ class TestTable:
 class TestSaving:
     @pytest.mark.parametrize(
         ("name", "start"),
-        [("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.PNG", b"\x89PNG"), ("x.html", b"<!DOCTYPE html>")],
+        [
+            *(("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.html", b"<!DOCTYPE html>")),
+            *(("x.PNG", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.pdf", b"%PDF")),
+        ],
     )
     def test_writes_what_the_suffix_says(self, tmp_path: Path, name: str, start: bytes) -> None:
         report = compared(tmp_path, faults={"dec.a": bumped})
@@ -275,7 +278,7 @@ class TestSaving:
     def test_refuses_other_suffixes(self, tmp_path: Path) -> None:
         report = compared(tmp_path)
         for name in ("x.htm", "x"):
-            with pytest.raises(TracediffError, match=r"\.html, \.md, \.json, \.txt"):
+            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.txt, \.png, \.svg and \.pdf\."):
                 report.save(tmp_path / name)
 
     def test_a_report_is_frozen(self, tmp_path: Path) -> None:
