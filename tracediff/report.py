@@ -184,6 +184,11 @@ class Report:
         """The first divergence."""
         return self.divergences[0] if self.divergences else None
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether any part of the run had a stage's name."""
+        return any(stage.stage for stage in self.stages)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
         plain = {

@@ -134,6 +134,11 @@ class Status:
     weights: Weights
     reports: Mapping[Mode, Report] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether any part of the reference's run had a stage's name."""
+        return any(stage.stage for stage in self.stages)
+
     def side(self, mode: Mode) -> RunInfo | None:
         """The port's run of that mode."""
         return self.forced if mode == "forced" else self.free

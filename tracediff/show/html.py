@@ -108,7 +108,7 @@ def _seen(where: Where) -> str:
 
 def _stages(result: Report) -> list[dict[str, Any]]:
     """A row for each stage, unless the run has none."""
-    if [stage.stage for stage in result.stages] in ([], [""]):
+    if not result.has_stages:
         return []
     paired = Counter(row.where.stage for row in result.rows)
     compared = Counter(row.where.stage for row in result.rows if row.diverged is not None)

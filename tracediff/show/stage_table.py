@@ -73,13 +73,12 @@ def _headline(status: Status) -> Text:
 
 
 def _each(status: Status) -> str:
-    names = [stage.stage for stage in status.stages]
-    return WHOLE if names in ([], [""]) else f"each of {counted(len(names), 'stage')}"
+    return f"each of {counted(len(status.stages), 'stage')}" if status.has_stages else WHOLE
 
 
 def _each_different(status: Status) -> str:
     """Which stages differ, of how many that have none inside them."""
-    if [stage.stage for stage in status.stages] in ([], [""]):
+    if not status.has_stages:
         return WHOLE
     different = [stage for stage in status.stages if any(stage.state(mode) == "different" for mode in MODES)]
     around_different = {stage.outer for stage in different}

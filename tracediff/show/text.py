@@ -79,7 +79,7 @@ def report(result: Report) -> RenderableType:
         parts += ["", Text(f"Other divergences ({others:,})", LABEL), Padding(_others(result), (0, 0, 0, 2), expand=False)]
         if others > MOST_OTHERS:
             parts.append(Text(f"  and {others - MOST_OTHERS:,} more: tracediff diff lists all pairs", QUIET))
-    if [stage.stage for stage in result.stages] not in ([], [""]):
+    if result.has_stages:
         parts += ["", Padding(_stages(result), (0, 0, 0, 2), expand=False)]
     parts += ["", *_coverage(result), *_notes(result)]
     return Group(*parts)
@@ -424,7 +424,7 @@ def markdown(result: Report) -> str:
     if len(result.divergences) > 1:
         heads = ("Culprit in the port", "Reference", "Introduced", "Allowed", "Likely cause")
         lines += ["", *_plain_table(heads, (_divergence_line(result, place) for place in range(1, len(result.divergences))))]
-    if [stage.stage for stage in result.stages] not in ([], [""]):
+    if result.has_stages:
         lines += ["", *_plain_table(("Stage", "Verdict", "Worst", "Floor", "First divergence"), map(_stage_line, result.stages))]
     return "\n".join([*lines, "", *(f"{markdown_text(line)}  " for line in remarks(result))]).rstrip() + "\n"
 
