@@ -31,7 +31,8 @@ from tracediff.alignment import align  # noqa: E402
 from tracediff.errors import TracediffError  # noqa: E402
 from tracediff.locate import Located, locate  # noqa: E402
 from tracediff.observe import record  # noqa: E402
-from tracediff.runs.live import of_model, searched  # noqa: E402
+from tracediff.runs.live import of_model  # noqa: E402
+from tracediff.runs.live_search import searched  # noqa: E402
 from tracediff.trace import Trace, open_trace  # noqa: E402
 
 

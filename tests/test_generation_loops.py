@@ -12,7 +12,7 @@ import tracediff as td
 from tracediff.alignment import align
 from tracediff.alignment.axes import kept
 from tracediff.observe.observer import Boundary, Observer
-from tracediff.runs.floor import is_whole
+from tracediff.runs.variations import is_whole
 
 mx = pytest.importorskip("mlx.core")
 

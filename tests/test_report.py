@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
 
+import tracediff as td
+from tracediff import Report
 from tracediff.causes import from_pair
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import locate
-from tracediff.report import Cause, Report, Weights, build
+from tracediff.report import Cause, Weights, build
 
 SITES = ["enc.a", "enc.b", "dec.a", "dec.b"]
 
@@ -55,7 +57,7 @@ def compared(
     weights_found, further_causes = options.pop("weights", Weights()), options.pop("causes", {})
     located = locate(alignment, *traces, scan=scan, **options)
     causes = [tuple(from_pair.causes(finding, located.comparisons[finding.place], *traces)) for finding in located.findings]
-    return replace(build(located, alignment, *traces, causes=causes).with_causes(further_causes), weights=weights_found)
+    return Report.of(replace(build(located, alignment, *traces, causes=causes).with_causes(further_causes), weights=weights_found))
 
 
 class TestJson:
@@ -88,6 +90,14 @@ class TestJson:
         again = Report.from_json(report.to_json())
         assert again.to_dict() == report.to_dict()
         assert again.first == report.first
+
+    def test_that_a_user_reads_gives_a_report_that_can_be_printed_drawn_and_saved(self, tmp_path: Path) -> None:
+        report = compared(tmp_path, faults={"dec.a": bumped})
+        again = Report.from_json(report.to_json())
+        assert again == report
+        assert type(again) is type(report) is td.Report
+        assert "<pre" in again._repr_html_()
+        assert again.save(tmp_path / "again.txt").read_text().startswith("First divergence: dec.a")
 
     def test_spells_out_what_is_not_finite(self, tmp_path: Path) -> None:
         report = compared(tmp_path, faults={"dec.a": lambda value: value * np.nan})
@@ -259,7 +269,10 @@ class TestTable:
 class TestSaving:
     @pytest.mark.parametrize(
         ("name", "start"),
-        [("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.PNG", b"\x89PNG"), ("x.html", b"<!DOCTYPE html>")],
+        [
+            *(("x.json", b"{"), ("x.txt", b"First"), ("x.md", b"**First"), ("x.html", b"<!DOCTYPE html>")),
+            *(("x.PNG", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.pdf", b"%PDF")),
+        ],
     )
     def test_writes_what_the_suffix_says(self, tmp_path: Path, name: str, start: bytes) -> None:
         report = compared(tmp_path, faults={"dec.a": bumped})
@@ -268,7 +281,7 @@ class TestSaving:
     def test_refuses_other_suffixes(self, tmp_path: Path) -> None:
         report = compared(tmp_path)
         for name in ("x.htm", "x"):
-            with pytest.raises(TracediffError, match=r"\.html, \.md, \.json, \.txt"):
+            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.txt, \.png, \.svg and \.pdf\."):
                 report.save(tmp_path / name)
 
     def test_a_report_is_frozen(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tracediff as td
 from tracediff.compare import allowed, compare
 from tracediff.dtype import named
 from tracediff.errors import CaptureError
-from tracediff.runs import floor as floors
+from tracediff.runs import floor_limits
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -79,7 +79,7 @@ class TestMeasuring:
     def test_every_dtype_asked_for_has_a_column_and_the_others_are_empty(self, tmp_path: Path) -> None:
         with reference(seeded(linear, nn.GELU, linear), tmp_path, "float64", "bfloat16") as trace:
             assert trace.floor is not None
-            assert floors.measured(trace.floor) == ["float64", "bfloat16"]
+            assert floor_limits.measured_dtypes(trace.floor) == ["float64", "bfloat16"]
             assert np.isfinite(trace.floor["bfloat16"]).all()
             assert np.isnan(trace.floor["float16"]).all()
             assert 2**-12 < trace.floor["bfloat16"].max() < 2**-5
@@ -340,7 +340,7 @@ class TestHalfPrecision:
             second.weight.data *= 1 + 1e-4
             td.capture((first, second), run(torch.bfloat16), to=tmp_path / "port.h5", repeat=False, floor=False).close()
         with td.open_trace(tmp_path / "port.h5") as port:
-            assert floors.port_dtypes(port) == {"half": "bfloat16", "single": "float32"}
+            assert floor_limits.port_dtypes(port) == {"half": "bfloat16", "single": "float32"}
         report = td.diff(tmp_path / "ref.h5", tmp_path / "port.h5")
         assert [(one.site.stage, one.culprit.port) for one in report.divergences] == [("single", "1")]
 

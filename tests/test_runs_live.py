@@ -176,14 +176,15 @@ def test_the_generators_are_left_as_one_run_leaves_them():
 
 
 def test_values_read_after_the_search_are_fetched_again():
-    from tracediff.runs.live import of_model, searched
+    from tracediff.runs.live import of_model
+    from tracediff.runs.live_search import searched
 
     sides = of_model("reference", deep(), X), of_model("port", zeroed(deep(), "head"), X)
     with searched(*sides) as found:
-        before = found.rounds.more
+        before = found.rounds.runs_afterwards
         values = found.reference.records[3].read()
         assert values.shape == found.reference.records[3].shape
-        assert found.rounds.more == before + 1
+        assert found.rounds.runs_afterwards == before + 1
         assert found.located.first is not None
 
 
@@ -260,7 +261,8 @@ def run(models, context):
 
 def test_a_side_of_a_recipe_runs_in_another_python_as_it_does_here(tmp_path, monkeypatch):
     pytest.importorskip("mlx.core")
-    from tracediff.runs.live import of_recipe, searched
+    from tracediff.runs.live import of_recipe
+    from tracediff.runs.live_search import searched
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hooks").mkdir()

@@ -15,9 +15,9 @@ from judging import bumped
 from test_report import compared
 from test_show_text import DIFFERENT, DIVERGENCE, JUDGED, REPORTS, SITE, row
 
-from tracediff import cli
+from tracediff import Report, cli
 from tracediff.errors import TracediffError
-from tracediff.report import Cause, Culprit, Report, Stage, Weights
+from tracediff.report import Cause, Culprit, Stage, Weights
 from tracediff.show import html, plot, text
 
 HOSTILE = '<script>alert("x")</script>'

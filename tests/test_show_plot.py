@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from judging import Run, bumped
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -19,9 +20,9 @@ from matplotlib.text import Text
 from test_report import compared
 from test_show_text import DIFFERENT, ROWS, row, where
 
+from tracediff import Report
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
-from tracediff.report import Report
 from tracediff.show import plot
 
 
@@ -105,8 +106,11 @@ class TestSites:
         with pytest.raises(TracediffError, match="no table of pairs"):
             plot.sites(Report.from_json(DIFFERENT.to_json()))
 
-    def test_2000_pairs_are_drawn_in_a_second_or_two(self, tmp_path: Path) -> None:
-        plot.sites(long(2000, 700)).savefig(tmp_path / "a.png", dpi=60)
+    def test_many_pairs_are_counted_along_the_axis_and_few_are_named(self) -> None:
+        many, few = (plot.sites(long(count, 2)).axes[0] for count in (2000, plot.NAMED_SITES))
+        assert many.get_xlabel() == "pair of records, in execution order"
+        assert not any("to_out" in label.get_text() for label in many.get_xticklabels())
+        assert sum("to_out" in label.get_text() for label in few.get_xticklabels()) == plot.NAMED_SITES
 
     def test_a_notebook_shows_the_figure(self) -> None:
         assert plot.sites(DIFFERENT)._repr_png_().startswith(b"\x89PNG")
@@ -116,11 +120,21 @@ class TestSites:
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def values_of(shape: tuple[int, ...]) -> Array:
+    """The values that the reference's module returns in a run of `shaped`."""
+    return np.random.default_rng(3).standard_normal(shape).astype("f4")
+
+
+def drawn_points(ax: Axes) -> Array:
+    """Where the points of a scatter stand: (points, 2)."""
+    return np.concatenate([np.asarray(one.get_offsets()) for one in ax.collections])
+
+
 def shaped(shape: tuple[int, ...], change: Callable[[Array], Array], *, kind: str = "f4") -> Callable[[Run, Array], None]:
     """A run whose one module returns a tensor of this shape, changed in the port."""
 
     def run_it(run: Run, x: Array) -> None:
-        values = np.random.default_rng(3).standard_normal(shape).astype(kind)
+        values = values_of(shape).astype(kind)
         with run("enc", x=x) as leave:
             leave(values if run.path.name == "ref.h5" else change(values.copy()).astype(kind))
 
@@ -150,14 +164,31 @@ class TestCulprit:
     @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1), (2, 90, 400)])
     def test_draws_tensors_of_any_shape(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
         report = compared(tmp_path, run=shaped(shape, lambda values: values * 2 + 1))
-        report.plot("culprit").savefig(tmp_path / "a.png", dpi=50)
+        against, along = report.plot("culprit").axes[:2]
+        values = values_of(shape)
+        if values.size <= plot.DENSE:
+            assert drawn_points(against).tolist() == np.stack([values, values * 2 + 1], -1).reshape(-1, 2).tolist()
+        else:
+            assert sum(np.asarray(density.get_array()).sum() for density in against.collections) == values.size
+        assert {len(line.get_xdata()) for line in along.lines} <= set(shape or (1,))
 
-    @pytest.mark.parametrize("change", [lambda v: v * np.nan, lambda v: np.where(v > 1, np.inf, v), lambda v: v * 0])
-    def test_draws_what_is_not_finite_or_zero(self, tmp_path: Path, change: Any) -> None:
-        compared(tmp_path, run=shaped((3, 40), change)).plot("culprit").savefig(tmp_path / "a.png", dpi=50)
+    @pytest.mark.parametrize("change", [lambda v: np.where(v > 1, np.inf, v), lambda v: v * 0], ids=["infinite", "zero"])
+    def test_draws_the_pairs_of_finite_values_only(self, tmp_path: Path, change: Any) -> None:
+        figure = compared(tmp_path, run=shaped((3, 40), change)).plot("culprit")
+        ours, theirs = values_of((3, 40)).reshape(-1), change(values_of((3, 40))).reshape(-1)
+        finite = np.isfinite(theirs)
+        assert drawn_points(figure.axes[0]).tolist() == np.stack([ours[finite], theirs[finite]], -1).tolist()
+        assert all(np.isfinite(line.get_ydata()).all() for line in figure.axes[1].lines)
+
+    def test_says_where_no_value_is_finite_on_both_sides(self, tmp_path: Path) -> None:
+        figure = compared(tmp_path, run=shaped((3, 40), lambda values: values * np.nan)).plot("culprit")
+        assert "no finite values on both sides" in texts(figure)
+        assert not figure.axes[0].collections
 
     def test_draws_complex_tensors_by_their_moduli(self, tmp_path: Path) -> None:
-        compared(tmp_path, run=shaped((3, 40), lambda v: v * 2, kind="c8")).plot("culprit").savefig(tmp_path / "a.png", dpi=50)
+        figure = compared(tmp_path, run=shaped((3, 40), lambda v: v * 2j, kind="c8")).plot("culprit")
+        moduli = np.abs(values_of((3, 40))).reshape(-1)
+        assert np.allclose(drawn_points(figure.axes[0]), np.stack([moduli, moduli * 2], -1))
 
     def test_says_where_nothing_can_be_drawn(self, tmp_path: Path) -> None:
         with pytest.raises(TracediffError, match="0 divergences"):

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tracediff import Report
 from tracediff.alignment import Layout, RecordPair
-from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Report, Row, Stage, Weights, Where
+from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Row, Stage, Weights, Where
 from tracediff.show import text
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"

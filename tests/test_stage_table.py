@@ -17,12 +17,13 @@ from judging import Run, bumped, inputs, noisy, weights
 from test_report import SITES
 
 import tracediff as td
+from tracediff import Status
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.report import Cause
 from tracediff.show.stage_table import headline, markdown, written
 from tracediff.show.words import plain
-from tracediff.stage_table import Outcome, Status, build
+from tracediff.stage_table import Outcome, build
 
 QUIET = dict.fromkeys(SITES, noisy())
 STAGES = {"enc": "", "dec": ""}
@@ -283,7 +284,7 @@ class TestStages:
     def test_the_likely_cause_is_that_of_the_first_divergence(self, pair: Pair) -> None:
         reference, port = td.open_trace(pair.reference()), td.open_trace(pair.forced(faults={"dec.a": bumped}))
         report = td.diff(reference, port).with_causes({"dec.a": [Cause("scale", 0.7, False, "a <gain> of 2")]})
-        told = build(reference, [(port, report)])
+        told = Status.of(build(reference, [(port, report)]))
         assert told.stages[1].forced is not None
         assert told.stages[1].forced.causes[0].kind == "scale"
         assert "scale (70%): a <gain> of 2" in str(told)
@@ -306,7 +307,7 @@ class TestNotes:
     def test_a_half_precision_port_without_its_column_is_noted_with_the_command_that_measures_it(
         self, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tracediff.runs.floor.port_dtypes", lambda port: {"enc": "bfloat16", "dec": "float32"})
+        monkeypatch.setattr("tracediff.runs.floor_limits.port_dtypes", lambda port: {"enc": "bfloat16", "dec": "float32"})
         told = td.status(pair.reference(), pair.free())
         assert any("free: " in line and "calibrate" in line and "bfloat16" in line for line in told.notes)
 

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     )
     from tracediff.errors import TracediffError
     from tracediff.observe import scope, stage, tap
-    from tracediff.report import Report
     from tracediff.runs.stubs import stub
-    from tracediff.stage_table import Status
+    from tracediff.show.drawn import Report, Status
     from tracediff.trace import Record, Trace, open_trace
 
 __version__ = "0.1.0"
@@ -60,8 +59,8 @@ _HOME = {
     "open_trace": "tracediff.trace",
     "Trace": "tracediff.trace",
     "Record": "tracediff.trace",
-    "Report": "tracediff.report",
-    "Status": "tracediff.stage_table",
+    "Report": "tracediff.show.drawn",
+    "Status": "tracediff.show.drawn",
     "TracediffError": "tracediff.errors",
 }
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
     from tracediff.parameters.diagnosis import WeightsReport
-    from tracediff.report import Report
-    from tracediff.stage_table import Status
+    from tracediff.report import Report as PlainReport
+    from tracediff.show.drawn import Report, Status
     from tracediff.trace.listing import Listing
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -278,28 +278,30 @@ def bisect(
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
-    Few tensors are read; with ``scan`` all are, and all introduced divergences are listed. ``mapping`` overrides the alignment.
-    ``rtol`` and ``atol``, together, allow ``abs(port - reference) <= atol + rtol * abs(reference)`` in the place of what is
-    allowed by itself. ``stages`` restricts the comparison. Raises AlignmentError where the two share nothing.
+    A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
+    overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
+    ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. ``stages`` restricts the comparison. Raises AlignmentError
+    where the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
-    from tracediff.runs.floor import floors
+    from tracediff.runs.floor_limits import floor_limits
+    from tracediff.show.drawn import Report
 
     with _opened(reference, port) as (first, second):
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        allowed = floors(first, second, alignment.records)
+        allowed = floor_limits(first, second, alignment.records)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
-        return _explained(located, alignment, first, second)
+        return Report.of(_explained(located, alignment, first, second))
 
 
-def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> Report:
+def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:
     """The report of what was located, with the causes that weights and tensors show."""
     from tracediff.causes.explanation import explain
     from tracediff.report import build
-    from tracediff.runs.floor import notes
+    from tracediff.runs.floor_limits import floor_notes
 
     explained = explain(located, alignment, first, second)
     return build(
@@ -309,7 +311,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=notes(first, second),
+        notes=floor_notes(first, second),
     )
 
 
@@ -332,9 +334,10 @@ def bisect_live(
     """Where two models first part, found by running both again and again; no trace is stored.
 
     Models and runs are those of `capture`, the reference's first; ``methods`` and ``functions`` are given for each side. Each side runs
-    twice, to prove that it repeats itself, and then once a round, in which what one frame sees is held: about as many rounds as calls
-    are nested. More than ``most`` bytes (256 MiB) are held only where one frame needs them. ``seed`` makes both draw the same. The
-    certificate of the report, whose method is "live", says what it took. The rest is as in `bisect`; no noise floor is measured.
+    twice, to prove that it repeats itself, and then once a round. A round holds the tensors that one frame sees, so there are about as
+    many rounds as calls are nested. More than ``most`` bytes (256 MiB) are held only where one frame needs them. ``seed`` makes both
+    sides draw the same numbers. The report's method is "live", and its certificate says how many runs were made. The rest is as in
+    `bisect`; no noise floor is measured.
 
     Raises CaptureError where a side does not repeat itself.
 
@@ -379,11 +382,14 @@ def bisect_recipe(
 
 
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
-    from tracediff.runs.live import MOST_HELD, searched
+    from dataclasses import replace
 
-    with searched(*sides, most=MOST_HELD if most is None else most, **options) as found:
+    from tracediff.runs.live_search import searched
+    from tracediff.show.drawn import Report
+
+    with searched(*sides, most=most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
-        return replace(report, certificate={**report.certificate, **found.certificate()})
+        return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
 
 
 def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsReport:
@@ -418,12 +424,13 @@ def status(
 
     >>> print(td.status("ref.h5", "forced.h5", "free.h5"))                       # doctest: +SKIP
     """
+    from tracediff.show.drawn import Status
     from tracediff.stage_table import build, modes_of
 
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
         options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "stages": stages, "progress": progress}
-        return build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages)
+        return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
 
 
 def try_site(
@@ -440,25 +447,26 @@ def try_site(
     atol: float | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Runs one module of a port on what its site was handed in a reference's trace, and judges what it returns, in seconds.
+    """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
-    ``site``: the reference's. ``module``: a live module with its weights, or another callable. All recorded calls are made, or those of
-    ``calls`` (counted from 0); what the module holds is paired with the site's inner ones and fed the reference's tensors, as in a
-    forced run. Inputs go to parameters of the same name, else in order; ``arguments`` states what the module calls the reference's.
-    ``impl``: the framework of a callable that tells none. ``to`` keeps the trace of the module. ``rtol`` and ``atol`` as in `bisect`.
+    ``site``: the reference's. ``module``: a live module with its weights, or another callable. It is called as the site was at each
+    recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
+    reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
+    names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
+    ``rtol`` and ``atol`` as in `bisect`.
 
-    Raises SiteError for an unknown site or call, TraceFileError where its inputs were not stored, CaptureError where they cannot be
-    bound to the module's parameters. What the module raises is a finding.
+    Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
+    bound to the module's parameters. What the module raises is a divergence.
 
     >>> report = td.try_site("ref.h5", "flow.decoder.mid_blocks.0", MyBlock())   # doctest: +SKIP
     """
     from tempfile import TemporaryDirectory
 
-    from tracediff.runs.single_site import tried
+    from tracediff.runs.single_site import run_site
 
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = tried(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
         return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
 
 
@@ -476,42 +484,17 @@ def try_named(
 ) -> Report:
     """As `try_site`, for the module that ``name`` (``FILE:CLASS`` or ``FILE:FACTORY``) makes, or that a port's recipe loads.
 
-    Without ``name`` the recipe's models are loaded with the seed and weights of the reference's run, and the module is the one of the
-    site's path, or the one that holds the like parameters, or the one at the path ``module``. ``weights``: a .safetensors or .npz file
-    that the module loads itself.
+    Without ``name`` the port's recipe loads its models with the seed and weights of the reference's run. The module is then the one at
+    the path ``module``, else at the site's path, else the one that holds parameters of the same sizes. ``weights``: a .safetensors or
+    .npz file that the module loads itself.
     """
-    from tracediff.observe import adapter_of
-    from tracediff.observe.adapters.registry import named
-    from tracediff.runs import single_site
-    from tracediff.trace.subtrace import calls_of, subtrace_of
+    from tracediff.runs.single_site import port_module
 
     with _opened(reference) as (whole,):
-        chosen = calls_of(whole, site)
-        if name is not None:
-            made = single_site.load_object(name)
-        else:
-            part = subtrace_of(whole, site, chosen, site.partition(":")[0])
-            path, made = single_site.find_module(_recipe_models(impl, recipe, whole), part, site, named(impl), module)
+        path, made = port_module(whole, site, name, impl=impl, recipe=recipe, path=module, weights=weights)
+        if name is None:
             progress(f"the port's module: {path or 'the root'} ({type(made).__name__})")
-        if weights is not None:
-            single_site.load_weights(made, weights)
-        if name is not None and whole.meta.get("mode") == "eval" and adapter_of(made).is_model(made):
-            made.eval()
         return try_site(whole, site, made, progress=progress, **options)
-
-
-def _recipe_models(impl: str, recipe: str | None, reference: Trace) -> Mapping[str, Any]:
-    """The models that a recipe loads for the stages and with the seed and weights of the reference's run."""
-    from tracediff.observe import recipe as recipes
-
-    meta = reference.meta
-    context = recipes.Context(
-        seed=int(meta.get("seed") or 0),
-        weights=str(meta.get("weights") or "seeded"),
-        stages=tuple(meta.get("wanted") or ()),
-        reference=reference,
-    )
-    return recipes.load_recipe(recipe or meta.get("recipe"), impl).load(context)
 
 
 def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:

@@ -10,7 +10,7 @@ from tracediff import api
 from tracediff.errors import TracediffError
 
 if TYPE_CHECKING:
-    from tracediff.report import Report
+    from tracediff.show.drawn import Report
 
 RECIPE = "chatterbox"
 NONE = "none"

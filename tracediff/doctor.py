@@ -21,6 +21,7 @@ a = mx.random.normal((512, 512)); b = mx.random.normal((512, 512)); mx.eval(a, b
 start = time.perf_counter(); mx.eval([a @ b + i for i in range(4)]); print(4 * 2 * 512**3 / (time.perf_counter() - start) / 1e9)
 """
 SLOW_GFLOPS = 15.0
+"""A slower product comes from a reference BLAS: the number lies between what that and an optimised BLAS reach on one core."""
 BLAS_CURE = (
     "sudo apt-get install libopenblas0-pthread, then LD_PRELOAD=libopenblas.so.0 tracediff ... "
     "(it also serves torch's products: the two sides then share a BLAS, so there is less noise, and less independence)"
@@ -38,7 +39,7 @@ class Check:
 
 
 def examine() -> tuple[Check, ...]:
-    """Every check, in the order in which a person would mend things."""
+    """Every check, in the order in which a person would repair things."""
     return (
         _python(),
         _core(),
@@ -70,10 +71,10 @@ def _core() -> Check:
 
 
 def _stack(name: str, purpose: str, cure: str) -> Check:
-    found = _version(name)
-    if found is None or find_spec(name) is None:
+    installed = _version(name)
+    if installed is None or find_spec(name) is None:
         return Check(name, "missing", f"not installed: nothing here {purpose}", cure)
-    return Check(name, "ok", f"{name} {found}: {purpose}")
+    return Check(name, "ok", f"{name} {installed}: {purpose}")
 
 
 def _mlx_speed() -> tuple[Check, ...]:
@@ -103,10 +104,10 @@ def _chatterbox() -> Check:
 def _recipes() -> Check:
     from tracediff.observe.recipe import known_recipes
 
-    found = known_recipes()
-    if not found:
+    names = known_recipes()
+    if not names:
         return Check("recipes", "missing", "no hooks/ folder found", "tracediff init")
-    return Check("recipes", "ok", ", ".join(found))
+    return Check("recipes", "ok", ", ".join(names))
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,6 @@
-"""Report: the whole result of a comparison as plain frozen data; text, JSON, table, plot and Markdown are views of it.
+"""Report: the whole result of a comparison as plain frozen data.
+
+`tracediff.show` makes text, Markdown, HTML and plots of it; `tracediff.show.drawn.Report` is the same data with these views as methods.
 
 The JSON has no NaN or Infinity literals: a number that is not finite is the text "NaN", "Infinity" or "-Infinity", and what is unknown
 is null. Module paths and sites are the printed ones of `tracediff.site`; "" is the root.
@@ -10,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -27,13 +28,11 @@ from tracediff.trace import Record, Trace, schema
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from tracediff.parameters.result import WeightsReport
 
 SCHEMA = "tracediff.report/1"
 Verdict = Literal["same", "different"] | None
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Divergence:
 class Coverage:
     """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read.
 
-    ``unseen_outputs``: what the stages of the reference's run gave at their end and nothing of the port was compared with.
+    ``unseen_outputs``: what the last calls of the reference's stages returned and nothing of the port was compared with.
     """
 
     reference_records: int
@@ -180,6 +179,11 @@ class Report:
         """The first divergence."""
         return self.divergences[0] if self.divergences else None
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether any part of the run had a stage's name."""
+        return any(stage.stage for stage in self.stages)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
         plain = {
@@ -247,42 +251,6 @@ class Report:
 
         return replace(self, divergences=tuple(map(caused, self.divergences)))
 
-    def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
-        """A figure: the error of every site in execution order, or reference against port at the culprit."""
-        from tracediff.show import plot
-
-        return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf), replacing such a file; returns the path."""
-        from tracediff.show import html, text
-
-        to = Path(path)
-        suffix = to.suffix.lower()
-        if suffix in PICTURES:
-            self.plot().savefig(to)
-            return to
-        writers: dict[str, Callable[[], str]] = {
-            ".json": lambda: self.to_json() + "\n",
-            ".txt": lambda: text.plain(text.report(self)),
-            ".md": lambda: text.markdown(self),
-            ".html": lambda: html.page(self),
-        }
-        if suffix not in writers:
-            raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are .html, .md, .json, .txt, .png, .svg and .pdf.")
-        to.write_text(writers[suffix](), encoding="utf-8")
-        return to
-
-    def __str__(self) -> str:
-        from tracediff.show import text
-
-        return text.plain(text.report(self))
-
-    def _repr_html_(self) -> str:
-        from tracediff.show import text
-
-        return text.html(text.report(self))
-
 
 # ------------------------------------------------------------------------------------------------------------ to and from JSON
 
@@ -301,7 +269,8 @@ def plain_json(value: Any) -> Any:
 def _source(blame: Blame, culprit: str, record: Record, trace: Trace) -> str:
     """Where to look in the code: the class of a module, and the line that made the call."""
     line = f"{record.file}:{record.line}" if record.file else ""
-    module = next((one for one in trace.meta.get("modules") or () if one["path"] == culprit), None)
+    modules: Iterable[Mapping[str, Any]] = trace.meta.get("modules") or ()
+    module = next((module for module in modules if module["path"] == culprit), None)
     if blame != "module" or module is None:
         return line
     kind = f"{module.get('type', '')} in {module['file']}" if module.get("file") else str(module.get("type", ""))
@@ -313,9 +282,9 @@ def _number(value: Any) -> Any:
 
 
 def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    taken = {name: data[name] for name in ("verdict", "mode", "method", "reference", "port", "certificate")}
+    plain = {name: data[name] for name in ("verdict", "mode", "method", "reference", "port", "certificate")}
     return {
-        **taken,
+        **plain,
         "coverage": _made(Coverage, data["coverage"]),
         "divergences": tuple(_divergence(part) for part in data["divergences"]),
         "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
@@ -464,13 +433,13 @@ def _measured(metrics: Metrics | None) -> Measured | None:
 
 def _side(trace: Trace) -> dict[str, Any]:
     """What a report says of one side."""
-    told = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
-    return {"path": str(trace.path), **told, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
+    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
+    return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
 
 
 def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
-    missed = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
-    missed += _blind_spots(reference, port)
+    not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
+    not_seen += _blind_spots(reference, port)
     compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
     return Coverage(
         reference_records=len(reference.records),
@@ -481,13 +450,13 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
         bytes_read=located.bytes_read,
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
         unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
-        not_seen=tuple(f"{side}: {text}" for side, text in missed),
+        not_seen=tuple(f"{side}: {text}" for side, text in not_seen),
         unseen_outputs=tuple(name for names in unseen_outputs(reference, compared).values() for name in names),
     )
 
 
 def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
-    """What neither run could have shown: those of the reference, and of the port the kinds that the reference did not have."""
+    """What neither run could have shown, by side: all blind spots of the reference, and the port's of other kinds."""
     ours = list(reference.meta.get("blind_spots") or ())
     kinds = {text.partition(":")[0] for text in ours}
     theirs = [text for text in port.meta.get("blind_spots") or () if text.partition(":")[0] not in kinds]
@@ -495,39 +464,48 @@ def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
 
 
 def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
-    """What has no partner, in order: sites, and of paired sites the ends."""
+    """The names of what has no partner, in order: the site, and for a paired site the boundary too."""
     records = (trace.records[row] for row in rows)
     return dict.fromkeys(f"{record.site} {record.end}".strip() if record.site in paired else record.site for record in records)
 
 
 def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str, ...]]:
-    """By stage, what its last call gave that was not compared, there or wherever the same values were recorded; ``compared``: rows.
+    """By stage, the names of what its last call returned and nothing of the port was compared with; ``compared``: rows.
 
-    Stages all of whose outputs were compared, or in which no call gave anything, are left out.
+    An output counts as compared too where the same values were compared elsewhere. Stages all of whose outputs were compared are left
+    out, and so are stages in which no call returned anything.
     """
-    texts, index = reference.strings, reference.index
-    gives = {code for code in np.unique(index["end"]).tolist() if is_returned(texts[code]) or texts[code].startswith("value")}
-    last: dict[int, tuple[tuple[int, int], list[int]]] = {}
+    digests = {reference.records[row].digest for row in compared}
+    unseen: dict[str, tuple[str, ...]] = {}
+    for stage, rows in _last_outputs(reference).items():
+        missed = [row for row in rows if row not in compared and reference.records[row].digest not in digests]
+        if missed:
+            unseen[stage] = tuple(_names(reference, missed, set(reference.sites)))
+    return unseen
+
+
+def _last_outputs(trace: Trace) -> dict[str, list[int]]:
+    """By stage, the rows of what the last call in it returned, or the last tap in it was given."""
+    texts, index = trace.strings, trace.index
+    outputs = {code for code in np.unique(index["end"]).tolist() if is_returned(texts[code]) or texts[code].startswith("value")}
+    last_call: dict[int, tuple[int, int]] = {}
+    rows: dict[int, list[int]] = {}
     columns = (index[name].tolist() for name in ("stage", "end", "site", "call"))
     for row, (stage, end, site, call) in enumerate(zip(*columns, strict=True)):
-        if end in gives:
-            if stage not in last or last[stage][0] != (site, call):
-                last[stage] = (site, call), []
-            last[stage][1].append(row)
-    digests = {reference.records[row].digest for row in compared}
-    unseen = {
-        stage: [row for row in rows if row not in compared and reference.records[row].digest not in digests]
-        for stage, (_, rows) in last.items()
-    }
-    return {texts[stage]: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in unseen.items() if rows}
+        if end not in outputs:
+            continue
+        if last_call.get(stage) != (site, call):
+            last_call[stage], rows[stage] = (site, call), []
+        rows[stage].append(row)
+    return {texts[stage]: found for stage, found in rows.items()}
 
 
 def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
-    """What the answer rests on, and of each divergence by what it was judged and where to look."""
-    told = asdict(located.certificate)
+    """What the answer rests on, and for each divergence the limit it was judged by and where to look."""
+    certificate = asdict(located.certificate)
     for name in ("moved", "without_effect", "sensitive"):
-        told[name] = [asdict(rows[place].where) for place in told[name]]
-    return {**told, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
+        certificate[name] = [asdict(rows[place].where) for place in certificate[name]]
+    return {**certificate, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
 
 
 def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[str, Any]:
@@ -562,14 +540,11 @@ def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: T
 def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
     counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold", "noise")]
     diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
-    known = [row for row in counted if row.rel_l2 is not None and row.by not in ("rounding", "sensitive")]
-    worst = max(known, key=_error, default=None)
+    measured = [row for row in counted if row.rel_l2 is not None and row.by not in ("rounding", "sensitive")]
+    worst = max(measured, key=lambda row: row.rel_l2 or 0.0, default=None)
     places = {row.where for row in rows}
-    first = next((divergence.site for divergence in divergences if divergence.site in places), diverged[0].where if diverged else None)
-    is_told = all(row.diverged is not None and row.effect != "noise" for row in rows)
-    verdict: Verdict = "different" if diverged else "same" if rows and is_told else None
+    introduced = (divergence.site for divergence in divergences if divergence.site in places)
+    first = next(introduced, diverged[0].where if diverged else None)
+    is_judged = all(row.diverged is not None and row.effect != "noise" for row in rows)
+    verdict: Verdict = "different" if diverged else "same" if rows and is_judged else None
     return Stage(stage, verdict, worst.rel_l2 if worst else None, worst.floor if worst else None, first)
-
-
-def _error(row: Row) -> float:
-    return row.rel_l2 or 0.0

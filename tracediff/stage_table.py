@@ -11,11 +11,23 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tracediff.errors import TracediffError
-from tracediff.report import Cause, Coverage, Culprit, Report, Stage, Verdict, Weights, Where, plain_json, unseen_outputs
+from tracediff.report import (
+    Cause,
+    Coverage,
+    Culprit,
+    Divergence,
+    Report,
+    Stage,
+    Verdict,
+    Weights,
+    Where,
+    plain_json,
+    unseen_outputs,
+)
 from tracediff.site import is_in_stage, stage_chain
 from tracediff.trace import Trace
 
@@ -62,7 +74,7 @@ class Outcome:
 class StageStatus:
     """A stage of the reference ("" is the run outside of any) with its outcome in each run; None where there was no such run.
 
-    ``outer`` is the stage around it, ``depth`` how many there are.
+    ``outer`` is the stage around it, ``depth`` how many stages are around it.
     """
 
     stage: str
@@ -74,9 +86,14 @@ class StageStatus:
     def outcome(self, mode: Mode) -> Outcome | None:
         return self.forced if mode == "forced" else self.free
 
+    def state(self, mode: Mode) -> State | None:
+        """The state of its outcome in the run of that mode; None where there was no such run."""
+        outcome = self.outcome(mode)
+        return outcome.state if outcome else None
+
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class RunInfo:
     """What a trace says of its run; ``command`` is the command line that made it, ``start`` the trace that its stages started from."""
 
     path: str
@@ -110,21 +127,26 @@ class Status:
     why: tuple[str, ...]
     next: tuple[str, ...]
     notes: tuple[str, ...]
-    reference: Side
-    forced: Side | None
-    free: Side | None
+    reference: RunInfo
+    forced: RunInfo | None
+    free: RunInfo | None
     stages: tuple[StageStatus, ...]
     coverage: Mapping[Mode, Coverage]
     weights: Weights
     reports: Mapping[Mode, Report] = field(default_factory=dict, repr=False, compare=False)
 
-    def side(self, mode: Mode) -> Side | None:
+    @property
+    def has_stages(self) -> bool:
+        """Whether any part of the reference's run had a stage's name."""
+        return any(stage.stage for stage in self.stages)
+
+    def side(self, mode: Mode) -> RunInfo | None:
         """The port's run of that mode."""
         return self.forced if mode == "forced" else self.free
 
     def to_dict(self) -> dict[str, Any]:
         """The status as one JSON object without NaN literals."""
-        sides: dict[str, Side | None] = {mode: self.side(mode) for mode in MODES}
+        sides: dict[str, RunInfo | None] = {mode: self.side(mode) for mode in MODES}
         plain: dict[str, Any] = {
             "schema": SCHEMA,
             "verdict": self.verdict,
@@ -144,22 +166,12 @@ class Status:
         """The status as JSON text without NaN literals."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
 
-    def __str__(self) -> str:
-        from tracediff.show import stage_table as shown
-        from tracediff.show.words import plain
-
-        return plain(shown.render(self))
-
-    def _repr_html_(self) -> str:
-        from tracediff.show import stage_table as shown
-        from tracediff.show.words import html
-
-        return html(shown.render(self))
-
 
 def _stage_dict(stage: StageStatus) -> dict[str, Any]:
-    told = {mode: stage.outcome(mode) for mode in MODES}
-    outcomes: dict[str, Any] = {mode: {"verdict": one.verdict, **asdict(one)} if one else None for mode, one in told.items()}
+    outcomes: dict[str, Any] = {}
+    for mode in MODES:
+        outcome = stage.outcome(mode)
+        outcomes[mode] = {"verdict": outcome.verdict, **asdict(outcome)} if outcome else None
     return {"stage": stage.stage, "outer": stage.outer, "depth": stage.depth, **outcomes}
 
 
@@ -174,20 +186,20 @@ def build(reference: Trace, runs: Sequence[tuple[Trace, Report]], *, stages: Seq
     modes_of(port for port, _ in runs)
     by_mode: dict[Mode, tuple[Trace, Report]] = {mode_of(port): (port, report) for port, report in runs}
     by_mode = {mode: by_mode[mode] for mode in MODES if mode in by_mode}
-    rows = {mode: _Rows(reference, port, report) for mode, (port, report) in by_mode.items()}
-    tree = _Tree(reference)
-    told = tuple(_stage_status(stage, tree, rows) for stage in tree.ordered if tree.is_wanted(stage, stages))
-    sides = {mode: side(port) for mode, (port, _) in by_mode.items()}
-    why = tuple(_lacking(reference, told, by_mode, sides))
+    rows = {mode: _StageRecords(reference, port, report) for mode, (port, report) in by_mode.items()}
+    tree = _StageTree(reference)
+    shown = tuple(_stage_status(stage, tree, rows) for stage in tree.ordered if tree.is_wanted(stage, stages))
+    sides = {mode: run_info(port) for mode, (port, _) in by_mode.items()}
+    why = tuple(_lacking(reference, shown, by_mode, sides))
     return Status(
-        verdict=_verdict(told, by_mode, why),
+        verdict=_verdict(shown, by_mode, why),
         why=why,
         next=tuple(_next(reference, sides)),
         notes=tuple(_notes(reference, tree, by_mode)),
-        reference=side(reference),
+        reference=run_info(reference),
         forced=sides.get("forced"),
         free=sides.get("free"),
-        stages=told,
+        stages=shown,
         coverage={mode: report.coverage for mode, (_, report) in by_mode.items()},
         weights=next((report.weights for _, report in by_mode.values()), Weights()),
         reports={mode: report for mode, (_, report) in by_mode.items()},
@@ -213,13 +225,13 @@ def modes_of(ports: Iterable[Trace]) -> dict[Mode, Trace]:
     return found
 
 
-def side(trace: Trace) -> Side:
+def run_info(trace: Trace) -> RunInfo:
     """What a trace says of its run."""
     meta = trace.meta
     texts = {
         name: str(meta.get(name) or "") for name in ("impl", "dtype", "device", "mode", "recipe", "weights", "created", "git", "command")
     }
-    return Side(
+    return RunInfo(
         path=os.fspath(trace.path),
         **texts,
         seed=meta.get("seed"),
@@ -231,7 +243,7 @@ def side(trace: Trace) -> Side:
     )
 
 
-class _Tree:
+class _StageTree:
     """The stages of the reference's run in execution order, each outer one before its inner ones."""
 
     def __init__(self, reference: Trace) -> None:
@@ -254,8 +266,8 @@ class _Tree:
         return not wanted or any(is_in_stage(stage, asked, self.around) for asked in wanted)
 
 
-class _Rows:
-    """What one run of the port shows of each stage's own records."""
+class _StageRecords:
+    """What one run of the port shows of each stage's own records: counts by stage, and what keeps a stage from being the same."""
 
     def __init__(self, reference: Trace, port: Trace, report: Report) -> None:
         self.report = report
@@ -263,9 +275,9 @@ class _Rows:
         self.stages: dict[str, Stage] = {stage.stage: stage for stage in report.stages}
         names = [reference.strings[number] for number in reference.index["stage"].tolist()]
         self.total = Counter(names)
-        compared = {row for pair in report.rows if pair.diverged is not None for row in pair.pair.reference}
-        self.compared = Counter(names[row] for row in compared)
-        self.blind = Counter(names[row] for pair in report.rows if pair.diverged is None for row in pair.pair.reference)
+        compared = {number for row in report.rows if row.diverged is not None for number in row.pair.reference}
+        self.compared = Counter(names[number] for number in compared)
+        self.without_values = Counter(names[number] for row in report.rows if row.diverged is None for number in row.pair.reference)
         ran: set[str] = {port.strings[number] for number in port.index["stage"].tolist()}
         self.ran = ran | set(map(str, port.meta.get("stages") or {}))
         self.unseen = unseen_outputs(reference, compared)
@@ -277,9 +289,9 @@ class _Rows:
         if not self.compared[stage] and stage not in self.ran:
             return "not run", "the port did not run it" + ("" if self.complete else ": its run did not come to its end")
         if not self.compared[stage]:
-            return "not compared", "only statistics were stored" if self.blind[stage] else "nothing in it could be paired"
-        if self.blind[stage]:
-            return "not compared", f"{self.blind[stage]:,} of its records were stored without their values"
+            return "not compared", "only statistics were stored" if self.without_values[stage] else "nothing in it could be paired"
+        if self.without_values[stage]:
+            return "not compared", f"{self.without_values[stage]:,} of its records were stored without their values"
         if stage in self.unseen:
             return "unfinished", f"of what it gave at its end {_few(self.unseen[stage])} not compared"
         return "same", ""
@@ -291,51 +303,71 @@ def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MOST_NAMES])}{more} {'was' if len(names) == 1 else 'were'}"
 
 
-def _stage_status(stage: str, tree: _Tree, rows: Mapping[Mode, _Rows]) -> StageStatus:
+def _stage_status(stage: str, tree: _StageTree, rows: Mapping[Mode, _StageRecords]) -> StageStatus:
     chain = tree.chain(stage)
     outcomes = {mode: _outcome(stage, tree.inside(stage), found) for mode, found in rows.items()}
     return StageStatus(stage, chain[1] if len(chain) > 1 else "", len(chain) - 1, outcomes.get("forced"), outcomes.get("free"))
 
 
-def _outcome(stage: str, inside: Sequence[str], rows: _Rows) -> Outcome:
-    """A stage is as bad as the worst in it: different, then what cannot be told, then same."""
-    seen = rows.stages.get(stage)
-    numbers = {
-        "compared": sum(rows.compared[inner] for inner in inside),
-        "total": sum(rows.total[inner] for inner in inside),
-        "worst": seen.worst if seen else None,
-        "floor": seen.floor if seen else None,
-    }
-    if seen is not None and seen.verdict == "different":
-        if not any(row.diverged and row.rel_l2 is not None and row.where.stage in inside for row in rows.report.rows):
-            numbers |= {"worst": None, "floor": None}
-        return Outcome("different", **numbers, **_first(seen, inside, rows.report))  # type: ignore[arg-type]
-    own = [inner for inner in inside if rows.total[inner] or len(inside) == 1 or inner != stage]
-    lacking = [(inner, *rows.lack(inner)) for inner in own]
-    faults = [(inner, state, why) for inner, state, why in lacking if state != "same"]
-    if not faults:
-        return Outcome("same", **numbers)  # type: ignore[arg-type]
-    state = faults[0][1] if len(faults) == len(lacking) or faults[0][1] == "unfinished" else "unfinished"
-    why = "; ".join(why if inner == stage else f"{inner}: {why}" for inner, _, why in faults)
-    return Outcome(state, **numbers, why=why)  # type: ignore[arg-type]
+def _outcome(stage: str, inside: Sequence[str], run: _StageRecords) -> Outcome:
+    """The outcome of a stage in one run, from its own records and those of the stages inside it.
 
-
-def _first(seen: Stage, inside: Sequence[str], report: Report) -> dict[str, Any]:
-    """The first divergence of a stage, whose code made it, and why.
-
-    What a forced run shows in several stages alike is told by the report once, in the first of them; the others have it from there.
+    A stage is as bad as the worst in it: different, then what cannot be told, then same.
     """
-    introduced = [divergence for divergence in report.divergences if divergence.site.stage in inside]
-    where = seen.first
-    divergence = next((one for one in introduced if one.site == where), None)
-    if divergence is None and where is not None and report.mode == "forced":
-        divergence = next((one for one in report.divergences if _place(one.site) == _place(where)), None)
-    return {
-        "first": where,
-        "culprit": divergence.culprit if divergence else None,
-        "introduced": max(len(introduced), int(divergence is not None)),
-        "causes": divergence.causes if divergence else (),
-    }
+    known = run.stages.get(stage)
+    outcome = Outcome(
+        state="same",
+        compared=sum(run.compared[inner] for inner in inside),
+        total=sum(run.total[inner] for inner in inside),
+        worst=known.worst if known else None,
+        floor=known.floor if known else None,
+    )
+    if known is not None and known.verdict == "different":
+        return _different(outcome, known, inside, run.report)
+    state, why = _doubt(stage, inside, run)
+    return replace(outcome, state=state, why=why)
+
+
+def _different(outcome: Outcome, known: Stage, inside: Sequence[str], report: Report) -> Outcome:
+    """The outcome of a stage in which something diverged: where first, whose code made it, and why."""
+    if not any(row.diverged and row.rel_l2 is not None and row.where.stage in inside for row in report.rows):
+        outcome = replace(outcome, worst=None, floor=None)
+    made_inside = [divergence for divergence in report.divergences if divergence.site.stage in inside]
+    first = _first_divergence(known.first, made_inside, report)
+    return replace(
+        outcome,
+        state="different",
+        first=known.first,
+        culprit=first.culprit if first else None,
+        introduced=max(len(made_inside), int(first is not None)),
+        causes=first.causes if first else (),
+    )
+
+
+def _first_divergence(where: Where | None, made_inside: Sequence[Divergence], report: Report) -> Divergence | None:
+    """The divergence that shows at ``where``; None where the stage was given its error.
+
+    A forced run may show one divergence in several stages alike. The report lists it once, in the first of them, and the other stages
+    have it from there.
+    """
+    if where is None:
+        return None
+    here = next((divergence for divergence in made_inside if divergence.site == where), None)
+    if here is not None or report.mode != "forced":
+        return here
+    return next((divergence for divergence in report.divergences if _place(divergence.site) == _place(where)), None)
+
+
+def _doubt(stage: str, inside: Sequence[str], run: _StageRecords) -> tuple[State, str]:
+    """What keeps a stage in which nothing diverged from being the same, and why; "same" where nothing does."""
+    holding = [inner for inner in inside if run.total[inner] or inner != stage or len(inside) == 1]
+    lacking = {inner: run.lack(inner) for inner in holding}
+    doubtful = {inner: (state, why) for inner, (state, why) in lacking.items() if state != "same"}
+    if not doubtful:
+        return "same", ""
+    first, _ = next(iter(doubtful.values()))
+    state: State = first if len(doubtful) == len(lacking) else "unfinished"
+    return state, "; ".join(why if inner == stage else f"{inner}: {why}" for inner, (_, why) in doubtful.items())
 
 
 def _place(where: Where) -> tuple[str, str, str]:
@@ -346,26 +378,21 @@ def _place(where: Where) -> tuple[str, str, str]:
 
 
 def _verdict(stages: Sequence[StageStatus], runs: Mapping[Mode, tuple[Trace, Report]], why: Sequence[str]) -> Verdict:
-    outcomes = [outcome for stage in stages for outcome in (stage.forced, stage.free) if outcome]
-    if any(outcome.state == "different" for outcome in outcomes) or any(report.verdict == "different" for _, report in runs.values()):
+    states = {stage.state(mode) for stage in stages for mode in MODES} - {None}
+    if "different" in states or any(report.verdict == "different" for _, report in runs.values()):
         return "different"
-    return None if why or not outcomes else "same"
+    return None if why or not states else "same"
 
 
 def _lacking(
-    reference: Trace, stages: Sequence[StageStatus], runs: Mapping[Mode, tuple[Trace, Report]], sides: Mapping[Mode, Side]
+    reference: Trace, stages: Sequence[StageStatus], runs: Mapping[Mode, tuple[Trace, Report]], sides: Mapping[Mode, RunInfo]
 ) -> Iterable[str]:
     """What keeps the whole from being the same, besides what differs."""
     for mode in MODES:
-        if mode not in runs:
+        if mode in runs:
+            yield from _doubts(stages, mode)
+        else:
             yield f"no {mode} run was given"
-            continue
-        unknown = [stage for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None]
-        around = {stage.outer for stage in unknown}
-        for stage in unknown:
-            outcome = stage.outcome(mode)
-            if outcome and (not stage.stage or stage.stage not in around):  # an outer stage repeats what its inner ones lack
-                yield f"{mode}, {stage.stage or 'outside of any stage'}: {outcome.why}"
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if not trace.complete:
             yield f"the {name} did not come to its end"
@@ -377,14 +404,23 @@ def _lacking(
         yield from _not_one_port(sides)
 
 
-def _not_one_port(sides: Mapping[Mode, Side]) -> Iterable[str]:
+def _doubts(stages: Sequence[StageStatus], mode: Mode) -> Iterable[str]:
+    """What keeps stages from being the same in a run, besides what differs; an outer stage would repeat what its inner stages lack."""
+    doubtful = {stage.stage: outcome.why for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None}
+    around = {stage.outer for stage in stages if stage.stage in doubtful}
+    for name, why in doubtful.items():
+        if not name or name not in around:
+            yield f"{mode}, {name or 'outside of any stage'}: {why}"
+
+
+def _not_one_port(sides: Mapping[Mode, RunInfo]) -> Iterable[str]:
     for name in OF_A_PORT:
         forced, free = (getattr(sides[mode], name) for mode in MODES)
         if forced != free:
             yield f"the two runs are not of one port: {name} {forced or 'unknown'} in the forced run, {free or 'unknown'} in the free one"
 
 
-def _next(reference: Trace, sides: Mapping[Mode, Side]) -> Iterable[str]:
+def _next(reference: Trace, sides: Mapping[Mode, RunInfo]) -> Iterable[str]:
     """The command of each run that is lacking; none where the traces do not come from a recipe."""
     given = next(iter(sides.values()))
     for mode in MODES:
@@ -405,7 +441,7 @@ def _next(reference: Trace, sides: Mapping[Mode, Side]) -> Iterable[str]:
         yield shlex.join(words)
 
 
-def _notes(reference: Trace, tree: _Tree, runs: Mapping[Mode, tuple[Trace, Report]]) -> Iterable[str]:
+def _notes(reference: Trace, tree: _StageTree, runs: Mapping[Mode, tuple[Trace, Report]]) -> Iterable[str]:
     """What a reader of the verdict has to know besides."""
     around = set(tree.around.values())
     if len([stage for stage in tree.ordered if stage and stage not in around]) > 1 and not _feeds(reference, tree):
@@ -425,7 +461,7 @@ def _notes(reference: Trace, tree: _Tree, runs: Mapping[Mode, tuple[Trace, Repor
             yield f"the {mode} run made stages that the reference did not: {', '.join(more)}"
 
 
-def _feeds(reference: Trace, tree: _Tree) -> bool:
+def _feeds(reference: Trace, tree: _StageTree) -> bool:
     """Whether anything that one stage gave is seen again in a stage that is neither inside nor around it."""
     index, texts = reference.index, reference.strings
     given: dict[tuple[int, ...], str] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tracediff.report import Report
+    from tracediff.show.drawn import Report
     from tracediff.trace import Trace
 
 
@@ -21,9 +21,7 @@ def assert_traces_close(reference: str | Path | Trace, port: str | Path | Trace,
 
     report = api.diff(reference, port, **options)
     if report.verdict != "same":
-        from tracediff.show import text
-
-        raise AssertionError(text.plain(text.report(report)))
+        raise AssertionError(str(report))
     return report
 
 

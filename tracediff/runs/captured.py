@@ -192,7 +192,7 @@ def _check_parameters(models: Any, run: Any, trace: Trace, impl: str | None) -> 
 def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions) -> None:
     """CaptureError where a run, on the draws that the trace holds, does not give bit for bit what the trace holds."""
     from tracediff.observe.repeat import Digests
-    from tracediff.runs.floor import Redrawing
+    from tracediff.runs.variations import Redrawing
 
     adapter = adapter_of(models, run, impl=options.impl)
     digests, state = Digests(), adapter.rng_state()

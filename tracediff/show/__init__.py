@@ -1,1 +1,1 @@
-"""Turns results into output and computes nothing: text.py for terminals and Markdown, plot.py for figures."""
+"""Turns results into output and computes nothing: text, Markdown, HTML, plots; ``drawn`` has the report and the status that users hold."""

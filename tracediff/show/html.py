@@ -25,7 +25,7 @@ MOST_PAIRS = 2000
 DOTS = 144
 
 
-def page(told: Report) -> str:
+def page(result: Report) -> str:
     """The report as an HTML page. Every name in it is escaped; pictures that cannot be drawn are left out with the reason."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -33,31 +33,31 @@ def page(told: Report) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = number
-    return environment.get_template(TEMPLATE).render(**_content(told))
+    return environment.get_template(TEMPLATE).render(**_content(result))
 
 
-def _content(told: Report) -> dict[str, Any]:
+def _content(result: Report) -> dict[str, Any]:
     """What the template fills in."""
     return {
-        "told": told,
-        "title": f"{_name(told.port)} against {_name(told.reference)}",
-        "verdict": told.verdict or "no verdict",
-        "headline": text.headline(told),
-        "overview": _drawn(lambda: plot.sites(told)),
-        "sides": _sides(told),
-        "divergences": [_divergence(told, place) for place in range(len(told.divergences))],
-        "stages": _stages(told),
-        "remarks": text.remarks(told, brief=True),
+        "result": result,
+        "title": f"{_name(result.port)} against {_name(result.reference)}",
+        "verdict": result.verdict or "no verdict",
+        "headline": text.headline(result),
+        "overview": _drawn(lambda: plot.sites(result)),
+        "sides": _sides(result),
+        "divergences": [_divergence(result, place) for place in range(len(result.divergences))],
+        "stages": _stages(result),
+        "remarks": text.remarks(result, brief=True),
         "unpaired": [
             (side, counted(len(names), "site"), [name or "the root" for name in grouped(names)])
-            for side, names in (("reference", told.coverage.unpaired_reference), ("port", told.coverage.unpaired_port))
+            for side, names in (("reference", result.coverage.unpaired_reference), ("port", result.coverage.unpaired_port))
             if names
         ],
-        "not_seen": told.coverage.not_seen,
-        "weights": _weights(told),
+        "not_seen": result.coverage.not_seen,
+        "weights": _weights(result),
         "heads": text.HEADS,
-        "pairs": text.pairs(told, most=MOST_PAIRS),
-        "total_pairs": len(told.rows),
+        "pairs": text.pairs(result, most=MOST_PAIRS),
+        "total_pairs": len(result.rows),
     }
 
 
@@ -65,25 +65,25 @@ def _name(side: Mapping[str, Any]) -> str:
     return f"{Path(str(side.get('path', ''))).name}" + (f" ({side['impl']})" if side.get("impl") else "")
 
 
-def _sides(told: Report) -> list[tuple[str, str, str]]:
+def _sides(result: Report) -> list[tuple[str, str, str]]:
     """What is known of both runs, a line for each thing that either knows."""
     known = [
         key
-        for key in dict.fromkeys((*told.reference, *told.port))
-        if any(side.get(key) is not None for side in (told.reference, told.port))
+        for key in dict.fromkeys((*result.reference, *result.port))
+        if any(side.get(key) is not None for side in (result.reference, result.port))
     ]
-    return [(key, _said(told.reference.get(key)), _said(told.port.get(key))) for key in known]
+    return [(key, _worded(result.reference.get(key)), _worded(result.port.get(key))) for key in known]
 
 
-def _said(value: Any) -> str:
+def _worded(value: Any) -> str:
     return {True: "yes", False: "no", None: "-"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _divergence(told: Report, place: int) -> dict[str, Any]:
+def _divergence(result: Report, place: int) -> dict[str, Any]:
     """A row of the table of divergences, with all that is known of it."""
-    divergence = told.divergences[place]
+    divergence = result.divergences[place]
     facts: dict[str, list[str]] = {}
-    for label, value in text.facts(told, place):
+    for label, value in text.facts(result, place):
         facts.setdefault(label, []).append(value)
     return {
         "culprit": module(divergence.culprit.port),
@@ -94,10 +94,10 @@ def _divergence(told: Report, place: int) -> dict[str, Any]:
         if divergence.metrics is None and divergence.shapes["reference"] != divergence.shapes["port"]
         else number(divergence.introduced),
         "floor": number(divergence.floor),
-        "limit": text.limit(told, place),
+        "limit": text.limit(result, place),
         "causes": divergence.causes,
         "facts": facts,
-        "picture": _drawn(lambda: plot.culprit(told, place)) if place < MOST_DRAWN else None,
+        "picture": _drawn(lambda: plot.culprit(result, place)) if place < MOST_DRAWN else None,
     }
 
 
@@ -106,27 +106,27 @@ def _seen(where: Where) -> str:
     return f"{where.end} of {module(where.port)}" + (f" ({call})" if call else "")
 
 
-def _stages(told: Report) -> list[dict[str, Any]]:
+def _stages(result: Report) -> list[dict[str, Any]]:
     """A row for each stage, unless the run has none."""
-    if [stage.stage for stage in told.stages] in ([], [""]):
+    if not result.has_stages:
         return []
-    paired = Counter(row.where.stage for row in told.rows)
-    compared = Counter(row.where.stage for row in told.rows if row.diverged is not None)
+    paired = Counter(row.where.stage for row in result.rows)
+    compared = Counter(row.where.stage for row in result.rows if row.diverged is not None)
     return [
         {
             "name": stage.stage or "(no stage)",
             "verdict": stage.verdict or "not told",
             "worst": number(stage.worst),
             "floor": number(stage.floor),
-            "compared": f"{compared[stage.stage]:,}/{paired[stage.stage]:,}" if told.rows else "",
+            "compared": f"{compared[stage.stage]:,}/{paired[stage.stage]:,}" if result.rows else "",
             "first": _seen(stage.first) if stage.first else "",
         }
-        for stage in told.stages
+        for stage in result.stages
     ]
 
 
-def _weights(told: Report) -> list[tuple[str, tuple[str, ...]]]:
-    weights = told.weights
+def _weights(result: Report) -> list[tuple[str, tuple[str, ...]]]:
+    weights = result.weights
     named = (("different", weights.different), ("missing in the port", weights.missing), ("unexpected in the port", weights.unexpected))
     return [(label, lines) for label, lines in named if lines]
 

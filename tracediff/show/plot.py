@@ -72,12 +72,12 @@ class _Scale:
         return self.infinite if math.isinf(value) or value > _HIGHEST else max(value, self.low)
 
 
-def sites(told: Report, *, width: float = 11.0, height: float = 5.0) -> Picture:
+def sites(result: Report, *, width: float = 11.0, height: float = 5.0) -> Picture:
     """The error of every pair in execution order on a log axis, with what was allowed, the stages, and the culprit named.
 
     Pairs whose values were not read stand at what their statistics prove at least. Raises TracediffError where nothing was compared.
     """
-    rows = told.rows
+    rows = result.rows
     if not rows:
         raise TracediffError("This report has no table of pairs (it was read from JSON, or nothing was paired); compare the traces again.")
     figure = Picture(figsize=(width, height), layout="constrained")
@@ -86,8 +86,8 @@ def sites(told: Report, *, width: float = 11.0, height: float = 5.0) -> Picture:
     _draw_stages(ax, rows, scale)
     _draw_limits(ax, rows, scale)
     _draw_pairs(ax, rows, scale)
-    _draw_culprits(ax, told, scale)
-    _dress(figure, ax, told, scale)
+    _draw_culprits(ax, result, scale)
+    _dress(figure, ax, result, scale)
     return figure
 
 
@@ -183,31 +183,31 @@ def _kind(row: Row) -> str:
     return "differs" if row.diverged else "same"
 
 
-def _draw_culprits(ax: Axes, told: Report, scale: _Scale) -> None:
+def _draw_culprits(ax: Axes, result: Report, scale: _Scale) -> None:
     """The introduced divergences, numbered; the first one named."""
-    places = [x for x, row in enumerate(told.rows) if row.introduced]
+    places = [x for x, row in enumerate(result.rows) if row.introduced]
     if not places:
         return
-    heights = [scale.place(_error(told.rows[x])) for x in places]
+    heights = [scale.place(_error(result.rows[x])) for x in places]
     ax.scatter(places, heights, marker="D", s=70, color=VERMILION, edgecolors="white", linewidths=0.8, zorder=5, label="introduced here")
     for order, (x, y) in enumerate(zip(places[1:6], heights[1:6], strict=True), 2):
         ax.annotate(str(order), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=VERMILION, zorder=6)
-    _name_first(ax, told, places[0], heights[0], scale)
+    _name_first(ax, result, places[0], heights[0], scale)
 
 
-def _name_first(ax: Axes, told: Report, x: int, y: float, scale: _Scale) -> None:
+def _name_first(ax: Axes, result: Report, x: int, y: float, scale: _Scale) -> None:
     """The first divergence's name, where the picture is empty.
 
     What precedes it is within what is allowed, so the left of it is free; on the right the space below what is allowed mostly is.
     """
-    assert told.first is not None
-    is_left = x > 0.4 * len(told.rows)
-    limit = told.rows[x].limit or math.sqrt(scale.low * scale.high)
+    assert result.first is not None
+    is_left = x > 0.4 * len(result.rows)
+    limit = result.rows[x].limit or math.sqrt(scale.low * scale.high)
     below = max(limit, scale.low) / (scale.high / scale.low) ** 0.06
     ax.annotate(
-        f"{_short(module(told.first.culprit.port))}\n{_seen(told.first)}, {number(_error(told.rows[x]))}",
+        f"{_short(module(result.first.culprit.port))}\n{_seen(result.first)}, {number(_error(result.rows[x]))}",
         (x, y),
-        xytext=(-24, 0) if is_left else (x + 0.02 * len(told.rows), below),
+        xytext=(-24, 0) if is_left else (x + 0.02 * len(result.rows), below),
         textcoords="offset points" if is_left else "data",
         ha="right" if is_left else "left",
         va="center" if is_left else "top",
@@ -236,9 +236,9 @@ def _short(name: str, most: int = 46) -> str:
     return "…" + (kept.partition(".")[2] if "." in kept[:-8] else kept)
 
 
-def _dress(figure: Picture, ax: Axes, told: Report, scale: _Scale) -> None:
+def _dress(figure: Picture, ax: Axes, result: Report, scale: _Scale) -> None:
     """Axes, ticks, title and legend."""
-    rows = told.rows
+    rows = result.rows
     ax.set_yscale("log")
     bottom, top = (
         scale.zero / 10**0.5 if scale.has_zero else scale.low / 2,
@@ -253,7 +253,7 @@ def _dress(figure: Picture, ax: Axes, told: Report, scale: _Scale) -> None:
         ax.spines[side].set_visible(False)
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.6, zorder=0)
     ax.set_axisbelow(True)
-    figure.suptitle(_title(told), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
+    figure.suptitle(_title(result), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
@@ -283,30 +283,30 @@ def _tick_places(ax: Axes, rows: Sequence[Row]) -> None:
     ax.set_xticks(range(len(rows)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
 
 
-def _title(told: Report) -> str:
-    compared = f"{told.coverage.compared:,} of {counted(told.coverage.reference_records, 'record')} compared"
-    if told.verdict == "same":
+def _title(result: Report) -> str:
+    compared = f"{result.coverage.compared:,} of {counted(result.coverage.reference_records, 'record')} compared"
+    if result.verdict == "same":
         return f"Same: {compared}"
-    if told.first is None:
+    if result.first is None:
         return f"No verdict: {compared}"
-    return f"First divergence: {_short(module(told.first.culprit.port), 60)}   ({compared})"
+    return f"First divergence: {_short(module(result.first.culprit.port), 60)}   ({compared})"
 
 
 # ------------------------------------------------------------------------------------------- reference and port at one site
 
 
-def culprit(told: Report, place: int = 0, *, width: float = 11.0, height: float = 4.6) -> Picture:
+def culprit(result: Report, place: int = 0, *, width: float = 11.0, height: float = 4.6) -> Picture:
     """Reference against port at a divergence, and how the error lies along the axis that tells most.
 
     The values are read from the two traces that the report names. ``place`` counts divergences from 0. Raises TracediffError where there
     is no such divergence, or its values cannot be laid over each other.
     """
-    if place >= len(told.divergences):
+    if place >= len(result.divergences):
         raise TracediffError(
-            f"There is no divergence number {place} to draw; the report has {counted(len(told.divergences), 'divergence')}."
+            f"There is no divergence number {place} to draw; the report has {counted(len(result.divergences), 'divergence')}."
         )
-    divergence = told.divergences[place]
-    reference, port = _values(told, divergence)
+    divergence = result.divergences[place]
+    reference, port = _values(result, divergence)
     figure = Picture(figsize=(width, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
     _draw_against(left, reference, port)
@@ -316,17 +316,18 @@ def culprit(told: Report, place: int = 0, *, width: float = 11.0, height: float 
     return figure
 
 
-def _values(told: Report, divergence: Divergence) -> tuple[Array, Array]:
+def _values(result: Report, divergence: Divergence) -> tuple[Array, Array]:
     """Both tensors of a divergence in one layout; complex ones as moduli."""
-    row = next((row for row in told.rows if row.introduced and row.where == divergence.site), None)
+    row = next((row for row in result.rows if row.introduced and row.where == divergence.site), None)
     if row is None:
         raise TracediffError("This report has no table of pairs (it was read from JSON); compare the traces again to draw its culprit.")
     layout = row.pair.layout
     if layout is None or "text" in divergence.dtypes.values():
         raise TracediffError(f"Nothing to draw at {divergence.site.port!r}: shapes {divergence.shapes} cannot be laid over each other.")
-    with open_trace(told.reference["path"]) as one, open_trace(told.port["path"]) as other:
-        sides = [[trace.records[row] for row in rows] for trace, rows in ((one, row.pair.reference), (other, row.pair.port))]
-        reference, port = layouts.side_by_side(layout, *sides)
+    with open_trace(result.reference["path"]) as first, open_trace(result.port["path"]) as second:
+        ours = [first.records[number] for number in row.pair.reference]
+        theirs = [second.records[number] for number in row.pair.port]
+        reference, port = layouts.side_by_side(layout, ours, theirs)
     return _real(reference), _real(port)
 
 

@@ -28,7 +28,7 @@ from tracediff.show.words import (
     short_call,
     table,
 )
-from tracediff.stage_table import MODES, Mode, Outcome, Side, Status
+from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
 
 if TYPE_CHECKING:
     from tracediff.report import Where
@@ -40,58 +40,58 @@ WHOLE = "the whole run"
 # ------------------------------------------------------------------------------------------------------------------- text
 
 
-def render(told: Status) -> RenderableType:
+def render(status: Status) -> RenderableType:
     """The verdict in the first line, then a row a stage, what was compared and what to do next."""
-    parts: list[RenderableType] = [_headline(told), "", Padding(_stages(told), (0, 0, 0, 2), expand=False)]
-    if causes := list(_causes(told)):
+    parts: list[RenderableType] = [_headline(status), "", Padding(_stages(status), (0, 0, 0, 2), expand=False)]
+    if causes := list(_causes(status)):
         parts += ["", Padding(_cause_table(causes), (0, 0, 0, 2), expand=False)]
-    parts += ["", *(Text(line, QUIET) for line in _compared(told))]
-    parts += [Text(f"Note: {line}.", DOUBTFUL) for line in told.notes]
-    if told.verdict != "same":
-        parts += [Text(f"Not told: {line}.", DOUBTFUL) for line in told.why]
-        parts += [Text(f"Next: {line}", LABEL) for line in told.next]
+    parts += ["", *(Text(line, QUIET) for line in _compared(status))]
+    parts += [Text(f"Note: {line}.", DOUBTFUL) for line in status.notes]
+    if status.verdict != "same":
+        parts += [Text(f"Not told: {line}.", DOUBTFUL) for line in status.why]
+        parts += [Text(f"Next: {line}", LABEL) for line in status.next]
     return Group(*parts)
 
 
-def written(told: Status, form: str) -> str:
+def written(status: Status, form: str) -> str:
     """The status as ``text``, ``markdown`` or ``json``, with its last line end."""
-    forms = {"text": lambda: plain(render(told)), "markdown": lambda: markdown(told), "json": lambda: told.to_json() + "\n"}
+    forms = {"text": lambda: plain(render(status)), "markdown": lambda: markdown(status), "json": lambda: status.to_json() + "\n"}
     return forms[form]()
 
 
-def headline(told: Status) -> str:
+def headline(status: Status) -> str:
     """The verdict in a sentence."""
-    return _headline(told).plain
+    return _headline(status).plain
 
 
-def _headline(told: Status) -> Text:
-    stages = [stage for stage in told.stages if any((one := stage.outcome(mode)) and one.state == "different" for mode in MODES)]
-    if told.verdict == "same":
-        return Text.assemble(("Same", GOOD), f": {_each(told)} agrees, forced and free")
-    if told.verdict == "different":
-        leaves = [stage.stage for stage in stages if stage.stage not in {other.outer for other in stages}]
-        return Text.assemble(("Different", BAD), f": {_each_different(told, leaves)}")
-    return Text.assemble(("No verdict", DOUBTFUL), f": {_undecided(told)}")
+def _headline(status: Status) -> Text:
+    if status.verdict == "same":
+        return Text.assemble(("Same", GOOD), f": {_each(status)} agrees, forced and free")
+    if status.verdict == "different":
+        return Text.assemble(("Different", BAD), f": {_each_different(status)}")
+    return Text.assemble(("No verdict", DOUBTFUL), f": {_undecided(status)}")
 
 
-def _each(told: Status) -> str:
-    names = [stage.stage for stage in told.stages]
-    return WHOLE if names in ([], [""]) else f"each of {counted(len(names), 'stage')}"
+def _each(status: Status) -> str:
+    return f"each of {counted(len(status.stages), 'stage')}" if status.has_stages else WHOLE
 
 
-def _each_different(told: Status, names: Sequence[str]) -> str:
+def _each_different(status: Status) -> str:
     """Which stages differ, of how many that have none inside them."""
-    if [stage.stage for stage in told.stages] in ([], [""]):
+    if not status.has_stages:
         return WHOLE
-    around = {stage.outer for stage in told.stages}
-    innermost = [stage.stage for stage in told.stages if not stage.stage or stage.stage not in around]
+    different = [stage for stage in status.stages if any(stage.state(mode) == "different" for mode in MODES)]
+    around_different = {stage.outer for stage in different}
+    names = [stage.stage for stage in different if stage.stage not in around_different]
+    around = {stage.outer for stage in status.stages}
+    innermost = [stage.stage for stage in status.stages if not stage.stage or stage.stage not in around]
     return f"{len(names)} of {counted(len(innermost), 'stage')} ({listed([name or '(no stage)' for name in names])})"
 
 
-def _undecided(told: Status) -> str:
+def _undecided(status: Status) -> str:
     """What can be said where nothing differs and yet not all is the same."""
-    ran = [mode for mode in MODES if told.side(mode)]
-    if any((outcome := stage.outcome(mode)) and outcome.verdict is None for stage in told.stages for mode in ran):
+    ran = [mode for mode in MODES if status.side(mode)]
+    if any(stage.state(mode) not in (None, "same", "different") for stage in status.stages for mode in ran):
         return "what was compared agrees, but not everything was compared"
     if ran == ["forced"]:
         return "every compared part is right; run the port free to show that the whole works"
@@ -100,8 +100,8 @@ def _undecided(told: Status) -> str:
     return "what was compared agrees, but the two runs do not show it of the whole port"
 
 
-def _stages(told: Status) -> Table:
-    ran = [mode for mode in MODES if told.side(mode)]
+def _stages(status: Status) -> Table:
+    ran = [mode for mode in MODES if status.side(mode)]
     heads = [("Stage", False)]
     for mode in MODES:
         heads += [(mode.capitalize(), False)]
@@ -109,8 +109,8 @@ def _stages(told: Status) -> Table:
     lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=LABEL)
     for head, is_number in heads:
         lines.add_column(head, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
-    for stage in told.stages:
-        cells: list[Text] = [Text("  " * stage.depth + (stage.stage or _unnamed(told)))]
+    for stage in status.stages:
+        cells: list[Text] = [Text("  " * stage.depth + (stage.stage or _unnamed(status)))]
         for mode in MODES:
             outcome = stage.outcome(mode)
             cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, _numbers(outcome))]
@@ -118,8 +118,8 @@ def _stages(told: Status) -> Table:
     return lines
 
 
-def _unnamed(told: Status) -> str:
-    return WHOLE if len(told.stages) == 1 else "(no stage)"
+def _unnamed(status: Status) -> str:
+    return WHOLE if len(status.stages) == 1 else "(no stage)"
 
 
 def _state(outcome: Outcome) -> Text:
@@ -131,15 +131,15 @@ def _numbers(outcome: Outcome) -> tuple[str, str, str]:
     return worst, number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
 
 
-def _causes(told: Status) -> Iterable[tuple[str, Mode, Outcome]]:
+def _causes(status: Status) -> Iterable[tuple[str, Mode, Outcome]]:
     """The stages that differ, each run by itself; an outer stage only where none inside it does."""
     for mode in MODES:
-        different = [stage for stage in told.stages if (one := stage.outcome(mode)) and one.state == "different"]
+        different = [stage for stage in status.stages if stage.state(mode) == "different"]
         around = {stage.outer for stage in different}
         for stage in different:
             outcome = stage.outcome(mode)
             if outcome and (not stage.stage or stage.stage not in around):
-                yield stage.stage or _unnamed(told), mode, outcome
+                yield stage.stage or _unnamed(status), mode, outcome
 
 
 def _cause_table(causes: Iterable[tuple[str, Mode, Outcome]]) -> Table:
@@ -175,9 +175,9 @@ def _cause(outcome: Outcome) -> str:
     return f"{cause.kind} ({sure}): {cause.evidence}"
 
 
-def _compared(told: Status) -> Iterable[str]:
+def _compared(status: Status) -> Iterable[str]:
     """How much was compared in each run, and what found no partner."""
-    for mode, coverage in told.coverage.items():
+    for mode, coverage in status.coverage.items():
         alone = " and ".join(
             f"{counted(len(names), 'site')} of the {name}"
             for name, names in (("reference", coverage.unpaired_reference), ("port", coverage.unpaired_port))
@@ -192,34 +192,34 @@ def _compared(told: Status) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown(told: Status) -> str:
+def markdown(status: Status) -> str:
     """The verification page: verdict, both sides, a row a stage, causes, what was not compared or seen, how to reproduce it."""
     parts = [
-        [f"# {_title(told)}"],
-        [f"**{markdown_text(headline(told))}.**"],
-        [f"- {markdown_text(line)}" for line in (*(told.why if told.verdict != "same" else ()), *told.notes)],
-        ["## Stages", "", *_stage_lines(told)],
-        _cause_lines(told),
-        ["## The runs", "", *_side_lines(told)],
-        ["## Compared", "", *_coverage_lines(told)],
-        _weight_lines(told),
-        ["## Reproduce", "", "```sh", *_commands(told), "```"],
+        [f"# {_title(status)}"],
+        [f"**{markdown_text(headline(status))}.**"],
+        [f"- {markdown_text(line)}" for line in (*(status.why if status.verdict != "same" else ()), *status.notes)],
+        ["## Stages", "", *_stage_lines(status)],
+        _cause_lines(status),
+        ["## The runs", "", *_side_lines(status)],
+        ["## Compared", "", *_coverage_lines(status)],
+        _weight_lines(status),
+        ["## Reproduce", "", "```sh", *_commands(status), "```"],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def _title(told: Status) -> str:
-    port = told.free or told.forced
-    name = f"{told.reference.recipe}: " if told.reference.recipe else ""
-    sides = f"{port.impl if port else ''} port against the {told.reference.impl} reference".strip()
+def _title(status: Status) -> str:
+    port = status.free or status.forced
+    name = f"{status.reference.recipe}: " if status.reference.recipe else ""
+    sides = f"{port.impl if port else ''} port against the {status.reference.impl} reference".strip()
     return markdown_text(name + sides)
 
 
-def _stage_lines(told: Status) -> list[str]:
+def _stage_lines(status: Status) -> list[str]:
     heads = ("Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared")))
     rows = []
-    for stage in told.stages:
-        cells = ["&nbsp;&nbsp;" * stage.depth + _code(stage.stage or _unnamed(told))]
+    for stage in status.stages:
+        cells = ["&nbsp;&nbsp;" * stage.depth + _code(stage.stage or _unnamed(status))]
         for mode in MODES:
             outcome = stage.outcome(mode)
             if outcome is None:
@@ -231,44 +231,44 @@ def _stage_lines(told: Status) -> list[str]:
     return markdown_table(heads, rows)
 
 
-def _cause_lines(told: Status) -> list[str]:
-    rows = [(_code(stage), mode, _code(_first(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(told)]
+def _cause_lines(status: Status) -> list[str]:
+    rows = [(_code(stage), mode, _code(_first(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
     return ["## Divergences", "", *markdown_table(("Stage", "Run", "First divergence", "Likely cause"), rows)] if rows else []
 
 
-def _side_lines(told: Status) -> list[str]:
-    sides = {"Reference": told.reference, **{f"Port, {mode}": told.side(mode) for mode in MODES}}
-    known = {name: one for name, one in sides.items() if one is not None}
-    facts = {name: _facts(one) for name, one in known.items()}
-    labels = dict.fromkeys(label for one in facts.values() for label in one)
-    rows = [(label, *(facts[name].get(label, "") for name in known)) for label in labels]
-    return markdown_table(("", *known), [row for row in rows if any(row[1:])])
+def _side_lines(status: Status) -> list[str]:
+    runs = {"Reference": status.reference, **{f"Port, {mode}": status.side(mode) for mode in MODES}}
+    facts = {name: _facts(run) for name, run in runs.items() if run is not None}
+    labels = dict.fromkeys(label for of_run in facts.values() for label in of_run)
+    rows = [(label, *(of_run[label] for of_run in facts.values())) for label in labels]
+    return markdown_table(("", *facts), [row for row in rows if any(row[1:])])
 
 
-def _facts(one: Side) -> dict[str, str]:
-    versions = ", ".join(f"{name} {version}" for name, version in one.versions.items())
-    repeats = {True: "yes", False: "no", None: ""}[one.repeats]
+def _facts(run: RunInfo) -> dict[str, str]:
+    """What is known of a run, by label; "" where a fact is not."""
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    repeats = {True: "yes", False: "no", None: ""}[run.repeats]
     facts = {
-        "trace": _code(one.path),
-        "framework": one.impl,
+        "trace": _code(run.path),
+        "framework": run.impl,
         "versions": versions,
-        "dtype": one.dtype,
-        "device": one.device,
-        "mode": one.mode,
-        "weights": one.weights,
-        "seed": "" if one.seed is None else str(one.seed),
-        "recorded": one.created,
-        "git": one.git,
-        "came to its end": "yes" if one.complete else "no",
+        "dtype": run.dtype,
+        "device": run.device,
+        "mode": run.mode,
+        "weights": run.weights,
+        "seed": "" if run.seed is None else str(run.seed),
+        "recorded": run.created,
+        "git": run.git,
+        "came to its end": "yes" if run.complete else "no",
         "repeats itself": repeats,
-        "stages started from": _code(one.start) if one.start else "",
+        "stages started from": _code(run.start) if run.start else "",
     }
     return {name: text if text.startswith("`") else markdown_text(text) for name, text in facts.items()}
 
 
-def _coverage_lines(told: Status) -> list[str]:
-    lines = [f"- {markdown_text(line)}." for line in _compared(told)]
-    for mode, coverage in told.coverage.items():
+def _coverage_lines(status: Status) -> list[str]:
+    lines = [f"- {markdown_text(line)}." for line in _compared(status)]
+    for mode, coverage in status.coverage.items():
         for name, sites in (("reference", coverage.unpaired_reference), ("port", coverage.unpaired_port)):
             if sites:
                 groups = grouped(sites)
@@ -283,25 +283,25 @@ def _some(names: Sequence[str], most: int = 12) -> str:
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
-def _weight_lines(told: Status) -> list[str]:
-    weights = told.weights
+def _weight_lines(status: Status) -> list[str]:
+    weights = status.weights
     lines = [f"- {weights.equal:,} equal"] if weights.equal else []
     for label, found in (("different", weights.different), ("missing in the port", weights.missing), ("unexpected", weights.unexpected)):
         lines += [f"- {label}: {_code(line)}" for line in found]
     return ["## Weights", "", *lines] if lines else []
 
 
-def _commands(told: Status) -> list[str]:
+def _commands(status: Status) -> list[str]:
     """The command lines that made the traces, and the one that made this page; what no command line made is a remark."""
-    sides = [side for side in (told.reference, told.forced, told.free) if side is not None]
+    sides = [side for side in (status.reference, status.forced, status.free) if side is not None]
     lines = []
     for side in sides:
         command = " ".join(side.command.split())
         lines.append(
             command if command.startswith(("tracediff ", "python -m tracediff ")) else f"# {side.path}: recorded by {command or '-'}"
         )
-    status = shlex.join(["tracediff", "status", *(side.path for side in sides), "--format", "markdown"])
-    return [line.replace("```", "` ` `") for line in (*lines, status)]
+    this_page = shlex.join(["tracediff", "status", *(side.path for side in sides), "--format", "markdown"])
+    return [line.replace("```", "` ` `") for line in (*lines, this_page)]
 
 
 def _code(text: str) -> str:

@@ -52,42 +52,42 @@ def _repeats(meta: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "not run a second time, so it is not known whether it repeats itself", "dim"
 
 
-def listing(told: Listing) -> RenderableType:
+def listing(contents: Listing) -> RenderableType:
     """A listing as a table."""
-    table = _table(*told.columns)
-    for row in told.rows:
+    table = _table(*contents.columns)
+    for row in contents.rows:
         table.add_row(*(_cell(value) for value in row))
-    more = [Text(f"and {told.more:,} more; --limit 0 lists all", "dim")] if told.more else []
-    notes = [Text(note, "dim") for note in told.notes]
-    return Group(Text(told.title, "bold"), table, *more, *notes)
+    more = [Text(f"and {contents.more:,} more; --limit 0 lists all", "dim")] if contents.more else []
+    notes = [Text(note, "dim") for note in contents.notes]
+    return Group(Text(contents.title, "bold"), table, *more, *notes)
 
 
-def alignment(told: Alignment, *, unpaired: bool = False) -> RenderableType:
+def alignment(aligned: Alignment, *, unpaired: bool = False) -> RenderableType:
     """Which sites correspond, with evidence and confidence; with ``unpaired`` only what has no partner or is ambiguous."""
-    shown = [(place, pair) for place, pair in enumerate(told.pairs) if not unpaired or not pair.is_paired or pair.ambiguous]
+    shown = [(place, pair) for place, pair in enumerate(aligned.pairs) if not unpaired or not pair.is_paired or pair.ambiguous]
     table = _table("reference", "port", "layout", "evidence", "sure")
     for place, pair in shown:
-        table.add_row(*_pair_cells(told, place, pair), style=None if pair.is_paired and pair.confidence >= DOUBTFUL else "yellow")
-    paired = sum(pair.is_paired for pair in told.pairs)
-    alone = f"{counted(len(told.pairs) - paired, 'site')} without partner"
-    head = f"{counted(paired, 'pair')} of sites, {counted(len(told.records), 'pair')} of records; {alone}"
-    return Group(Text(head, "bold"), table, *(Text(warning, "yellow") for warning in told.warnings))
+        table.add_row(*_pair_cells(aligned, place, pair), style=None if pair.is_paired and pair.confidence >= DOUBTFUL else "yellow")
+    paired = sum(pair.is_paired for pair in aligned.pairs)
+    alone = f"{counted(len(aligned.pairs) - paired, 'site')} without partner"
+    head = f"{counted(paired, 'pair')} of sites, {counted(len(aligned.records), 'pair')} of records; {alone}"
+    return Group(Text(head, "bold"), table, *(Text(warning, "yellow") for warning in aligned.warnings))
 
 
-def _pair_cells(told: Alignment, place: int, pair: SitePair) -> tuple[Text, ...]:
+def _pair_cells(aligned: Alignment, place: int, pair: SitePair) -> tuple[Text, ...]:
     candidates = f" (or {listed(list(pair.ambiguous), 2)})" if pair.ambiguous else ""
     nearest = f"nearest: {listed(list(pair.ambiguous), 3)}" if pair.ambiguous else ""
     evidence = pair.evidence + candidates if pair.is_paired else nearest or pair.evidence
     sure = f"{pair.confidence:.2f}" if pair.is_paired else ""
     names = ("-" if side is None else side or "(root)" for side in (pair.reference, pair.port))
-    return tuple(Text(text) for text in (*names, told.layout_of(place) if pair.is_paired else "", evidence, sure))
+    return tuple(Text(text) for text in (*names, aligned.layout_of(place) if pair.is_paired else "", evidence, sure))
 
 
-def checks(found: Iterable[Check]) -> RenderableType:
+def checks(results: Iterable[Check]) -> RenderableType:
     """The doctor's checks: what was seen, and the cure where there is one."""
     table = _table("", "", "")
     table.show_header = False
-    for check in found:
+    for check in results:
         cure = Text(f"\n  {check.cure}", "dim") if check.cure and check.state != "ok" else Text()
         table.add_row(Text(check.state, STATES[check.state]), Text(check.name), Text(check.seen).append(cure))
     return table

@@ -1,0 +1,112 @@
+"""What a recorded noise floor says of a port: the error that noise explains at each record, and what the floor lacks. Runs no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.alignment import RecordPair
+from tracediff.dtype import Array, DType
+from tracediff.site import module_of
+from tracediff.trace import Trace
+
+NOISE, FREE, SENSITIVE = "noise", "free", "sensitive"
+"""The columns of `schema.FLOOR` beside those of dtypes: local noise, accumulated noise, and whether noise changes a choice."""
+DTYPES = ("float64", "float16", "bfloat16")
+"""The columns of dtypes: what the arithmetic of each makes of the reference; float64 serves ports in float32."""
+HALF = ("float16", "bfloat16")
+
+
+def measured_dtypes(floor: Array) -> list[str]:
+    """The dtypes of which a floor holds anything."""
+    return [name for name in DTYPES if np.isfinite(floor[name]).any()]
+
+
+def floor_limits(reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_forced: bool | None = None) -> dict[int, float]:
+    """The error that noise explains at each of the reference's records, as relative L2 by row; only where it was measured.
+
+    ``is_forced`` is by default what the port's trace says. For a forced run the limit is the larger of two errors: the local noise times
+    the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). For a free run
+    accumulated noise counts too. Of exact values the limit is the share that noise changes, where it changes any. A record without
+    partner is taken to run in the dtype of the paired record before it.
+    """
+    floor = reference.floor
+    if floor is None:
+        return {}
+    is_forced = _is_forced(port) if is_forced is None else is_forced
+    name_of = _port_dtype_by_row(port, records)
+    name = next(iter(name_of.values()), "float32")
+    noise = floor[NOISE]
+    units = (noise if is_forced else np.fmax(noise, floor[FREE])).tolist()
+    columns = {column: floor[column].tolist() for column in DTYPES}
+    limits: dict[int, float] = {}
+    for row, code in enumerate(reference.index["dtype"].tolist()):
+        kind = dtypes.BY_CODE[code]
+        name = name_of.get(row, name)
+        own = columns[name if name in HALF else "float64"][row]
+        if kind.is_exact:
+            share = _larger(float(noise[row]), own if name in HALF else 0.0)
+            if share > 0:
+                limits[row] = share
+            continue
+        error = _larger(units[row] * _unit(kind, name), own)
+        if math.isfinite(error):
+            limits[row] = error
+    return limits
+
+
+def _is_forced(port: Trace) -> bool:
+    return bool(port.meta.get("mode_run") == "forced")
+
+
+def _port_dtype_by_row(port: Trace, records: Iterable[RecordPair]) -> dict[int, str]:
+    """The dtype in which the port runs the stage of each paired record, by the reference's row."""
+    run_in = port_dtypes(port)
+    stages = port.index["stage"].tolist()
+    return {row: run_in[port.strings[stages[pair.port[0]]]] for pair in records for row in pair.reference}
+
+
+def _larger(first: float, second: float) -> float:
+    """The larger of two numbers; where one is NaN, the other."""
+    return second if math.isnan(first) or second > first else first
+
+
+def _unit(kind: DType, run_in: str) -> float:
+    """The unit roundoff of the coarser of a record's dtype and the port's."""
+    other = dtypes.BY_NAME[run_in].roundoff if run_in in dtypes.BY_NAME else 0.0
+    return max(kind.roundoff, other)
+
+
+def port_dtypes(port: Trace) -> dict[str, str]:
+    """The dtype in which each stage of a port runs: the coarsest of its records and of the parameters of the modules called in it."""
+    names: dict[str, set[str]] = {}
+    paths: dict[str, set[str]] = {}
+    columns = np.stack([port.index[column] for column in ("stage", "dtype", "site")], 1)
+    for stage_text, code, site in np.unique(columns, axis=0).tolist():
+        names.setdefault(port.strings[stage_text], set()).add(dtypes.BY_CODE[code].name)
+        paths.setdefault(port.strings[stage_text], set()).add(module_of(port.strings[site]))
+    for stage, called in paths.items():
+        names[stage] |= {param.dtype for param in port.params.values() if param.path in called}
+    return {stage: max(seen, key=lambda name: dtypes.named(name).roundoff) for stage, seen in names.items()}
+
+
+def floor_notes(reference: Trace, port: Trace) -> list[str]:
+    """What a reader has to know of a port in half precision: what a free run hides, and which dtypes the reference's floor lacks."""
+    halves = [name for name in HALF if name in port_dtypes(port).values()]
+    notes = []
+    if halves and not _is_forced(port):
+        notes.append(
+            f"This is a free run in {halves[0]}: errors are judged by what rounding amounts to over the whole run, which hides small "
+            "faults; a forced run (--feed) shows them."
+        )
+    known = [] if reference.floor is None else measured_dtypes(reference.floor)
+    by = "by amplified rounding alone" if known else "without a noise floor"
+    return notes + [
+        f"The reference's noise floor in {name} was not measured, so the port is judged {by}, which may raise false alarms or hide "
+        f"faults. Measure it with: tracediff calibrate {reference.path} --dtype {name}"
+        for name in halves
+        if name not in known
+    ]

@@ -1,0 +1,61 @@
+"""The numbers that decide in `tracediff.runs`: `THRESHOLDS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracediff.thresholds import threshold
+
+
+@dataclass(frozen=True)
+class RunThresholds:
+    """What bounds the work of runs, and what their measurements count as."""
+
+    noise_runs: int = threshold(
+        3,
+        "runs of the reference whose largest error is a record's local noise",
+        "set by hand, never measured alone",
+    )
+    free_noise_runs: int = threshold(
+        2,
+        "runs of the reference in which noise accumulates",
+        "set by hand, never measured alone",
+    )
+    sensitive_units: float = threshold(
+        8.0,
+        "units of roundoff: ids and other choices that the reference changes under so much noise are noise-sensitive",
+        "set by hand; tests/test_runs_floor.py guards it (TestNoiseSensitiveIds)",
+    )
+    beyond_noise: float = threshold(
+        16.0,
+        "a value that comes or goes and is so many times larger than the noise was chosen, not computed",
+        "set by hand; tests/test_runs_floor.py guards it (a rectifier is no choice)",
+    )
+    same_statistics: float = threshold(
+        1e-6,
+        "relative difference of statistics up to which two records hold one tensor, perhaps normalised once more",
+        "set by hand; tests/test_runs_floor.py guards it (a value that is seen once more)",
+    )
+    ill_conditioned_units: float = threshold(
+        8.0,
+        "units of roundoff: a record whose own arithmetic errs by more passes that error on in a free run",
+        "set by hand, never measured alone",
+    )
+    cast_rounds: int = threshold(
+        8,
+        "runs in another dtype at most, each with what failed before left in the reference's own dtype",
+        "set by hand, never measured alone",
+    )
+    live_bytes: int = threshold(
+        256 * 1024 * 1024,
+        "bytes of both sides that a live bisection holds at once, unless a single frame needs more",
+        "set by hand, never measured alone",
+    )
+    fitting_output: float = threshold(
+        1e-2,
+        "relative error of a module's output below which the order of its inputs' axes is taken to be right",
+        "set by hand; tests/test_runs_single_site.py guards it (a module of another framework)",
+    )
+
+
+THRESHOLDS = RunThresholds()

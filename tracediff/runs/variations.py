@@ -1,0 +1,230 @@
+"""Observers that run a recorded reference again with its stored values varied: by noise, or by a cast to another dtype.
+
+Each of them compares what arrives at a boundary with what is stored, and lets the run continue with a variation of the stored value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.compare import compare
+from tracediff.dtype import Array, DType
+from tracediff.observe.observer import AsIs, Boundary, Observer, Run
+from tracediff.runs.forcing import outputs_by_call, rows_by_place
+from tracediff.runs.replacements import Values
+from tracediff.runs.thresholds import THRESHOLDS
+from tracediff.trace import Trace
+
+
+class Redrawing(Observer):
+    """Gives a run the random draws that its trace recorded."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._rows, self._values = rows_by_place(trace), Values(trace)
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        row = self._rows.get((boundary.site, boundary.ordinal, "draw")) if boundary.moment == "draw" else None
+        drawn = None if row is None else self._values.of(row)
+        return None if drawn is None else {"draw": drawn}
+
+
+class Variation(Observer):
+    """Measures what arrives at each boundary against the stored value, and lets the run continue with a variation of that value.
+
+    All results have one entry a record. ``errors``: relative L2, of exact values the share that differs, NaN where nothing was measured.
+    ``chosen``: whether a real tensor is a choice. ``raised``: by site, the message of a call that failed and whose stored outputs
+    were used instead.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.errors = np.full(len(trace.records), np.nan)
+        self.chosen = np.zeros(len(trace.records), bool)
+        self.raised: dict[str, str] = {}
+        self._rows = rows_by_place(trace)
+        self._calls = outputs_by_call(trace)
+        self._values = Values(trace)
+
+    def start(self, run: Run) -> None:
+        self._run = run
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        if boundary.moment == "raise":
+            return self._stored_outputs(boundary)
+        replaced = {}
+        for end, tensor in boundary.leaves:
+            row = self._rows.get((boundary.site, boundary.ordinal, end))
+            stored = self._values.of(row) if row is not None else None
+            if row is None or stored is None or isinstance(tensor, str):
+                continue
+            if boundary.moment != "draw":
+                self._measure(row, stored, self._run.adapter.view(tensor))
+            if not end.startswith("attr["):
+                is_draw = boundary.moment == "draw"
+                replaced[end] = stored if is_draw else self.varied(self.base(stored, tensor), row, boundary, tensor)
+        return replaced
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        """The value that is varied: the stored one, so that nothing accumulates."""
+        return stored
+
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
+        """The variation of a value; ``own`` is the tensor that arrived, None where a call failed and nothing did."""
+        raise NotImplementedError
+
+    def _stored_outputs(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        """The stored outputs of a call that fails when its inputs are varied, so that the run continues."""
+        self.raised.setdefault(boundary.site, str(boundary.note.get("error", "")))
+        rows = self._calls.get((boundary.site, boundary.ordinal), {})
+        stored = self._values.every(rows)
+        if stored is None:
+            return None
+        return {end: self.varied(values, rows[end], boundary, None) for end, values in stored.items()}
+
+    def _measure(self, row: int, stored: Array, arrived: Array) -> None:
+        self.chosen[row] |= is_whole(stored)
+        if stored.shape != arrived.shape:
+            self.errors[row] = math.inf
+            return
+        metrics = compare(stored, arrived)
+        error = metrics.mismatched / max(metrics.count, 1) if metrics.exact else metrics.rel_l2
+        self.errors[row] = np.fmax(self.errors[row], error)
+
+
+class LocalNoise(Variation):
+    """Multiplies stored values by noise of ``units`` units of roundoff: of the value's dtype, or of ``roundoff`` if that is larger.
+
+    With several units the noise tells choices: what a filter keeps or drops otherwise then is what counts at a record, and the run
+    continues with the other choice, so that what comes of it shows.
+    """
+
+    def __init__(self, trace: Trace, draw: int, units: float = 1.0, roundoff: float = 0.0) -> None:
+        super().__init__(trace)
+        self._draw, self._units, self._roundoff = draw, units, roundoff
+
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
+        kind = dtypes.of(stored)
+        if kind.is_exact or is_whole(stored):
+            return stored
+        size = self._size(kind, row)
+        generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
+        wide = stored.astype(np.complex128 if kind.is_complex else np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            wide *= 1 + size * generator.standard_normal(stored.shape) + size * generator.standard_normal()
+            return wide.astype(kind.view)
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        is_other_choice = not isinstance(tensor, str) and self._changed_choice(stored, self._run.adapter.view(tensor)) > 0
+        return self._run.adapter.view(tensor) if is_other_choice else stored
+
+    def _measure(self, row: int, stored: Array, arrived: Array) -> None:
+        error = self._changed_choice(stored, arrived)
+        if not error:
+            super()._measure(row, stored, arrived)
+            return
+        self.chosen[row], self.errors[row] = True, np.fmax(self.errors[row], error)
+
+    def _changed_choice(self, stored: Array, arrived: Array) -> float:
+        """The relative L2 of what was kept or dropped otherwise; 0 under one unit of noise, and for values that are no real ones."""
+        kind = dtypes.of(stored)
+        return 0.0 if self._units == 1 or kind.is_exact or is_whole(stored) else kept_or_dropped(stored, arrived, self._noise(kind))
+
+    def _noise(self, kind: DType) -> float:
+        return self._units * max(kind.roundoff, self._roundoff)
+
+    def _size(self, kind: DType, row: int) -> float:
+        """The relative size of the noise of a record."""
+        return self._noise(kind)
+
+
+class AccumulatedNoise(LocalNoise):
+    """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs.
+
+    ``own``: the error of the arithmetic that makes each record. Where it is far beyond one rounding (the sine of a large phase), the noise
+    is as large as that error.
+    """
+
+    def __init__(self, trace: Trace, draw: int, own: Array) -> None:
+        super().__init__(trace, draw)
+        self._own = own
+
+    def _size(self, kind: DType, row: int) -> float:
+        own = float(self._own[row])
+        return own if THRESHOLDS.ill_conditioned_units * kind.roundoff < own < math.inf else kind.roundoff
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)
+
+
+class Cast(Variation):
+    """Casts stored values to another dtype, but not where the code of a site in ``kept`` takes them."""
+
+    def __init__(self, trace: Trace, kind: DType, kept: Iterable[str]) -> None:
+        super().__init__(trace)
+        self._kind, self._kept = kind, frozenset(kept)
+        self._entered: dict[int, str] = {}
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        if boundary.moment == "enter":
+            self._entered[boundary.frame_id] = boundary.site
+        elif boundary.moment in ("leave", "raise"):
+            self._entered.pop(boundary.frame_id, None)
+        return super().see(boundary)
+
+    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
+        kind = dtypes.of(stored)
+        if kind.is_exact or kind.is_complex:
+            return stored
+        is_host = isinstance(own, np.ndarray)
+        if self._taker(boundary) in self._kept or (is_host and self._kind.view.kind != "f"):  # NumPy itself has no bfloat16
+            return stored if is_host else self._run.adapter.from_numpy(stored, None)
+        with np.errstate(over="ignore"):
+            cast = stored.astype(self._kind.view)
+        return AsIs(cast) if is_host else self._run.adapter.from_numpy(cast, None)
+
+    def _taker(self, boundary: Boundary) -> str:
+        """The site of the call whose code takes the tensors of a boundary."""
+        return boundary.site if boundary.moment == "enter" else self._entered.get(boundary.parent_id, "")
+
+
+def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:
+    """The relative L2 of the values that are zero or infinite in only one of two tensors, as after a filter; 0 without any.
+
+    A ramp that is cut at zero (a rectifier) is no choice: what comes or goes there is as small as the relative ``noise`` that moved it.
+
+    >>> kept_or_dropped(np.float32([3, 4, 0]), np.float32([3.0001, 0, 0]), 1e-4)
+    0.8
+    >>> kept_or_dropped(np.float32([3, 1e-4, 0]), np.float32([3.0001, 0, 0]), 1e-4)
+    0.0
+    >>> kept_or_dropped(np.float32([3, 2, -np.inf]), np.float32([3.0001, -np.inf, -np.inf]), 1e-4)
+    inf
+    """
+    if stored.shape != arrived.shape or not stored.size:
+        return 0.0
+    if (np.isinf(stored) != np.isinf(arrived)).any():
+        return math.inf
+    differs = (stored == 0) != (arrived == 0)
+    if not differs.any():
+        return 0.0
+    wide = stored.astype(np.complex128 if stored.dtype.kind == "c" else np.float64)
+    norm = float(np.linalg.norm(np.where(np.isfinite(wide), wide, 0)))
+    sizes = np.abs(arrived[differs] - wide[differs])
+    sizes = sizes[sizes > THRESHOLDS.beyond_noise * noise * norm / math.sqrt(stored.size)]
+    return float(np.linalg.norm(sizes)) / norm if norm else 0.0
+
+
+def is_whole(values: Array) -> bool:
+    """Whether a real tensor holds whole numbers only: ids, lengths and masks in a float dtype, which no rounding changes.
+
+    >>> is_whole(np.float32([3, 0])), is_whole(np.float32([3, 0.5]))
+    (True, False)
+    """
+    if values.dtype.kind == "c":
+        return False
+    first = values.reshape(-1)[:64].astype(np.float64)  # most tensors show in a few values that they are not
+    with np.errstate(invalid="ignore"):
+        return bool((first == np.rint(first)).all()) and bool((values == np.rint(values)).all())

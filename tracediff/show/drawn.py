@@ -1,0 +1,58 @@
+"""What users hold: the plain data of `tracediff.report` and `tracediff.stage_table`, with the views of this folder as methods."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from rich.console import RenderableType
+
+from tracediff import report as plain_report
+from tracediff import stage_table as plain_stage_table
+from tracediff.show import formats, stage_table, text, words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class _Drawn:
+    """A frozen dataclass that prints as text, and as HTML in a notebook's cell."""
+
+    @classmethod
+    def of(cls, plain: Any) -> Self:
+        """The same data with this class's views; ``plain`` is an instance of the dataclass that this class extends."""
+        return cls(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+    def _rendered(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return words.plain(self._rendered())
+
+    def _repr_html_(self) -> str:
+        return words.html(self._rendered())
+
+
+class Report(_Drawn, plain_report.Report):
+    """What comparing two traces gave: the data of `tracediff.report.Report`, which can be printed, drawn and saved."""
+
+    def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
+        """A figure: the error of every site in execution order, or reference against port at the culprit."""
+        from tracediff.show import plot  # loads matplotlib
+
+        return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf), replacing such a file; returns the path."""
+        return formats.save(self, path)
+
+    def _rendered(self) -> RenderableType:
+        return text.report(self)
+
+
+class Status(_Drawn, plain_stage_table.Status):
+    """How far a port is, stage by stage: the data of `tracediff.stage_table.Status`, which can be printed."""
+
+    def _rendered(self) -> RenderableType:
+        return stage_table.render(self)

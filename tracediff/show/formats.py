@@ -1,0 +1,64 @@
+"""The forms in which a report is written to a file, as one table: the suffix of the file names the form."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracediff.errors import TracediffError
+from tracediff.report import Report
+from tracediff.show import text
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """One form of a report: the suffix of its files, and the function that returns the whole content of such a file."""
+
+    suffix: str
+    content: Callable[[Report], bytes]
+
+
+def _html(report: Report) -> bytes:
+    from tracediff.show import html  # loads matplotlib
+
+    return html.page(report).encode()
+
+
+def _picture(form: str) -> Callable[[Report], bytes]:
+    """The function that draws the error of every site, in one of matplotlib's file formats."""
+
+    def content(report: Report) -> bytes:
+        from tracediff.show import plot  # loads matplotlib
+
+        stream = io.BytesIO()
+        plot.sites(report).savefig(stream, format=form)
+        return stream.getvalue()
+
+    return content
+
+
+REPORTERS: tuple[Reporter, ...] = (
+    Reporter(".html", _html),
+    Reporter(".md", lambda report: text.markdown(report).encode()),
+    Reporter(".json", lambda report: (report.to_json() + "\n").encode()),
+    Reporter(".txt", lambda report: text.plain(text.report(report)).encode()),
+    Reporter(".png", _picture("png")),
+    Reporter(".svg", _picture("svg")),
+    Reporter(".pdf", _picture("pdf")),
+)
+
+
+def save(report: Report, path: str | Path) -> Path:
+    """Writes a report in the form that the suffix of ``path`` names, replacing such a file; returns the path.
+
+    Raises TracediffError for a suffix that `REPORTERS` does not list.
+    """
+    to = Path(path)
+    reporter = next((reporter for reporter in REPORTERS if reporter.suffix == to.suffix.lower()), None)
+    if reporter is None:
+        *others, last = (reporter.suffix for reporter in REPORTERS)
+        raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are {', '.join(others)} and {last}.")
+    to.write_bytes(reporter.content(report))
+    return to
