@@ -158,7 +158,7 @@ def measure(build: Callable[..., Any], count: int, seed: int, live: bool, only: 
             pair.run_reference()
         with open_trace(folder / "reference.h5") as reference:
             for fault in sampled([fault for fault in faults_of(pair) if only in fault.text], count, chance):
-                assert module_at(pair.port, fault.path) is not None
+                assert module_at(pair.port, fault.port) is not None
                 tally.add(tried(pair, fault, reference, folder, live))
     return tally
 

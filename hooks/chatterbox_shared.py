@@ -192,6 +192,13 @@ def limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
         delattr(module, method)
 
 
+def culprits(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The module to blame that an entry of a table names, on the reference's side and on the port's; the root where it names none."""
+    named = entry.get("culprit", "")
+    reference, port = (named, named) if isinstance(named, str) else named
+    return reference, port
+
+
 @contextlib.contextmanager
 def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """For a while an attribute of an instance, a class, a function or a module is ``value``; afterwards it is what it was."""

@@ -102,7 +102,7 @@ def listed(options: argparse.Namespace) -> int:
 
     for name, entry in selected(options.pairs, options.groups).items():
         faults = all_faults(entry.make(0))
-        print(f"{name}{' (held out)' if entry.held_out else ''}: {len(faults)} faults in {len({fault.path for fault in faults})} modules")
+        print(f"{name}{' (held out)' if entry.held_out else ''}: {len(faults)} faults in {len({fault.port for fault in faults})} modules")
         for kind, count in sorted(Counter(fault.kind for fault in faults).items()):
             print(f"    {count:5d}  {kind}")
     return 0

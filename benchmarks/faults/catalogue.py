@@ -11,7 +11,7 @@ from typing import Any
 from mlx import nn
 
 from benchmarks.faults import modules
-from benchmarks.faults.plant import Fault, replaced, running
+from benchmarks.faults.plant import Fault, replacement, running
 from benchmarks.faults.rewrites import rewrites_of
 
 
@@ -28,7 +28,7 @@ class Edit:
 
     @property
     def fault(self) -> Fault:
-        return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replaced(self.path, self.method, self.old, self.new), self.also)
+        return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replacement(self.path, self.method, self.old, self.new), self.also)
 
 
 def all_faults(pair: Any) -> list[Fault]:
@@ -64,13 +64,13 @@ def chosen(faults: Iterable[Fault], seed: int, most: int, kinds: Iterable[str] =
 def couples(faults: Iterable[Fault], seed: int, most: int) -> list[tuple[Fault, Fault]]:
     """Two faults at a time, in modules of which none lies in the other."""
     chance = random.Random(seed + 1)
-    known = [fault for fault in faults if fault.kind not in ("raised", "input") and fault.path]
+    known = [fault for fault in faults if fault.kind not in ("raised", "input") and fault.port]
     found: list[tuple[Fault, Fault]] = []
     for _ in range(50 * most):
         if len(found) == most or len(known) < 2:
             break
         one, other = chance.sample(known, 2)
-        if not one.others and not other.others and not _nested(one.path, other.path):
+        if not one.others and not other.others and not _nested(one.port, other.port):
             found.append((one, other))
     return found
 

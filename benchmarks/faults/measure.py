@@ -105,7 +105,7 @@ class Bench:
     def _effect(self, fault: Fault) -> float:
         try:
             with planted(self.pair.port, fault), self._captured("alone", None) as free:
-                return self._effects.of(fault.path, free)
+                return self._effects.of(fault.port, free)
         except Exception:  # noqa: BLE001 - whatever a wrong port raises
             return math.inf
 
@@ -122,7 +122,7 @@ class Bench:
         except Exception as raised:  # noqa: BLE001 - whatever a wrong port raises
             free, error = None, f"{type(raised).__name__}: {raised}"
         if free is not None and faults:
-            case.effect = min(effects, default=0.0) or self._effects.of(faults[0].path, free)
+            case.effect = min(effects, default=0.0) or self._effects.of(faults[0].port, free)
             if case.effect <= 1:
                 self.dropped[f"{self.name} {dtype}"] += 1
                 return
@@ -228,7 +228,7 @@ class Truth:
 
     def of(self, fault: Fault) -> Planted:
         others = tuple(Planted(path, self._of(path), fault.kinds) for path in fault.others)
-        return Planted(fault.path, self._of(fault.path), fault.kinds, others)
+        return Planted(fault.port, self._of(fault.port), fault.kinds, others)
 
     def _of(self, path: str) -> tuple[str, ...]:
         """Its partners; of a module that has none those of the only module in it, else those of the nearest one around it."""

@@ -201,9 +201,10 @@ class _At(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _rewritten(tree: ast.Module, rewrite: Rewrite, number: int) -> ast.AST:
+def _rewritten(tree: ast.Module, rewrite: Rewrite, number: int) -> ast.Module:
     fits = [(node, source) for node in ast.walk(tree) if (source := rewrite.change(node)) is not None]
-    return _At(*fits[number]).visit(tree)
+    _At(*fits[number]).visit(tree)
+    return tree
 
 
 def _swapped_parts(tree: ast.Module) -> Iterator[ast.Assign]:
@@ -213,7 +214,7 @@ def _swapped_parts(tree: ast.Module) -> Iterator[ast.Assign]:
             yield node
 
 
-def _with_swapped_parts(tree: ast.Module, number: int) -> ast.AST:
+def _with_swapped_parts(tree: ast.Module, number: int) -> ast.Module:
     assignment = list(_swapped_parts(tree))[number]
     names = assignment.targets[0]
     assert isinstance(names, ast.Tuple)
