@@ -17,6 +17,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import benchmarks  # noqa: F401 - makes the shared stacks importable
+
+from synthetic import stack  # isort: skip
+
 ROOT = Path(__file__).resolve().parent.parent
 SITES_A_LAYER = 12
 
@@ -58,9 +62,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", metavar="REVISION", help="an earlier revision to measure in turn")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests"))
-    from synthetic import stack
-
     with tempfile.TemporaryDirectory() as place:
         trees = {"now": ROOT}
         if arguments.against:

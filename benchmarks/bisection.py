@@ -13,26 +13,21 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from benchmarks.faults.modules import FAULTS, swaps  # noqa: E402
-from benchmarks.faults.plant import Fault, module_at, planted, running  # noqa: E402
-from benchmarks.faults.rewrites import rewrites_of  # noqa: E402
-from tracediff.alignment import align  # noqa: E402
-from tracediff.errors import TracediffError  # noqa: E402
-from tracediff.locate import Located, locate  # noqa: E402
-from tracediff.observe import record  # noqa: E402
-from tracediff.runs.live import of_model, searched  # noqa: E402
-from tracediff.trace import Trace, open_trace  # noqa: E402
+from benchmarks.faults.catalogue import all_faults
+from benchmarks.faults.plant import Fault, planted
+from tracediff.alignment import align
+from tracediff.errors import TracediffError
+from tracediff.locate import Located, locate
+from tracediff.observe import record
+from tracediff.runs.live import of_model, searched
+from tracediff.trace import Trace, open_trace
 
 
 @dataclass
@@ -64,19 +59,6 @@ class Tally:
             held, rounds = sum(self.held) / len(self.held), sum(self.rounds) / len(self.rounds)
             text += f"{self.live / count:8.1%}{self.live_culprit / count:9.1%}{rounds:8.1f}{max(self.rounds):5d}{held:8.1%}"
         return text
-
-
-def faults_of(pair: Any) -> Iterator[Fault]:
-    """Every fault that can be planted in a pair's port."""
-    modules = dict(pair.port.named_modules())
-    entered = running(pair.port, pair.run_port)
-    for path, module in modules.items():
-        if path in entered:
-            for kind in FAULTS:
-                yield from kind.at(path, module)
-            for method in entered[path]:
-                yield from rewrites_of(type(module), path, method)
-    yield from swaps({path: module for path, module in modules.items() if path in entered})
 
 
 def sampled(faults: list[Fault], count: int, chance: random.Random) -> list[Fault]:
@@ -157,8 +139,8 @@ def measure(build: Callable[..., Any], count: int, seed: int, live: bool, only: 
         with record(pair.reference, folder / "reference.h5"):
             pair.run_reference()
         with open_trace(folder / "reference.h5") as reference:
-            for fault in sampled([fault for fault in faults_of(pair) if only in fault.text], count, chance):
-                assert module_at(pair.port, fault.port) is not None
+            known = all_faults(pair, with_built_in=True)
+            for fault in sampled([fault for fault in known if only in fault.text], count, chance):
                 tally.add(tried(pair, fault, reference, folder, live))
     return tally
 

@@ -12,28 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import tracediff as td
-from benchmarks.faults.score import caller, cause_of
-from tracediff.observe.recipe import find_recipe, load_file, run_recipe
+from benchmarks.faults.score import OUTCOMES, caller, cause_of
+from benchmarks.recipe_runs import hooks, reference_of, run_port
 from tracediff.site import is_below
 
-HOOKS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
+HOOKS = hooks("chatterbox_faults")
 FAULTS: dict[str, Any] = HOOKS.FAULTS
-CAPTURED = "tracediff.runs.captured:captured"
-OUTCOMES = ("exact", "near", "wrong", "missed")
 CAUSES = ("first", "any", "wrong", "none")
 
 
@@ -70,29 +64,15 @@ class Bench:
     cases: dict[str, Case] = field(default_factory=dict)
     json: Path | None = None
 
-    def reference(self, stage: str) -> Path:
-        """The reference's trace of a stage, with its floor."""
-        path = self.folder / f"reference_{stage}.h5"
-        if not path.is_file():
-            made = self.folder / f"unfinished_{os.getpid()}_{stage}.h5"
-            run_recipe("torch", "chatterbox", output=made, stages=[stage], how=CAPTURED, force=True).replace(path)
-        return path
-
     def run(self, stage: str, *names: str) -> Case:
         """One forced run of the port with these faults, judged."""
         case = Case(stage, names, tuple(FAULTS[name].kind for name in names))
-        reference, port = self.reference(stage), self.folder / "faults_port.h5"
+        reference, port = reference_of(stage, self.folder), self.folder / "faults_port.h5"
         started = time.perf_counter()
+        mends = HOOKS.chatterbox_mends.mends_of(stage)
+        changes = [lambda models: HOOKS.mended(models, *mends)] if mends else []
         try:
-            with ExitStack() as stack:
-
-                def change(models: Any) -> None:
-                    if mends := HOOKS.chatterbox_mends.mends_of(stage):
-                        stack.enter_context(HOOKS.mended(models, *mends))
-                    stack.enter_context(HOOKS.planted(models, *names))
-
-                given = {"change": change, "random": reference, "feed": str(reference), "how": CAPTURED}
-                run_recipe("mlx", "chatterbox", output=port, stages=[stage], force=True, repeat=False, **given)
+            run_port(port, [stage], reference, *changes, lambda models: HOOKS.planted(models, *names))
             with td.open_trace(port) as trace:
                 called = {record.module for record in trace.records}
             judge(case, td.bisect(reference, port), called)

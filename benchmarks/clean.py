@@ -27,14 +27,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks.casting import in_dtype
+from benchmarks.pairing import builders
+from benchmarks.recipe_runs import hooks, kept, run_port
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("forced", "free")
@@ -60,17 +61,6 @@ class Cell:
 # -- one pair ------------------------------------------------------------------------------------------------------------------------------
 
 
-def small_or_real(real: bool) -> dict[str, Callable[..., Any]]:
-    """The pairs to build, by name."""
-    if not real:
-        import pairs
-
-        return dict(pairs.PAIRS)
-    import real_pairs
-
-    return dict(real_pairs.PAIRS)
-
-
 def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.Namespace, folder: Path) -> Iterator[Cell]:
     """A pair of models: the reference once, the port in every dtype, order of summation and mode."""
     import torch
@@ -87,7 +77,7 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
             for order in options.reductions:
                 port = make()
                 setting = f"seed {seed}, {order}" + (f", length {length}" if length else "")
-                with cast(port.port, dtype), reordered(order):
+                with in_dtype(port, dtype), reordered(order):
                     for mode in options.modes:
                         feed = folder / "ref.h5" if mode == "forced" else None
                         try:
@@ -100,9 +90,7 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
 
 def chatterbox_cells(seed: int, options: argparse.Namespace, folder: Path) -> Iterator[Cell]:
     """The shipped pair without its known differences, every stage apart."""
-    from chatterbox_faults import HOOKS
-
-    for stage in options.pairs or HOOKS.chatterbox_shared.STAGES:
+    for stage in options.pairs or hooks("chatterbox_shared").STAGES:
         reference = chatterbox_reference(stage, seed, options)
         for dtype in options.dtypes:
             if dtype != "float32" and stage in IN_FLOAT32:
@@ -123,31 +111,18 @@ def chatterbox_reference(stage: str, seed: int, options: argparse.Namespace) -> 
     """The reference's trace of a stage with the noise floor of every dtype that is asked for, captured unless it is there already."""
     from tracediff import api
 
+    half = () if stage in IN_FLOAT32 else tuple(dtype for dtype in options.dtypes if dtype != "float32")
+    given = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True, "floor_dtypes": ("float64", *half)}
     path: Path = options.folder / f"clean_{stage}_{seed}.h5"
-    if not path.is_file():
-        made = path.with_name(f"unfinished_{os.getpid()}_{path.name}")
-        half = () if stage in IN_FLOAT32 else tuple(dtype for dtype in options.dtypes if dtype != "float32")
-        given = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True, "floor_dtypes": ("float64", *half)}
-        api.capture_recipe(impl="torch", output=made, **given).close()
-        made.replace(path)
-    return path
+    return kept(path, lambda to: api.capture_recipe(impl="torch", output=to, **given).close())
 
 
 def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path, *, is_fed: bool) -> None:
     """The port of a stage, mended, fed by the reference or free."""
-    from chatterbox_faults import CAPTURED, HOOKS
-
-    from tracediff.observe.recipe import run_recipe
-
-    with ExitStack() as stack:
-
-        def change(models: Any) -> None:
-            if mends := HOOKS.chatterbox_mends.mends_of(stage):
-                stack.enter_context(HOOKS.mended(models, *mends))
-
-        fed = {"feed": str(reference)} if is_fed else {}
-        given = {"random": reference, "seed": seed, "change": change, "force": True, "repeat": False, "how": CAPTURED}
-        run_recipe("mlx", "chatterbox", output=to, stages=[stage], dtype=None if dtype == "float32" else dtype, **fed, **given)
+    mends = hooks("chatterbox_mends")
+    names = mends.mends_of(stage)
+    changes = [lambda models: mends.mended(models, *names)] if names else []
+    run_port(to, [stage], reference, *changes, is_fed=is_fed, seed=seed, dtype=None if dtype == "float32" else dtype)
 
 
 def judged(name: str, dtype: str, mode: str, setting: str, reference: Path, port: Path) -> Cell:
@@ -168,43 +143,6 @@ def judged(name: str, dtype: str, mode: str, setting: str, reference: Path, port
 
 
 # -- what may change rounding --------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def cast(port: Any, dtype: str) -> Iterator[None]:
-    """The port in another dtype, its inputs with it, as its user would."""
-    if dtype == "float32":
-        yield
-        return
-    import mlx.core as mx
-
-    wanted = getattr(mx, dtype)
-    port.set_dtype(wanted)
-    for module in port.modules():  # what is kept under a private name is no parameter to MLX
-        for key, value in module.items():
-            if isinstance(value, mx.array) and value.dtype == mx.float32:
-                module[key] = value.astype(wanted)
-    original = mx.array
-
-    class Arrays:
-        """`mlx.core` for the pairs' own code: real inputs are made in the dtype."""
-
-        def __getattr__(self, attribute: str) -> Any:
-            return made if attribute == "array" else getattr(mx, attribute)
-
-    def made(values: Any, *more: Any) -> Any:
-        array = original(values, *more)
-        return array.astype(wanted) if array.dtype == mx.float32 else array
-
-    names = [name for name in ("pairs", "real_pairs") if name in sys.modules]
-    patches = [patch.object(sys.modules[name], "mx", Arrays()) for name in names]
-    for one in patches:
-        one.start()
-    try:
-        yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 @contextmanager
@@ -264,9 +202,8 @@ def measure(options: argparse.Namespace) -> list[Cell]:
             if options.chatterbox:
                 found += progress(chatterbox_cells(seed, options, folder))
                 continue
-            known = small_or_real(options.real)
-            for pair in options.pairs or known:
-                found += progress(cells_of(pair, known[pair], seed, options, folder))
+            for pair, build in builders(options.pairs, options.real).items():
+                found += progress(cells_of(pair, build, seed, options, folder))
     return found
 
 
@@ -285,7 +222,7 @@ def elsewhere(arguments: Sequence[str], threads: int, preload: str) -> list[Cell
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     if preload:
         environment["LD_PRELOAD"] = preload
-    command = [sys.executable, __file__, *arguments, "--threads", str(threads), "--json"]
+    command = [sys.executable, "-m", "benchmarks.clean", *arguments, "--threads", str(threads), "--json"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     setting = f"{threads} threads" + (f", {preload}" if preload else "")
     return [Cell(**{**cell, "setting": f"{cell['setting']}, {setting}"}) for cell in json.loads(done.stdout)]

@@ -17,13 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import real_pairs
 import torch
 
 import tracediff as td
+from benchmarks import real_pairs
 
 LINES = {"gemma": "nn.gelu(", "starcoder2": "nn.gelu(", "gpt_neox": "nn.gelu_approx(", "glm": "nn.RoPE("}
 """The piece of the port's source that differs."""

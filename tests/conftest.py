@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from models import SIDES
+
+sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks, where the project is not installed in editable form
 
 
 @pytest.fixture(params=list(SIDES))

@@ -11,8 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.faults.score import Case, as_json
 from benchmarks.faults.table import failures, table
 
@@ -86,8 +84,9 @@ def measured(options: argparse.Namespace) -> int:
 
 def names(options: argparse.Namespace, known: dict[str, object]) -> None:
     """Prints precision and recall of pairing under the conditions of `benchmarks/pairing.py`."""
-    import pairing
     from disguises import CONDITIONS, Score
+
+    from benchmarks import pairing
 
     totals = {condition: Score() for condition in CONDITIONS}
     for entry in known.values():

@@ -31,15 +31,15 @@ class Edit:
         return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replacement(self.path, self.method, self.old, self.new), self.also)
 
 
-def all_faults(pair: Any) -> list[Fault]:
-    """Every fault that applies somewhere in a pair's port, as far as a run of it enters."""
+def all_faults(pair: Any, *, with_built_in: bool = False) -> list[Fault]:
+    """Every fault that applies somewhere in what a run of a pair's port enters; on demand in the code of MLX's own modules, too."""
     entered = running(pair.port, pair.run_port)
     known = {path: module for path, module in pair.port.named_modules() if path in entered}
     found = [edit.fault for edit in getattr(pair, "edits", ())]
     for path, module in known.items():
         for one in modules.FAULTS:
             found.extend(one.at(path, module))
-        if not is_built_in(module):
+        if with_built_in or not is_built_in(module):
             for method in entered[path]:
                 found.extend(rewrites_of(type(module), path, method))
     return [*found, *modules.swaps(known)]

@@ -11,18 +11,15 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import mlx.core as mx
-import numpy as np
 from pairs import matched
 
 import tracediff as td
+from benchmarks.casting import in_dtype
 from benchmarks.faults.catalogue import all_faults, chosen, couples
 from benchmarks.faults.plant import Fault, planted
 from benchmarks.faults.score import Case, Planted, caller, judge
@@ -239,42 +236,3 @@ class Truth:
             return tuple(self.references[inside[0]])
         above = caller(path, self.references)
         return tuple(self.references.get(above or "", ()))
-
-
-# -- the port in another dtype -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def in_dtype(pair: Any, dtype: str) -> Iterator[None]:
-    """The pair's port in a dtype, and the inputs that its run makes with it; for good."""
-    if dtype == "float32":
-        yield
-        return
-    wanted = getattr(mx, dtype)
-    for module in pair.port.modules():
-        for key, value in module.items():
-            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
-                module[key] = value.astype(wanted)
-    with inputs_made(pair, lambda array: array.astype(wanted) if array.dtype == mx.float32 else array):
-        yield
-
-
-@contextmanager
-def inputs_made(pair: Any, change: Callable[[mx.array], mx.array]) -> Iterator[None]:
-    """What the pair's run makes by `mx.array`, changed."""
-    original = mx.array
-
-    class Arrays:
-        def __getattr__(self, name: str) -> Any:
-            return (lambda values, *more: change(original(values, *more))) if name == "array" else getattr(mx, name)
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.dict(pair.run_port.__globals__, {"mx": Arrays()}))
-        yield
-
-
-def other_numbers(array: mx.array) -> mx.array:
-    """Inputs as another front end would make them: ids are turned round, numbers are a little larger at one end."""
-    if not mx.issubdtype(array.dtype, mx.floating):
-        return array[..., ::-1]
-    return array * mx.array(np.linspace(1, 1.1, array.shape[-1]).astype(np.float32)).astype(array.dtype)

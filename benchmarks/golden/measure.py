@@ -10,7 +10,6 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
 from benchmarks.golden import cases
 from benchmarks.golden.answers import Answer, answer
 
