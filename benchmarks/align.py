@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import benchmarks  # noqa: F401 - makes the shared stacks importable
+from benchmarks import results
 
 from synthetic import stack  # isort: skip
 
@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1667, help="layers of 12 sites each; half as many where all weights differ")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", metavar="REVISION", help="an earlier revision to measure in turn")
+    results.add_option(parser)
     arguments = parser.parse_args()
+    rows: list[results.Row] = []
     with tempfile.TemporaryDirectory() as place:
         trees = {"now": ROOT}
         if arguments.against:
@@ -82,8 +84,12 @@ def main() -> None:
                     spent, paired = once(path, folder)
                     seconds[tree].append(spent)
             best = [min(spent) for spent in seconds.values()]
+            rows.append(
+                {"stack": name, "sites": SITES_A_LAYER * layers + 1, "paired": paired, "cpu seconds": dict(zip(trees, best, strict=True))}
+            )
             ratio = f"{best[1] / best[0]:8.2f}" if arguments.against else ""
             print(f"{name:24s}{SITES_A_LAYER * layers + 1:8d}{paired:8d}" + "".join(f"{spent:18.2f}" for spent in best) + ratio, flush=True)
+    results.record("align", rows, arguments)
 
 
 if __name__ == "__main__":

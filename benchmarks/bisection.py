@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.faults.catalogue import all_faults
 from benchmarks.faults.plant import Fault, planted
 from tracediff.alignment import align
@@ -49,6 +50,13 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("shares", "rounds", "held", "wrong"):
             getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What is kept of the tally: counts of faults, and means of shares."""
+        counts = {name: getattr(self, name) for name in ("faults", "same", "culprit", "live", "live_culprit")}
+        lists = (("read", self.shares), ("rounds", self.rounds), ("held", self.held))
+        return {**counts, **{name: round(sum(values) / len(values), 4) for name, values in lists if values}}
 
     @property
     def text(self) -> str:
@@ -155,17 +163,21 @@ def main() -> None:
     parser.add_argument("--live", action="store_true", help="the live bisection too")
     parser.add_argument("--only", default="", help="only faults whose text holds this")
     parser.add_argument("--wrong", action="store_true", help="print where the answer is another")
+    results.add_option(parser)
     arguments = parser.parse_args()
     head = f"{'':24s}{'faults':>7s}{'same':>8s}{'culprit':>9s}{'read':>8s}{'most':>8s}"
     print(head + (f"{'live':>8s}{'culprit':>9s}{'rounds':>8s}{'most':>5s}{'held':>8s}" if arguments.live else ""), flush=True)
     total = Tally()
+    rows: list[results.Row] = []
     for name in arguments.pairs or pairs.PAIRS:
         tally = measure(pairs.PAIRS[name], arguments.faults, arguments.seed, arguments.live, arguments.only)
         total.add(tally)
+        rows.append({"pair": name, **tally.numbers})
         print(f"{name:24s}{tally.text}", flush=True)
         for line in tally.wrong if arguments.wrong else ():
             print(f"    {line}")
     print(f"{'all':24s}{total.text}")
+    results.record("bisection", rows, arguments)
 
 
 if __name__ == "__main__":

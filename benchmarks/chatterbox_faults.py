@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tracediff as td
+from benchmarks import results
 from benchmarks.faults.score import OUTCOMES, caller, cause_of
 from benchmarks.recipe_runs import hooks, reference_of, run_port
 from tracediff.site import is_below
@@ -222,6 +223,14 @@ def line(title: str, cases: Sequence[Case]) -> str:
     return f"| {title} | " + " | ".join(str(cell) for cell in cells) + " |"
 
 
+def figures(cases: Sequence[Case]) -> Iterator[results.Row]:
+    """A row for each case: what was planted, and how it was found."""
+    for case in cases:
+        yield {
+            name: getattr(case, name) for name in ("stage", "faults", "outcome", "cause", "named", "flagged", "extra", "compared", "error")
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="faults; all by default")
@@ -232,13 +241,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("traces"), help="where the traces are written")
     parser.add_argument("--json", type=Path, help="keep every case in this file, after each one")
     parser.add_argument("--table", action="store_true", help="print the table of that file, and run nothing")
+    results.add_option(parser)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.folder, json=options.json)
     bench.read()
     if not options.table:
         measured(bench, options)
-    print("\n".join(table(list(bench.cases.values()))))
+    cases = list(bench.cases.values())
+    print("\n".join(table(cases)))
+    results.record("chatterbox_faults", figures(cases), options)
 
 
 def measured(bench: Bench, options: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks import results
 from benchmarks.casting import in_dtype
 from benchmarks.pairing import builders
 from benchmarks.recipe_runs import hooks, kept, run_port
@@ -245,6 +246,20 @@ def table(cells: Sequence[Cell], options: argparse.Namespace) -> Iterator[str]:
             yield f"  {cell.pair}, {cell.dtype} {cell.mode}, {cell.setting}: {alarm}"
 
 
+def figures(cells: Sequence[Cell]) -> Iterator[results.Row]:
+    """A row for each pair, dtype and mode: runs, alarms, and the largest error in parts of what is allowed (None where a run failed)."""
+    for key in dict.fromkeys((cell.pair, cell.dtype, cell.mode) for cell in cells):
+        own = [cell for cell in cells if (cell.pair, cell.dtype, cell.mode) == key]
+        share = max(cell.share for cell in own)
+        yield {
+            **dict(zip(("pair", "dtype", "mode"), key, strict=True)),
+            "runs": len(own),
+            "compared": sum(cell.compared for cell in own),
+            "alarms": sum(len(cell.alarms) for cell in own),
+            "largest share": round(share, 3) if math.isfinite(share) else None,
+        }
+
+
 def text(cells: Sequence[Cell]) -> str:
     return f"{sum(map(len, (cell.alarms for cell in cells)))}/{len(cells)} ({max(cell.share for cell in cells):.2f})" if cells else "-"
 
@@ -263,6 +278,7 @@ def main() -> None:
     parser.add_argument("--preload", default="", help="once more with this library preloaded, such as libopenblas.so.0")
     parser.add_argument("--folder", type=Path, help="where Chatterbox's references are kept, and used again")
     parser.add_argument("--json", action="store_true", help="print every comparison as JSON; one number of threads, nothing preloaded")
+    results.add_option(parser)
     options = parser.parse_args()
     if options.json:
         print(json.dumps([asdict(cell) for cell in measure(options)]))
@@ -274,6 +290,7 @@ def main() -> None:
     preloads = ["", options.preload] if options.preload else [""]
     cells = [cell for threads in options.threads for preload in preloads for cell in elsewhere(given, threads, preload)]
     print("\n".join(table(cells, options)))
+    results.record("clean", figures(cells), options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmarks  # noqa: F401 - makes the shared pairs importable
+from benchmarks import results
 
 from disguises import CONDITIONS, Score, measure  # isort: skip - only now can it be found
 
@@ -56,14 +56,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds of each")
     parser.add_argument("--conditions", default=",".join(CONDITIONS))
     parser.add_argument("--wrong", action="store_true", help="print every wrong pair")
+    results.add_option(parser)
     arguments = parser.parse_args()
     conditions = arguments.conditions.split(",")
     totals = {condition: Score() for condition in conditions}
+    rows: list[results.Row] = []
     print(f"{'precision/recall in %':24s}" + "".join(f"{condition:>15s}" for condition in conditions))
     for name, build in builders(arguments.pairs, arguments.real).items():
         cells = [total(build, condition, arguments.seeds) for condition in conditions]
         for condition, cell in zip(conditions, cells, strict=True):
             totals[condition].add(cell)
+            rows.append({"pair": name, "condition": condition, "right": cell.right, "stated": cell.stated, "true": cell.true})
         print(f"{name:24s}" + "".join(f"{cell.text:>15s}" for cell in cells), flush=True)
         for condition, cell in zip(conditions, cells, strict=True):
             for line in cell.wrong if arguments.wrong else ():
@@ -72,6 +75,7 @@ def main() -> None:
     print(f"{'true pairs':24s}" + "".join(f"{totals[condition].true:15d}" for condition in conditions))
     spent = [1000 * totals[condition].seconds / max(1, totals[condition].sites) for condition in conditions]
     print(f"{'seconds per 1000 sites':24s}" + "".join(f"{seconds:15.2f}" for seconds in spent))
+    results.record("pairing", rows, arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import results
 from benchmarks.faults.score import Case, as_json
 from benchmarks.faults.table import failures, table
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--failures", action="store_true", help="list every case that went wrong")
     parser.add_argument("--json", metavar="FILE", help="write every case to this file, after each pair")
     parser.add_argument("--table", metavar="FILE", help="print the table of such a file, and stop")
+    results.add_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.most, options.couples = 6, 1
@@ -74,6 +76,7 @@ def measured(options: argparse.Namespace) -> int:
             if options.json:  # after every pair, so that a run which is stopped keeps what it has
                 Path(options.json).write_text(json.dumps(as_json(cases, dropped), indent=1))
     print("\n".join(table(cases, dropped)))
+    results.record("faults", [*as_json(cases, dropped)["table"], {"no_effect": dict(dropped)}], options)
     print(f"{len(cases)} cases in {time.monotonic() - started:.0f} s")
     if options.failures:
         print("\n".join(failures(cases)))
