@@ -23,7 +23,7 @@ CHATTERBOX_FAULTS = 2
 """So many into each stage of Chatterbox."""
 
 
-class NotBuiltError(Exception):
+class NotBuiltError(ImportError):
     """What a pair is left out for."""
 
 
