@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -38,7 +37,7 @@ def second(found: list[str]) -> None:
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module with a table and a tuple of passes, and another one that has imported them."""
     made = ModuleType("toy")
     made.THRESHOLDS, made.PASSES = Table(), (first, second)  # type: ignore[attr-defined]
@@ -46,7 +45,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     user.THRESHOLDS, user.PASSES = made.THRESHOLDS, made.PASSES  # type: ignore[attr-defined]
     for module in (made, user):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield made
+    return made
 
 
 def answer(verdict: str, *divergences: tuple[str, str], pairs: str = "a") -> dict[str, Any]:
