@@ -128,13 +128,13 @@ def of_table(package: str, module: str, table: Any) -> Iterator[Variant]:
     for field in fields(table):
         value = getattr(table, field.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            say(f"{package}.{field.name} is no number, and is left out")
+            note(f"{package}.{field.name} is no number, and is left out")
             continue
-        for what, other in others(value):
+        for what, other in alternatives(value):
             yield Variant(f"{package}.{field.name}", what, module, field.name, value=other)
 
 
-def others(value: float) -> Iterator[tuple[str, float]]:
+def alternatives(value: float) -> Iterator[tuple[str, float]]:
     """Zero, infinity (of a float), half and double of a number, as far as they differ from it."""
     is_whole = isinstance(value, int)
     tried = {"zero": 0 if is_whole else 0.0, "halved": value // 2 if is_whole else value / 2, "doubled": value * 2}
@@ -153,7 +153,7 @@ def of_passes() -> Iterator[Variant]:
         try:
             passes = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
-            say(f"{module}.{name} is not there, and is left out")
+            note(f"{module}.{name} is not there, and is left out")
             continue
         labels = [label(one) for one in passes]
         for index, text in enumerate(labels):
@@ -260,11 +260,11 @@ def kinds(was: Answer, now: Answer) -> list[str]:
 # -- all of it -----------------------------------------------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
+def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def together(tasks: Mapping[Pair, Future[Any]]) -> dict[Pair, Any]:
+def gathered(tasks: Mapping[Pair, Future[Any]]) -> dict[Pair, Any]:
     """What the tasks of all pairs give, told as they end; the pairs that cannot be built here are left out."""
     names = {task: pair for pair, task in tasks.items()}
     done: dict[Pair, Any] = {}
@@ -273,9 +273,9 @@ def together(tasks: Mapping[Pair, Future[Any]]) -> dict[Pair, Any]:
         try:
             done[pair] = task.result()
         except ImportError as error:
-            say(f"{pair[1]}: left out, {error}")
+            note(f"{pair[1]}: left out, {error}")
             continue
-        say(f"{number}/{len(names)} {pair[1]}")
+        note(f"{number}/{len(names)} {pair[1]}")
     return {pair: done[pair] for pair in tasks if pair in done}
 
 
@@ -332,11 +332,11 @@ def main() -> int:
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         folder = options.traces or Path(temporary)
-        before = together({pair: pool.submit(baseline, pair, folder) for pair in pairs})
-        say(estimate(list(before.values()), tried, options.jobs))
+        before = gathered({pair: pool.submit(baseline, pair, folder) for pair in pairs})
+        note(estimate(list(before.values()), tried, options.jobs))
         if options.estimate:
             return 0
-        found = together({pair: pool.submit(changes, pair, tried, folder, before[pair]) for pair in before})
+        found = gathered({pair: pool.submit(changes, pair, tried, folder, before[pair]) for pair in before})
     table = list(rows(list(found.values()), tried, sum(len(one.answers) for one in before.values())))
     print("\n".join(lines(table)))
     if options.json:

@@ -39,12 +39,12 @@ with open_trace(sys.argv[1]) as a, open_trace(sys.argv[2]) as b:
 def once(tree: Path, folder: Path) -> tuple[float, int]:
     """CPU seconds that one alignment takes by the code of a source tree, and how many sites it paired."""
     command = [sys.executable, "-c", _ONCE, str(folder / "reference.h5"), str(folder / "port.h5")]
-    told = subprocess.run(
+    ran = subprocess.run(
         command, cwd=tree, env={"PYTHONPATH": str(tree), "PATH": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
-    if told.returncode:
-        raise SystemExit(told.stderr)
-    seconds, paired = told.stdout.split()
+    if ran.returncode:
+        raise SystemExit(ran.stderr)
+    seconds, paired = ran.stdout.split()
     return float(seconds), int(paired)
 
 

@@ -85,7 +85,7 @@ class Bench:
 
     def keep(self, case: Case) -> None:
         self.cases[" + ".join((case.stage, *case.faults))] = case
-        print(told(case), file=sys.stderr, flush=True)
+        print(described(case), file=sys.stderr, flush=True)
         if self.json is not None:
             self.json.write_text(
                 json.dumps({"schema": "tracediff.chatterbox_faults/1", "cases": [asdict(one) for one in self.cases.values()]})
@@ -177,7 +177,7 @@ def are_apart(first: Any, second: Any) -> bool:
 # -- the table
 
 
-def told(case: Case) -> str:
+def described(case: Case) -> str:
     """One case in a line."""
     what = " + ".join(case.faults) or "clean"
     if case.error:
@@ -196,8 +196,8 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
     order = list(HOOKS.chatterbox_shared.STAGES)
     stages = sorted({case.stage for case in cases}, key=order.index)
     for stage in stages:
-        yield line(f"`{stage}`", [case for case in cases if case.stage == stage])
-    yield line("all", cases)
+        yield row(f"`{stage}`", [case for case in cases if case.stage == stage])
+    yield row("all", cases)
     pairs = [case for case in cases if len(case.faults) == 2 and not case.error]
     if pairs:
         both = sum(case.named == 2 for case in pairs)
@@ -209,10 +209,10 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
         )
     for case in cases:
         if case.error:
-            yield f"failed: {told(case)}"
+            yield f"failed: {described(case)}"
 
 
-def line(title: str, cases: Sequence[Case]) -> str:
+def row(title: str, cases: Sequence[Case]) -> str:
     singles = [case for case in cases if len(case.faults) == 1 and not case.error]
     clean = [case for case in cases if not case.faults and not case.error]
     cells: list[Any] = [f"{sum(case.compared for case in clean)}, {sum(case.flagged for case in clean)}", len(singles)]

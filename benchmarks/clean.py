@@ -83,7 +83,7 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
                         feed = folder / "ref.h5" if mode == "forced" else None
                         try:
                             td.capture(port.port, port.run_port, to=folder / "port.h5", feed=feed, force=True, repeat=False).close()
-                        except Exception as error:  # noqa: BLE001 - a port that does not run in a dtype is told in the table
+                        except Exception as error:  # noqa: BLE001 - a port that does not run in a dtype is a line of the table
                             yield Cell(name, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
                         else:
                             yield judged(name, dtype, mode, setting, folder / "ref.h5", folder / "port.h5")
@@ -102,7 +102,7 @@ def chatterbox_cells(seed: int, options: argparse.Namespace, folder: Path) -> It
                     try:
                         with reordered(order):
                             chatterbox_port(stage, seed, dtype, reference, folder / "port.h5", is_fed=mode == "forced")
-                    except Exception as error:  # noqa: BLE001 - a stage that does not run in a dtype is told in the table
+                    except Exception as error:  # noqa: BLE001 - a stage that does not run in a dtype is a line of the table
                         yield Cell(stage, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
                     else:
                         yield judged(stage, dtype, mode, setting, reference, folder / "port.h5")
@@ -218,7 +218,7 @@ def progress(cells: Iterator[Cell]) -> Iterator[Cell]:
         yield cell
 
 
-def elsewhere(arguments: Sequence[str], threads: int, preload: str) -> list[Cell]:
+def in_own_process(arguments: Sequence[str], threads: int, preload: str) -> list[Cell]:
     """The same in a process of its own, since a BLAS and its threads are chosen when a process starts."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     if preload:
@@ -237,9 +237,9 @@ def table(cells: Sequence[Cell], options: argparse.Namespace) -> Iterator[str]:
     columns = [(dtype, mode) for dtype in options.dtypes for mode in options.modes]
     yield f"{'alarms/runs (of allowed)':26s}" + "".join(f"{f'{dtype} {mode}':>18s}" for dtype, mode in columns)
     for pair in dict.fromkeys(cell.pair for cell in cells):
-        yield f"{pair:26s}" + "".join(f"{text(by_key[pair, *column]):>18s}" for column in columns)
+        yield f"{pair:26s}" + "".join(f"{alarms_text(by_key[pair, *column]):>18s}" for column in columns)
     every = {column: [cell for cell in cells if (cell.dtype, cell.mode) == column] for column in columns}
-    yield f"{'all':26s}" + "".join(f"{text(every[column]):>18s}" for column in columns)
+    yield f"{'all':26s}" + "".join(f"{alarms_text(every[column]):>18s}" for column in columns)
     yield f"{sum(cell.compared for cell in cells):,} pairs of tensors judged in {len(cells)} comparisons"
     for cell in cells:
         for alarm in cell.alarms:
@@ -260,7 +260,7 @@ def figures(cells: Sequence[Cell]) -> Iterator[results.Row]:
         }
 
 
-def text(cells: Sequence[Cell]) -> str:
+def alarms_text(cells: Sequence[Cell]) -> str:
     return f"{sum(map(len, (cell.alarms for cell in cells)))}/{len(cells)} ({max(cell.share for cell in cells):.2f})" if cells else "-"
 
 
@@ -288,7 +288,7 @@ def main() -> None:
         given += [f"--{name}", *map(str, getattr(options, name))] if getattr(options, name) else []
     given += ["--folder", os.fspath(options.folder)] if options.folder else []
     preloads = ["", options.preload] if options.preload else [""]
-    cells = [cell for threads in options.threads for preload in preloads for cell in elsewhere(given, threads, preload)]
+    cells = [cell for threads in options.threads for preload in preloads for cell in in_own_process(given, threads, preload)]
     print("\n".join(table(cells, options)))
     results.record("clean", figures(cells), options)
 

@@ -5,7 +5,7 @@
 
 Conditions: *natural* names; *anonymous* (every path segment, list index and composite type replaced, modules and parameters listed in
 random order); *shuffled* (anonymous, and independent siblings called in another order); *early fault* (anonymous, the port's first leaf
-gives out wrong values); *unloaded* (anonymous, one leaf's weights in the port drawn anew); *all different* (anonymous, every weight of
+returns wrong values); *unloaded* (anonymous, one leaf's weights in the port drawn anew); *all different* (anonymous, every weight of
 the port drawn anew, so that neither parameters nor values say anything).
 
 The truth is written down beside each pair and holds by construction: the port's weights were converted by it. Precision counts the pairs

@@ -38,11 +38,11 @@ def main() -> int:
     if options.quick:
         options.most, options.couples = 6, 1
     if options.table:
-        return told(options)
-    return listed(options) if options.list else measured(options)
+        return print_table(options)
+    return print_faults(options) if options.list else run(options)
 
 
-def told(options: argparse.Namespace) -> int:
+def print_table(options: argparse.Namespace) -> int:
     """Prints the table of the cases in a file."""
     written = json.loads(Path(options.table).read_text())
     cases = [Case(**case) for case in written["cases"]]
@@ -50,14 +50,14 @@ def told(options: argparse.Namespace) -> int:
     return 0
 
 
-def measured(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from benchmarks.faults.measure import Bench, Options
     from benchmarks.faults.pairs import selected
 
     wanted = Options(
         options.dtypes, options.modes, options.seeds, options.kinds, options.per_kind, options.couples, options.most,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     cases: list[Case] = []
     dropped: Counter[str] = Counter()
@@ -81,11 +81,11 @@ def measured(options: argparse.Namespace) -> int:
     if options.failures:
         print("\n".join(failures(cases)))
     if options.names:
-        names(options, known)
+        print_pairing(options, known)
     return 0
 
 
-def names(options: argparse.Namespace, known: dict[str, object]) -> None:
+def print_pairing(options: argparse.Namespace, known: dict[str, object]) -> None:
     """Prints precision and recall of pairing under the conditions of `benchmarks/pairing.py`."""
     from disguises import CONDITIONS, Score
 
@@ -98,7 +98,7 @@ def names(options: argparse.Namespace, known: dict[str, object]) -> None:
     print("pairing, precision/recall in %: " + ", ".join(f"{condition} {score.text.strip()}" for condition, score in totals.items()))
 
 
-def listed(options: argparse.Namespace) -> int:
+def print_faults(options: argparse.Namespace) -> int:
     from benchmarks.faults.catalogue import all_faults
     from benchmarks.faults.pairs import selected
 

@@ -13,6 +13,7 @@ from mlx import nn
 from benchmarks.faults import modules
 from benchmarks.faults.plant import Fault, replacement, running
 from benchmarks.faults.rewrites import rewrites_of
+from tracediff.site import is_below
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def all_faults(pair: Any, *, with_built_in: bool = False) -> list[Fault]:
     known = {path: module for path, module in pair.port.named_modules() if path in entered}
     found = [edit.fault for edit in getattr(pair, "edits", ())]
     for path, module in known.items():
-        for one in modules.FAULTS:
-            found.extend(one.at(path, module))
+        for way in modules.FAULTS:
+            found.extend(way.at(path, module))
         if with_built_in or not is_built_in(module):
             for method in entered[path]:
                 found.extend(rewrites_of(type(module), path, method))
@@ -69,11 +70,12 @@ def couples(faults: Iterable[Fault], seed: int, most: int) -> list[tuple[Fault, 
     for _ in range(50 * most):
         if len(found) == most or len(known) < 2:
             break
-        one, other = chance.sample(known, 2)
-        if not one.others and not other.others and not _nested(one.port, other.port):
-            found.append((one, other))
+        first, second = chance.sample(known, 2)
+        if not first.others and not second.others and not _nested(first.port, second.port):
+            found.append((first, second))
     return found
 
 
-def _nested(one: str, other: str) -> bool:
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+def _nested(path: str, other: str) -> bool:
+    """Whether one of two modules lies in the other, or is the other."""
+    return is_below(path, other) or is_below(other, path)

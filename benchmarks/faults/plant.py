@@ -62,7 +62,7 @@ def rewritten(path: str, method: str, change: Callable[[ast.Module], ast.Module]
 
 
 def source_tree(function: Call) -> ast.Module:
-    """The parsed source of a function. Raises OSError or SyntaxError where there is none that stands alone."""
+    """The parsed source of a function. Raises OSError or SyntaxError where there is none that compiles by itself."""
     return ast.parse(source_of(function))
 
 
