@@ -112,7 +112,7 @@ def _run_mel(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = common.arrays(voice.wave(context, "voice.mel", "wav_24k", voice.RATE_S3GEN))["wav_24k"]
     sizes = {"n_fft": 1920, "num_mels": 80, "sampling_rate": voice.RATE_S3GEN, "hop_size": 480, "win_size": 1920, "fmin": 0, "fmax": 8000}
-    with _tapped(mel_mlx, "_mel_filterbank", "prompt_filters"):
+    with voice.tapped(mel_mlx, "_mel_filterbank", "prompt_filters"):
         return td.tap("prompt_feat", mel_mlx.mel_spectrogram_mlx(wave, **sizes).swapaxes(1, 2))
 
 
@@ -128,12 +128,8 @@ def _run_text(models: Mapping[str, Any], context: Any) -> Any:
     import mlx.core as mx
     from chatterbox import tts_mlx
 
-    given = []
-    for name, text in voice.texts(context).items():
-        normalised = td.tap(name.replace("text", "normalised"), tts_mlx.punc_norm(td.tap(name, text)))
-        ids = mx.array(models["text"].tokenizer.text_to_tokens(normalised).numpy())
-        given.append(td.tap(name.replace("text", "ids"), ids))
-    return given
+    tokenizer = models["text"].tokenizer
+    return voice.run_text(tts_mlx.punc_norm, lambda text: mx.array(tokenizer.text_to_tokens(text).numpy()), context)
 
 
 def _run_cond(models: Mapping[str, Any], context: Any) -> Any:
@@ -277,14 +273,6 @@ def _tokens(t3: Any, *, is_small: bool) -> Iterator[None]:
         if is_small:
             patches.enter_context(shared.attribute(analyzer, "LLAMA_ALIGNED_HEADS", ALIGNED))
         patches.callback(setattr, t3, "patched_model", None)  # what it leaves in the model: a second way to all its modules
-        yield
-
-
-@contextlib.contextmanager
-def _tapped(owner: Any, name: str, tap: str) -> Iterator[None]:
-    """For a while what a function returns is tapped."""
-    original = getattr(owner, name)
-    with shared.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
         yield
 
 
