@@ -17,6 +17,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from benchmarks import results
+
+from synthetic import stack  # isort: skip
+
 ROOT = Path(__file__).resolve().parent.parent
 SITES_A_LAYER = 12
 
@@ -35,12 +39,12 @@ with open_trace(sys.argv[1]) as a, open_trace(sys.argv[2]) as b:
 def once(tree: Path, folder: Path) -> tuple[float, int]:
     """CPU seconds that one alignment takes by the code of a source tree, and how many sites it paired."""
     command = [sys.executable, "-c", _ONCE, str(folder / "reference.h5"), str(folder / "port.h5")]
-    told = subprocess.run(
+    ran = subprocess.run(
         command, cwd=tree, env={"PYTHONPATH": str(tree), "PATH": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
-    if told.returncode:
-        raise SystemExit(told.stderr)
-    seconds, paired = told.stdout.split()
+    if ran.returncode:
+        raise SystemExit(ran.stderr)
+    seconds, paired = ran.stdout.split()
     return float(seconds), int(paired)
 
 
@@ -57,10 +61,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1667, help="layers of 12 sites each; half as many where all weights differ")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", metavar="REVISION", help="an earlier revision to measure in turn")
+    results.add_option(parser)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests"))
-    from synthetic import stack
-
+    rows: list[results.Row] = []
     with tempfile.TemporaryDirectory() as place:
         trees = {"now": ROOT}
         if arguments.against:
@@ -81,8 +84,12 @@ def main() -> None:
                     spent, paired = once(path, folder)
                     seconds[tree].append(spent)
             best = [min(spent) for spent in seconds.values()]
+            rows.append(
+                {"stack": name, "sites": SITES_A_LAYER * layers + 1, "paired": paired, "cpu seconds": dict(zip(trees, best, strict=True))}
+            )
             ratio = f"{best[1] / best[0]:8.2f}" if arguments.against else ""
             print(f"{name:24s}{SITES_A_LAYER * layers + 1:8d}{paired:8d}" + "".join(f"{spent:18.2f}" for spent in best) + ratio, flush=True)
+    results.record("align", rows, arguments)
 
 
 if __name__ == "__main__":

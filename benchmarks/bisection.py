@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from benchmarks.faults.modules import FAULTS, swaps  # noqa: E402
-from benchmarks.faults.plant import Fault, module_at, planted, running  # noqa: E402
-from benchmarks.faults.rewrites import rewrites_of  # noqa: E402
-from tracediff.alignment import align  # noqa: E402
-from tracediff.errors import TracediffError  # noqa: E402
-from tracediff.locate import Located, locate  # noqa: E402
-from tracediff.observe import record  # noqa: E402
-from tracediff.runs.live import of_model  # noqa: E402
-from tracediff.runs.live_search import searched  # noqa: E402
-from tracediff.trace import Trace, open_trace  # noqa: E402
+from benchmarks import results
+from benchmarks.faults.catalogue import all_faults
+from benchmarks.faults.plant import Fault, planted
+from tracediff.alignment import align
+from tracediff.errors import TracediffError
+from tracediff.locate import Located, locate
+from tracediff.observe import record
+from tracediff.runs.live import of_model
+from tracediff.runs.live_search import searched
+from tracediff.trace import Trace, open_trace
 
 
 @dataclass
@@ -57,6 +53,13 @@ class Tally:
             getattr(self, name).extend(getattr(other, name))
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """What is kept of the tally: counts of faults, and means of shares."""
+        counts = {name: getattr(self, name) for name in ("faults", "same", "culprit", "live", "live_culprit")}
+        lists = (("read", self.shares), ("rounds", self.rounds), ("held", self.held))
+        return {**counts, **{name: round(sum(values) / len(values), 4) for name, values in lists if values}}
+
+    @property
     def text(self) -> str:
         count = max(1, self.faults)
         shares = self.shares or [0.0]
@@ -65,19 +68,6 @@ class Tally:
             held, rounds = sum(self.held) / len(self.held), sum(self.rounds) / len(self.rounds)
             text += f"{self.live / count:8.1%}{self.live_culprit / count:9.1%}{rounds:8.1f}{max(self.rounds):5d}{held:8.1%}"
         return text
-
-
-def faults_of(pair: Any) -> Iterator[Fault]:
-    """Every fault that can be planted in a pair's port."""
-    modules = dict(pair.port.named_modules())
-    entered = running(pair.port, pair.run_port)
-    for path, module in modules.items():
-        if path in entered:
-            for kind in FAULTS:
-                yield from kind.at(path, module)
-            for method in entered[path]:
-                yield from rewrites_of(type(module), path, method)
-    yield from swaps({path: module for path, module in modules.items() if path in entered})
 
 
 def sampled(faults: list[Fault], count: int, chance: random.Random) -> list[Fault]:
@@ -158,8 +148,8 @@ def measure(build: Callable[..., Any], count: int, seed: int, live: bool, only: 
         with record(pair.reference, folder / "reference.h5"):
             pair.run_reference()
         with open_trace(folder / "reference.h5") as reference:
-            for fault in sampled([fault for fault in faults_of(pair) if only in fault.text], count, chance):
-                assert module_at(pair.port, fault.path) is not None
+            known = all_faults(pair, with_built_in=True)
+            for fault in sampled([fault for fault in known if only in fault.text], count, chance):
                 tally.add(tried(pair, fault, reference, folder, live))
     return tally
 
@@ -174,17 +164,21 @@ def main() -> None:
     parser.add_argument("--live", action="store_true", help="the live bisection too")
     parser.add_argument("--only", default="", help="only faults whose text holds this")
     parser.add_argument("--wrong", action="store_true", help="print where the answer is another")
+    results.add_option(parser)
     arguments = parser.parse_args()
     head = f"{'':24s}{'faults':>7s}{'same':>8s}{'culprit':>9s}{'read':>8s}{'most':>8s}"
     print(head + (f"{'live':>8s}{'culprit':>9s}{'rounds':>8s}{'most':>5s}{'held':>8s}" if arguments.live else ""), flush=True)
     total = Tally()
+    rows: list[results.Row] = []
     for name in arguments.pairs or pairs.PAIRS:
         tally = measure(pairs.PAIRS[name], arguments.faults, arguments.seed, arguments.live, arguments.only)
         total.add(tally)
+        rows.append({"pair": name, **tally.numbers})
         print(f"{name:24s}{tally.text}", flush=True)
         for line in tally.wrong if arguments.wrong else ():
             print(f"    {line}")
     print(f"{'all':24s}{total.text}")
+    results.record("bisection", rows, arguments)
 
 
 if __name__ == "__main__":

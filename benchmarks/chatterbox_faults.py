@@ -12,28 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import tracediff as td
-from benchmarks.faults.score import caller, cause_of
-from tracediff.observe.recipe import find_recipe, load_file, run_recipe
-from tracediff.runs.captured import captured
+from benchmarks import results
+from benchmarks.faults.score import OUTCOMES, caller, cause_of
+from benchmarks.recipe_runs import hooks, reference_of, run_port
 from tracediff.site import is_below
 
-HOOKS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
+HOOKS = hooks("chatterbox_faults")
 FAULTS: dict[str, Any] = HOOKS.FAULTS
-OUTCOMES = ("exact", "near", "wrong", "missed")
 CAUSES = ("first", "any", "wrong", "none")
 
 
@@ -70,29 +65,15 @@ class Bench:
     cases: dict[str, Case] = field(default_factory=dict)
     json: Path | None = None
 
-    def reference(self, stage: str) -> Path:
-        """The reference's trace of a stage, with its floor."""
-        path = self.folder / f"reference_{stage}.h5"
-        if not path.is_file():
-            made = self.folder / f"unfinished_{os.getpid()}_{stage}.h5"
-            run_recipe("torch", "chatterbox", output=made, stages=[stage], job=captured, force=True).replace(path)
-        return path
-
     def run(self, stage: str, *names: str) -> Case:
         """One forced run of the port with these faults, judged."""
         case = Case(stage, names, tuple(FAULTS[name].kind for name in names))
-        reference, port = self.reference(stage), self.folder / "faults_port.h5"
+        reference, port = reference_of(stage, self.folder), self.folder / "faults_port.h5"
         started = time.perf_counter()
+        mends = HOOKS.chatterbox_mends.mends_of(stage)
+        changes = [lambda models: HOOKS.mended(models, *mends)] if mends else []
         try:
-            with ExitStack() as stack:
-
-                def change(models: Any) -> None:
-                    if mends := HOOKS.chatterbox_mends.mends_of(stage):
-                        stack.enter_context(HOOKS.mended(models, *mends))
-                    stack.enter_context(HOOKS.planted(models, *names))
-
-                given = {"change": change, "random": reference, "feed": str(reference), "job": captured}
-                run_recipe("mlx", "chatterbox", output=port, stages=[stage], force=True, repeat=False, **given)
+            run_port(port, [stage], reference, *changes, lambda models: HOOKS.planted(models, *names))
             with td.open_trace(port) as trace:
                 called = {record.module for record in trace.records}
             judge(case, td.bisect(reference, port), called)
@@ -104,7 +85,7 @@ class Bench:
 
     def keep(self, case: Case) -> None:
         self.cases[" + ".join((case.stage, *case.faults))] = case
-        print(told(case), file=sys.stderr, flush=True)
+        print(described(case), file=sys.stderr, flush=True)
         if self.json is not None:
             self.json.write_text(
                 json.dumps({"schema": "tracediff.chatterbox_faults/1", "cases": [asdict(one) for one in self.cases.values()]})
@@ -196,7 +177,7 @@ def are_apart(first: Any, second: Any) -> bool:
 # -- the table
 
 
-def told(case: Case) -> str:
+def described(case: Case) -> str:
     """One case in a line."""
     what = " + ".join(case.faults) or "clean"
     if case.error:
@@ -215,8 +196,8 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
     order = list(HOOKS.chatterbox_shared.STAGES)
     stages = sorted({case.stage for case in cases}, key=order.index)
     for stage in stages:
-        yield line(f"`{stage}`", [case for case in cases if case.stage == stage])
-    yield line("all", cases)
+        yield row(f"`{stage}`", [case for case in cases if case.stage == stage])
+    yield row("all", cases)
     pairs = [case for case in cases if len(case.faults) == 2 and not case.error]
     if pairs:
         both = sum(case.named == 2 for case in pairs)
@@ -228,10 +209,10 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
         )
     for case in cases:
         if case.error:
-            yield f"failed: {told(case)}"
+            yield f"failed: {described(case)}"
 
 
-def line(title: str, cases: Sequence[Case]) -> str:
+def row(title: str, cases: Sequence[Case]) -> str:
     singles = [case for case in cases if len(case.faults) == 1 and not case.error]
     clean = [case for case in cases if not case.faults and not case.error]
     cells: list[Any] = [f"{sum(case.compared for case in clean)}, {sum(case.flagged for case in clean)}", len(singles)]
@@ -240,6 +221,14 @@ def line(title: str, cases: Sequence[Case]) -> str:
     each = len(singles) or 1
     cells += [f"{sum(getattr(case, name) for case in singles) / each:.2f}" for name in ("flagged", "extra")]
     return f"| {title} | " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def figures(cases: Sequence[Case]) -> Iterator[results.Row]:
+    """A row for each case: what was planted, and how it was found."""
+    for case in cases:
+        yield {
+            name: getattr(case, name) for name in ("stage", "faults", "outcome", "cause", "named", "flagged", "extra", "compared", "error")
+        }
 
 
 def main() -> None:
@@ -252,13 +241,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("traces"), help="where the traces are written")
     parser.add_argument("--json", type=Path, help="keep every case in this file, after each one")
     parser.add_argument("--table", action="store_true", help="print the table of that file, and run nothing")
+    results.add_option(parser)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.folder, json=options.json)
     bench.read()
     if not options.table:
         measured(bench, options)
-    print("\n".join(table(list(bench.cases.values()))))
+    cases = list(bench.cases.values())
+    print("\n".join(table(cases)))
+    results.record("chatterbox_faults", figures(cases), options)
 
 
 def measured(bench: Bench, options: argparse.Namespace) -> None:

@@ -27,14 +27,16 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks import results
+from benchmarks.casting import in_dtype
+from benchmarks.pairing import builders
+from benchmarks.recipe_runs import hooks, kept, run_port
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("forced", "free")
@@ -60,17 +62,6 @@ class Cell:
 # -- one pair ------------------------------------------------------------------------------------------------------------------------------
 
 
-def small_or_real(real: bool) -> dict[str, Callable[..., Any]]:
-    """The pairs to build, by name."""
-    if not real:
-        import pairs
-
-        return dict(pairs.PAIRS)
-    import real_pairs
-
-    return dict(real_pairs.PAIRS)
-
-
 def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.Namespace, folder: Path) -> Iterator[Cell]:
     """A pair of models: the reference once, the port in every dtype, order of summation and mode."""
     import torch
@@ -87,12 +78,12 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
             for order in options.reductions:
                 port = make()
                 setting = f"seed {seed}, {order}" + (f", length {length}" if length else "")
-                with cast(port.port, dtype), reordered(order):
+                with in_dtype(port, dtype), reordered(order):
                     for mode in options.modes:
                         feed = folder / "ref.h5" if mode == "forced" else None
                         try:
                             td.capture(port.port, port.run_port, to=folder / "port.h5", feed=feed, force=True, repeat=False).close()
-                        except Exception as error:  # noqa: BLE001 - a port that does not run in a dtype is told in the table
+                        except Exception as error:  # noqa: BLE001 - a port that does not run in a dtype is a line of the table
                             yield Cell(name, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
                         else:
                             yield judged(name, dtype, mode, setting, folder / "ref.h5", folder / "port.h5")
@@ -100,9 +91,7 @@ def cells_of(name: str, build: Callable[..., Any], seed: int, options: argparse.
 
 def chatterbox_cells(seed: int, options: argparse.Namespace, folder: Path) -> Iterator[Cell]:
     """The shipped pair without its known differences, every stage apart."""
-    from chatterbox_faults import HOOKS
-
-    for stage in options.pairs or HOOKS.chatterbox_shared.STAGES:
+    for stage in options.pairs or hooks("chatterbox_shared").STAGES:
         reference = chatterbox_reference(stage, seed, options)
         for dtype in options.dtypes:
             if dtype != "float32" and stage in IN_FLOAT32:
@@ -113,7 +102,7 @@ def chatterbox_cells(seed: int, options: argparse.Namespace, folder: Path) -> It
                     try:
                         with reordered(order):
                             chatterbox_port(stage, seed, dtype, reference, folder / "port.h5", is_fed=mode == "forced")
-                    except Exception as error:  # noqa: BLE001 - a stage that does not run in a dtype is told in the table
+                    except Exception as error:  # noqa: BLE001 - a stage that does not run in a dtype is a line of the table
                         yield Cell(stage, dtype, mode, setting, 0, math.inf, "", [f"does not run: {type(error).__name__}: {error}"])
                     else:
                         yield judged(stage, dtype, mode, setting, reference, folder / "port.h5")
@@ -123,32 +112,18 @@ def chatterbox_reference(stage: str, seed: int, options: argparse.Namespace) -> 
     """The reference's trace of a stage with the noise floor of every dtype that is asked for, captured unless it is there already."""
     from tracediff import api
 
+    half = () if stage in IN_FLOAT32 else tuple(dtype for dtype in options.dtypes if dtype != "float32")
+    given = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True, "floor_dtypes": ("float64", *half)}
     path: Path = options.folder / f"clean_{stage}_{seed}.h5"
-    if not path.is_file():
-        made = path.with_name(f"unfinished_{os.getpid()}_{path.name}")
-        half = () if stage in IN_FLOAT32 else tuple(dtype for dtype in options.dtypes if dtype != "float32")
-        given = {"recipe": "chatterbox", "stages": [stage], "seed": seed, "force": True, "floor_dtypes": ("float64", *half)}
-        api.capture_recipe(impl="torch", output=made, **given).close()
-        made.replace(path)
-    return path
+    return kept(path, lambda to: api.capture_recipe(impl="torch", output=to, **given).close())
 
 
 def chatterbox_port(stage: str, seed: int, dtype: str, reference: Path, to: Path, *, is_fed: bool) -> None:
     """The port of a stage, mended, fed by the reference or free."""
-    from chatterbox_faults import HOOKS
-
-    from tracediff.observe.recipe import run_recipe
-    from tracediff.runs.captured import captured
-
-    with ExitStack() as stack:
-
-        def change(models: Any) -> None:
-            if mends := HOOKS.chatterbox_mends.mends_of(stage):
-                stack.enter_context(HOOKS.mended(models, *mends))
-
-        fed = {"feed": str(reference)} if is_fed else {}
-        given = {"random": reference, "seed": seed, "change": change, "force": True, "repeat": False, "job": captured}
-        run_recipe("mlx", "chatterbox", output=to, stages=[stage], dtype=None if dtype == "float32" else dtype, **fed, **given)
+    mends = hooks("chatterbox_mends")
+    names = mends.mends_of(stage)
+    changes = [lambda models: mends.mended(models, *names)] if names else []
+    run_port(to, [stage], reference, *changes, is_fed=is_fed, seed=seed, dtype=None if dtype == "float32" else dtype)
 
 
 def judged(name: str, dtype: str, mode: str, setting: str, reference: Path, port: Path) -> Cell:
@@ -169,43 +144,6 @@ def judged(name: str, dtype: str, mode: str, setting: str, reference: Path, port
 
 
 # -- what may change rounding --------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def cast(port: Any, dtype: str) -> Iterator[None]:
-    """The port in another dtype, its inputs with it, as its user would."""
-    if dtype == "float32":
-        yield
-        return
-    import mlx.core as mx
-
-    wanted = getattr(mx, dtype)
-    port.set_dtype(wanted)
-    for module in port.modules():  # what is kept under a private name is no parameter to MLX
-        for key, value in module.items():
-            if isinstance(value, mx.array) and value.dtype == mx.float32:
-                module[key] = value.astype(wanted)
-    original = mx.array
-
-    class Arrays:
-        """`mlx.core` for the pairs' own code: real inputs are made in the dtype."""
-
-        def __getattr__(self, attribute: str) -> Any:
-            return made if attribute == "array" else getattr(mx, attribute)
-
-    def made(values: Any, *more: Any) -> Any:
-        array = original(values, *more)
-        return array.astype(wanted) if array.dtype == mx.float32 else array
-
-    names = [name for name in ("pairs", "real_pairs") if name in sys.modules]
-    patches = [patch.object(sys.modules[name], "mx", Arrays()) for name in names]
-    for one in patches:
-        one.start()
-    try:
-        yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 @contextmanager
@@ -265,9 +203,8 @@ def measure(options: argparse.Namespace) -> list[Cell]:
             if options.chatterbox:
                 found += progress(chatterbox_cells(seed, options, folder))
                 continue
-            known = small_or_real(options.real)
-            for pair in options.pairs or known:
-                found += progress(cells_of(pair, known[pair], seed, options, folder))
+            for pair, build in builders(options.pairs, options.real).items():
+                found += progress(cells_of(pair, build, seed, options, folder))
     return found
 
 
@@ -281,12 +218,12 @@ def progress(cells: Iterator[Cell]) -> Iterator[Cell]:
         yield cell
 
 
-def elsewhere(arguments: Sequence[str], threads: int, preload: str) -> list[Cell]:
+def in_own_process(arguments: Sequence[str], threads: int, preload: str) -> list[Cell]:
     """The same in a process of its own, since a BLAS and its threads are chosen when a process starts."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     if preload:
         environment["LD_PRELOAD"] = preload
-    command = [sys.executable, __file__, *arguments, "--threads", str(threads), "--json"]
+    command = [sys.executable, "-m", "benchmarks.clean", *arguments, "--threads", str(threads), "--json"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     setting = f"{threads} threads" + (f", {preload}" if preload else "")
     return [Cell(**{**cell, "setting": f"{cell['setting']}, {setting}"}) for cell in json.loads(done.stdout)]
@@ -300,16 +237,30 @@ def table(cells: Sequence[Cell], options: argparse.Namespace) -> Iterator[str]:
     columns = [(dtype, mode) for dtype in options.dtypes for mode in options.modes]
     yield f"{'alarms/runs (of allowed)':26s}" + "".join(f"{f'{dtype} {mode}':>18s}" for dtype, mode in columns)
     for pair in dict.fromkeys(cell.pair for cell in cells):
-        yield f"{pair:26s}" + "".join(f"{text(by_key[pair, *column]):>18s}" for column in columns)
+        yield f"{pair:26s}" + "".join(f"{alarms_text(by_key[pair, *column]):>18s}" for column in columns)
     every = {column: [cell for cell in cells if (cell.dtype, cell.mode) == column] for column in columns}
-    yield f"{'all':26s}" + "".join(f"{text(every[column]):>18s}" for column in columns)
+    yield f"{'all':26s}" + "".join(f"{alarms_text(every[column]):>18s}" for column in columns)
     yield f"{sum(cell.compared for cell in cells):,} pairs of tensors judged in {len(cells)} comparisons"
     for cell in cells:
         for alarm in cell.alarms:
             yield f"  {cell.pair}, {cell.dtype} {cell.mode}, {cell.setting}: {alarm}"
 
 
-def text(cells: Sequence[Cell]) -> str:
+def figures(cells: Sequence[Cell]) -> Iterator[results.Row]:
+    """A row for each pair, dtype and mode: runs, alarms, and the largest error in parts of what is allowed (None where a run failed)."""
+    for key in dict.fromkeys((cell.pair, cell.dtype, cell.mode) for cell in cells):
+        own = [cell for cell in cells if (cell.pair, cell.dtype, cell.mode) == key]
+        share = max(cell.share for cell in own)
+        yield {
+            **dict(zip(("pair", "dtype", "mode"), key, strict=True)),
+            "runs": len(own),
+            "compared": sum(cell.compared for cell in own),
+            "alarms": sum(len(cell.alarms) for cell in own),
+            "largest share": round(share, 3) if math.isfinite(share) else None,
+        }
+
+
+def alarms_text(cells: Sequence[Cell]) -> str:
     return f"{sum(map(len, (cell.alarms for cell in cells)))}/{len(cells)} ({max(cell.share for cell in cells):.2f})" if cells else "-"
 
 
@@ -327,6 +278,7 @@ def main() -> None:
     parser.add_argument("--preload", default="", help="once more with this library preloaded, such as libopenblas.so.0")
     parser.add_argument("--folder", type=Path, help="where Chatterbox's references are kept, and used again")
     parser.add_argument("--json", action="store_true", help="print every comparison as JSON; one number of threads, nothing preloaded")
+    results.add_option(parser)
     options = parser.parse_args()
     if options.json:
         print(json.dumps([asdict(cell) for cell in measure(options)]))
@@ -336,8 +288,9 @@ def main() -> None:
         given += [f"--{name}", *map(str, getattr(options, name))] if getattr(options, name) else []
     given += ["--folder", os.fspath(options.folder)] if options.folder else []
     preloads = ["", options.preload] if options.preload else [""]
-    cells = [cell for threads in options.threads for preload in preloads for cell in elsewhere(given, threads, preload)]
+    cells = [cell for threads in options.threads for preload in preloads for cell in in_own_process(given, threads, preload)]
     print("\n".join(table(cells, options)))
+    results.record("clean", figures(cells), options)
 
 
 if __name__ == "__main__":

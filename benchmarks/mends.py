@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import tracediff as td
-from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
-from tracediff.runs.captured import captured as record
+from benchmarks.recipe_runs import Errors, errors, hooks, reference_of, run_port
+from tracediff.observe.recipe import load_recipe
 
-MENDS = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_mends.py"))
+MENDS = hooks("chatterbox_mends")
 MENDS_STAGES = list(load_recipe("chatterbox", "mlx").stages)
 PORT = MENDS.PORT
 Place = MENDS.Place
-Errors = dict[tuple[str, str], tuple[float, float]]
 
 READ: tuple[tuple[str, str, Any, Any], ...] = (
     (
@@ -88,43 +85,9 @@ READ: tuple[tuple[str, str, Any, Any], ...] = (
 # -- running
 
 
-def captured(impl: str, to: Path, stages: list[str], *mends: str, feed: Path | None = None, random: Path | None = None) -> Path:
-    """A side captured to a new trace; with ``feed`` as a forced run, with ``random`` as a free one; with ``mends`` it lacks those.
-
-    Without either it is the reference, and its noise floor is measured.
-    """
-    fed = feed or random
-    given: dict[str, Any] = {} if fed is None else {"random": fed, "repeat": False}
-    if feed is not None:
-        given["feed"] = str(feed)
-    with ExitStack() as stack:
-
-        def change(models: Any) -> None:
-            stack.enter_context(MENDS.mended(models, *mends))
-
-        given |= {"force": True, "change": change if mends else None, "job": record}
-        return run_recipe(impl, "chatterbox", output=to, stages=stages, **given)
-
-
-def reference(stage: str, folder: Path) -> Path:
-    """The reference's trace of a stage, with its noise floor; captured unless it is there already."""
-    path = folder / f"reference_{stage}.h5"
-    if not path.is_file():
-        captured("torch", folder / f"unfinished_{os.getpid()}_{stage}.h5", [stage]).replace(path)
-    return path
-
-
-def errors(reference: Path, port: Path, stages: list[str]) -> Errors:
-    """The relative L2 and what is allowed of what is furthest beyond that, by stage and the reference's site, with and without an end."""
-    found: Errors = {}
-    for row in td.diff(reference, port, stages=stages).rows:
-        limit = row.limit or 0.0
-        error = row.at_least if row.rel_l2 is None else row.rel_l2
-        for site in (row.where.reference, f"{row.where.reference}/{row.where.end}"):
-            place = row.where.stage, site
-            if place not in found or error - limit > found[place][0] - found[place][1]:
-                found[place] = error, limit
-    return found
+def captured(to: Path, stage: str, reference: Path, *mends: str, is_fed: bool = True) -> Path:
+    """A stage of the port captured to a new trace, fed by the reference or free; with ``mends`` it lacks those differences."""
+    return run_port(to, [stage], reference, *([lambda models: MENDS.mended(models, *mends)] if mends else []), is_fed=is_fed)
 
 
 def measured(names: list[str], stages: list[str], folder: Path) -> None:
@@ -133,9 +96,9 @@ def measured(names: list[str], stages: list[str], folder: Path) -> None:
     Each is made by itself; where a site is still beyond what is allowed, since others show there too, all of the stage's are made at once.
     """
     for stage in stages:
-        given = reference(stage, folder)
-        forced = captured("mlx", folder / "mends_forced.h5", [stage], feed=given)
-        free = captured("mlx", folder / "mends_free.h5", [stage], random=given)
+        given = reference_of(stage, folder)
+        forced = captured(folder / "mends_forced.h5", stage, given)
+        free = captured(folder / "mends_free.h5", stage, given, is_fed=False)
         status = json.loads(td.status(given, forced, free).to_json())
         rows = [row for row in status["stages"] if row["stage"] == stage]
         keep(folder, "stages", stage, rows[0] if rows else None)
@@ -145,9 +108,9 @@ def measured(names: list[str], stages: list[str], folder: Path) -> None:
             sites = [site for place, site in MENDS.MENDS[name].sites if place == stage and (stage, site) in shipped]
             if not sites:
                 continue
-            after = errors(given, captured("mlx", folder / "mends_mended.h5", [stage], name, feed=given), [stage])
+            after = errors(given, captured(folder / "mends_mended.h5", stage, given, name), [stage])
             if not together and any(error > limit for error, limit in (after.get((stage, site), LOST) for site in sites)):
-                together = errors(given, captured("mlx", folder / "mends_mended.h5", [stage], *MENDS.mends_of(stage), feed=given), [stage])
+                together = errors(given, captured(folder / "mends_mended.h5", stage, given, *MENDS.mends_of(stage)), [stage])
             seen = [
                 [site, *shipped[stage, site], *(errors.get((stage, site), LOST)[0] for errors in (after, together) if errors)]
                 for site in sites

@@ -13,50 +13,21 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import tracediff as td
-from tracediff.observe.recipe import find_recipe, load_file, load_recipe, run_recipe
-from tracediff.runs.captured import captured as record
+from benchmarks.recipe_runs import errors, hooks, run_port
+from tracediff.observe.recipe import load_recipe
 
 NAME = "chatterbox-mlx"
-MENDS = load_file(find_recipe(NAME, "mlx").with_name(f"{NAME}_mends.py"))
-Errors = dict[tuple[str, str], tuple[float, float]]
+MENDS = hooks(f"{NAME}_mends", NAME)
 
 
 def captured(to: Path, stages: list[str], *mends: str, feed: Path, is_forced: bool = True) -> Path:
     """The port captured to a new trace: fed by the reference, or free on its inputs and draws; with ``mends`` without those."""
-    given: dict[str, Any] = {"feed": str(feed)} if is_forced else {"floor": False}
-    with ExitStack() as stack:
-
-        def change(models: Any) -> None:
-            stack.enter_context(MENDS.mended(models, *mends))
-
-        return run_recipe(
-            "mlx",
-            NAME,
-            output=to,
-            stages=stages,
-            random=feed,
-            force=True,
-            repeat=False,
-            change=change if mends else None,
-            job=record,
-            **given,
-        )
-
-
-def errors(reference: Path, port: Path, stages: list[str]) -> Errors:
-    """The relative L2 and what is allowed, by stage and the reference's site: of each site the record that is furthest beyond."""
-    found: Errors = {}
-    for row in td.diff(reference, port, stages=stages).rows:
-        place = row.where.stage, row.where.reference
-        error, limit = row.at_least if row.rel_l2 is None else row.rel_l2, row.limit or 0.0
-        if place not in found or error - limit > found[place][0] - found[place][1]:
-            found[place] = error, limit
-    return found
+    changes = [lambda models: MENDS.mended(models, *mends)] if mends else []
+    return run_port(to, stages, feed, *changes, is_fed=is_forced, recipe=NAME, **({} if is_forced else {"floor": False}))
 
 
 def table(reference: Path, names: list[str], folder: Path) -> Iterator[str]:

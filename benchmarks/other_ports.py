@@ -17,13 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import real_pairs
 import torch
 
 import tracediff as td
+from benchmarks import real_pairs
 
 LINES = {"gemma": "nn.gelu(", "starcoder2": "nn.gelu(", "gpt_neox": "nn.gelu_approx(", "glm": "nn.RoPE("}
 """The piece of the port's source that differs."""
@@ -52,16 +49,16 @@ def row(kind: str, folder: Path) -> str:
     cause = first.causes[0].evidence if first.causes else "cause unknown"
     setting = real_pairs.DIFFERENT[kind]
     limit = found.certificate["judged"][0]["limit"]
-    told = {name: value for name, value in real_pairs.MODELS[kind][0].items() if name == setting}
+    configured = {name: value for name, value in real_pairs.MODELS[kind][0].items() if name == setting}
     then = f"same, forced and free: {mended.coverage.compared} of {mended.coverage.reference_records} records"
     return (
         f"| `{kind}` | `{line_of(kind)}` | `{first.culprit.port}`, {first.site.end} of `{first.site.port}`: {cause} "
-        f"| {first.introduced:.1e}, {limit:.1e} | `{told}` | {then} |"
+        f"| {first.introduced:.1e}, {limit:.1e} | `{configured}` | {then} |"
     )
 
 
 def line_of(kind: str) -> str:
-    """Where the port's piece of source stands in the installed package."""
+    """The file and the line of the port's piece of source in the installed package."""
     module: Any = importlib.import_module(f"mlx_lm.models.{kind}")
     number = next(number for number, text in enumerate(inspect.getsource(module).splitlines(), 1) if LINES[kind] in text)
     return f"mlx_lm/models/{kind}.py:{number}"

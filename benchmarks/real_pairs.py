@@ -91,10 +91,10 @@ def build(kind: str, seed: int = 0, *, length: int = 12, shipped: bool = False) 
     attention = {"attn_implementation": "eager" if kind == "gemma2" else "sdpa"} if kind != "mamba" else {}
     reference = perturb(AutoModelForCausalLM.from_config(config, **attention), seed)
     module = importlib.import_module(f"mlx_lm.models.{kind}")
-    told = config.to_dict()
-    told_apart = ("rope_theta", "partial_rotary_factor")  # by transformers in a dict of their own
-    base = {name: value for name, value in (told.get("rope_parameters") or {}).items() if name in told_apart}
-    port = module.Model(module.ModelArgs.from_dict({**told, **more, **base, "model_type": kind}))
+    settings = config.to_dict()
+    rope_names = ("rope_theta", "partial_rotary_factor")  # by transformers in a dict of their own
+    base = {name: value for name, value in (settings.get("rope_parameters") or {}).items() if name in rope_names}
+    port = module.Model(module.ModelArgs.from_dict({**settings, **more, **base, "model_type": kind}))
     _load(port, kind, {name: mx.array(value.numpy()) for name, value in reference.state_dict().items()})
     ids = np.random.default_rng(seed).integers(1, 100, (1, length))
     return SameNames(

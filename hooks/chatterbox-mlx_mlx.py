@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def _run_mel(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = common.arrays(voice.wave(context, "voice.mel", "wav_24k", voice.RATE_S3GEN))["wav_24k"]
     sizes = {"n_fft": 1920, "num_mels": 80, "sampling_rate": voice.RATE_S3GEN, "hop_size": 480, "win_size": 1920, "fmin": 0, "fmax": 8000}
-    with _tapped(mel_mlx, "_mel_filterbank", "prompt_filters"):
+    with voice.tapped(mel_mlx, "_mel_filterbank", "prompt_filters"):
         return td.tap("prompt_feat", mel_mlx.mel_spectrogram_mlx(wave, **sizes).swapaxes(1, 2))
 
 
@@ -127,12 +128,8 @@ def _run_text(models: Mapping[str, Any], context: Any) -> Any:
     import mlx.core as mx
     from chatterbox import tts_mlx
 
-    given = []
-    for name, text in voice.texts(context).items():
-        normalised = td.tap(name.replace("text", "normalised"), tts_mlx.punc_norm(td.tap(name, text)))
-        ids = mx.array(models["text"].tokenizer.text_to_tokens(normalised).numpy())
-        given.append(td.tap(name.replace("text", "ids"), ids))
-    return given
+    tokenizer = models["text"].tokenizer
+    return voice.run_text(tts_mlx.punc_norm, lambda text: mx.array(tokenizer.text_to_tokens(text).numpy()), context)
 
 
 def _run_cond(models: Mapping[str, Any], context: Any) -> Any:
@@ -180,16 +177,7 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
     flow = models["s3gen"].flow
     given = common.arrays(shared.embedding_inputs(context), context.dtype)
 
-    def encode(xs: Any, xs_lens: Any, **_: Any) -> tuple[Any, Any]:
-        td.tap("encoder_xs", xs)
-        td.tap("encoder_xs_lens", xs_lens)
-        return given["encoded"], mx.ones((1, 1, given["encoded"].shape[1]), dtype=mx.bool_)
-
-    def decode(mu: Any, mask: Any, spks: Any, cond: Any, **_: Any) -> tuple[Any, None]:
-        for name, value in {"mu": mu, "mask": mask, "spks": spks, "cond": cond}.items():
-            td.tap(name, value)
-        return mu, None
-
+    encode, decode = shared.flow_parts(given["encoded"], mx.ones((1, 1, given["encoded"].shape[1]), dtype=mx.bool_))
     with common.instead(flow.encoder, encode), common.instead(flow.decoder, decode):
         return flow(
             token=given["token"],
@@ -201,11 +189,6 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
             embedding=given["embedding"],
             finalize=True,
         )
-
-
-def _run_encoder(models: Mapping[str, Any], context: Any) -> Any:
-    given = common.arrays(shared.encoder_inputs(context), context.dtype)
-    return models["s3gen"].flow.encoder(given["xs"], given["xs_lens"])
 
 
 def _run_block(models: Mapping[str, Any], context: Any) -> Any:
@@ -227,13 +210,6 @@ def _run_ode(models: Mapping[str, Any], context: Any) -> Any:
         return decoder(n_timesteps=shared.size_of(context).steps // 2, **given)
 
 
-def _run_vocoder(models: Mapping[str, Any], context: Any) -> Any:
-    import mlx.core as mx
-
-    given = common.arrays(shared.vocoder_inputs(context))
-    return models["s3gen"].mel2wav.inference(speech_feat=given["speech_feat"], cache_source=mx.zeros((1, 1, 0)))
-
-
 def _run_decode(models: Mapping[str, Any], context: Any) -> Any:
     """The vocoder behind its source, whose rounding grows with time, so that it has a verdict of its own."""
     given = common.arrays(shared.decode_inputs(context))
@@ -249,11 +225,11 @@ _WORK: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "t3.generate": _run_generation("t3.generate"),
     "t3.sample": _run_generation("t3.sample"),
     "s3gen.embedding": _run_embedding,
-    "s3gen.encoder": _run_encoder,
+    "s3gen.encoder": common.run_encoder,
     "flow.block": _run_block,
     "flow.time": _run_time,
     "flow.ode": _run_ode,
-    "vocoder": _run_vocoder,
+    "vocoder": common.run_vocoder,
     "vocoder.decode": _run_decode,
 }
 
@@ -280,7 +256,7 @@ def _tokens(t3: Any, *, is_small: bool) -> Iterator[None]:
     from chatterbox.models.t3_mlx.inference import alignment_stream_analyzer_mlx as analyzer
     from chatterbox.models.t3_mlx.inference import sampling_utils_mlx as sampling
 
-    infer, penalise, draw, began = t3.inference, sampling.apply_repetition_penalty, mx.random.categorical, 0
+    penalise, draw = sampling.apply_repetition_penalty, mx.random.categorical
 
     def penalised(logits: Any, *args: Any) -> Any:
         return td.tap("penalised", penalise(td.tap("guided", logits), *args))
@@ -290,35 +266,13 @@ def _tokens(t3: Any, *, is_small: bool) -> Iterator[None]:
         td.tap("probs", shares / mx.sum(shares, axis=-1, keepdims=True))
         return draw(logits, *args, **kwargs)
 
-    with contextlib.ExitStack() as token, contextlib.ExitStack() as patches:
-
-        def forward(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal began
-            token.close()
-            token.enter_context(td.scope("token", began))
-            began += 1
-            return evaluate(*args, **kwargs)
-
-        def inference(*args: Any, **kwargs: Any) -> Any:
-            with token:
-                return infer(*args, **kwargs)
-
-        patches.callback(delattr, t3, "inference")
-        t3.inference = inference
-        patches.enter_context(common.around(t3.tfmr, forward))
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(shared.tokens(t3, functools.partial(common.around, t3.tfmr)))
         patches.enter_context(shared.attribute(sampling, "apply_repetition_penalty", penalised))
         patches.enter_context(shared.attribute(mx.random, "categorical", drawn))
         if is_small:
             patches.enter_context(shared.attribute(analyzer, "LLAMA_ALIGNED_HEADS", ALIGNED))
         patches.callback(setattr, t3, "patched_model", None)  # what it leaves in the model: a second way to all its modules
-        yield
-
-
-@contextlib.contextmanager
-def _tapped(owner: Any, name: str, tap: str) -> Iterator[None]:
-    """For a while what a function returns is tapped."""
-    original = getattr(owner, name)
-    with shared.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
         yield
 
 

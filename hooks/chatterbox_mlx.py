@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,7 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
     flow = models["s3gen"].flow
     given = common.arrays(shared.embedding_inputs(context), context.dtype)
 
-    def encode(xs: Any, xs_lens: Any, **_: Any) -> tuple[Any, Any]:
-        td.tap("encoder_xs", xs)
-        td.tap("encoder_xs_lens", xs_lens)
-        return given["encoded"], mx.ones((1, 1, given["encoded"].shape[1]), dtype=mx.bool_)
-
-    def decode(mu: Any, mask: Any, spks: Any, cond: Any, **_: Any) -> tuple[Any, None]:
-        for name, value in {"mu": mu, "mask": mask, "spks": spks, "cond": cond}.items():
-            td.tap(name, value)
-        return mu, None
-
+    encode, decode = shared.flow_parts(given["encoded"], mx.ones((1, 1, given["encoded"].shape[1]), dtype=mx.bool_))
     with common.instead(flow.encoder, encode), common.instead(flow.decoder, decode):
         return flow.inference(
             token=given["token"],
@@ -140,11 +132,6 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
             embedding=given["embedding"],
             finalize=True,
         )
-
-
-def _run_encoder(models: Mapping[str, Any], context: Any) -> Any:
-    given = common.arrays(shared.encoder_inputs(context), context.dtype)
-    return models["s3gen"].flow.encoder(given["xs"], given["xs_lens"])
 
 
 def _run_block(models: Mapping[str, Any], context: Any) -> Any:
@@ -163,13 +150,6 @@ def _run_ode(models: Mapping[str, Any], context: Any) -> Any:
     decoder = models["s3gen"].flow.decoder
     with common.steps(decoder.estimator):
         return decoder(n_timesteps=shared.size_of(context).steps, **given)
-
-
-def _run_vocoder(models: Mapping[str, Any], context: Any) -> Any:
-    import mlx.core as mx
-
-    given = common.arrays(shared.vocoder_inputs(context))
-    return models["s3gen"].mel2wav.inference(speech_feat=given["speech_feat"], cache_source=mx.zeros((1, 1, 0)))
 
 
 def _run_decode(models: Mapping[str, Any], context: Any) -> Any:
@@ -210,11 +190,11 @@ _WORK: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "t3.generate": _run_generation("t3.generate"),
     "t3.sample": _run_generation("t3.sample"),
     "s3gen.embedding": _run_embedding,
-    "s3gen.encoder": _run_encoder,
+    "s3gen.encoder": common.run_encoder,
     "flow.block": _run_block,
     "flow.time": _run_time,
     "flow.ode": _run_ode,
-    "vocoder": _run_vocoder,
+    "vocoder": common.run_vocoder,
     "vocoder.decode": _run_decode,
     shared.WHOLE: _run_end_to_end,
 }
@@ -277,7 +257,7 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
     from mlx_audio.lm import sample_utils
     from mlx_audio.tts.models.chatterbox.t3 import t3 as module
 
-    infer, began, make, draw = t3.inference, 0, module.make_logits_processors, sample_utils.categorical_sampling
+    make, draw = module.make_logits_processors, sample_utils.categorical_sampling
 
     def penalties(*args: Any, **kwargs: Any) -> list[Any]:
         return [_tapped(penalty) for penalty in make(*args, **kwargs)]
@@ -287,22 +267,8 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
         td.tap("probs", mx.exp(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)))
         return draw(logits, temp)
 
-    with contextlib.ExitStack() as token, contextlib.ExitStack() as patches:
-
-        def forward(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal began
-            token.close()
-            token.enter_context(td.scope("token", began))
-            began += 1
-            return evaluate(*args, **kwargs)
-
-        def inference(*args: Any, **kwargs: Any) -> Any:
-            with token:
-                return infer(*args, **{**kwargs, **arguments})
-
-        patches.callback(delattr, t3, "inference")
-        t3.inference = inference
-        patches.enter_context(common.around(t3.tfmr.model, forward))
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(shared.tokens(t3, functools.partial(common.around, t3.tfmr.model), **arguments))
         patches.enter_context(shared.attribute(module, "make_logits_processors", penalties))
         patches.enter_context(shared.attribute(sample_utils, "categorical_sampling", drawn))
         yield

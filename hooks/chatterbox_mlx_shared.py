@@ -1,4 +1,4 @@
-"""What the recipes of the MLX ports share: inputs as arrays, and ways to stand aside a part of a model for a while."""
+"""What the recipes of the MLX ports share: inputs as arrays, stages, and ways to put something in the place of a part of a model."""
 
 from __future__ import annotations
 
@@ -84,3 +84,18 @@ def cast(module: Any, dtype: str | None) -> None:
         for name, part in module.children().items():
             if name != "mel2wav" and hasattr(part, "set_dtype"):
                 part.set_dtype(getattr(mx, dtype))
+
+
+# --- stages that both ports run alike ---
+
+
+def run_encoder(models: Mapping[str, Any], context: Any) -> Any:
+    given = arrays(shared.encoder_inputs(context), context.dtype)
+    return models["s3gen"].flow.encoder(given["xs"], given["xs_lens"])
+
+
+def run_vocoder(models: Mapping[str, Any], context: Any) -> Any:
+    import mlx.core as mx
+
+    given = arrays(shared.vocoder_inputs(context))
+    return models["s3gen"].mel2wav.inference(speech_feat=given["speech_feat"], cache_source=mx.zeros((1, 1, 0)))

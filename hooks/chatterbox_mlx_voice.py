@@ -17,7 +17,7 @@ METHODS = ["s3_tokenizer:quantize"]
 
 def run(models: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Runs the wanted steps of the voice, each on its own inputs, then the whole from file to conditionals; then the text."""
-    return voice.run(_STEPS, _run_voice, _run_text, models, context)
+    return voice.run(_STEPS, conditionals, _run_text, models, context)
 
 
 # --- the steps ---
@@ -52,7 +52,7 @@ def _run_mel(models: Mapping[str, Any], context: Any) -> Any:
     from mlx_audio.tts.models.chatterbox.s3gen import mel, s3gen
 
     given = _arrays(voice.wave(context, "voice.mel", "wav_24k", voice.RATE_S3GEN))
-    with _tapped(mel, "stft", "prompt_stft"), _tapped(mel, "mel_filters", "prompt_filters"):
+    with voice.tapped(mel, "stft", "prompt_stft"), voice.tapped(mel, "mel_filters", "prompt_filters"):
         return td.tap("prompt_feat", s3gen.mel_spectrogram(given["wav_24k"]).swapaxes(1, 2))
 
 
@@ -61,7 +61,7 @@ def _run_tokenizer(models: Mapping[str, Any], context: Any) -> Any:
     from mlx_audio.tts.models.chatterbox.s3tokenizer import log_mel_spectrogram, utils
 
     wave = _arrays(voice.wave(context, "voice.tokenizer", "wav_16k", voice.RATE_S3))["wav_16k"]
-    with _tapped(utils, "mel_filters", "log_mel_filters"), _tapped(utils, "stft", "log_mel_stft"):
+    with voice.tapped(utils, "mel_filters", "log_mel_filters"), voice.tapped(utils, "stft", "log_mel_stft"):
         mel = td.tap("log_mel", log_mel_spectrogram(wave[0]))
     tokens, counts = models["s3_tokenizer"].quantize(mel[None], mx.array([mel.shape[1]]))
     return td.tap("tokens", tokens), td.tap("token_counts", counts)
@@ -73,9 +73,9 @@ def _run_xvector(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = _arrays(voice.wave(context, "voice.xvector", "wav_16k", voice.RATE_S3))["wav_16k"]
     with (
-        _tapped(mx.fft, "rfft", "fbank_fft"),
-        _tapped(xvector, "mel_filters", "fbank_filters"),
-        _tapped(xvector, "kaldi_fbank", "fbank"),
+        voice.tapped(mx.fft, "rfft", "fbank_fft"),
+        voice.tapped(xvector, "mel_filters", "fbank_filters"),
+        voice.tapped(xvector, "kaldi_fbank", "fbank"),
     ):
         return td.tap("x_vector", models["s3gen"].speaker_encoder.inference(wave))
 
@@ -88,7 +88,7 @@ def _run_trim(models: Mapping[str, Any], context: Any) -> Any:
     encoder = models["ve"]
     wave = td.tap("wav_16k", voice.wave(context, "voice.trim", "wav_16k", voice.RATE_S3)["wav_16k"])[0]
     heard: list[Any] = []
-    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
+    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), voice.heard(voice_encoder, "melspectrogram", heard):
         encoder.embeds_from_wavs([mx.array(wave)], sample_rate=voice.RATE_S3)
     return td.tap("trimmed", heard[0])
 
@@ -100,29 +100,17 @@ def _run_encoder(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = td.tap("speech", voice.wave(context, "voice.encoder", "speech", voice.RATE_S3)["speech"])[0]
     with (
-        _tapped(melspec, "stft", "encoder_stft"),
-        _tapped(melspec, "mel_filters", "encoder_filters"),
-        _tapped(voice_encoder, "melspectrogram", "encoder_mel"),
+        voice.tapped(melspec, "stft", "encoder_stft"),
+        voice.tapped(melspec, "mel_filters", "encoder_filters"),
+        voice.tapped(voice_encoder, "melspectrogram", "encoder_mel"),
     ):
         return td.tap("speaker_emb", models["ve"].embeds_from_wavs([mx.array(wave)], sample_rate=voice.RATE_S3, trim_top_db=None))
-
-
-def _run_voice(models: Mapping[str, Any], context: Any) -> Any:
-    """`prepare_conditionals`, from a file of 16 bits."""
-    given = {name: td.tap(name, value) for name, value in voice.source(context, "voice").items()}
-    with voice.file_of(given["source"], given["rate"]) as path:
-        return conditionals(models, context, path)
 
 
 def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str, Any]:
     """The conditionals that `Model.prepare_conditionals` makes of a voice, each tapped by its name."""
     made = speaker(models, context).prepare_conditionals(path, voice.RATE_S3GEN, exaggeration=0.5)
-    named = {
-        "speaker_emb": made.t3.speaker_emb,
-        "cond_prompt_speech_tokens": made.t3.cond_prompt_speech_tokens,
-        **{name: made.gen[name] for name in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")},
-    }
-    return {name: td.tap(name, value) for name, value in named.items()}
+    return voice.tapped_conditionals(made.t3, made.gen)
 
 
 def speaker(models: Mapping[str, Any], context: Any) -> Any:
@@ -165,11 +153,7 @@ def _waves() -> Iterator[None]:
 def _run_text(models: Mapping[str, Any], context: Any) -> Any:
     from mlx_audio.tts.models.chatterbox import chatterbox
 
-    given = []
-    for name, text in voice.texts(context).items():
-        normalised = td.tap(name.replace("text", "normalised"), chatterbox.punc_norm(td.tap(name, text)))
-        given.append(td.tap(name.replace("text", "ids"), models["text"].tokenizer.text_to_tokens(normalised)))
-    return given
+    return voice.run_text(chatterbox.punc_norm, models["text"].tokenizer.text_to_tokens, context)
 
 
 _STEPS: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
@@ -187,27 +171,6 @@ def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
     import mlx.core as mx
 
     return {name: td.tap(name, mx.array(value)) for name, value in inputs.items()}
-
-
-@contextlib.contextmanager
-def _tapped(owner: Any, name: str, tap: str) -> Iterator[None]:
-    """For a while what a function returns is tapped."""
-    original = getattr(owner, name)
-    with shared.attribute(owner, name, lambda *args, **kwargs: td.tap(tap, original(*args, **kwargs))):
-        yield
-
-
-@contextlib.contextmanager
-def _heard(owner: Any, name: str, heard: list[Any]) -> Iterator[None]:
-    """For a while the first argument of a function's calls is kept."""
-    original = getattr(owner, name)
-
-    def listening(first: Any, *args: Any, **kwargs: Any) -> Any:
-        heard.append(first)
-        return original(first, *args, **kwargs)
-
-    with shared.attribute(owner, name, listening):
-        yield
 
 
 # --- the models ---

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+import tracediff as td
+
 STAGES = {
     "voice.resample": "voice: decoding and resampling to 24 and 16 kHz",
     "voice.mel": "voice: mel of the prompt for S3Gen",
@@ -190,6 +192,61 @@ def limited(module: Any, method: str, **arguments: Any) -> Iterator[None]:
         yield
     finally:
         delattr(module, method)
+
+
+def culprits(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The module to blame that an entry of a table names, on the reference's side and on the port's; the root where it names none."""
+    named = entry.get("culprit", "")
+    reference, port = (named, named) if isinstance(named, str) else named
+    return reference, port
+
+
+def flow_parts(encoded: Any, mask: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What takes the place of the flow's encoder and of its decoder: each taps what it is given.
+
+    The first gives ``encoded`` (1, T, C) and ``mask`` (1, 1, T) back, the second its ``mu``.
+    """
+
+    def encode(xs: Any, xs_lens: Any, **_: Any) -> tuple[Any, Any]:
+        td.tap("encoder_xs", xs)
+        td.tap("encoder_xs_lens", xs_lens)
+        return encoded, mask
+
+    def decode(mu: Any, mask: Any, spks: Any, cond: Any, **_: Any) -> tuple[Any, None]:
+        for name, value in {"mu": mu, "mask": mask, "spks": spks, "cond": cond}.items():
+            td.tap(name, value)
+        return mu, None
+
+    return encode, decode
+
+
+@contextlib.contextmanager
+def tokens(t3: Any, instead: Callable[[Callable[..., Any]], contextlib.AbstractContextManager[None]], **arguments: Any) -> Iterator[None]:
+    """While ``t3.inference`` runs, what leads to its token number n is a scope ``token=n``.
+
+    ``instead`` puts a function in the place of the transformer's call for a while; the function is given that call, then its arguments.
+    The ``arguments`` go to ``t3.inference``, whatever its caller gives.
+    """
+    infer, began = t3.inference, 0
+    with contextlib.ExitStack() as token:
+
+        def forward(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal began
+            token.close()
+            token.enter_context(td.scope("token", began))
+            began += 1
+            return evaluate(*args, **kwargs)
+
+        def inference(*args: Any, **kwargs: Any) -> Any:
+            with token:
+                return infer(*args, **{**kwargs, **arguments})
+
+        t3.inference = inference
+        try:
+            with instead(forward):
+                yield
+        finally:
+            del t3.inference
 
 
 @contextlib.contextmanager

@@ -118,16 +118,7 @@ def _run_embedding(models: Mapping[str, Any], context: Any) -> Any:
     flow = models["s3gen"].flow
     given = _tensors(shared.embedding_inputs(context), context.dtype)
 
-    def encode(xs: Any, xs_lens: Any) -> tuple[Any, Any]:
-        td.tap("encoder_xs", xs)
-        td.tap("encoder_xs_lens", xs_lens)
-        return given["encoded"], torch.ones((1, 1, given["encoded"].shape[1]), dtype=torch.bool)
-
-    def decode(mu: Any, mask: Any, spks: Any, cond: Any, **_: Any) -> tuple[Any, None]:
-        for name, value in {"mu": mu, "mask": mask, "spks": spks, "cond": cond}.items():
-            td.tap(name, value)
-        return mu, None
-
+    encode, decode = shared.flow_parts(given["encoded"], torch.ones((1, 1, given["encoded"].shape[1]), dtype=torch.bool))
     with _instead(flow.encoder, encode), _instead(flow.decoder, decode):
         return flow.inference(
             token=given["token"],
@@ -267,31 +258,17 @@ def _tokens(t3: Any, **arguments: Any) -> Iterator[None]:
     import torch
     from chatterbox.models.t3 import t3 as module
 
-    infer, evaluate, draw, began = t3.inference, t3.tfmr.forward, torch.multinomial, 0
+    evaluate, draw = t3.tfmr.forward, torch.multinomial
 
     class Penalty(module.RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             return td.tap("penalised", super().__call__(input_ids, td.tap("guided", scores)))
 
-    with contextlib.ExitStack() as token, contextlib.ExitStack() as patches:
+    def drawn(probs: Any, *args: Any, **kwargs: Any) -> Any:
+        return draw(td.tap("probs", probs), *args, **kwargs)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal began
-            token.close()
-            token.enter_context(td.scope("token", began))
-            began += 1
-            return evaluate(*args, **kwargs)
-
-        def drawn(probs: Any, *args: Any, **kwargs: Any) -> Any:
-            return draw(td.tap("probs", probs), *args, **kwargs)
-
-        def inference(*args: Any, **kwargs: Any) -> Any:
-            with token:
-                return infer(*args, **{**kwargs, **arguments})
-
-        patches.callback(delattr, t3, "inference")
-        t3.inference = inference
-        patches.enter_context(_instead(t3.tfmr, forward))
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(shared.tokens(t3, lambda step: _instead(t3.tfmr, functools.partial(step, evaluate)), **arguments))
         patches.enter_context(shared.attribute(module, "RepetitionPenaltyLogitsProcessor", Penalty))
         patches.enter_context(shared.attribute(torch, "multinomial", drawn))
         patches.enter_context(shared.attribute(module, "tqdm", lambda steps, **_: steps))  # no progress bar among ours

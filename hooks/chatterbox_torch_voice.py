@@ -20,7 +20,7 @@ METHODS = ["s3gen.tokenizer:quantize"]
 
 def run(models: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Runs the wanted steps of the voice, each on its own inputs, then the whole from file to conditionals; then the text."""
-    return voice.run(_STEPS, _run_voice, _run_text, models, context)
+    return voice.run(_STEPS, conditionals, _run_text, models, context)
 
 
 # --- the steps ---
@@ -57,7 +57,7 @@ def _run_mel(models: Mapping[str, Any], context: Any) -> Any:
     from chatterbox.models.s3gen.utils import mel
 
     given = _tensors(voice.wave(context, "voice.mel", "wav_24k", voice.RATE_S3GEN))
-    with _tapped(torch, "stft", "prompt_stft"):
+    with voice.tapped(torch, "stft", "prompt_stft"):
         prompt = td.tap("prompt_feat", models["s3gen"].mel_extractor(given["wav_24k"]).transpose(1, 2))
     td.tap("prompt_filters", mel.mel_basis["8000_cpu"])
     return prompt
@@ -69,7 +69,7 @@ def _run_tokenizer(models: Mapping[str, Any], context: Any) -> Any:
     tokenizer = models["s3gen"].tokenizer
     wave = _tensors(voice.wave(context, "voice.tokenizer", "wav_16k", voice.RATE_S3))["wav_16k"]
     td.tap("log_mel_filters", tokenizer._mel_filters)
-    with _tapped(torch, "stft", "log_mel_stft"):
+    with voice.tapped(torch, "stft", "log_mel_stft"):
         mel = td.tap("log_mel", tokenizer.log_mel_spectrogram(wave)[0])
     tokens, counts = tokenizer.quantize(mel[None], torch.tensor([mel.shape[1]]))
     return td.tap("tokens", tokens), td.tap("token_counts", counts)
@@ -81,9 +81,9 @@ def _run_xvector(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = _tensors(voice.wave(context, "voice.xvector", "wav_16k", voice.RATE_S3))["wav_16k"]
     with (
-        _tapped(torch.fft, "rfft", "fbank_fft"),
-        _tapped(xvector.Kaldi, "get_mel_banks", "fbank_filters", as_seen=_with_nyquist),
-        _tapped(xvector.Kaldi, "fbank", "fbank"),
+        voice.tapped(torch.fft, "rfft", "fbank_fft"),
+        voice.tapped(xvector.Kaldi, "get_mel_banks", "fbank_filters", as_seen=_with_nyquist),
+        voice.tapped(xvector.Kaldi, "fbank", "fbank"),
     ):
         return td.tap("x_vector", models["s3gen"].speaker_encoder.inference(wave))
 
@@ -95,7 +95,7 @@ def _run_trim(models: Mapping[str, Any], context: Any) -> Any:
     encoder = models["ve"]
     wave = td.tap("wav_16k", voice.wave(context, "voice.trim", "wav_16k", voice.RATE_S3)["wav_16k"])[0]
     heard: list[Any] = []
-    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), _heard(voice_encoder, "melspectrogram", heard):
+    with shared.attribute(encoder, "embeds_from_mels", lambda mels, **_: None), voice.heard(voice_encoder, "melspectrogram", heard):
         encoder.embeds_from_wavs([wave], sample_rate=voice.RATE_S3)
     return td.tap("trimmed", heard[0])
 
@@ -106,31 +106,18 @@ def _run_encoder(models: Mapping[str, Any], context: Any) -> Any:
 
     wave = td.tap("speech", voice.wave(context, "voice.encoder", "speech", voice.RATE_S3)["speech"])[0]
     with (
-        _tapped(melspec, "_stft", "encoder_stft"),
-        _tapped(melspec, "mel_basis", "encoder_filters"),
-        _tapped(voice_encoder, "melspectrogram", "encoder_mel"),
+        voice.tapped(melspec, "_stft", "encoder_stft"),
+        voice.tapped(melspec, "mel_basis", "encoder_filters"),
+        voice.tapped(voice_encoder, "melspectrogram", "encoder_mel"),
     ):
         return td.tap("speaker_emb", models["ve"].embeds_from_wavs([wave], sample_rate=voice.RATE_S3, trim_top_db=None))
-
-
-def _run_voice(models: Mapping[str, Any], context: Any) -> Any:
-    """`prepare_conditionals`, from a file of 16 bits."""
-    given = {name: td.tap(name, value) for name, value in voice.source(context, "voice").items()}
-    with voice.file_of(given["source"], given["rate"]) as path:
-        return conditionals(models, context, path)
 
 
 def conditionals(models: Mapping[str, Any], context: Any, path: str) -> dict[str, Any]:
     """The conditionals that `ChatterboxTTS.prepare_conditionals` makes of a voice, each tapped by its name."""
     tts = speaker(models, context)
     tts.prepare_conditionals(path, exaggeration=0.5)
-    t3, gen = tts.conds.t3, tts.conds.gen
-    made = {
-        "speaker_emb": t3.speaker_emb,
-        "cond_prompt_speech_tokens": t3.cond_prompt_speech_tokens,
-        **{name: gen[name] for name in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")},
-    }
-    return {name: td.tap(name, value) for name, value in made.items()}
+    return voice.tapped_conditionals(tts.conds.t3, tts.conds.gen)
 
 
 def speaker(models: Mapping[str, Any], context: Any) -> Any:
@@ -160,19 +147,14 @@ def _with_waves(prepare: Callable[..., None]) -> Callable[..., None]:
         return td.tap("wav_24k", wave), rate
 
     def prepared(*args: Any, **kwargs: Any) -> None:
-        with shared.attribute(librosa, "load", loading), _tapped(librosa, "resample", "wav_16k"):
+        with shared.attribute(librosa, "load", loading), voice.tapped(librosa, "resample", "wav_16k"):
             prepare(*args, **kwargs)
 
     return prepared
 
 
 def _run_text(models: Mapping[str, Any], context: Any) -> Any:
-    tts = imported("chatterbox.tts")
-    given = []
-    for name, text in voice.texts(context).items():
-        normalised = td.tap(name.replace("text", "normalised"), tts.punc_norm(td.tap(name, text)))
-        given.append(td.tap(name.replace("text", "ids"), models["text"].tokenizer.text_to_tokens(normalised)))
-    return given
+    return voice.run_text(imported("chatterbox.tts").punc_norm, models["text"].tokenizer.text_to_tokens, context)
 
 
 _STEPS: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
@@ -190,35 +172,6 @@ def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     return {name: td.tap(name, torch.from_numpy(array)) for name, array in arrays.items()}
-
-
-@contextlib.contextmanager
-def _tapped(owner: Any, name: str, tap: str, *, as_seen: Callable[[Any], Any] | None = None) -> Iterator[None]:
-    """For a while what a function returns is tapped; ``as_seen`` makes of it what the other side has, for the tap alone."""
-    original = getattr(owner, name)
-
-    def tapped(*args: Any, **kwargs: Any) -> Any:
-        value = original(*args, **kwargs)
-        if as_seen is None:
-            return td.tap(tap, value)
-        td.tap(tap, as_seen(value))
-        return value
-
-    with shared.attribute(owner, name, tapped):
-        yield
-
-
-@contextlib.contextmanager
-def _heard(owner: Any, name: str, heard: list[Any]) -> Iterator[None]:
-    """For a while the first argument of a function's calls is kept."""
-    original = getattr(owner, name)
-
-    def listening(first: Any, *args: Any, **kwargs: Any) -> Any:
-        heard.append(first)
-        return original(first, *args, **kwargs)
-
-    with shared.attribute(owner, name, listening):
-        yield
 
 
 def _with_nyquist(banks: Any) -> Any:

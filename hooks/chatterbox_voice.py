@@ -21,6 +21,7 @@ import numpy as np
 import tracediff as td
 
 Work = Callable[[Mapping[str, Any], Any], Any]
+Conditionals = Callable[[Mapping[str, Any], Any, str], Any]
 
 IN_FLOAT32 = ("tokenizer", "speaker_encoder")
 """Parts of S3Gen that stay in float32 whatever the dtype, as the reference feeds them float32."""
@@ -194,7 +195,7 @@ def tokenizer_file(context: Any) -> Path:
     return own if own.is_file() else TOKENIZER
 
 
-def run(steps: Mapping[str, Work], whole: Work, text: Work, models: Mapping[str, Any], context: Any) -> dict[str, Any]:
+def run(steps: Mapping[str, Work], conditionals: Conditionals, text: Work, models: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Runs the wanted steps of the voice, then the whole of it, inside the stage ``voice``; then the text. Returns what each gave."""
     given: dict[str, Any] = {}
     wanted = {stage: work for stage, work in steps.items() if context.wants(stage)}
@@ -204,7 +205,7 @@ def run(steps: Mapping[str, Work], whole: Work, text: Work, models: Mapping[str,
                 with td.stage(stage):
                     given[stage] = work(models, context)
             if context.wants("voice"):
-                given["voice"] = whole(models, context)
+                given["voice"] = run_voice(conditionals, models, context)
     if context.wants("text"):
         with td.stage("text"):
             given["text"] = text(models, context)
@@ -214,3 +215,58 @@ def run(steps: Mapping[str, Work], whole: Work, text: Work, models: Mapping[str,
 def texts(context: Any) -> dict[str, str]:
     """The texts, each by the name of its tap."""
     return {f"text_{number}": context.array("text", f"text_{number}", lambda g, text=text: text) for number, text in enumerate(TEXTS)}
+
+
+def run_voice(conditionals: Conditionals, models: Mapping[str, Any], context: Any) -> Any:
+    """A side's `prepare_conditionals`, from a file of 16 bits."""
+    given = {name: td.tap(name, value) for name, value in source(context, "voice").items()}
+    with file_of(given["source"], given["rate"]) as path:
+        return conditionals(models, context, path)
+
+
+def tapped_conditionals(t3: Any, gen: Mapping[str, Any]) -> dict[str, Any]:
+    """What T3 and S3Gen are given of a voice, each tapped by its name."""
+    named = {
+        "speaker_emb": t3.speaker_emb,
+        "cond_prompt_speech_tokens": t3.cond_prompt_speech_tokens,
+        **{name: gen[name] for name in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")},
+    }
+    return {name: td.tap(name, value) for name, value in named.items()}
+
+
+def run_text(normalise: Callable[[str], str], tokens_of: Callable[[str], Any], context: Any) -> list[Any]:
+    """Each text normalised, and its tokens; all of it is tapped."""
+    given = []
+    for name, text in texts(context).items():
+        normalised = td.tap(name.replace("text", "normalised"), normalise(td.tap(name, text)))
+        given.append(td.tap(name.replace("text", "ids"), tokens_of(normalised)))
+    return given
+
+
+@contextlib.contextmanager
+def tapped(owner: Any, name: str, tap: str, *, as_seen: Callable[[Any], Any] | None = None) -> Iterator[None]:
+    """For a while what a function returns is tapped; ``as_seen`` makes of it what the other side has, for the tap alone."""
+    original = getattr(owner, name)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        value = original(*args, **kwargs)
+        if as_seen is None:
+            return td.tap(tap, value)
+        td.tap(tap, as_seen(value))
+        return value
+
+    with shared.attribute(owner, name, function):
+        yield
+
+
+@contextlib.contextmanager
+def heard(owner: Any, name: str, kept: list[Any]) -> Iterator[None]:
+    """For a while the first argument of a function's calls is kept."""
+    original = getattr(owner, name)
+
+    def function(first: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(first)
+        return original(first, *args, **kwargs)
+
+    with shared.attribute(owner, name, function):
+        yield

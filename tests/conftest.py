@@ -6,6 +6,7 @@ takes the fixture `side`. Every other test is of the `core`: it needs neither. `
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from models import SIDES
 
 FRAMEWORKS = {"torch", "mlx"}
 TESTS = Path(__file__).parent
+sys.path.append(str(TESTS.parent))  # the benchmarks, where the project is not installed in editable form
 
 
 @pytest.fixture(params=list(SIDES))

@@ -174,11 +174,11 @@ class WrongFrom(Observer):
 
 
 def first_leaf(trace: Trace) -> str:
-    """The module that is left first and gives out floating-point numbers: everything behind it is wrong when it is."""
+    """The first module to return floating-point numbers: where it is wrong, all that comes after it is wrong."""
     for record_ in trace.records:
         if record_.end.startswith("output") and record_.dtype.startswith("float") and module_of(record_.site) == record_.site:
             return str(record_.site)
-    raise SystemExit("no module gives out floating-point numbers")
+    raise SystemExit("no module returns floating-point numbers")
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------------------------

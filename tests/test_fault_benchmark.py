@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 pytest.importorskip("mlx.core")
 pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mlx.core as mx
 import pairs
@@ -21,7 +19,7 @@ from mlx import nn
 from benchmarks.faults.catalogue import all_faults, chosen, couples
 from benchmarks.faults.measure import Bench, Options
 from benchmarks.faults.pairs import known
-from benchmarks.faults.plant import Fault, around, edited, module_at, planted, replaced, running
+from benchmarks.faults.plant import Fault, around, edited, module_at, planted, replacement, running
 from benchmarks.faults.score import Case, Planted, as_json, caller, cause_of, judge, outcome, share, tallied
 from benchmarks.faults.table import failures, table
 
@@ -141,13 +139,13 @@ def test_after_a_fault_the_port_is_what_it_was_even_if_its_run_raises(conv: Any)
 def test_rewritten_code_bears_no_mark_in_its_class(conv: Any) -> None:
     fault = next(fault for fault in all_faults(conv) if fault.kind == "residual.missing")
     with planted(conv.port, fault):
-        assert type(module_at(conv.port, fault.path)).__qualname__ == "PortBlock"
+        assert type(module_at(conv.port, fault.port)).__qualname__ == "PortBlock"
 
 
 def test_only_what_a_run_enters_is_offered(conv: Any) -> None:
     entered = running(conv.port, conv.run_port)
     assert "blocks.0.conv1.conv" in entered
-    assert {fault.path for fault in all_faults(conv)} <= set(entered)
+    assert {fault.port for fault in all_faults(conv)} <= set(entered)
 
 
 def test_a_piece_of_source_that_is_not_there_once_is_refused() -> None:
@@ -156,7 +154,7 @@ def test_a_piece_of_source_that_is_not_there_once_is_refused() -> None:
             return x + x
 
     with pytest.raises(ValueError, match="2 times"):
-        replaced("", "__call__", "mx.array", "y")(Twice())
+        replacement("", "__call__", "mx.array", "y")(Twice(), ExitStack())
 
 
 def test_couples_never_lie_in_one_another_and_choices_follow_the_seed(conv: Any) -> None:
@@ -164,8 +162,8 @@ def test_couples_never_lie_in_one_another_and_choices_follow_the_seed(conv: Any)
     assert [fault.text for fault in faults] == [fault.text for fault in chosen(all_faults(conv), 3, 1)]
     assert len({(fault.kind, fault.name.partition(":")[0]) for fault in faults}) == len(faults)
     for one, other in couples(faults, 3, 5):
-        assert not f"{one.path}.".startswith(f"{other.path}.")
-        assert not f"{other.path}.".startswith(f"{one.path}.")
+        assert not f"{one.port}.".startswith(f"{other.port}.")
+        assert not f"{other.port}.".startswith(f"{one.port}.")
 
 
 def test_pairs_are_held_out_in_both_groups() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.golden.__main__ import FROZEN, read
 from benchmarks.golden.answers import differences

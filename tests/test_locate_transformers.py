@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 pytest.importorskip("mlx.core")
 torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tracediff as td  # noqa: E402
 from benchmarks.faults.plant import Fault, planted  # noqa: E402

@@ -31,14 +31,14 @@ def block(name: str) -> str:
     return PAGE.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
 
 
-def test_every_difference_stands_on_the_page_with_its_kind_lines_and_text(mends: Any) -> None:
-    told = block("mends")
+def test_every_difference_is_on_the_page_with_its_kind_lines_and_text(mends: Any) -> None:
+    table = block("mends")
     for name, mend in mends.MENDS.MENDS.items():
-        assert f"| `{name}` | {mend.kind} | `{mend.reference}` | `{mend.port}` |" in told, name
-        assert f"- `{name}` ({mend.kind}). {mend.text}\n" in told, name
+        assert f"| `{name}` | {mend.kind} | `{mend.reference}` | `{mend.port}` |" in table, name
+        assert f"- `{name}` ({mend.kind}). {mend.text}\n" in table, name
 
 
-def test_what_was_only_read_stands_on_the_page_with_the_lines_of_both_packages(mends: Any) -> None:
+def test_what_was_only_read_is_on_the_page_with_the_lines_of_both_packages(mends: Any) -> None:
     assert block("read") == "\n".join(mends.read_lines()) + "\n"
 
 
@@ -46,7 +46,7 @@ def test_every_stage_of_the_recipe_has_its_line(mends: Any) -> None:
     assert [line.split("`")[1] for line in block("stages").splitlines()[2:]] == mends.MENDS_STAGES
 
 
-def test_writing_keeps_what_stands_outside_the_marks(mends: Any) -> None:
+def test_writing_keeps_what_is_outside_the_marks(mends: Any) -> None:
     page = "before\n<!-- one -->\nold\n<!-- /one -->\nafter\n"
     assert mends.written(page, {"one": ["new", "lines"]}) == "before\n<!-- one -->\nnew\nlines\n<!-- /one -->\nafter\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def run(fault: str, *, folder: str | Path = "traces", seed: int = 0, progress: C
     progress("the reference: chatterbox-tts in PyTorch")
     run_recipe("torch", RECIPE, output=reference, **options)
     progress(f"the port: mlx-audio in MLX; planted: {faults()[fault]}")
-    plant = None if planted is None else planted.plant
-    run_recipe("mlx", RECIPE, output=port, change=plant, random=reference, feed=str(reference), **options)
+    with ExitStack() as stack:
+        plant = None if planted is None else lambda models: stack.enter_context(planted.planted(models))
+        run_recipe("mlx", RECIPE, output=port, change=plant, random=reference, feed=str(reference), **options)
     progress(f"tracediff bisect {reference} {port}")
     return api.bisect(reference, port)

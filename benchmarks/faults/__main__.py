@@ -11,8 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from benchmarks import results
 from benchmarks.faults.score import Case, as_json
 from benchmarks.faults.table import failures, table
 
@@ -34,15 +33,16 @@ def main() -> int:
     parser.add_argument("--failures", action="store_true", help="list every case that went wrong")
     parser.add_argument("--json", metavar="FILE", help="write every case to this file, after each pair")
     parser.add_argument("--table", metavar="FILE", help="print the table of such a file, and stop")
+    results.add_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.most, options.couples = 6, 1
     if options.table:
-        return told(options)
-    return listed(options) if options.list else measured(options)
+        return print_table(options)
+    return print_faults(options) if options.list else run(options)
 
 
-def told(options: argparse.Namespace) -> int:
+def print_table(options: argparse.Namespace) -> int:
     """Prints the table of the cases in a file."""
     written = json.loads(Path(options.table).read_text())
     cases = [Case(**case) for case in written["cases"]]
@@ -50,14 +50,14 @@ def told(options: argparse.Namespace) -> int:
     return 0
 
 
-def measured(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from benchmarks.faults.measure import Bench, Options
     from benchmarks.faults.pairs import selected
 
     wanted = Options(
         options.dtypes, options.modes, options.seeds, options.kinds, options.per_kind, options.couples, options.most,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     cases: list[Case] = []
     dropped: Counter[str] = Counter()
@@ -76,18 +76,20 @@ def measured(options: argparse.Namespace) -> int:
             if options.json:  # after every pair, so that a run which is stopped keeps what it has
                 Path(options.json).write_text(json.dumps(as_json(cases, dropped), indent=1))
     print("\n".join(table(cases, dropped)))
+    results.record("faults", [*as_json(cases, dropped)["table"], {"no_effect": dict(dropped)}], options)
     print(f"{len(cases)} cases in {time.monotonic() - started:.0f} s")
     if options.failures:
         print("\n".join(failures(cases)))
     if options.names:
-        names(options, known)
+        print_pairing(options, known)
     return 0
 
 
-def names(options: argparse.Namespace, known: dict[str, object]) -> None:
+def print_pairing(options: argparse.Namespace, known: dict[str, object]) -> None:
     """Prints precision and recall of pairing under the conditions of `benchmarks/pairing.py`."""
-    import pairing
     from disguises import CONDITIONS, Score
+
+    from benchmarks import pairing
 
     totals = {condition: Score() for condition in CONDITIONS}
     for entry in known.values():
@@ -96,13 +98,13 @@ def names(options: argparse.Namespace, known: dict[str, object]) -> None:
     print("pairing, precision/recall in %: " + ", ".join(f"{condition} {score.text.strip()}" for condition, score in totals.items()))
 
 
-def listed(options: argparse.Namespace) -> int:
+def print_faults(options: argparse.Namespace) -> int:
     from benchmarks.faults.catalogue import all_faults
     from benchmarks.faults.pairs import selected
 
     for name, entry in selected(options.pairs, options.groups).items():
         faults = all_faults(entry.make(0))
-        print(f"{name}{' (held out)' if entry.held_out else ''}: {len(faults)} faults in {len({fault.path for fault in faults})} modules")
+        print(f"{name}{' (held out)' if entry.held_out else ''}: {len(faults)} faults in {len({fault.port for fault in faults})} modules")
         for kind, count in sorted(Counter(fault.kind for fault in faults).items()):
             print(f"    {count:5d}  {kind}")
     return 0

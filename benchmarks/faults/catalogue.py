@@ -11,8 +11,9 @@ from typing import Any
 from mlx import nn
 
 from benchmarks.faults import modules
-from benchmarks.faults.plant import Fault, replaced, running
+from benchmarks.faults.plant import Fault, replacement, running
 from benchmarks.faults.rewrites import rewrites_of
+from tracediff.site import is_below
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,18 @@ class Edit:
 
     @property
     def fault(self) -> Fault:
-        return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replaced(self.path, self.method, self.old, self.new), self.also)
+        return Fault(f"{self.old} -> {self.new}", self.kind, self.path, replacement(self.path, self.method, self.old, self.new), self.also)
 
 
-def all_faults(pair: Any) -> list[Fault]:
-    """Every fault that applies somewhere in a pair's port, as far as a run of it enters."""
+def all_faults(pair: Any, *, with_built_in: bool = False) -> list[Fault]:
+    """Every fault that applies somewhere in what a run of a pair's port enters; on demand in the code of MLX's own modules, too."""
     entered = running(pair.port, pair.run_port)
     known = {path: module for path, module in pair.port.named_modules() if path in entered}
     found = [edit.fault for edit in getattr(pair, "edits", ())]
     for path, module in known.items():
-        for one in modules.FAULTS:
-            found.extend(one.at(path, module))
-        if not is_built_in(module):
+        for way in modules.FAULTS:
+            found.extend(way.at(path, module))
+        if with_built_in or not is_built_in(module):
             for method in entered[path]:
                 found.extend(rewrites_of(type(module), path, method))
     return [*found, *modules.swaps(known)]
@@ -64,16 +65,17 @@ def chosen(faults: Iterable[Fault], seed: int, most: int, kinds: Iterable[str] =
 def couples(faults: Iterable[Fault], seed: int, most: int) -> list[tuple[Fault, Fault]]:
     """Two faults at a time, in modules of which none lies in the other."""
     chance = random.Random(seed + 1)
-    known = [fault for fault in faults if fault.kind not in ("raised", "input") and fault.path]
+    known = [fault for fault in faults if fault.kind not in ("raised", "input") and fault.port]
     found: list[tuple[Fault, Fault]] = []
     for _ in range(50 * most):
         if len(found) == most or len(known) < 2:
             break
-        one, other = chance.sample(known, 2)
-        if not one.others and not other.others and not _nested(one.path, other.path):
-            found.append((one, other))
+        first, second = chance.sample(known, 2)
+        if not first.others and not second.others and not _nested(first.port, second.port):
+            found.append((first, second))
     return found
 
 
-def _nested(one: str, other: str) -> bool:
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+def _nested(path: str, other: str) -> bool:
+    """Whether one of two modules lies in the other, or is the other."""
+    return is_below(path, other) or is_below(other, path)

@@ -11,18 +11,15 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import mlx.core as mx
-import numpy as np
 from pairs import matched
 
 import tracediff as td
+from benchmarks.casting import in_dtype
 from benchmarks.faults.catalogue import all_faults, chosen, couples
 from benchmarks.faults.plant import Fault, planted
 from benchmarks.faults.score import Case, Planted, caller, judge
@@ -44,7 +41,7 @@ class Options:
     per_kind: int = 1
     couples: int = 4
     most: int | None = None
-    say: Callable[[str], None] = lambda _: None
+    progress: Callable[[str], None] = lambda _: None
 
 
 @dataclass
@@ -64,7 +61,7 @@ class Bench:
         """Every case of the pair; what each gave is in ``found``, faults without effect are counted in ``dropped``."""
         import torch
 
-        half = tuple(one for one in self.options.dtypes if one in HALF)
+        half = tuple(dtype for dtype in self.options.dtypes if dtype in HALF)
         with torch.no_grad():
             made = td.capture(
                 self.pair.reference, self.pair.run_reference, to=self.folder / "ref.h5", force=True, floor_dtypes=("float64", *half)
@@ -88,8 +85,8 @@ class Bench:
                 self._effects = Effects(reference, clean, forced)
             self._truth = Truth(self.pair, reference, clean)
             self._cases(reference, dtype, (), [])
-            for one in singles:
-                self._planted(reference, dtype, (one,))
+            for fault in singles:
+                self._planted(reference, dtype, (fault,))
             for couple in doubles:
                 self._planted(reference, dtype, couple)
 
@@ -105,7 +102,7 @@ class Bench:
     def _effect(self, fault: Fault) -> float:
         try:
             with planted(self.pair.port, fault), self._captured("alone", None) as free:
-                return self._effects.of(fault.path, free)
+                return self._effects.of(fault.port, free)
         except Exception:  # noqa: BLE001 - whatever a wrong port raises
             return math.inf
 
@@ -113,7 +110,13 @@ class Bench:
         """Both modes of one choice of faults; a single one of no effect is dropped."""
         started = time.perf_counter()
         case = Case(
-            self.name, dtype, "", self.seed, tuple(one.text for one in faults), tuple(one.kind for one in faults), held_out=self.held_out
+            self.name,
+            dtype,
+            "",
+            self.seed,
+            tuple(fault.text for fault in faults),
+            tuple(fault.kind for fault in faults),
+            held_out=self.held_out,
         )
         truth = [self._truth.of(fault) for fault in faults]
         error = ""
@@ -122,19 +125,19 @@ class Bench:
         except Exception as raised:  # noqa: BLE001 - whatever a wrong port raises
             free, error = None, f"{type(raised).__name__}: {raised}"
         if free is not None and faults:
-            case.effect = min(effects, default=0.0) or self._effects.of(faults[0].path, free)
+            case.effect = min(effects, default=0.0) or self._effects.of(faults[0].port, free)
             if case.effect <= 1:
                 self.dropped[f"{self.name} {dtype}"] += 1
                 return
         for mode in self.options.modes:
-            one = Case(**{**vars(case), "mode": mode})
+            judged = Case(**{**vars(case), "mode": mode})
             try:
-                self._located(one, reference, free, truth, error)
+                self._located(judged, reference, free, truth, error)
             except Exception as raised:  # noqa: BLE001 - a failure of the tool is a result
-                one.error = f"{type(raised).__name__}: {raised}"
-            one.seconds = round(time.perf_counter() - started, 2)
-            self.found.append(one)
-            self._say(one)
+                judged.error = f"{type(raised).__name__}: {raised}"
+            judged.seconds = round(time.perf_counter() - started, 2)
+            self.found.append(judged)
+            self._report(judged)
 
     def _located(self, case: Case, reference: Trace, free: Trace | None, truth: Sequence[Planted], error: str) -> None:
         if case.mode == "free" and free is None:
@@ -143,8 +146,8 @@ class Bench:
             bisected, scanned = td.bisect(reference, free), td.bisect(reference, free, scan=True)
             judge(case, scanned, truth, self._truth.called)
             firsts = [
-                None if one.first is None else (one.first.site.reference, one.first.site.call, one.first.site.end)
-                for one in (bisected, scanned)
+                None if report.first is None else (report.first.site.reference, report.first.site.call, report.first.site.end)
+                for report in (bisected, scanned)
             ]
             case.is_scans = firsts[0] == firsts[1]
             case.read, case.read_scan, case.compared = bisected.coverage.read, scanned.coverage.read, scanned.coverage.compared
@@ -158,16 +161,16 @@ class Bench:
         given: dict[str, Any] = {"feed": feed} if feed else {"random": self.folder / "ref.h5"}
         return td.capture(self.pair.port, self.pair.run_port, to=self.folder / f"{name}.h5", force=True, repeat=False, **given)
 
-    def _say(self, case: Case) -> None:
+    def _report(self, case: Case) -> None:
         if self.held_out:
             return
         what = " + ".join(case.faults) or "clean"
         result = case.error or (case.outcome or "clean") + (f", {case.named} of {len(case.kinds)} named" if len(case.kinds) > 1 else "")
-        self.options.say(
+        self.options.progress(
             f"{case.pair} {case.dtype} {case.mode}: {what}: {result}, {case.extra} extra, cause {case.cause or '-'} {list(case.stated)}"
         )
         if case.outcome in ("near", "wrong", "missed") or case.extra:
-            self.options.say(f"      planted {case.planted}, effect {case.effect:.1f}; found {case.culprits}")
+            self.options.progress(f"      planted {case.planted}, effect {case.effect:.1f}; found {case.culprits}")
 
 
 class Effects:
@@ -205,7 +208,7 @@ class Effects:
 
 
 class Truth:
-    """Which module of the reference corresponds to one of the port, by the pair's own table.
+    """Which modules of the reference are the partners of a module of the port, by the pair's own table.
 
     Only modules that run count: what the reference's own code does with a layer's weights, without calling it, is part of that code.
     """
@@ -216,65 +219,29 @@ class Truth:
         self.called = {record.module for record in clean.records}
         ran = {record.module for record in reference.records}
         self.references: dict[str, list[str]] = {}
-        for one, other in pair.expected(theirs, ours).items():
-            if one in ran:
-                self.references.setdefault(other, []).append(one)
-        for one in ran.intersection(theirs):
+        for reference_path, port_path in pair.expected(theirs, ours).items():
+            if reference_path in ran:
+                self.references.setdefault(port_path, []).append(reference_path)
+        for reference_path in ran.intersection(theirs):
             for pattern, target in pair.fused.items():
-                if (found := matched({pattern: target}, one)) is not None:
-                    for other in ours:
-                        if re.fullmatch(found.replace(".", r"\."), other):
-                            self.references.setdefault(other, []).append(one)
+                if (found := matched({pattern: target}, reference_path)) is not None:
+                    for port_path in ours:
+                        if re.fullmatch(found.replace(".", r"\."), port_path):
+                            self.references.setdefault(port_path, []).append(reference_path)
 
     def of(self, fault: Fault) -> Planted:
         others = tuple(Planted(path, self._of(path), fault.kinds) for path in fault.others)
-        return Planted(fault.path, self._of(fault.path), fault.kinds, others)
+        return Planted(fault.port, self._of(fault.port), fault.kinds, others)
 
     def _of(self, path: str) -> tuple[str, ...]:
-        """Its partners; of a module that has none those of the only module in it, else those of the nearest one around it."""
+        """The partners of a module of the port.
+
+        A module without partners has those of the only called module inside it, else those of the nearest module around it.
+        """
         if path in self.references:
             return tuple(self.references[path])
-        inside = [one for one in self.references if one.startswith(f"{path}.") and one in self.called]
+        inside = [known for known in self.references if known.startswith(f"{path}.") and known in self.called]
         if len(inside) == 1:
             return tuple(self.references[inside[0]])
         above = caller(path, self.references)
         return tuple(self.references.get(above or "", ()))
-
-
-# -- the port in another dtype -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def in_dtype(pair: Any, dtype: str) -> Iterator[None]:
-    """The pair's port in a dtype, and the inputs that its run makes with it; for good."""
-    if dtype == "float32":
-        yield
-        return
-    wanted = getattr(mx, dtype)
-    for module in pair.port.modules():
-        for key, value in module.items():
-            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
-                module[key] = value.astype(wanted)
-    with inputs_made(pair, lambda array: array.astype(wanted) if array.dtype == mx.float32 else array):
-        yield
-
-
-@contextmanager
-def inputs_made(pair: Any, change: Callable[[mx.array], mx.array]) -> Iterator[None]:
-    """What the pair's run makes by `mx.array`, changed."""
-    original = mx.array
-
-    class Arrays:
-        def __getattr__(self, name: str) -> Any:
-            return (lambda values, *more: change(original(values, *more))) if name == "array" else getattr(mx, name)
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.dict(pair.run_port.__globals__, {"mx": Arrays()}))
-        yield
-
-
-def other_numbers(array: mx.array) -> mx.array:
-    """Inputs as another front end would make them: ids are turned round, numbers are a little larger at one end."""
-    if not mx.issubdtype(array.dtype, mx.floating):
-        return array[..., ::-1]
-    return array * mx.array(np.linspace(1, 1.1, array.shape[-1]).astype(np.float32)).astype(array.dtype)

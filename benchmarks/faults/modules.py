@@ -13,7 +13,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from benchmarks.faults.plant import Call, Fault, Plant, around, edited, module_at
+from benchmarks.faults.plant import Call, Change, Fault, around, edited
+from tracediff.runs.planting import Assign, Swap
 
 LINEAR = (nn.Linear,)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -28,7 +29,7 @@ class ModuleFault:
     name: str
     kind: str
     applies: Callable[[str, nn.Module], bool]
-    plant: Callable[[str, nn.Module], Plant]
+    plant: Callable[[str, nn.Module], Change]
     also: tuple[str, ...] = ()
 
     def at(self, path: str, module: nn.Module) -> Iterator[Fault]:
@@ -85,7 +86,7 @@ def last_rows(values: mx.array) -> mx.array:
     return mx.concatenate([values[half:], values[:half]])
 
 
-def weight(change: Callable[[mx.array], mx.array], name: str = "weight") -> Callable[[str, nn.Module], Plant]:
+def weight(change: Callable[[mx.array], mx.array], name: str = "weight") -> Callable[[str, nn.Module], Change]:
     return lambda path, module: edited(path, name, change)
 
 
@@ -96,20 +97,12 @@ def _is_square(path: str, module: nn.Module) -> bool:
 # -- code of the module itself -------------------------------------------------------------------------------------------------------------
 
 
-def constant(name: str, change: Callable[[Any], Any]) -> Callable[[str, nn.Module], Plant]:
+def constant(name: str, change: Callable[[Any], Any]) -> Callable[[str, nn.Module], Change]:
     """A constant that the module was built with is another one."""
-
-    def plant_at(path: str, _: nn.Module) -> Plant:
-        def plant(model: nn.Module) -> None:
-            module = module_at(model, path)
-            setattr(module, name, change(getattr(module, name)))
-
-        return plant
-
-    return plant_at
+    return lambda path, _: Assign(path, name, lambda models, module, old: change(old))
 
 
-def code(spoil: Callable[..., Any]) -> Callable[[str, nn.Module], Plant]:
+def code(spoil: Callable[..., Any]) -> Callable[[str, nn.Module], Change]:
     return lambda path, module: around(path, spoil)
 
 
@@ -172,10 +165,6 @@ def _raise(call: Call, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _in_training(path: str, _: nn.Module) -> Plant:
-    return lambda model: module_at(model, path).train()
-
-
 def _clamped(x: mx.array) -> mx.array:
     limit = 1.2 * mx.sqrt((x.astype(mx.float32) ** 2).mean()).astype(x.dtype)
     return mx.clip(x, -limit, limit)
@@ -233,7 +222,7 @@ FAULTS: tuple[ModuleFault, ...] = (
         constant("eps", lambda e: e * 1e4),
     ),
     ModuleFault("norm left out", "norm.missing", is_norm, code(_identity)),
-    ModuleFault("statistics of the batch", "mode.train", of(nn.BatchNorm), _in_training),
+    ModuleFault("statistics of the batch", "mode.train", of(nn.BatchNorm), constant("_training", lambda _: True)),
     ModuleFault(
         "groups laid out otherwise",
         "norm.missing",
@@ -285,16 +274,6 @@ FAULTS: tuple[ModuleFault, ...] = (
 )
 
 
-def swapped(paths: tuple[str, str]) -> Plant:
-    """The weights of two siblings change places."""
-
-    def plant(model: nn.Module) -> None:
-        one, other = (module_at(model, path) for path in paths)
-        one["weight"], other["weight"] = other["weight"], one["weight"]
-
-    return plant
-
-
 def swaps(modules: dict[str, Any]) -> Iterator[Fault]:
     """Siblings whose weights are of one shape; the culprit is the first, the other is found too."""
     known: dict[tuple[str, type, tuple[int, ...]], str] = {}
@@ -302,5 +281,11 @@ def swaps(modules: dict[str, Any]) -> Iterator[Fault]:
         if isinstance(module, LAYERS):
             key = (path.rpartition(".")[0], type(module), tuple(module["weight"].shape))
             if key in known:
-                yield Fault(f"weights swapped with {path}", "weights.swapped", known[key], swapped((known[key], path)), others=(path,))
+                yield Fault(
+                    f"weights swapped with {path}",
+                    "weights.swapped",
+                    known[key],
+                    Swap((known[key], "weight"), (path, "weight")),
+                    others=(path,),
+                )
             known.setdefault(key, path)

@@ -1,4 +1,4 @@
-"""Faults in the code between modules: one expression of a method rewritten, wherever an expression of that shape stands.
+"""Faults in the code between modules: one expression of a method rewritten, wherever an expression has that shape.
 
 Each `Rewrite` finds expressions in the source of a method and says what they become; the kind of its cause may depend on what is there.
 """
@@ -82,7 +82,7 @@ def _concatenated_backwards(node: ast.AST) -> str | None:
 
 
 def _keyword(name: str, becomes: str) -> Change:
-    """A call's argument of that name becomes something else; ``{}`` stands for what it is."""
+    """A call's argument of that name becomes something else; ``{}`` is replaced by what it is."""
 
     def change(node: ast.AST) -> str | None:
         if not isinstance(node, ast.Call):
@@ -98,7 +98,7 @@ def _keyword(name: str, becomes: str) -> Change:
 
 
 def _positional_mask(node: ast.AST) -> str | None:
-    """A mask handed on by place, or added, becomes none."""
+    """A mask that is a positional argument, or is added, becomes none."""
     if isinstance(node, ast.Call) and any(isinstance(one, ast.Name) and one.id.endswith("mask") for one in node.args):
         changed = copy.deepcopy(node)
         changed.args = [
@@ -120,7 +120,7 @@ def _reshaped_heads(node: ast.AST) -> str | None:
 
 
 def _swapped_roles(node: ast.AST) -> str | None:
-    """The first two tensors that a call is handed change places."""
+    """The first two tensors among a call's arguments change places."""
     if (
         not isinstance(node, ast.Call)
         or len(node.args) < 2
@@ -201,9 +201,10 @@ class _At(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _rewritten(tree: ast.Module, rewrite: Rewrite, number: int) -> ast.AST:
+def _rewritten(tree: ast.Module, rewrite: Rewrite, number: int) -> ast.Module:
     fits = [(node, source) for node in ast.walk(tree) if (source := rewrite.change(node)) is not None]
-    return _At(*fits[number]).visit(tree)
+    _At(*fits[number]).visit(tree)
+    return tree
 
 
 def _swapped_parts(tree: ast.Module) -> Iterator[ast.Assign]:
@@ -213,7 +214,7 @@ def _swapped_parts(tree: ast.Module) -> Iterator[ast.Assign]:
             yield node
 
 
-def _with_swapped_parts(tree: ast.Module, number: int) -> ast.AST:
+def _with_swapped_parts(tree: ast.Module, number: int) -> ast.Module:
     assignment = list(_swapped_parts(tree))[number]
     names = assignment.targets[0]
     assert isinstance(names, ast.Tuple)

@@ -25,8 +25,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.golden import cases
 from benchmarks.golden.answers import Answer, differences
 from benchmarks.golden.measure import answered

@@ -12,12 +12,14 @@ import tracediff as td
 Answer = dict[str, Any]
 
 
-def answer(reference: Path, port: Path, *, lists_pairs: bool) -> Answer:
-    """The answer for two traces.
+def answer(reference: Path, port: Path | str, *, lists_pairs: bool) -> Answer:
+    """The answer for two traces, or what is said of a port that has none.
 
     ``pairs`` is a digest of all pairs of sites with their layouts, and the lines themselves where ``lists_pairs``. A failure of tracediff
     is an answer too: its type and text under ``error``.
     """
+    if isinstance(port, str):
+        return {"error": port}
     try:
         report = td.bisect(reference, port)
         frame = td.align(reference, port).to_frame()

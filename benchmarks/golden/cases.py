@@ -9,7 +9,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ CHATTERBOX_FAULTS = 2
 """So many into each stage of Chatterbox."""
 
 
-class NotBuiltError(Exception):
+class NotBuiltError(ImportError):
     """What a pair is left out for."""
 
 
@@ -168,32 +168,17 @@ def report_names(folder: Path) -> list[str]:
 
 def chatterbox(stage: str) -> Source:
     """A stage of the shipped Chatterbox pair as it is, and with faults planted into it."""
-    from tracediff.observe.recipe import find_recipe, load_file, run_recipe
+    from benchmarks.recipe_runs import hooks, run_port
+    from tracediff.observe.recipe import run_recipe
     from tracediff.runs.captured import captured
 
-    hooks = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))
-    names = [name for name, fault in hooks.FAULTS.items() if fault.stage == stage]
+    planting = hooks("chatterbox_faults")
+    names = [name for name, fault in planting.FAULTS.items() if fault.stage == stage]
     names = names[:: max(1, -(-len(names) // CHATTERBOX_FAULTS))]
 
     def port(*wrong: str) -> Callable[[Path, Path, str], Any]:
-        def record(reference: Path, to: Path, mode: str) -> Any:
-            with ExitStack() as stack:
-                change = (lambda models: stack.enter_context(hooks.planted(models, *wrong))) if wrong else None
-                feed = {"feed": str(reference)} if mode == "forced" else {}
-                return run_recipe(
-                    "mlx",
-                    "chatterbox",
-                    output=to,
-                    stages=[stage],
-                    force=True,
-                    repeat=False,
-                    random=reference,
-                    job=captured,
-                    change=change,
-                    **feed,
-                )
-
-        return record
+        changes = [lambda models: planting.planted(models, *wrong)] if wrong else []
+        return lambda reference, to, mode: run_port(to, [stage], reference, *changes, is_fed=mode == "forced")
 
     return Source(
         lambda to: run_recipe("torch", "chatterbox", output=to, stages=[stage], job=captured, force=True),
@@ -205,6 +190,6 @@ def chatterbox_stages() -> list[str]:
     """The stages of the real pair. Raises ImportError where its packages are not installed."""
     import chatterbox  # noqa: F401 - the real package, not the recipe
 
-    from tracediff.observe.recipe import find_recipe, load_file
+    from benchmarks.recipe_runs import hooks
 
-    return list(load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_shared.py")).STAGES)
+    return list(hooks("chatterbox_shared").STAGES)

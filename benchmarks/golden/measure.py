@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
 from benchmarks.golden import cases
 from benchmarks.golden.answers import Answer, answer
+
+Run = tuple[str, Path, Path | str, bool]
+"""A run's name, the reference's trace, the port's or why there is none, and whether its pairs are listed."""
 
 
 def answered(pairs: Sequence[tuple[str, str, Path | None]], folder: Path, jobs: int) -> Iterator[tuple[str, Answer]]:
@@ -29,16 +32,19 @@ def answered(pairs: Sequence[tuple[str, str, Path | None]], folder: Path, jobs: 
 
 def of_pair(group: str, name: str, cases_folder: Path | None, folder: Path) -> tuple[dict[str, Answer], float, str]:
     """The answers of one pair by name of the run; the seconds they took; what is missing where the pair cannot be built here."""
+    started = time.monotonic()
+    try:
+        runs = runs_of(group, name, cases_folder, folder)
+    except ImportError as error:
+        return {}, 0.0, str(error)
+    return {run: answer(*given, lists_pairs=lists_pairs) for run, *given, lists_pairs in runs}, time.monotonic() - started, ""
+
+
+@functools.cache
+def runs_of(group: str, name: str, cases_folder: Path | None, folder: Path) -> list[Run]:
+    """The runs of one pair, their traces recorded unless the folder has them. Raises ImportError where the pair cannot be built here."""
     import torch
 
-    started = time.monotonic()
     torch.set_num_threads(1)
     make = {"models": cases.models, "chatterbox": cases.chatterbox}.get(group) or partial(cases.report, cases_folder)
-    try:
-        found = {
-            run: {"error": port} if isinstance(port, str) else answer(reference, port, lists_pairs=is_clean_and_free)
-            for run, reference, port, is_clean_and_free in cases.recorded(f"{group}/{name}", make(name), folder / group / name)
-        }
-    except (ImportError, cases.NotBuiltError) as error:
-        return {}, 0.0, str(error)
-    return found, time.monotonic() - started, ""
+    return list(cases.recorded(f"{group}/{name}", make(name), folder / group / name))

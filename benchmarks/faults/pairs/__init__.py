@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import benchmarks.faults  # noqa: F401 - makes the shared pairs importable
-
 OWN = (
     *("sampler", "flow", "vocoder", "vision", "codec", "perceiver", "mixer", "graph", "duration"),
     *("chat", "translator", "detector", "classifier", "clip", "conformer", "effnet", "wavenet", "rvq", "vae"),
@@ -52,7 +50,7 @@ def known() -> dict[str, Entry]:
     found = {name: Entry(build, "own") for name, build in pairs.PAIRS.items()}
     for name in OWN:
         found[name] = Entry(partial(_made, name), "own", name in HELD_OUT)
-    import real_pairs
+    from benchmarks import real_pairs
 
     for name, build in real_pairs.PAIRS.items():
         found[name] = Entry(build, "real", name in REAL_HELD_OUT)

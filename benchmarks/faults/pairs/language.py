@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import real_pairs
 from pairs import Pair
+
+from benchmarks import real_pairs
 
 _HEADS = {**real_pairs.GROUPED, "head_dim": 16}
 _THETA = {"rope_parameters": {"rope_type": "default", **real_pairs.ROPE}}

@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import real_pairs
 import torch
 from pairs import Pair, Rules, mlx_flat, perturb
+
+from benchmarks import real_pairs
 
 
 def olmoe(seed: int = 0) -> Pair:

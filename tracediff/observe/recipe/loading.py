@@ -107,7 +107,7 @@ def load_file(path: Path) -> ModuleType:
 def load_faults(name: str, impl: str) -> Mapping[str, Any]:
     """The faults that can be planted in a recipe's models, by name: ``FAULTS`` of ``NAME_faults.py`` beside the recipe.
 
-    Each has ``announcement``, ``stage``, ``kind``, the culprits ``port`` and ``reference``, and ``plant(models)``.
+    Each has ``announcement``, ``stage``, ``kind``, the culprits ``port`` and ``reference``, and ``planted(models)``, a context manager.
     """
     path = find_recipe(name, impl).with_name(f"{name}_faults.py")
     if not path.is_file():
