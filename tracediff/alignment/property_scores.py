@@ -16,10 +16,16 @@ PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "p
 """Codes among the `Features`, which are merely equal or not. `THRESHOLDS` holds what each is worth: NAME_equal and NAME_different."""
 
 
-def scored(ours: Features, theirs: Features, a: Ints, b: Ints) -> Floats:
-    """What the properties say of every two of the sites ``a`` and ``b``: (a, b)."""
+def worth() -> tuple[Floats, Floats]:
+    """What each of `PROPERTIES` is worth where two sites share it, and where they differ in it: (properties,) each."""
+    equal = np.array([getattr(THRESHOLDS, f"{name}_equal") for name in PROPERTIES])
+    return equal, np.array([getattr(THRESHOLDS, f"{name}_different") for name in PROPERTIES])
+
+
+def scored(ours: Features, theirs: Features, a: Ints, b: Ints, worths: tuple[Floats, Floats]) -> Floats:
+    """What the properties say of every two of the sites ``a`` and ``b``: (a, b). ``worths``: `worth`."""
     codes = np.stack([getattr(ours, name)[a] for name in PROPERTIES]), np.stack([getattr(theirs, name)[b] for name in PROPERTIES])
-    scores = _by_codes(*codes)
+    scores = _by_codes(*codes, *worths)
     same_role = (ours.role[a][:, None] == theirs.role[b][None, :]) & (ours.role[a] != 0)[:, None]
     is_excused = both_have_roles(ours, theirs, a, b) & ~same_role & _have_one_matrix(ours, theirs, a, b)
     scores -= THRESHOLDS.role_different * is_excused
@@ -38,10 +44,8 @@ def both_have_roles(ours: Features, theirs: Features, a: Ints, b: Ints) -> Flags
     return known
 
 
-def _by_codes(rows: Ints, columns: Ints) -> Floats:
+def _by_codes(rows: Ints, columns: Ints, equal: Floats, different: Floats) -> Floats:
     """What `PROPERTIES` say of every two sites, given their codes (properties, a) and (properties, b): (a, b)."""
-    equal = np.array([getattr(THRESHOLDS, f"{name}_equal") for name in PROPERTIES])
-    different = np.array([getattr(THRESHOLDS, f"{name}_different") for name in PROPERTIES])
     if rows.shape[1] * columns.shape[1] <= THRESHOLDS.scores_at_once:
         return _weighed(rows, columns, equal, different)
     scores = np.zeros((rows.shape[1], columns.shape[1]))

@@ -39,6 +39,7 @@ class Scores:
         self.bags = KindLikeness(len(bags), lambda ours, theirs: bag_likeness(bags[ours], bags[theirs]))
         self.attributes = KindLikeness(len(attributes), lambda ours, theirs: attribute_agreement(attributes[ours], attributes[theirs]))
         self.names = NameEvidence(self.sides)
+        self.property_worth = property_scores.worth()
         self.evidence = PairEvidence(self.sides, self.features, owned, seen, self.bags)
         self._misfit = Misfit(self.features, self.evidence.held_whole)
         self.anchors = anchored(self._candidates())
@@ -95,7 +96,7 @@ class Cells(NamedTuple):
 
 def by_properties(scores: Scores, table: Floats, cells: Cells) -> None:
     """Roles, classes, shapes, stages, neighbours, parameters' axes and functions."""
-    table += property_scores.scored(*scores.features, cells.a, cells.b)
+    table += property_scores.scored(*scores.features, cells.a, cells.b, scores.property_worth)
 
 
 def by_attributes(scores: Scores, table: Floats, cells: Cells) -> None:
