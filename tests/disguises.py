@@ -17,6 +17,7 @@ from tracediff.alignment.structure import Side
 from tracediff.observe import Boundary, Observer, record
 from tracediff.site import Site, module_of
 from tracediff.trace import Param, Trace, open_trace
+from tracediff.trace.calls import CallTree
 
 CONDITIONS = ("natural", "anonymous", "shuffled", "early fault", "unloaded", "all different")
 
@@ -58,6 +59,7 @@ class Disguised:
             self.order = shuffled_rows(self.trace, self.random)
             self.index = reordered(self.index, self.order)
         self.records = Reordered(self.trace, self.order)
+        self.calls = CallTree(self.index, self.strings)
 
     def rename(self, path: str) -> str:
         if path not in self.known:
