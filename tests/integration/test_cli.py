@@ -15,6 +15,8 @@ import pytest
 from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
 
+pytestmark = pytest.mark.slow
+
 SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
 
 

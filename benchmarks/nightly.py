@@ -1,0 +1,59 @@
+"""What takes longer than a run of `.ci/run`: each step is one command, and the result of the night is one file.
+
+    python -m benchmarks.nightly                    # all steps; writes benchmarks/results/nightly.json
+    python -m benchmarks.nightly golden faults      # some of them; the others keep their last result
+
+A step is good where its command ends with exit status 0. The file holds each step's command, seconds, status and last lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import results
+
+STEPS = {
+    "tests": ["-m", "pytest", "-n", "auto", "--dist", "loadfile"],
+    "golden": ["-m", "benchmarks.golden", "--groups", "models", "chatterbox"],
+    "faults": ["-m", "benchmarks.faults", "--quick", "--dtypes", "float32", "bfloat16"],
+    "clean": ["-m", "benchmarks.clean", "--seeds", "1"],
+    "bisection": ["-m", "benchmarks.bisection"],
+}
+LAST_LINES = 12
+RESULT = results.RESULTS / "nightly.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}; all by default")
+    options = parser.parse_args()
+    if unknown := set(options.steps) - set(STEPS):
+        parser.error(f"no step {min(unknown)!r}; there are {', '.join(STEPS)}")
+    kept = {row["step"]: row for row in json.loads(RESULT.read_text(encoding="utf-8"))["figures"]} if RESULT.is_file() else {}
+    for name in options.steps or STEPS:
+        kept[name] = step(name)
+        figures = [kept[known] for known in STEPS if known in kept]
+        RESULT.write_text(json.dumps(results.result("nightly", figures, options), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return int(any(row["status"] for row in kept.values()))
+
+
+def step(name: str) -> dict[str, Any]:
+    """Runs one step with its output passed on, and returns how it went."""
+    started, lines = time.monotonic(), []
+    print(f"== {name}", flush=True)
+    with subprocess.Popen([sys.executable, *STEPS[name]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    seconds = round(time.monotonic() - started)
+    commit = results.commit()
+    return {"step": name, "commit": commit, "seconds": seconds, "status": process.returncode, "last_lines": lines[-LAST_LINES:]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
