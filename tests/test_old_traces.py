@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tracediff as td
@@ -49,3 +50,19 @@ def test_an_old_trace_gives_its_records_and_their_values() -> None:
 def test_a_report_of_an_old_version_is_read() -> None:
     text = (OLD / "forced.json").read_text(encoding="utf-8")
     assert td.Report.from_json(text).verdict == "different"
+
+
+def test_a_trace_that_was_fed_is_no_reference() -> None:
+    with pytest.raises(td.TracediffError, match=r"forced\.h5' is a forced run.*Are the arguments swapped\?"):
+        td.bisect(OLD / "forced.h5", OLD / "reference.h5")
+
+
+def test_a_trace_is_not_compared_with_itself() -> None:
+    with pytest.raises(td.TracediffError, match="as reference and as port"):
+        td.diff(OLD / "reference.h5", OLD / "reference.h5")
+
+
+def test_a_forced_run_feeds_no_other(tmp_path: Path) -> None:
+    with pytest.raises(td.TracediffError, match="is no reference"):
+        td.capture(None, lambda: td.tap("x", np.zeros(3)), to=tmp_path / "x.h5", feed=OLD / "forced.h5")
+    assert not (tmp_path / "x.h5").exists()

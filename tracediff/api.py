@@ -289,6 +289,7 @@ def bisect(
     from tracediff.show.drawn import Report
 
     with _opened(reference, port) as (first, second):
+        first.check_is_reference(second)
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")

@@ -396,8 +396,6 @@ def _lacking(
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if not trace.complete:
             yield f"the {name} did not come to its end"
-    if mode_of(reference) == "forced":
-        yield "the reference is itself a forced run, fed the tensors of another trace"
     if "free" in sides and sides["free"].start:
         yield f"the free run started its stages from {sides['free'].start} (--from), so that they did not feed each other"
     if len(sides) == 2:

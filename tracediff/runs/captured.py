@@ -218,6 +218,7 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
     asked = replace(asked, options=replace(asked.options, repeat=False))
     with ExitStack() as stack:
         reference = feed if isinstance(feed, Trace) else stack.enter_context(open_trace(feed))
+        reference.check_is_reference()
         stack.enter_context(feeding(reference))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
         asked.progress("a free run first, to find out what corresponds")

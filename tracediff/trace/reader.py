@@ -93,6 +93,19 @@ class Trace:
     def records(self) -> Records:
         return Records(self)
 
+    def check_is_reference(self, port: Trace | None = None) -> None:
+        """TracediffError where this trace cannot be the reference: it was fed by another trace, or it is the file of the port."""
+        if self.meta.get("mode_run") == "forced":
+            fed = f", fed by {self.meta['feed']!r}" if self.meta.get("feed") else ""
+            raise TracediffError(
+                f"{str(self.path)!r} is a forced run{fed}: its tensors are not its own, so it is no reference. "
+                "Are the arguments swapped? The reference comes first."
+            )
+        if port is not None and self.path.resolve() == port.path.resolve():
+            raise TracediffError(
+                f"{str(self.path)!r} is given as reference and as port. Give the reference's trace, then the port's."
+            )
+
     @cached_property
     def calls(self) -> CallTree:
         """The calls of the run as a tree, and who made and who takes each record."""
