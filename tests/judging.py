@@ -100,6 +100,8 @@ class Run:
         )
         if is_made:
             self.made[id(value)] = (value, row)
+        else:  # as the recorder does: of what no call made, the first call that took it in
+            self.made.setdefault(id(value), (value, row))
 
     def close(self) -> Trace:
         self.writer.close()

@@ -57,7 +57,7 @@ class Steps(nn.Module):
 
 class Spoils(Attention):
     def kept(self, k: torch.Tensor) -> torch.Tensor:
-        return k.flip(1)
+        return k.flip(2)
 
 
 def both(reference: nn.Module, port: nn.Module, inputs: Any, folder: Path, *, is_forced: bool = True) -> td.Report:

@@ -132,6 +132,14 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Equivalent:
+    """A difference from which nothing follows, and the reference's site whose call returned numbers that agree ("" is the root)."""
+
+    where: Where
+    absorber: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One pair of records in the table of all pairs; what was not compared has ``how`` "" and ``diverged`` None.
 
@@ -159,7 +167,8 @@ class Report:
     """What comparing two traces gave.
 
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
-    those introduced, in execution order; a bisection names the first only. ``rows`` holds every pair (empty in a report read from JSON).
+    those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
+    follows from them. ``rows`` holds every pair (empty in a report read from JSON).
     """
 
     verdict: Verdict
@@ -172,6 +181,7 @@ class Report:
     stages: tuple[Stage, ...]
     weights: Weights
     certificate: Mapping[str, Any]
+    equivalent: tuple[Equivalent, ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -199,6 +209,7 @@ class Report:
             "stages": [asdict(stage) for stage in self.stages],
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
+            "equivalent": [asdict(form) for form in self.equivalent],
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -289,6 +300,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "divergences": tuple(_divergence(part) for part in data["divergences"]),
         "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
         "weights": _made(Weights, data["weights"]),
+        "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
     }
 
 
@@ -348,6 +360,7 @@ def build(
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
         certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
+        equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         rows=rows,
     )
 
@@ -538,7 +551,7 @@ def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: T
 
 
 def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
-    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold", "noise")]
+    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold", "noise", "equivalent")]
     diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
     measured = [row for row in counted if row.rel_l2 is not None and row.by not in ("rounding", "sensitive")]
     worst = max(measured, key=lambda row: row.rel_l2 or 0.0, default=None)

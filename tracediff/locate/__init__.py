@@ -4,9 +4,9 @@ A pair *diverged* if it is beyond what is allowed. An error was *introduced* at 
 agrees: for an input of a module the caller's inputs and what the caller's earlier calls returned, for an output the module's inputs and
 what the calls inside it returned. A diverged output blames its module; a diverged input blames the caller's own code.
 
-Two kinds of difference are no divergence: a *moved boundary* (an output differs, but everything that consumes it agrees, since a scale
-or a bias is applied inside on one side and outside on the other) and an input *without effect* (a mask of another convention: what
-the module computes from it agrees).
+Three kinds of difference are no divergence: a *moved boundary* (an output differs, but everything that consumes it agrees, since a
+scale or a bias is applied inside on one side and outside on the other), an input *without effect* (a mask of another convention: what
+the module computes from it agrees), and an *equivalent form* (a call around it returns numbers that agree: see `absorbed`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
+from tracediff.locate.absorbed import acquitted, inside, let_through
 from tracediff.locate.findings import finding
 from tracediff.locate.merging import merged, sharing
 from tracediff.locate.result import Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
-from tracediff.locate.search import bisected, certified, descended, introduced, look_into_stages, scanned
+from tracediff.locate.search import bisected, certified, descended, in_order, introduced, look_into_stages, scanned
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import is_in_stage
@@ -57,17 +58,27 @@ def locate(
     """
     tolerance(rtol, atol)
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
-    pairs = _in_order(alignment, reference, stages)
+    pairs = _of_stages(alignment, reference, stages)
     verdicts = verdicts_of(
         pairs, alignment, reference, port, mode=mode, tolerance=(rtol, atol), floors=floors or {}, compared=compared or {}, again=again
     )
     method: Method = "live" if again is not None else "scan" if scan or mode == "forced" else "bisect"
-    places, probed = _places(verdicts, method, THRESHOLDS.probes if probes is None else probes, random.Random(seed), progress)
+    probes = THRESHOLDS.probes if probes is None else probes
+    places, probed = _places(verdicts, method, probes, random.Random(seed), progress)
+    absorbed: dict[int, str] = {}
+    while mode == "free" and again is None and (forms := acquitted(verdicts, places)):
+        absorbed.update((i, verdicts.flow.calls.site_of(call)) for i, call in forms.items())
+        behind = {j for i, call in forms.items() for j in inside(verdicts, i, call)}
+        verdicts.effects.acquit(behind - (set(places) - set(forms)))
+        places, probed = _places(verdicts, method, probes, random.Random(seed), None)
     findings = merged(verdicts, [finding(verdicts, place) for place in places])
     comparisons = tuple(map(verdicts.comparison, range(len(verdicts))))
     certificate = certified(verdicts, comparisons, method, places[0] if places else None, probed, seed)
     bytes_read = verdicts.comparisons.bytes_read + verdicts.expected.bytes_read
-    return Located(mode, method, comparisons, tuple(findings), certificate, verdicts.comparisons.read, bytes_read)
+    equivalent = absorbed if mode == "free" else let_through(verdicts, comparisons)
+    return Located(
+        mode, method, comparisons, tuple(findings), certificate, verdicts.comparisons.read, bytes_read, tuple(sorted(equivalent.items()))
+    )
 
 
 def _places(
@@ -90,9 +101,9 @@ def _places(
     return places, probed
 
 
-def _in_order(alignment: Alignment, reference: Trace, stages: Sequence[str]) -> list[RecordPair]:
+def _of_stages(alignment: Alignment, reference: Trace, stages: Sequence[str]) -> list[RecordPair]:
     """The pairs in the reference's execution order, of the stages asked for and those inside them."""
-    pairs = sorted(alignment.records, key=lambda pair: (max(pair.reference), pair.port[0]))
+    pairs = in_order(alignment.records)
     if not stages:
         return pairs
     outer_of: Mapping[str, str] = reference.meta.get("stages") or {}

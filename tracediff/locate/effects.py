@@ -1,4 +1,4 @@
-"""Which differences are no divergence: at a moved boundary, of an input without effect, or sent another way by noise."""
+"""Which differences are no divergence: at a moved boundary, without effect, in an equivalent form, or sent another way by noise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.site import INPUTS, module_of
+from tracediff.trace import schema
 
 
 class Effects:
@@ -56,7 +57,18 @@ class Effects:
             self._effects[i] = self._effect(i)
         return self._effects[i]
 
+    def acquit(self, places: Iterable[int]) -> None:
+        """Says of pairs that they are equivalent forms: where one diverged, nothing followed."""
+        self._effects.update(dict.fromkeys(places, "equivalent"))
+
+    def _is_acquitted(self, i: int) -> bool:
+        """Whether the capture of a forced run let the port's tensor through, and nothing followed."""
+        through = self._pairs.port.through
+        return through is not None and all(int(through["state"][row]) == schema.ACQUITTED for row in self._pairs[i].port)
+
     def _effect(self, i: int) -> Effect:
+        if self._is_acquitted(i):
+            return "equivalent"
         if self._pairs.has_raised(i):
             return "no effect" if self._is_caught(i) else ""
         if self._pairs.is_replaced(i) or self._comparisons.judged(i).how == "forced":
@@ -95,13 +107,16 @@ class Effects:
     def _is_without_effect(self, i: int) -> bool:
         """Whether all that a call computes from an input agrees although the input differs.
 
-        Not so for a normalisation, which hides an error in its input that others may see.
+        Not so for a normalisation, which hides an error in its input that others may see, and for a call that returns ids alone: it chose
+        by what differs.
         """
         calls, call = self._flow.calls, self._flow.call(i)
         if "norm" in self._pairs.types.get(module_of(calls.site_of(call)), "").lower():
             return False
         outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
-        return bool(outputs) and all(map(self._expected.agrees, self._expected.doubtful_first(outputs)))
+        if all(map(self._pairs.is_exact, outputs)):
+            return False
+        return all(map(self._expected.agrees, self._expected.doubtful_first(outputs)))
 
     def _is_untold(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.

@@ -12,7 +12,7 @@ from tracediff.compare import Judgement, Metrics
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
-Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise"]
+Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise", "equivalent"]
 Blame = Literal["module", "caller", "weights", "input", "random"]
 
 
@@ -109,6 +109,7 @@ class Certificate:
 class Located:
     """Every pair with what is known of it, in the reference's execution order, and the introduced divergences, first one first.
 
+    ``equivalent``: the places of differences from which nothing follows, each with the reference's site that absorbed the difference.
     ``read`` counts pairs whose values were read whole, ``bytes_read`` all bytes read on both sides, those of samples too.
     """
 
@@ -119,6 +120,7 @@ class Located:
     certificate: Certificate
     read: int
     bytes_read: int
+    equivalent: tuple[tuple[int, str], ...] = ()
 
     @property
     def first(self) -> Finding | None:

@@ -6,10 +6,16 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from tracediff.alignment import RecordPair
 from tracediff.locate.result import Certificate, Comparison, Effect, Method
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
 from tracediff.trace.calls import TOP
+
+
+def in_order(pairs: Iterable[RecordPair]) -> list[RecordPair]:
+    """Pairs in the reference's execution order."""
+    return sorted(pairs, key=lambda pair: (max(pair.reference), pair.port[0]))
 
 
 def scanned(verdicts: Verdicts, progress: Callable[[int, int], None] | None) -> list[int]:

@@ -34,6 +34,14 @@ class Thresholds:
     noise_passed_on: int = threshold(64, "rows before a record in which the unpaired outputs that it was made of are looked for", _ALONE)
     mere_factor: float = threshold(1e-6, "1 - cosine below which two outputs differ by a mere factor", _EFFECT)
 
+    # which differences nothing follows from
+    left_of_affine: float = threshold(
+        0.1,
+        "share of a difference's norm left by a gain and an offset, below which a normalisation may hide it",
+        "faults that a norm hides leave less than 5e-5, permutations and padding 0.45 or more (golden pairs and rebuilt reports, free)",
+    )
+    fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
+
     # how much the search reads
     probes: int = threshold(16, "pairs before the answer that are probed, unless the caller asks for another number", _SEARCH)
     few_doubtful: int = threshold(4, "doubtful pairs that are read one by one rather than halved, at least", _SEARCH)

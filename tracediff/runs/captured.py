@@ -23,6 +23,7 @@ from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 
 if TYPE_CHECKING:
+    from tracediff.alignment import Alignment
     from tracediff.runs.forcing import Forcing
 
 ROUNDS = 8
@@ -213,6 +214,8 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
 
 def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapping[str, Any] | None) -> Path:
     """A run in which each paired boundary is fed the reference's tensor."""
+    from tracediff.runs.let_through import let_through
+
     to = asked.to
     adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
     asked = replace(asked, options=replace(asked.options, repeat=False))
@@ -223,7 +226,7 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
         asked.progress("a free run first, to find out what corresponds")
         before = adapter.rng_state()
-        discovery, forcing = _discovered(asked, Path(folder), reference, mapping)
+        discovery, forcing, alignment = _discovered(asked, Path(folder), reference, mapping)
         with discovery:
             adapter.set_rng_state(before)
             asked.progress("the forced run: each site is fed the reference's tensors")
@@ -238,6 +241,18 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
             finally:
                 if to.is_file():
                     amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
+            with open_trace(to) as fed:
+                disturbed = replace(asked, to=Path(folder) / "disturbed.h5", options=replace(asked.options, save="full"), force=True)
+
+                def run(observer: Observer) -> Path | None:
+                    asked.progress("a run with random errors, to see whether what was flagged matters")
+                    adapter.set_rng_state(before)
+                    error = _raised_by(replace(disturbed, observers=(*asked.observers, observer)))
+                    return disturbed.to if error is None else None
+
+                through = let_through(reference, discovery, alignment, fed, mapping=mapping, run=run)
+            if through is not None:
+                amend(to, through=through)
     return to
 
 
@@ -259,8 +274,8 @@ def _gets_along(forced: _Capture, forcing: Forcing, discovery: Trace) -> bool:
     return not forcing.reshaped or by_itself.issuperset(forcing.failures)
 
 
-def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mapping[str, Any] | None) -> tuple[Trace, Forcing]:
-    """A free run of the port, and the forcing that its alignment allows.
+def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mapping[str, Any] | None) -> tuple[Trace, Forcing, Alignment]:
+    """A free run of the port, the forcing that its alignment allows, and that alignment.
 
     Where the port raises, the run is made again with everything handed over that is known so far, so that it comes one failing call
     further. It is not made again once it comes no further: the forced run will end there too.
@@ -277,13 +292,14 @@ def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mappin
         trace = open_trace(path)
         if not len(trace.records) and trace.meta.get("warnings"):
             raise CaptureError(f"This run cannot be fed by {str(reference.path)!r}: {'; '.join(trace.meta['warnings'])}.")
-        forcing = Forcing(reference, trace, align(reference, trace, mapping=mapping))
+        alignment = align(reference, trace, mapping=mapping)
+        forcing = Forcing(reference, trace, alignment)
         comes_further, reached = len(trace.records) > reached, len(trace.records)
         if error is None or not comes_further or attempt == ROUNDS - 1:
             break
         trace.close()
         observers = (*asked.observers, forcing)
-    return open_trace(path), forcing
+    return open_trace(path), forcing, alignment
 
 
 def _raised_by(free: _Capture) -> Exception | None:

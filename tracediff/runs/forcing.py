@@ -50,7 +50,7 @@ class Forcing(Observer):
         moved = moved_boundaries(reference, discovery, alignment)
         for pair in alignment.records:
             for place, row in enumerate(pair.port if pair.port[0] not in moved else ()):
-                self._pairs.setdefault(_where(discovery.records[row]), []).append((pair, place))
+                self._pairs.setdefault(place_of(discovery.records[row]), []).append((pair, place))
         self._returned = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
         self._same_call = _call_pairs(reference, discovery, alignment)
@@ -176,7 +176,8 @@ def rows_by_place(trace: Trace) -> dict[Where, int]:
     return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
 
 
-def _where(record: Record) -> Where:
+def place_of(record: Record) -> Where:
+    """What names a record in two runs of one program."""
     return record.site, record.ordinal, record.end
 
 

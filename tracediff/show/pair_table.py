@@ -64,7 +64,7 @@ def state(row: Row) -> str:
     """A pair in a word."""
     if row.diverged is None:
         return "not compared"
-    if row.diverged and row.effect in ("moved", "no effect", "untold", "noise"):
+    if row.diverged and row.effect in ("moved", "no effect", "untold", "noise", "equivalent"):
         return row.effect
     if row.diverged:
         return "INTRODUCED" if row.introduced else "differs"

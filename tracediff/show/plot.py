@@ -176,7 +176,7 @@ def _draw_pairs(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
 
 
 def _kind(row: Row) -> str:
-    if row.effect in ("moved", "no effect", "untold"):
+    if row.effect in ("moved", "no effect", "untold", "equivalent"):
         return "excused"
     if row.rel_l2 is None and row.how != "shape":
         return "bound"

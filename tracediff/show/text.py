@@ -371,6 +371,11 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
         yield f"Noise-sensitive: {listed(sensitive)}: ids differ where noise changes them in the reference too; no divergence.", DOUBTFUL
     if harmless:
         yield f"Without effect: {listed(harmless)}: the input differs, but what is computed from it agrees.", QUIET
+    by_absorber: dict[str, list[str]] = {}
+    for form in result.equivalent:
+        by_absorber.setdefault(form.absorber, []).append(f"{module(form.where.reference)} {form.where.end}")
+    for absorber, places in by_absorber.items():
+        yield f"Equivalent form: {listed(grouped(places))}: the tensor differs, but all that {module(absorber)} returns agrees.", QUIET
 
 
 def _certified(result: Report, name: str) -> list[str]:

@@ -90,6 +90,11 @@ class Trace:
         return self.tables.optional.get(schema.FLOOR_TABLE)
 
     @property
+    def through(self) -> Array | None:
+        """What became of each record of a forced run when it was let through, a row of `schema.THROUGH` each; None where nobody looked."""
+        return self.tables.optional.get(schema.THROUGH_TABLE)
+
+    @property
     def records(self) -> Records:
         return Records(self)
 

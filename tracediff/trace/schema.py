@@ -33,6 +33,7 @@ META: Final = "meta"
 IDENTITY: Final = "identity"
 SITES: Final = "sites"
 FLOOR_TABLE: Final = "floor"
+THROUGH_TABLE: Final = "through"
 
 PACK_LIMIT: Final = 64 * 1024
 """Tensors of at most so many bytes share a segment."""
@@ -150,7 +151,16 @@ TABLES: Final[dict[str, np.dtype[Any]]] = {
     META: np.dtype("u1"),
 }
 """The one-dimensional tables at the root of the file, by name."""
-OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {FLOOR_TABLE: FLOOR}
+THROUGH: Final[np.dtype[Any]] = np.dtype([("state", "u1"), ("absorber", "<i8"), ("effect", "<f8")])
+"""One row a record of a forced run: whether nothing followed from it when it was let through, and what absorbed it.
+
+``state`` is `ACQUITTED`, or 0 where the record was not let through, or something followed. ``absorber`` is the reference's row of an output
+that agreed although the port went on with its own tensor; -1 where there is none, or the record differs only in the forced run. ``effect``
+is what a random error of equal size does to that output, in times what is allowed there.
+"""
+ACQUITTED: Final = 1
+
+OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {FLOOR_TABLE: FLOOR, THROUGH_TABLE: THROUGH}
 """Tables of one row a record that may be added after the run."""
 
 

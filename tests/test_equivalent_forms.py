@@ -1,0 +1,229 @@
+"""A port that says the same in another way is the same; what merely hides an error acquits nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+mx = pytest.importorskip("mlx.core")
+nn = pytest.importorskip("mlx.nn")
+
+import tracediff as td  # noqa: E402
+
+WIDTH, EXPERTS, TOKENS, CHOSEN = 16, 6, 5, 3
+X = np.random.default_rng(0).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+MODES = ("forced", "free")
+
+
+class Linear(torch.nn.Linear):
+    """A linear layer with telling weights."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        drawn = np.random.default_rng(sizes)
+        self.weight.data = torch.tensor(drawn.standard_normal(self.weight.shape).astype(np.float32) / sizes[0] ** 0.5)
+        self.bias.data = torch.tensor(0.1 * drawn.standard_normal(self.bias.shape).astype(np.float32))
+
+
+def ported(layer: Linear, gain: float = 1.0) -> Any:
+    one = nn.Linear(layer.in_features, layer.out_features)
+    one.weight, one.bias = (mx.array(gain * value.detach().numpy()) for value in (layer.weight, layer.bias))
+    return one
+
+
+def reports(reference: Any, port: Any, folder: Path) -> dict[str, Any]:
+    """The reports on a port, forced and free."""
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(X),), to=folder / "ref.h5").close()
+    for mode in MODES:
+        td.capture(port, (mx.array(X),), to=folder / f"{mode}.h5", **{"feed" if mode == "forced" else "random": folder / "ref.h5"}).close()
+    return {mode: td.bisect(folder / "ref.h5", folder / f"{mode}.h5") for mode in MODES}
+
+
+# -- the order of a set --------------------------------------------------------------------------------------------------------------------
+
+
+class Routed(torch.nn.Module):
+    """A mixture of experts: those that a router scores highest, best first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = Linear(WIDTH, EXPERTS)
+        self.weigh = torch.nn.Softmax(dim=-1)
+        self.experts = torch.nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
+        self.out = Linear(WIDTH, WIDTH)
+        for number, expert in enumerate(self.experts):
+            expert.weight.data *= 1 + number
+
+    def forward(self, x: Any) -> Any:
+        scores, ids = torch.topk(self.router(x), CHOSEN)
+        weights = self.weigh(scores)
+        every = torch.stack([expert(x) for expert in self.experts], 1)
+        chosen = torch.take_along_dim(every, ids[..., None], 1)
+        return self.out((weights[..., None] * chosen).sum(1))
+
+
+class RoutedPort(nn.Module):
+    """The same, the chosen experts worst first; ``mixed``: the weights stay best first, and so fall on the wrong experts."""
+
+    def __init__(self, reference: Routed, *, mixed: bool = False) -> None:
+        super().__init__()
+        self.router, self.out = ported(reference.router), ported(reference.out)
+        self.weigh = nn.Softmax()
+        self.experts = [ported(expert) for expert in reference.experts]
+        self.mixed = mixed
+
+    def __call__(self, x: Any) -> Any:
+        scores = self.router(x)
+        ids = mx.argsort(scores, axis=-1)[..., -CHOSEN:]
+        weights = self.weigh(mx.take_along_axis(scores, ids, -1))
+        every = mx.stack([expert(x) for expert in self.experts], 1)
+        chosen = mx.take_along_axis(every, (ids[..., ::-1] if self.mixed else ids)[..., None], 1)
+        return self.out((weights[..., None] * chosen).sum(1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_set_in_another_order_is_the_same(mode: str, tmp_path: Path) -> None:
+    reference = Routed()
+    report = reports(reference, RoutedPort(reference), tmp_path)[mode]
+    assert (report.verdict, report.divergences) == ("same", ())
+    assert {form.where.reference for form in report.equivalent} >= {"weigh"}
+    assert all(form.absorber == "" for form in report.equivalent)
+    assert "Equivalent form: weigh" in str(report)
+    assert td.Report.from_json(report.to_json()).equivalent == report.equivalent
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_set_in_another_order_without_its_companion_is_not(mode: str, tmp_path: Path) -> None:
+    reference = Routed()
+    report = reports(reference, RoutedPort(reference, mixed=True), tmp_path)[mode]
+    assert report.verdict == "different"
+
+
+# -- a factor folded into weights ----------------------------------------------------------------------------------------------------------
+
+
+class Gated(torch.nn.Module):
+    """Two projections of which one is multiplied by the other, times a factor; a third follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value, self.out = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(3.0 * self.key(x) * self.value(x))
+
+
+class GatedPort(nn.Module):
+    """The factor is folded into the key's weights; ``twice``: and applied once more in the code."""
+
+    def __init__(self, reference: Gated, *, twice: bool = False) -> None:
+        super().__init__()
+        self.key, self.value, self.out = ported(reference.key, 3.0), ported(reference.value), ported(reference.out)
+        self.factor = 3.0 if twice else 1.0
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(self.factor * self.key(x) * self.value(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_factor_folded_into_weights_is_the_same(mode: str, tmp_path: Path) -> None:
+    reference = Gated()
+    assert reports(reference, GatedPort(reference), tmp_path)[mode].verdict == "same"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_factor_folded_into_weights_and_applied_again_is_not(mode: str, tmp_path: Path) -> None:
+    reference = Gated()
+    assert reports(reference, GatedPort(reference, twice=True), tmp_path)[mode].verdict == "different"
+
+
+# -- what hides an error -------------------------------------------------------------------------------------------------------------------
+
+
+class Hidden(torch.nn.Module):
+    """A projection, then what may hide an error in it."""
+
+    def __init__(self, hide: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.hide = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), hide
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.hide(self.first(x)))
+
+
+class HiddenPort(nn.Module):
+    def __init__(self, reference: Hidden, hide: Any, gain: float) -> None:
+        super().__init__()
+        self.first, self.last, self.hide = ported(reference.first), ported(reference.last), hide
+        self.gain = gain
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.hide(self.gain * self.first(x)))
+
+
+def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(tmp_path: Path) -> None:
+    reference = Hidden(torch.nn.LayerNorm(WIDTH, eps=1e-12, elementwise_affine=False))
+    report = reports(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path)["forced"]
+    assert report.verdict == "different"
+
+
+class Scaled(torch.nn.Module):
+    """A branch that adds next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(x + 1e-9 * self.branch(x))
+
+
+class ScaledPort(nn.Module):
+    def __init__(self, reference: Scaled) -> None:
+        super().__init__()
+        self.branch, self.last = ported(reference.branch), ported(reference.last)
+        self.branch.weight = self.branch.weight[::-1]
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(x + 1e-9 * self.branch(x))
+
+
+def test_what_no_error_of_that_size_would_change_is_not_acquitted(tmp_path: Path) -> None:
+    reference = Scaled()
+    report = reports(reference, ScaledPort(reference), tmp_path)["forced"]
+    assert report.verdict == "different"
+    assert report.first.culprit.reference == "branch"
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------------------------------
+
+
+def runs_of(port: Any, reference: Any, folder: Path) -> int:
+    """How often a forced capture runs the port."""
+    count = 0
+
+    def run() -> Any:
+        nonlocal count
+        count += 1
+        return mx.eval(port(mx.array(X)))
+
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(X),), to=folder / "ref.h5").close()
+    td.capture(port, run, to=folder / "port.h5", feed=folder / "ref.h5").close()
+    return count
+
+
+@pytest.mark.parametrize(("is_wrong", "runs"), [(False, 3), (True, 2)])
+def test_a_further_run_is_made_only_where_something_may_be_acquitted(is_wrong: bool, runs: int, tmp_path: Path) -> None:
+    reference = Gated()
+    assert runs_of(GatedPort(reference, twice=is_wrong), reference, tmp_path) == runs
+
+
+def test_no_further_run_is_made_where_nothing_is_flagged(tmp_path: Path) -> None:
+    reference = Hidden(torch.nn.Tanh())
+    assert runs_of(HiddenPort(reference, nn.Tanh(), 1.0), reference, tmp_path) == 2

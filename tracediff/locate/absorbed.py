@@ -1,0 +1,198 @@
+"""Differences from which nothing follows: the same said in another way, absorbed before any code outside can see it.
+
+The order of a set, padded places, channels exchanged in code and weights, rows looked up in another order and put right later: such a
+tensor differs, and all numbers that a call around it goes on to return agree. This call is the *absorber*; the difference is *acquitted*.
+
+A call that discards a difference by the very values that differ proves nothing. An argmax returns ids, so an absorber must return
+numbers. A normalisation takes out a gain and an offset, so a difference that is a gain and an offset is not acquitted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracediff.alignment import Alignment
+from tracediff.dtype import Array
+from tracediff.locate.result import Comparison
+from tracediff.locate.search import in_order, introduced, scanned
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.verdicts import Verdicts, verdicts_of
+from tracediff.site import INPUTS
+from tracediff.trace import Trace
+from tracediff.trace.calls import TOP, CallTree
+
+
+def acquitted(verdicts: Verdicts, places: Iterable[int]) -> dict[int, int]:
+    """Of introduced divergences those from which nothing follows, each with the call that absorbs it."""
+    absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None}
+    return {i: call for i, call in absorbers.items() if not _chooses_by(verdicts, i) and not is_affine(verdicts, i)}
+
+
+def absorber(verdicts: Verdicts, i: int) -> int | None:
+    """The innermost call around a divergence that goes on to return numbers, all of which agree; None where there is none."""
+    if verdicts.pairs.has_raised(i) or verdicts.comparisons.judged(i).how in ("raised", "served", "shape"):
+        return None
+    calls = verdicts.flow.calls
+    call = verdicts.flow.call(i) if verdicts.flow.kind(i) in INPUTS else calls.outer[verdicts.flow.call(i)]
+    made = max(verdicts.pairs[i].port)
+    while call != TOP:
+        outputs = [j for j in returned(verdicts, call) if j > i and min(verdicts.pairs[j].port) > made]
+        if not all(map(verdicts.pairs.is_exact, outputs)) and all(map(verdicts.expected.agrees, outputs)):
+            return call if _may_reach(verdicts, i, outputs) else None
+        call = calls.outer[call]
+    return None
+
+
+def _may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
+    """Whether some of the outputs may have been computed from a pair's tensor, by what was recorded of the reference.
+
+    What a call returns may come from all that it took in. What no call was seen to make was made by the code of its caller, from anything
+    that the caller had by then. A tensor that reaches none of the outputs is a dead end: that they agree says nothing of it.
+    """
+    calls, goal = verdicts.flow.calls, {row for j in outputs for row in verdicts.pairs[j].reference}
+    stack, seen = list(verdicts.pairs[i].reference), set(verdicts.pairs[i].reference)
+    while stack:
+        row = stack.pop()
+        call = int(calls.of_row[row])
+        behind = calls.outputs(call) if calls.kinds[row] in INPUTS else _taken_or_used(calls, row, call)
+        new = [after for after in behind if after > row and after not in seen]
+        if not goal.isdisjoint(new):
+            return True
+        seen.update(new)
+        stack.extend(new)
+    return False
+
+
+def _taken_or_used(calls: CallTree, row: int, call: int) -> Iterator[int]:
+    """The rows at which a call's output is taken in, and those that its caller's code may have made of it."""
+    yield from calls.takers.get(row, ())
+    outer = calls.outer[call]
+    later = (child for child in calls.children[outer] if calls.began[child] > row)
+    made_by_code = (*(one for child in later for one in calls.inputs(child)), *calls.outputs(outer))
+    yield from (one for one in made_by_code if calls.producers[one] < 0)
+
+
+def inside(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
+    """The pairs of a call and of all calls inside it, from a place on, without what the call returns."""
+    calls, stack, ends = verdicts.flow.calls, [call], set(verdicts.flow.calls.outputs(call))
+    while stack:
+        inner = stack.pop()
+        stack.extend(calls.children[inner])
+        rows = (row for row in (*calls.inputs(inner), *calls.outputs(inner)) if row not in ends)
+        yield from (j for j in verdicts.flow.pairs_at(rows) if j >= i)
+
+
+def returned(verdicts: Verdicts, call: int) -> list[int]:
+    """The pairs of what a call returned."""
+    calls = verdicts.flow.calls
+    return verdicts.flow.pairs_at(row for row in calls.outputs(call) if calls.kinds[row] == "output")
+
+
+def _chooses_by(verdicts: Verdicts, i: int) -> bool:
+    """Whether the call that takes in a tensor returns ids or truth values alone: it chose by what differs."""
+    outputs = returned(verdicts, verdicts.flow.call(i)) if verdicts.flow.kind(i) in INPUTS else []
+    return bool(outputs) and all(map(verdicts.pairs.is_exact, outputs))
+
+
+def is_affine(verdicts: Verdicts, i: int) -> bool:
+    """Whether the port's values are the reference's by a gain and an offset: of the whole tensor, or of each index along some axis."""
+    pairs = verdicts.pairs
+    if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
+        return False
+    reference, port = (values.astype(np.complex128 if np.iscomplexobj(values) else np.float64) for values in pairs.values(i))
+    if not (np.isfinite(reference).all() and np.isfinite(port).all()):
+        return False
+    along = ((_by_axis(reference, axis), _by_axis(port, axis)) for axis in (None, *range(reference.ndim)))
+    told = (sides for sides in along if sides[0].shape[1] >= THRESHOLDS.fewest_affine_values)
+    return any(_left_by_fit(*sides) < THRESHOLDS.left_of_affine for sides in told)
+
+
+def _by_axis(values: Array, axis: int | None) -> Array:
+    """The values as (length of the axis, rest), a row for each index along it; as (1, all) without an axis."""
+    return values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+
+
+def _left_by_fit(reference: Array, port: Array) -> float:
+    """The share of a difference's norm that is left after each row's best gain and offset; both are (rows, values)."""
+    difference = float(np.linalg.norm(port - reference))
+    ours, theirs = (side - side.mean(axis=1, keepdims=True) for side in (reference, port))
+    power = (np.abs(ours) ** 2).sum(axis=1, keepdims=True)
+    gain = np.divide((ours.conj() * theirs).sum(axis=1, keepdims=True), power, out=np.zeros_like(theirs[:, :1]), where=power > 0)
+    return float(np.linalg.norm(theirs - gain * ours)) / difference if difference else 1.0
+
+
+def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[int, str]:
+    """The equivalent forms that the capture of a forced run acquitted, each with the reference's site that absorbed the difference.
+
+    What differs only because the forced run took away what the port needs is acquitted too, and is no form of its own.
+    """
+    through = verdicts.pairs.port.through
+    if through is None:
+        return {}
+    places = (i for i, one in enumerate(comparisons) if one.diverged and one.effect == "equivalent")
+    rows = {i: int(through["absorber"][verdicts.pairs[i].port[0]]) for i in places}
+    records = verdicts.pairs.reference.records
+    return {i: records[row].site for i, row in rows.items() if 0 <= row < len(records)}
+
+
+# -- what a free run says of a forced one --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Absorber:
+    """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the free run had no difference.
+
+    ``outputs`` has (the port's row, what is allowed there) of each output of numbers that is one record of the port.
+    """
+
+    row: int
+    outputs: tuple[tuple[int, float], ...]
+
+
+class FreeRun:
+    """Which differences a free run of a port absorbed, by the reference's rows."""
+
+    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, floors: Mapping[int, float]) -> None:
+        pairs = in_order(alignment.records)
+        verdicts = verdicts_of(
+            pairs, alignment, reference, port, mode="free", tolerance=(None, None), floors=floors, compared={}, again=None
+        )
+        dirty = scanned(verdicts, None)
+        while forms := acquitted(verdicts, introduced(verdicts, dirty)):
+            verdicts.effects.acquit(j for i, call in forms.items() for j in inside(verdicts, i, call))
+            dirty = [i for i in dirty if verdicts.is_dirty(i)]
+        self._verdicts, self._dirty = verdicts, frozenset(dirty)
+
+    def absorber(self, row: int) -> Absorber | None:
+        """What absorbs a difference at a row of the reference, where nothing inside diverged from there on; None where nothing does."""
+        verdicts = self._verdicts
+        for i in verdicts.flow.pairs_at([row]):
+            call = absorber(verdicts, i)
+            if call is None or not self._dirty.isdisjoint(inside(verdicts, i, call)):
+                continue
+            numbers = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
+            outputs = tuple((verdicts.pairs[j].port[0], self._allowed(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
+            if outputs:
+                differs = verdicts.comparisons.judged(i).diverged
+                return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs)
+        return None
+
+    def _allowed(self, i: int) -> float:
+        judgement = self._verdicts.comparisons.judged(i).judgement
+        return judgement.limit if judgement is not None else 0.0
+
+    def is_discarded(self, row: int, flagged: Sequence[int]) -> bool:
+        """Whether what takes in a row's tensor discards a difference by the values that differ.
+
+        ``flagged`` are the reference's rows that the forced run flags, sorted. A call that returns ids alone chose by the values. A
+        normalisation discards a gain and an offset. If the port needs them, the forced run takes them away and flags something behind too.
+        """
+        places = self._verdicts.flow.pairs_at([row])
+        if any(_chooses_by(self._verdicts, i) for i in places):
+            return True
+        is_last = bisect_right(flagged, row) == len(flagged)
+        return is_last and any(is_affine(self._verdicts, i) for i in places)

@@ -1,0 +1,133 @@
+"""Whether anything follows from what a forced run flags.
+
+A forced run feeds each site the reference's tensor. Where the port says the same in another way (a factor in its weights, another order of
+a set, other padding), this tensor is not what the port's next call needs, and places are flagged. The free run that came first let every
+tensor through. A flagged place is *acquitted* if a call around it absorbed the difference in the free run (`tracediff.locate.absorbed`).
+
+An acquittal needs power. So the port runs once more, free, with a random error of equal size at each candidate. Where this error does
+not change the absorber's outputs by more than is allowed there, nothing is known, and the place stays a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.alignment import Alignment, align
+from tracediff.compare import compare
+from tracediff.dtype import Array
+from tracediff.locate import Located, locate
+from tracediff.locate.absorbed import Absorber, FreeRun
+from tracediff.observe.observer import Boundary, Observer, Run
+from tracediff.runs.floor_limits import floor_limits
+from tracediff.runs.forcing import Where, place_of, rows_by_place
+from tracediff.trace import Trace, open_trace, schema
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A flagged pair of a forced run: the port's rows, the error (relative L2), and what absorbed it in the free run."""
+
+    rows: tuple[int, ...]
+    error: float
+    absorber: Absorber
+
+
+def let_through(
+    reference: Trace,
+    discovery: Trace,
+    alignment: Alignment,
+    forced: Trace,
+    *,
+    mapping: Mapping[str, Any] | None,
+    run: Callable[[Observer], Path | None],
+) -> Array | None:
+    """What became of each record of a forced run, one row of `schema.THROUGH` each; None where nothing is acquitted.
+
+    ``discovery`` is the free run before the forced one, ``alignment`` pairs the reference with it. ``run`` records the port once more, seen
+    and changed by an observer, and returns the trace, or None where the port raised. It is called only where something may be acquitted.
+    """
+    pairs = align(reference, forced, mapping=mapping)
+    located = locate(pairs, reference, forced, floors=floor_limits(reference, forced, pairs.records))
+    if not located.findings:
+        return None
+    free = FreeRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records))
+    candidates = list(_candidates(located, free))
+    if not candidates:
+        return None
+    errors = {place_of(forced.records[row]): one.error for one in candidates for row in one.rows}
+    path = run(Disturbing(errors))
+    if path is None:
+        return None
+    with open_trace(path) as disturbed:
+        return _acquitted(candidates, discovery, disturbed, len(forced.records))
+
+
+def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
+    """The flagged pairs whose difference the free run absorbed."""
+    flagged = [one for one in located.comparisons if one.diverged and not one.effect]
+    rows = sorted(one.pair.reference[0] for one in flagged)
+    for one in flagged:
+        row = one.pair.reference[0]
+        if one.metrics is not None and not free.is_discarded(row, rows) and (absorber := free.absorber(row)) is not None:
+            yield Candidate(one.pair.port, one.metrics.rel_l2, absorber)
+
+
+def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, count: int) -> Array | None:
+    table, rows = np.zeros(count, schema.THROUGH), rows_by_place(disturbed)
+    table["absorber"] = -1
+    for one in candidates:
+        effect = max((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs), default=0.0)
+        if effect > 1:
+            table[list(one.rows)] = (schema.ACQUITTED, one.absorber.row, effect)
+    return table if table["state"].any() else None
+
+
+def _effect(discovery: Trace, row: int, disturbed: Trace, rows: Mapping[Where, int], limit: float) -> float:
+    """How many times what is allowed an output changed by the errors that were put in; 0 where that cannot be told."""
+    other = rows.get(place_of(discovery.records[row]))
+    if other is None:
+        return 0.0
+    before, after = discovery.records[row], disturbed.records[other]
+    if before.shape != after.shape or before.dtype != after.dtype or not (before.stored and after.stored):
+        return 0.0
+    error = compare(before, after).rel_l2
+    return error / limit if limit else float(error > 0) * np.inf
+
+
+class Disturbing(Observer):
+    """Adds a random error to the tensors at some places; of exact values it exchanges the places.
+
+    ``errors`` gives each place's relative L2. Entries that mask, and infinities, stay as they are.
+    """
+
+    def __init__(self, errors: Mapping[Where, float], seed: int = 0) -> None:
+        self._errors = errors
+        self._random = np.random.default_rng(seed)
+
+    def start(self, run: Run) -> None:
+        self._run = run
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        if boundary.moment in ("draw", "raise"):
+            return None
+        replaced = {}
+        for end, tensor in boundary.leaves:
+            error = self._errors.get((boundary.site, boundary.ordinal, end))
+            if error is not None and not isinstance(tensor, str) and not end.startswith("attr["):
+                replaced[end] = self._disturbed(self._run.adapter.view(tensor), error)
+        return replaced
+
+    def _disturbed(self, values: Array, error: float) -> Array:
+        if dtypes.of(values).is_exact:
+            return self._random.permutation(values.reshape(-1)).reshape(values.shape)
+        wide = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+        plain = np.isfinite(wide) & (wide.real > dtypes.MASKED)
+        noise = np.where(plain, self._random.standard_normal(wide.shape), 0.0)
+        norm, length = float(np.linalg.norm(np.where(plain, wide, 0.0))), float(np.linalg.norm(noise))
+        return (wide + noise * (error * norm / length if length else 0.0)).astype(values.dtype)
