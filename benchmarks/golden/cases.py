@@ -90,6 +90,7 @@ def models(name: str) -> Source:
     spread = faults[:: max(1, -(-len(faults) // FAULTS))]
 
     def reference(to: Path) -> Any:
+        torch.manual_seed(0)  # of the pairs whose reference draws random numbers
         with torch.no_grad():
             return td.capture(pair.reference, pair.run_reference, to=to, force=True)
 
