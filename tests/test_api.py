@@ -65,3 +65,24 @@ def test_a_reference_that_does_not_repeat_is_told_so_and_gets_no_floor(tmp_path:
         assert trace.meta["repeats"] is False
         assert trace.floor is None
         assert "noise floor: not measured, since the run does not repeat itself" in trace.meta["not_seen"]
+
+
+def test_a_run_of_which_nothing_returned_was_compared_has_no_verdict(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Whole(torch.nn.Module):
+        def __init__(self, *, is_finished: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.is_finished = is_finished
+
+        def forward(self, x: object) -> object:
+            hidden = self.first(x)
+            return self.last(hidden) if self.is_finished else None
+
+    for name, is_finished in (("ref", True), ("port", False)):
+        td.capture(Whole(is_finished=is_finished), (np.ones((2, 4), "f4"),), to=tmp_path / f"{name}.h5").close()
+    report = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert report.verdict is None
+    assert str(report).startswith("No verdict: nothing that the run returned was compared (output)")

@@ -25,6 +25,7 @@ from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
 from tracediff.site import is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
+from tracediff.trace.calls import TOP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -350,7 +351,7 @@ def build(
     divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
     return Report(
-        verdict=_verdict(rows, divergences, (reference, port)),
+        verdict=_verdict(rows, divergences, (reference, port), has_outputs=_has_compared_outputs(reference, _compared_rows(located))),
         mode=located.mode,
         method=located.method,
         reference=_side(reference),
@@ -378,15 +379,19 @@ def _weight_lines(weights: WeightsReport) -> Weights:
     return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
 
 
-def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace]) -> Verdict:
-    """What can be said of all: "same" needs pairs that were compared, two runs that came to their end, and no part that was served."""
+def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace], *, has_outputs: bool) -> Verdict:
+    """What can be said of all.
+
+    "same" needs pairs that were compared, among them something that the run returned (``has_outputs``), two runs that came to their end,
+    and no part that was served.
+    """
     if divergences:
         return "different"
     if any(row.effect == "noise" for row in rows):
         return None
     has_compared = any(row.diverged is not None for row in rows)
     is_whole = all(trace.complete for trace in traces) and not any(row.how == "served" for row in rows)
-    return "same" if has_compared and is_whole else None
+    return "same" if has_compared and has_outputs and is_whole else None
 
 
 def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
@@ -450,10 +455,15 @@ def _side(trace: Trace) -> dict[str, Any]:
     return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
 
 
+def _compared_rows(located: Located) -> set[int]:
+    """The reference's rows that were compared."""
+    return {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
+
+
 def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
     not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     not_seen += _blind_spots(reference, port)
-    compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
+    compared = _compared_rows(located)
     return Coverage(
         reference_records=len(reference.records),
         port_records=len(port.records),
@@ -495,6 +505,14 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
         if missed:
             unseen[stage] = tuple(_names(reference, missed, set(reference.sites)))
     return unseen
+
+
+def _has_compared_outputs(reference: Trace, compared: Set[int]) -> bool:
+    """Whether something that an outermost call returned was compared, itself or as the same values elsewhere, or none returned anything."""
+    calls = reference.calls
+    returned = [row for call in calls.children[TOP] for row in calls.outputs(call)]
+    digests = {reference.records[row].digest for row in compared}
+    return not returned or any(row in compared or reference.records[row].digest in digests for row in returned)
 
 
 def _last_outputs(trace: Trace) -> dict[str, list[int]]:

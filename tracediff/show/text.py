@@ -122,6 +122,9 @@ def _no_verdict(result: Report) -> str:
     served = grouped(dict.fromkeys(row.where.port for row in result.rows if row.how == "served"))
     if served and coverage.compared:
         return f"{counted(coverage.compared, 'record')} compared agree, but {listed(served)} was served from a trace, not computed"
+    if coverage.compared and coverage.unseen_outputs:
+        agree = f"{counted(coverage.compared, 'record')} compared agree"
+        return f"nothing that the run returned was compared ({listed(coverage.unseen_outputs)}), so nothing is said of the whole; {agree}"
     if not coverage.paired:
         return "no record of the one side could be paired with one of the other, so nothing was compared"
     most = max((row.at_least for row in result.rows), default=0.0)

@@ -107,9 +107,7 @@ class Trace:
                 "Are the arguments swapped? The reference comes first."
             )
         if port is not None and self.path.resolve() == port.path.resolve():
-            raise TracediffError(
-                f"{str(self.path)!r} is given as reference and as port. Give the reference's trace, then the port's."
-            )
+            raise TracediffError(f"{str(self.path)!r} is given as reference and as port. Give the reference's trace, then the port's.")
 
     @cached_property
     def calls(self) -> CallTree:
