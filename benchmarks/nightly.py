@@ -19,7 +19,8 @@ from benchmarks import results
 
 STEPS = {
     "tests": ["-m", "pytest", "-n", "auto", "--dist", "loadfile"],
-    "golden": ["-m", "benchmarks.golden", "--groups", "models", "chatterbox"],
+    "golden": ["-m", "benchmarks.golden"],
+    "golden-chatterbox": ["-m", "benchmarks.golden", "--groups", "chatterbox"],
     "faults": ["-m", "benchmarks.faults", "--quick", "--dtypes", "float32", "bfloat16"],
     "clean": ["-m", "benchmarks.clean", "--seeds", "1"],
     "bisection": ["-m", "benchmarks.bisection"],
