@@ -227,3 +227,14 @@ def test_a_further_run_is_made_only_where_something_may_be_acquitted(is_wrong: b
 def test_no_further_run_is_made_where_nothing_is_flagged(tmp_path: Path) -> None:
     reference = Hidden(torch.nn.Tanh())
     assert runs_of(HiddenPort(reference, nn.Tanh(), 1.0), reference, tmp_path) == 2
+
+
+def test_what_cannot_be_let_through_stays_a_finding_and_the_trace_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise td.TracediffError("no reason")
+
+    monkeypatch.setattr("tracediff.runs.let_through.let_through", fails)
+    reference = Gated()
+    report = reports(reference, GatedPort(reference), tmp_path)["forced"]
+    assert report.verdict == "different"
+    assert "port: what was flagged was not let through: no reason" in report.coverage.not_seen

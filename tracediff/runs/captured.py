@@ -214,8 +214,6 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
 
 def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapping[str, Any] | None) -> Path:
     """A run in which each paired boundary is fed the reference's tensor."""
-    from tracediff.runs.let_through import let_through
-
     to = asked.to
     adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
     asked = replace(asked, options=replace(asked.options, repeat=False))
@@ -241,19 +239,42 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
             finally:
                 if to.is_file():
                     amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
-            with open_trace(to) as fed:
-                disturbed = replace(asked, to=Path(folder) / "disturbed.h5", options=replace(asked.options, save="full"), force=True)
-
-                def run(observer: Observer) -> Path | None:
-                    asked.progress("a run with random errors, to see whether what was flagged matters")
-                    adapter.set_rng_state(before)
-                    error = _raised_by(replace(disturbed, observers=(*asked.observers, observer)))
-                    return disturbed.to if error is None else None
-
-                through = let_through(reference, discovery, alignment, fed, mapping=mapping, run=run)
-            if through is not None:
-                amend(to, through=through)
+            _add_let_through(asked, reference, discovery, alignment, mapping, Path(folder), before)
     return to
+
+
+def _add_let_through(
+    asked: _Capture,
+    reference: Trace,
+    discovery: Trace,
+    alignment: Alignment,
+    mapping: Mapping[str, Any] | None,
+    folder: Path,
+    generators: Any,
+) -> None:
+    """Adds to a forced trace what became of the records that it flags; where that fails they stay findings, and the trace says why.
+
+    ``generators`` is the state in which the port's random generators begin each run.
+    """
+    from tracediff.runs.let_through import let_through
+
+    adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
+    again = replace(asked, to=folder / "disturbed.h5", options=replace(asked.options, save="full"), force=True)
+
+    def run(observer: Observer) -> Path | None:
+        asked.progress("a run with random errors, to see whether what was flagged matters")
+        adapter.set_rng_state(generators)
+        return again.to if _raised_by(replace(again, observers=(*asked.observers, observer))) is None else None
+
+    with open_trace(asked.to) as forced:
+        not_seen = list(forced.meta.get("not_seen") or ())
+        try:
+            through = let_through(reference, discovery, alignment, forced, mapping=mapping, run=run)
+            found: dict[str, Any] = {} if through is None else {"through": through}
+        except TracediffError as error:
+            found = {"meta": {"not_seen": [*not_seen, f"what was flagged was not let through: {error}"]}}
+    if found:
+        amend(asked.to, **found)
 
 
 def _gets_along(forced: _Capture, forcing: Forcing, discovery: Trace) -> bool:
