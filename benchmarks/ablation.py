@@ -37,6 +37,7 @@ from benchmarks import results
 from benchmarks.golden.__main__ import GROUPS, chosen
 from benchmarks.golden.answers import Answer, answer
 from benchmarks.golden.measure import runs_of
+from tracediff.thresholds import changed
 
 PASSES = (
     ("tracediff.alignment.sites", "PASSES"),
@@ -74,22 +75,11 @@ class Variant:
         """It is otherwise inside the block, and afterwards what it was, whatever happened."""
         module = importlib.import_module(self.module)
         if self.index is None:
-            with number(module.THRESHOLDS, self.name, self.value):
+            with changed(module.THRESHOLDS, self.name, self.value):
                 yield
         else:
             with left_out(module, self.name, self.index):
                 yield
-
-
-@contextmanager
-def number(table: Any, name: str, value: Any) -> Iterator[None]:
-    """A number of a frozen table has another value."""
-    before = getattr(table, name)
-    object.__setattr__(table, name, value)
-    try:
-        yield
-    finally:
-        object.__setattr__(table, name, before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import tracediff.alignment
 from tracediff.alignment import align
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.errors import AlignmentError
-from tracediff.thresholds import described
+from tracediff.thresholds import changed, described
 from tracediff.trace import open_trace
 
 FOLDER = Path(tracediff.alignment.__file__).parent
@@ -42,16 +43,9 @@ def stacked(tmp_path_factory):
 
 
 @pytest.fixture
-def changed():
-    before = {}
-
-    def change(name, value):
-        before.setdefault(name, getattr(THRESHOLDS, name))
-        object.__setattr__(THRESHOLDS, name, value)
-
-    yield change
-    for name, value in before.items():
-        object.__setattr__(THRESHOLDS, name, value)
+def change():
+    with ExitStack() as stack:
+        yield lambda name, value: stack.enter_context(changed(THRESHOLDS, name, value))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
@@ -60,8 +54,7 @@ def test_no_number_decides_outside_of_the_table(path):
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     numbers = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, float)}
-    known = {0.0, 1.0, *NO_DECISIONS, *((1e-5, 1e-2) if path.name == "parameters.py" else ())}  # the weight norm's, which moves out
-    assert {number for number in numbers if abs(number) > ROUNDING} <= known
+    assert {number for number in numbers if abs(number) > ROUNDING} <= {0.0, 1.0, *NO_DECISIONS}
 
 
 def test_every_number_says_what_it_decides_and_where_its_value_comes_from():
@@ -79,10 +72,10 @@ def test_every_number_is_used():
     assert unused - {"confidence_unsure_call"} == set()
 
 
-def test_a_number_counts_from_the_moment_it_is_changed(stacked, changed):
+def test_a_number_counts_from_the_moment_it_is_changed(stacked, change):
     assert align(*stacked).paired
     for name in ("anchor", "worth_pairing"):
-        changed(name, 1e9)
+        change(name, 1e9)
     with pytest.raises(AlignmentError, match="share nothing"):
         align(*stacked)
 

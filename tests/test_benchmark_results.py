@@ -38,7 +38,7 @@ def test_the_file_is_named_by_version_benchmark_and_what_the_run_is_called(given
 
 
 def test_options_say_how_large_the_run_was_and_no_path() -> None:
-    given = options("gpt", "--seeds", "0", "1", "--folder", "/tmp/traces", "--json", "out.json", "--record")
+    given = options("gpt", "--seeds", "0", "1", "--folder", "/kept/traces", "--json", "out.json", "--record")
     assert results.result("toy", [], given)["options"] == {"names": ["gpt"], "seeds": [0, 1]}
 
 

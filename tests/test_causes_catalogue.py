@@ -13,7 +13,7 @@ from tracediff.causes.catalogue import CATALOGUE, KINDS
 from tracediff.causes.cause import Cause, in_order
 from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.thresholds import described
+from tracediff.thresholds import changed, described
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "causes.md"
@@ -103,9 +103,5 @@ def test_a_detector_that_is_switched_off_says_nothing(monkeypatch: pytest.Monkey
 
 
 def test_a_threshold_is_read_when_it_is_needed(tmp_path: Path) -> None:
-    kept = THRESHOLDS.shifts_tried
-    object.__setattr__(THRESHOLDS, "shifts_tried", 0)
-    try:
+    with changed(THRESHOLDS, "shifts_tried", 0):
         assert "padding.shift" not in SCENES["padding.shift"].scene(tmp_path)
-    finally:
-        object.__setattr__(THRESHOLDS, "shifts_tried", kept)

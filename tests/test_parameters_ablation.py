@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 from weights_pairs import Named, port, transformer, values
@@ -13,7 +10,7 @@ from tracediff.parameters import findings, pairing
 from tracediff.parameters.diagnosis import weights
 from tracediff.parameters.thresholds import THRESHOLDS
 from tracediff.tensors.thresholds import THRESHOLDS as TENSOR_THRESHOLDS
-from tracediff.thresholds import described
+from tracediff.thresholds import changed, described
 
 HEAD = "head.weight"
 
@@ -22,21 +19,11 @@ def faulty(**changed: float) -> Named:
     return port(transformer()) | {HEAD: values(HEAD, 50, 24) * np.float32(changed.get("scale", 1))}
 
 
-@contextmanager
-def set_to(name: str, value: float) -> Iterator[None]:
-    before = getattr(THRESHOLDS, name)
-    object.__setattr__(THRESHOLDS, name, value)
-    try:
-        yield
-    finally:
-        object.__setattr__(THRESHOLDS, name, before)
-
-
 def test_a_threshold_is_read_when_it_is_used() -> None:
     assert weights(transformer(), faulty(scale=2)).different[0].confidence == 0.97
-    with set_to("sure_scaled", 0.5):
+    with changed(THRESHOLDS, "sure_scaled", 0.5):
         assert weights(transformer(), faulty(scale=2)).different[0].confidence == 0.5
-    with set_to("scale_margin", 1e9):
+    with changed(THRESHOLDS, "scale_margin", 1e9):
         assert weights(transformer(), faulty(scale=2)).different[0].label != "scaled by 2"
 
 

@@ -389,7 +389,7 @@ class _Survey:
             return
         self.is_tame = False
         low = np.zeros(values.shape, bool) if is_complex else values <= MASKED
-        kept = values[np.isfinite(values) & ~low].astype(_wide(values))
+        kept = values[np.isfinite(values) & ~low].astype(dtypes_table.wide_type(values))
         self._add_masks(values[low])
         self.is_large = self.is_large or (not is_complex and bool(kept.max(initial=0.0) > -MASKED))
         self.square, self.count = self.square + _dot(kept, kept), self.count + kept.size
@@ -411,10 +411,6 @@ def _survey(side: _Operand) -> _Survey:
         narrow = _narrow(block, buffer)
         survey.add(block if narrow is None else narrow)
     return survey
-
-
-def _wide(values: Array) -> type[np.float64] | type[np.complex128]:
-    return np.complex128 if values.dtype.kind == "c" else np.float64
 
 
 class _Pass:
@@ -524,7 +520,7 @@ class _Pass:
 
     def _cleaned(self, r: Array, p: Array) -> tuple[Array, Array]:
         """Both in float64 (or complex128), zero where both are masked or not finite alike; lone NaN and infinities are counted."""
-        r, p = r.astype(_wide(r)), p.astype(_wide(p))
+        r, p = r.astype(dtypes_table.wide_type(r)), p.astype(dtypes_table.wide_type(p))
         nan_r, nan_p = np.isnan(r), np.isnan(p)
         self.nan_reference += int(np.count_nonzero(nan_r))
         self.nan_port += int(np.count_nonzero(nan_p))

@@ -127,3 +127,8 @@ def bits(array: Array) -> Array:
     dtype = of(array)
     flat = np.ascontiguousarray(array, dtype=dtype.view).reshape(array.shape)
     return flat.view(dtype.stored) if dtype.stored != dtype.view else flat
+
+
+def wide_type(values: Array) -> type[np.float64] | type[np.complex128]:
+    """The dtype in which values are computed with: complex128 for complex values, float64 for all others."""
+    return np.complex128 if values.dtype.kind == "c" else np.float64

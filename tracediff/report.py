@@ -350,13 +350,14 @@ def build(
     explained = zip(located.findings, causes or [()] * len(located.findings), strict=True)
     divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
+    compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
     return Report(
-        verdict=_verdict(rows, divergences, (reference, port), has_outputs=_has_compared_outputs(reference, _compared_rows(located))),
+        verdict=_verdict(rows, divergences, (reference, port), has_outputs=_has_compared_outputs(reference, compared)),
         mode=located.mode,
         method=located.method,
         reference=_side(reference),
         port=_side(port),
-        coverage=_coverage(located, alignment, reference, port),
+        coverage=_coverage(located, alignment, reference, port, compared),
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
@@ -455,15 +456,9 @@ def _side(trace: Trace) -> dict[str, Any]:
     return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
 
 
-def _compared_rows(located: Located) -> set[int]:
-    """The reference's rows that were compared."""
-    return {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
-
-
-def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
+def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int]) -> Coverage:
     not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     not_seen += _blind_spots(reference, port)
-    compared = _compared_rows(located)
     return Coverage(
         reference_records=len(reference.records),
         port_records=len(port.records),
@@ -498,21 +493,22 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
     An output counts as compared too where the same values were compared elsewhere. Stages all of whose outputs were compared are left
     out, and so are stages in which no call returned anything.
     """
-    digests = {reference.records[row].digest for row in compared}
-    unseen: dict[str, tuple[str, ...]] = {}
-    for stage, rows in _last_outputs(reference).items():
-        missed = [row for row in rows if row not in compared and reference.records[row].digest not in digests]
-        if missed:
-            unseen[stage] = tuple(_names(reference, missed, set(reference.sites)))
-    return unseen
+    missed = {stage: _not_compared(reference, rows, compared) for stage, rows in _last_outputs(reference).items()}
+    return {stage: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in missed.items() if rows}
 
 
 def _has_compared_outputs(reference: Trace, compared: Set[int]) -> bool:
-    """Whether something that an outermost call returned was compared, itself or as the same values elsewhere, or none returned anything."""
+    """Whether something that an outermost call returned was compared, or none returned anything."""
     calls = reference.calls
     returned = [row for call in calls.children[TOP] for row in calls.outputs(call)]
-    digests = {reference.records[row].digest for row in compared}
-    return not returned or any(row in compared or reference.records[row].digest in digests for row in returned)
+    return not returned or len(_not_compared(reference, returned, compared)) < len(returned)
+
+
+def _not_compared(reference: Trace, rows: Sequence[int], compared: Set[int]) -> list[int]:
+    """The rows that were not compared, neither themselves nor as the same values elsewhere."""
+    left = [row for row in rows if row not in compared]
+    digests = {reference.records[row].digest for row in compared} if left else set()
+    return [row for row in left if reference.records[row].digest not in digests]
 
 
 def _last_outputs(trace: Trace) -> dict[str, list[int]]:

@@ -6,6 +6,8 @@ number where it needs it (``THRESHOLDS.worth_pairing``), never at import, so tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import Any, TypeVar
 
@@ -16,6 +18,17 @@ def threshold(value: N, means: str, measured_on: str) -> N:
     """A field of a table of thresholds: its value, what it decides, and what that value was measured on."""
     made: N = field(default=value, metadata={"means": means, "measured_on": measured_on})
     return made
+
+
+@contextmanager
+def changed(table: Any, name: str, value: float) -> Iterator[None]:
+    """A number of a frozen table has another value inside the block: an ablation asks what it is worth."""
+    before = getattr(table, name)
+    object.__setattr__(table, name, value)
+    try:
+        yield
+    finally:
+        object.__setattr__(table, name, before)
 
 
 def described(table: Any) -> list[tuple[str, float, str, str]]:

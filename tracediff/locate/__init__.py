@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
-from tracediff.locate.absorbed import acquitted, inside, let_through
+from tracediff.locate.absorbed import acquit, let_through
 from tracediff.locate.findings import finding
 from tracediff.locate.merging import merged, sharing
 from tracediff.locate.result import Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
@@ -66,10 +66,8 @@ def locate(
     probes = THRESHOLDS.probes if probes is None else probes
     places, probed = _places(verdicts, method, probes, random.Random(seed), progress)
     absorbed: dict[int, str] = {}
-    while mode == "free" and again is None and (forms := acquitted(verdicts, places)):
+    while mode == "free" and again is None and (forms := acquit(verdicts, places)):
         absorbed.update((i, verdicts.flow.calls.site_of(call)) for i, call in forms.items())
-        behind = {j for i, call in forms.items() for j in inside(verdicts, i, call)}
-        verdicts.effects.acquit(behind - (set(places) - set(forms)))
         places, probed = _places(verdicts, method, probes, random.Random(seed), None)
     findings = merged(verdicts, [finding(verdicts, place) for place in places])
     comparisons = tuple(map(verdicts.comparison, range(len(verdicts))))

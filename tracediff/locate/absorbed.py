@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracediff.alignment import Alignment
-from tracediff.dtype import Array
+from tracediff.dtype import Array, wide_type
 from tracediff.locate.result import Comparison
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.thresholds import THRESHOLDS
@@ -30,6 +30,17 @@ def acquitted(verdicts: Verdicts, places: Iterable[int]) -> dict[int, int]:
     """Of introduced divergences those from which nothing follows, each with the call that absorbs it."""
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None}
     return {i: call for i, call in absorbers.items() if not _chooses_by(verdicts, i) and not is_affine(verdicts, i)}
+
+
+def acquit(verdicts: Verdicts, places: Sequence[int]) -> dict[int, int]:
+    """Acquits what nothing follows from among all introduced divergences, and what it carries on inside the absorber; returns `acquitted`.
+
+    Another introduced divergence inside the same absorber stays: it has to be acquitted by itself.
+    """
+    forms = acquitted(verdicts, places)
+    behind = {j for i, call in forms.items() for j in (i, *inside(verdicts, i, call))}
+    verdicts.effects.acquit(behind - (set(places) - set(forms)))
+    return forms
 
 
 def absorber(verdicts: Verdicts, i: int) -> int | None:
@@ -103,7 +114,7 @@ def is_affine(verdicts: Verdicts, i: int) -> bool:
     pairs = verdicts.pairs
     if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
         return False
-    reference, port = (values.astype(np.complex128 if np.iscomplexobj(values) else np.float64) for values in pairs.values(i))
+    reference, port = (values.astype(wide_type(values)) for values in pairs.values(i))
     if not (np.isfinite(reference).all() and np.isfinite(port).all()):
         return False
     along = ((_by_axis(reference, axis), _by_axis(port, axis)) for axis in (None, *range(reference.ndim)))
@@ -162,8 +173,7 @@ class FreeRun:
             pairs, alignment, reference, port, mode="free", tolerance=(None, None), floors=floors, compared={}, again=None
         )
         dirty = scanned(verdicts, None)
-        while forms := acquitted(verdicts, introduced(verdicts, dirty)):
-            verdicts.effects.acquit(j for i, call in forms.items() for j in inside(verdicts, i, call))
+        while acquit(verdicts, introduced(verdicts, dirty)):
             dirty = [i for i in dirty if verdicts.is_dirty(i)]
         self._verdicts, self._dirty = verdicts, frozenset(dirty)
 

@@ -126,7 +126,7 @@ class Disturbing(Observer):
     def _disturbed(self, values: Array, error: float) -> Array:
         if dtypes.of(values).is_exact:
             return self._random.permutation(values.reshape(-1)).reshape(values.shape)
-        wide = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+        wide = values.astype(dtypes.wide_type(values))
         plain = np.isfinite(wide) & (wide.real > dtypes.MASKED)
         noise = np.where(plain, self._random.standard_normal(wide.shape), 0.0)
         norm, length = float(np.linalg.norm(np.where(plain, wide, 0.0))), float(np.linalg.norm(noise))

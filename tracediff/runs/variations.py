@@ -112,7 +112,7 @@ class LocalNoise(Variation):
             return stored
         size = self._size(kind, row)
         generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
-        wide = stored.astype(np.complex128 if kind.is_complex else np.float64)
+        wide = stored.astype(dtypes.wide_type(stored))
         with np.errstate(invalid="ignore", over="ignore"):
             wide *= 1 + size * generator.standard_normal(stored.shape) + size * generator.standard_normal()
             return wide.astype(kind.view)
@@ -210,7 +210,7 @@ def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:
     differs = (stored == 0) != (arrived == 0)
     if not differs.any():
         return 0.0
-    wide = stored.astype(np.complex128 if stored.dtype.kind == "c" else np.float64)
+    wide = stored.astype(dtypes.wide_type(stored))
     norm = float(np.linalg.norm(np.where(np.isfinite(wide), wide, 0)))
     sizes = np.abs(arrived[differs] - wide[differs])
     sizes = sizes[sizes > THRESHOLDS.beyond_noise * noise * norm / math.sqrt(stored.size)]
