@@ -273,6 +273,7 @@ def bisect(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    strict: bool = False,
     stages: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Report:
@@ -280,8 +281,9 @@ def bisect(
 
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
-    ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. ``stages`` restricts the comparison. Raises AlignmentError
-    where the traces share nothing.
+    ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. Raises AlignmentError where
+    the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
@@ -294,7 +296,7 @@ def bisect(
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records)
-        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, stages=stages, floors=allowed)
+        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
 
@@ -326,6 +328,7 @@ def bisect_live(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    strict: bool = False,
     stages: Sequence[str] = (),
     methods: tuple[Iterable[str], Iterable[str]] = ((), ()),
     functions: tuple[Iterable[str], Iterable[str]] = ((), ()),
@@ -351,7 +354,7 @@ def bisect_live(
         of_model(*side, observers=_draws(None, seed), methods=seen, functions=names, meta={} if seed is None else {"seed": seed})
         for side, seen, names in zip(models, methods, functions, strict=True)
     ]
-    return _live_report(sides, most, mapping=mapping, rtol=rtol, atol=atol, stages=stages, say=progress)
+    return _live_report(sides, most, mapping=mapping, rtol=rtol, atol=atol, strict=strict, stages=stages, say=progress)
 
 
 def bisect_recipe(
@@ -365,6 +368,7 @@ def bisect_recipe(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    strict: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """As `bisect_live`, for the two sides of a recipe, the PyTorch one being the reference.
@@ -379,7 +383,7 @@ def bisect_recipe(
         of_recipe("reference", "torch", recipe, python=elsewhere.get("torch"), **asked),
         of_recipe("port", "mlx", recipe, python=elsewhere.get("mlx"), dtype=dtype, **asked),
     ]
-    return _live_report(sides, None, mapping=mapping, rtol=rtol, atol=atol, stages=(), say=progress)
+    return _live_report(sides, None, mapping=mapping, rtol=rtol, atol=atol, strict=strict, stages=(), say=progress)
 
 
 def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Report:
@@ -415,6 +419,7 @@ def status(
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    strict: bool = False,
     stages: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Status:
@@ -430,7 +435,7 @@ def status(
 
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
-        options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "stages": stages, "progress": progress}
+        options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "strict": strict, "stages": stages, "progress": progress}
         return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
 
 

@@ -87,6 +87,7 @@ def comparing_options(command: Command) -> Command:
             click.option("--map", "mapping", type=click.Path(exists=True), help="A mapping file that overrides the alignment."),
             click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol."),
             click.option("--atol", type=float, help="Goes with --rtol."),
+            click.option("--strict", is_flag=True, help="Count what is borderline as a divergence."),
             click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated)."),
         )
     ):

@@ -22,7 +22,7 @@ from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
-from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
+from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Located
 from tracediff.site import is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.calls import TOP
@@ -75,7 +75,8 @@ class Divergence:
     """An error that was introduced: where it is seen, and whose code made it.
 
     ``introduced`` and ``inherited`` are relative L2: of the pair itself, and the worst of what arrived there (None where unknown).
-    ``metrics`` is None where the shapes differ or no values were stored. ``last_same`` is the last pair before it that agrees.
+    ``metrics`` is None where the shapes differ or no values were stored. ``times``: how many times what is allowed the error is, None where
+    none was measured or no limit on the relative L2 is set. ``last_same`` is the last pair before it that agrees.
     ``causes``: best first; none means that the cause is unknown.
     """
 
@@ -90,6 +91,7 @@ class Divergence:
     layout: str
     last_same: Where | None
     causes: tuple[Cause, ...] = ()
+    times: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,8 @@ class Report:
 
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
     those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
-    follows from them. ``rows`` holds every pair (empty in a report read from JSON).
+    follows from them; ``borderline`` those that are little more than noise in size and like noise in kind. ``rows`` holds every pair
+    (empty in a report read from JSON).
     """
 
     verdict: Verdict
@@ -183,6 +186,7 @@ class Report:
     weights: Weights
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
+    borderline: tuple[Divergence, ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -211,6 +215,7 @@ class Report:
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
             "equivalent": [asdict(form) for form in self.equivalent],
+            "borderline": [asdict(divergence) for divergence in self.borderline],
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -302,6 +307,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
+        "borderline": tuple(_divergence(part) for part in data.get("borderline", ())),
     }
 
 
@@ -363,6 +369,7 @@ def build(
         weights=Weights() if weights is None else _weight_lines(weights),
         certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
+        borderline=tuple(_of_finding(finding, (), located, rows, reference, port) for finding in located.borderline),
         rows=rows,
     )
 
@@ -438,6 +445,7 @@ def _of_finding(
         layout=rows[finding.place].layout,
         last_same=rows[finding.last_same].where if finding.last_same is not None else None,
         causes=tuple(causes),
+        times=finding.times,
     )
 
 
@@ -565,7 +573,7 @@ def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: T
 
 
 def _stage(stage: str, rows: Sequence[Row], divergences: Sequence[Divergence]) -> Stage:
-    counted = [row for row in rows if row.effect not in ("moved", "no effect", "untold", "noise", "equivalent")]
+    counted = [row for row in rows if row.effect not in EXCUSED]
     diverged = [row for row in counted if row.diverged and row.effect != "unchecked"]
     measured = [row for row in counted if row.rel_l2 is not None and row.by not in ("rounding", "sensitive")]
     worst = max(measured, key=lambda row: row.rel_l2 or 0.0, default=None)

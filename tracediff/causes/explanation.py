@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracediff.alignment import Alignment
 from tracediff.causes import from_pair, from_tensors, from_weights
@@ -18,7 +18,8 @@ from tracediff.trace import Trace
 class Explanation:
     """What two traces show of the causes of their divergences.
 
-    ``located``: what `explain` was given, but where code uses wrong weights without calling their owner, the owner is the culprit.
+    ``located``: what `explain` was given, but where code uses wrong weights without calling their owner, the owner is the culprit, and what
+    was borderline is a finding where its cause is proved.
     ``causes``: those of each finding of ``located``, best first. ``weights``: how the parameters differ; None where they were not compared.
     """
 
@@ -30,7 +31,7 @@ class Explanation:
 def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
     """The causes of everything that was located between two aligned traces."""
     weights = _compared_weights(reference, port)
-    of_tensors = from_tensors.causes(located, alignment, reference, port)
+    located, of_tensors = _with_proved(located, alignment, reference, port)
     of_weights: dict[str, list[Cause]] = {}
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
@@ -41,6 +42,21 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
         seen = one_of_each_kind([*of_pair, *of_tensors.get(place, ())])
         causes.append(tuple(in_order([*of_weights.get(finding.culprit[1], ()), *seen])))
     return Explanation(located, tuple(causes), weights)
+
+
+def _with_proved(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> tuple[Located, dict[int, list[Cause]]]:
+    """What was located and the causes of each finding by its place, borderline ones with a confirmed cause among the findings."""
+    if not located.borderline:
+        return located, from_tensors.causes(located, alignment, reference, port)
+    every = sorted((*located.findings, *located.borderline), key=lambda finding: finding.place)
+    causes = from_tensors.causes(replace(located, findings=tuple(every)), alignment, reference, port)
+    clear = [i for i, one in enumerate(every) if one in located.findings or any(cause.confirmed for cause in causes.get(i, ()))]
+    faint = tuple(one for i, one in enumerate(every) if i not in clear)
+    findings = tuple(every[i] for i in clear)
+    introduced = {finding.place for finding in findings}
+    comparisons = tuple(replace(one, effect="") if place in introduced else one for place, one in enumerate(located.comparisons))
+    found = replace(located, findings=findings, borderline=faint, comparisons=comparisons)
+    return found, {place: causes[i] for place, i in enumerate(clear) if i in causes}
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:

@@ -4,9 +4,10 @@ A pair *diverged* if it is beyond what is allowed. An error was *introduced* at 
 agrees: for an input of a module the caller's inputs and what the caller's earlier calls returned, for an output the module's inputs and
 what the calls inside it returned. A diverged output blames its module; a diverged input blames the caller's own code.
 
-Three kinds of difference are no divergence: a *moved boundary* (an output differs, but everything that consumes it agrees, since a
+Four kinds of difference are no divergence: a *moved boundary* (an output differs, but everything that consumes it agrees, since a
 scale or a bias is applied inside on one side and outside on the other), an input *without effect* (a mask of another convention: what
-the module computes from it agrees), and an *equivalent form* (a call around it returns numbers that agree: see `absorbed`).
+the module computes from it agrees), an *equivalent form* (a call around it returns numbers that agree: see `absorbed`), and what is
+*borderline* (see `grades`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
 from tracediff.locate.absorbed import acquit, let_through
 from tracediff.locate.findings import finding
+from tracediff.locate.grades import Borderline
 from tracediff.locate.merging import merged, sharing
-from tracediff.locate.result import Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
+from tracediff.locate.result import EXCUSED, Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
 from tracediff.locate.search import bisected, certified, descended, in_order, introduced, look_into_stages, scanned
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import is_in_stage
 from tracediff.trace import Trace
 
-__all__ = ["Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]
+__all__ = ["EXCUSED", "Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]
 
 
 def locate(
@@ -41,6 +43,7 @@ def locate(
     atol: float | None = None,
     floors: Mapping[int, float] | None = None,
     compared: Mapping[tuple[int, int], Metrics] | None = None,
+    strict: bool = False,
     stages: Sequence[str] = (),
     probes: int | None = None,
     seed: int = 0,
@@ -51,10 +54,10 @@ def locate(
 
     With ``scan`` every pair is compared, and all introduced divergences are found; otherwise pairs are bisected and only the first one
     is. ``mode`` is by default what the port's trace says. ``floors`` are noise floors by the reference's row; ``compared`` are metrics
-    already taken (in a forced run), by the first rows of reference and port: those are not read again. ``stages`` restricts to some stages.
-    ``probes`` pairs before the answer are looked at (`THRESHOLDS.probes` by default), chosen by ``seed``. ``progress`` is called with
-    (done, total) while scanning. ``again`` fetches values that the traces do not hold: the search then goes from the outermost calls
-    inwards, one call a fetch. Raises TracediffError for half a tolerance, or stages of which nothing is compared.
+    already taken (in a forced run), by the first rows of reference and port: those are not read again. With ``strict`` nothing is
+    borderline. ``stages`` restricts to some stages. ``probes`` pairs before the answer are looked at (`THRESHOLDS.probes` by default),
+    chosen by ``seed``. ``progress`` is called with (done, total) while scanning. ``again`` fetches values that the traces do not
+    hold: the search then goes from the outermost calls inwards, one call a fetch, and nothing is borderline. Raises TracediffError for half a tolerance, or stages of which nothing is compared.
     """
     tolerance(rtol, atol)
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
@@ -66,17 +69,37 @@ def locate(
     probes = THRESHOLDS.probes if probes is None else probes
     places, probed = _places(verdicts, method, probes, random.Random(seed), progress)
     absorbed: dict[int, str] = {}
-    while mode == "free" and again is None and (forms := acquit(verdicts, places)):
+    borderline = Borderline(verdicts, most=0.0 if strict else THRESHOLDS.borderline)
+    while True:
+        forms = acquit(verdicts, places) if mode == "free" and again is None else {}
         absorbed.update((i, verdicts.flow.calls.site_of(call)) for i, call in forms.items())
+        left = [i for i in places if i not in forms]
+        if not borderline.excuse(left, _all_introduced(verdicts, left, method, borderline)) and not forms:
+            break
         places, probed = _places(verdicts, method, probes, random.Random(seed), None)
-    findings = merged(verdicts, [finding(verdicts, place) for place in places])
+    findings, faint = (merged(verdicts, [finding(verdicts, i) for i in of_grade]) for of_grade in (places, borderline.places))
     comparisons = tuple(map(verdicts.comparison, range(len(verdicts))))
     certificate = certified(verdicts, comparisons, method, places[0] if places else None, probed, seed)
     bytes_read = verdicts.comparisons.bytes_read + verdicts.expected.bytes_read
     equivalent = absorbed if mode == "free" else let_through(verdicts, comparisons)
     return Located(
-        mode, method, comparisons, tuple(findings), certificate, verdicts.comparisons.read, bytes_read, tuple(sorted(equivalent.items()))
+        mode,
+        method,
+        comparisons,
+        tuple(findings),
+        certificate,
+        verdicts.comparisons.read,
+        bytes_read,
+        tuple(sorted(equivalent.items())),
+        tuple(faint),
     )
+
+
+def _all_introduced(verdicts: Verdicts, places: Sequence[int], method: Method, borderline: Borderline) -> Sequence[int]:
+    """All introduced divergences. A bisection knows the first one only, and compares every pair where that one may be borderline."""
+    if method != "bisect" or not borderline.may_hold(places):
+        return places
+    return introduced(verdicts, scanned(verdicts, None))
 
 
 def _places(
@@ -90,7 +113,7 @@ def _places(
         dirty = scanned(verdicts, progress)
         places = introduced(verdicts, dirty)
         if verdicts.effects.flipped and not places:
-            verdicts.effects.excuse(dirty)
+            verdicts.effects.excuse(dirty, "noise")
         return places if method == "scan" else places[:1], 0
     places, probed = (descended if method == "live" else bisected)(verdicts, probes, chance)
     places += [place for first in places for place in sharing(verdicts, first)]

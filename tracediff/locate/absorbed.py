@@ -13,12 +13,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tracediff.alignment import Alignment
-from tracediff.dtype import Array, wide_type
 from tracediff.locate.result import Comparison
 from tracediff.locate.search import in_order, introduced, scanned
+from tracediff.locate.structure import left_by_affine
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import INPUTS
@@ -39,7 +37,7 @@ def acquit(verdicts: Verdicts, places: Sequence[int]) -> dict[int, int]:
     """
     forms = acquitted(verdicts, places)
     behind = {j for i, call in forms.items() for j in (i, *inside(verdicts, i, call))}
-    verdicts.effects.acquit(behind - (set(places) - set(forms)))
+    verdicts.effects.excuse(behind - (set(places) - set(forms)), "equivalent")
     return forms
 
 
@@ -111,29 +109,8 @@ def _chooses_by(verdicts: Verdicts, i: int) -> bool:
 
 def is_affine(verdicts: Verdicts, i: int) -> bool:
     """Whether the port's values are the reference's by a gain and an offset: of the whole tensor, or of each index along some axis."""
-    pairs = verdicts.pairs
-    if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
-        return False
-    reference, port = (values.astype(wide_type(values)) for values in pairs.values(i))
-    if not (np.isfinite(reference).all() and np.isfinite(port).all()):
-        return False
-    along = ((_by_axis(reference, axis), _by_axis(port, axis)) for axis in (None, *range(reference.ndim)))
-    told = (sides for sides in along if sides[0].shape[1] >= THRESHOLDS.fewest_affine_values)
-    return any(_left_by_fit(*sides) < THRESHOLDS.left_of_affine for sides in told)
-
-
-def _by_axis(values: Array, axis: int | None) -> Array:
-    """The values as (length of the axis, rest), a row for each index along it; as (1, all) without an axis."""
-    return values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-
-
-def _left_by_fit(reference: Array, port: Array) -> float:
-    """The share of a difference's norm that is left after each row's best gain and offset; both are (rows, values)."""
-    difference = float(np.linalg.norm(port - reference))
-    ours, theirs = (side - side.mean(axis=1, keepdims=True) for side in (reference, port))
-    power = (np.abs(ours) ** 2).sum(axis=1, keepdims=True)
-    gain = np.divide((ours.conj() * theirs).sum(axis=1, keepdims=True), power, out=np.zeros_like(theirs[:, :1]), where=power > 0)
-    return float(np.linalg.norm(theirs - gain * ours)) / difference if difference else 1.0
+    left = left_by_affine(verdicts.pairs, i, rows=False)
+    return left is not None and left < THRESHOLDS.left_of_affine
 
 
 def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[int, str]:

@@ -42,9 +42,9 @@ class Effects:
     def _is_flipped(self, i: int) -> bool:
         return is_flipped(self._comparisons.judged(i), rounding(dtypes.coarser(*self._limits.dtypes(i))))
 
-    def excuse(self, dirty: Iterable[int]) -> None:
-        """Says of pairs that diverged that noise-sensitive ids sent the two runs different ways, where nothing else did."""
-        self._effects.update(dict.fromkeys(dirty, "noise"))
+    def excuse(self, dirty: Iterable[int], effect: Effect) -> None:
+        """Says of pairs that diverged why they are no divergence, where that shows in no pair alone."""
+        self._effects.update(dict.fromkeys(dirty, effect))
 
     def so_far(self, i: int) -> Effect:
         """The effect of a pair if somebody has asked, else "unchecked"."""
@@ -56,10 +56,6 @@ class Effects:
             self._effects[i] = ""  # a loop of consumers cannot excuse itself
             self._effects[i] = self._effect(i)
         return self._effects[i]
-
-    def acquit(self, places: Iterable[int]) -> None:
-        """Says of pairs that they are equivalent forms: where one diverged, nothing followed."""
-        self._effects.update(dict.fromkeys(places, "equivalent"))
 
     def _is_acquitted(self, i: int) -> bool:
         """Whether the capture of a forced run let the port's tensor through, and nothing followed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tracediff.locate.culprit import Modules, blamed
+from tracediff.locate.grades import times_allowed
 from tracediff.locate.result import Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
@@ -25,6 +26,7 @@ def finding(verdicts: Verdicts, i: int) -> Finding:
         introduced=metrics.rel_l2 if metrics is not None else comparison.at_least,
         inherited=_inherited(verdicts, i),
         last_same=_last_same(verdicts, i),
+        times=times_allowed(comparison),
         suspects=_suspects(verdicts, culprit),
     )
 

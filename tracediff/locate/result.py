@@ -12,7 +12,9 @@ from tracediff.compare import Judgement, Metrics
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
-Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise", "equivalent"]
+Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise", "equivalent", "borderline"]
+EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "untold", "noise", "equivalent", "borderline")
+"""Why a pair that diverged is no divergence."""
 Blame = Literal["module", "caller", "weights", "input", "random"]
 
 
@@ -38,7 +40,8 @@ class Comparison:
     trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives
     the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
     "moved", "no effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
-    (nothing but noise-sensitive ids sent the two runs different ways).
+    (nothing but noise-sensitive ids sent the two runs different ways), "equivalent" (nothing follows from it), "borderline" (little more
+    than what is allowed, and like noise).
     """
 
     pair: RecordPair
@@ -57,7 +60,8 @@ class Finding:
 
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
     call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
-    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees.
+    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is allowed the error is, None
+    where no error was measured or no limit on the relative L2 is set. ``last_same``: the last pair before it that agrees.
     ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
     ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
     """
@@ -68,6 +72,7 @@ class Finding:
     introduced: float
     inherited: float | None
     last_same: int | None
+    times: float | None = None
     suspects: tuple[tuple[str, str], ...] = ()
     calls: int = 1
     shared_by: int = 1
@@ -109,6 +114,7 @@ class Certificate:
 class Located:
     """Every pair with what is known of it, in the reference's execution order, and the introduced divergences, first one first.
 
+    ``borderline``: divergences that are little more than noise in size and like noise in kind; they are none of the ``findings``.
     ``equivalent``: the places of differences from which nothing follows, each with the reference's site that absorbed the difference.
     ``read`` counts pairs whose values were read whole, ``bytes_read`` all bytes read on both sides, those of samples too.
     """
@@ -121,6 +127,7 @@ class Located:
     read: int
     bytes_read: int
     equivalent: tuple[tuple[int, str], ...] = ()
+    borderline: tuple[Finding, ...] = ()
 
     @property
     def first(self) -> Finding | None:

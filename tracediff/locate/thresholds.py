@@ -9,6 +9,7 @@ from tracediff.thresholds import threshold
 _SEARCH = "set by hand; benchmarks/bisection.py shows what is read, tests/test_locate.py guards what is found"
 _ESTIMATE = "set by hand; tests/test_locate_estimates.py and tests/test_locate.py guard it"
 _EFFECT = "set by hand; tests/test_locate.py guards it"
+_GRADES = "TODO"
 _ALONE = "set by hand, never measured alone"
 
 
@@ -41,6 +42,10 @@ class Thresholds:
         "faults that a norm hides leave less than 5e-5, permutations and padding 0.45 or more (golden pairs and rebuilt reports, free)",
     )
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
+
+    # which divergences are borderline
+    borderline: float = threshold(2.0, "times what is allowed up to which an error may be borderline", _GRADES)
+    left_of_structure: float = threshold(0.5, "share of an error that gains and offsets leave, up to which it has a structure", _GRADES)
 
     # how much the search reads
     probes: int = threshold(16, "pairs before the answer that are probed, unless the caller asks for another number", _SEARCH)

@@ -89,6 +89,7 @@ def searched(
     mapping: Mapped = None,
     rtol: float | None = None,
     atol: float | None = None,
+    strict: bool = False,
     stages: Sequence[str] = (),
     most: int | None = None,
     say: Say = lambda _: None,
@@ -104,7 +105,7 @@ def searched(
             rounds = Rounds(first, second, THRESHOLDS.live_bytes if most is None else most, say)
             alignment = _aligned(first, second, mapping, rounds)
             first.on_demand = second.on_demand = rounds.on_demand
-            located = locate(alignment, first, second, mode="free", rtol=rtol, atol=atol, stages=stages, again=rounds)
+            located = locate(alignment, first, second, mode="free", rtol=rtol, atol=atol, strict=strict, stages=stages, again=rounds)
             yield LiveResult(located, alignment, first, second, rounds)
 
 

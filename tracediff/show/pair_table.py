@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
+from tracediff.locate import EXCUSED
 from tracediff.show.words import BAD, LABEL, QUIET, module, number, short_call
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def state(row: Row) -> str:
     """A pair in a word."""
     if row.diverged is None:
         return "not compared"
-    if row.diverged and row.effect in ("moved", "no effect", "untold", "noise", "equivalent"):
+    if row.diverged and row.effect in EXCUSED:
         return row.effect
     if row.diverged:
         return "INTRODUCED" if row.introduced else "differs"

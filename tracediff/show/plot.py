@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from tracediff.alignment import axes as layouts
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
+from tracediff.locate import EXCUSED
 from tracediff.show.words import counted, module, number, short_call
 from tracediff.trace import open_trace
 
@@ -164,7 +165,7 @@ def _draw_pairs(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
         "same": ("within what is allowed", {"marker": "o", "color": BLUE, "s": size, **filled}),
         "differs": ("beyond it, inherited", {"marker": "^", "color": ORANGE, "s": size * 1.3, **filled}),
         "bound": ("not read: at least", {"marker": "^", "s": size, **hollow}),
-        "excused": ("moved, or without effect", {"marker": "s", "s": size * 1.3, **hollow}),
+        "excused": ("moved, borderline, or without effect", {"marker": "s", "s": size * 1.3, **hollow}),
     }
     points: dict[str, list[tuple[int, float]]] = {kind: [] for kind in kinds}
     for x, row in enumerate(rows):
@@ -176,7 +177,7 @@ def _draw_pairs(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
 
 
 def _kind(row: Row) -> str:
-    if row.effect in ("moved", "no effect", "untold", "equivalent"):
+    if row.effect in EXCUSED:
         return "excused"
     if row.rel_l2 is None and row.how != "shape":
         return "bound"

@@ -101,12 +101,20 @@ def _agreement(result: Report) -> str:
     compared, total = result.coverage.compared, result.coverage.reference_records
     judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by != "sensitive")
     worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
-    text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged"
+    text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}"
     if worst is None or not worst.rel_l2:
         return f"{text}; every bit is equal" if worst is not None else text
     place = f"{module(worst.where.reference)} {worst.where.end}"
     limit = allowance(worst.limit, worst.by, worst.floor, result.certificate)
     return f"{text}; the worst relative L2 is {number(worst.rel_l2)} at {place}, {limit}"
+
+
+def _borderline(result: Report) -> str:
+    """The end of the sentence that none diverged: how many are borderline, and how far the worst of them is."""
+    if not result.borderline:
+        return ""
+    worst = max(divergence.times or 0.0 for divergence in result.borderline)
+    return f"; {counted(len(result.borderline), 'place')} borderline, up to {worst:.1f} times what is allowed"
 
 
 def _no_verdict(result: Report) -> str:
@@ -252,6 +260,7 @@ def _error(divergence: Divergence) -> str:
     at = f" at {shape(metrics.argmax)}" if metrics.argmax else ""
     ulp = f", max {metrics.max_ulp:,} ULP" if metrics.max_ulp is not None and metrics.max_ulp < 10_000 else ""
     beyond = f", {metrics.mismatched:,} of {counted(metrics.count, 'value')} beyond tolerance"
+    beyond += f"; {number(divergence.times)} times what is allowed" if divergence.times is not None else ""
     return f"relative L2 {number(metrics.rel_l2)}, max abs {number(metrics.max_abs)}{at}, cosine {metrics.cosine:.6f}{ulp}{beyond}"
 
 
@@ -374,6 +383,9 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
         yield f"Noise-sensitive: {listed(sensitive)}: ids differ where noise changes them in the reference too; no divergence.", DOUBTFUL
     if harmless:
         yield f"Without effect: {listed(harmless)}: the input differs, but what is computed from it agrees.", QUIET
+    for divergence in result.borderline:
+        excess = f"{divergence.times or 0.0:.1f} times what is allowed, and like noise"
+        yield f"Borderline: {_place(divergence.site)}: {excess}; --strict counts it as a divergence.", DOUBTFUL
     by_absorber: dict[str, list[str]] = {}
     for form in result.equivalent:
         by_absorber.setdefault(form.absorber, []).append(f"{module(form.where.reference)} {form.where.end}")

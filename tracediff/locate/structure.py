@@ -1,0 +1,63 @@
+"""The structure of an error: how much of it a gain and an offset explain, which rounding has not and most faults have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tracediff.dtype import Array, wide_type
+from tracediff.locate.pairs import Pairs
+from tracediff.locate.thresholds import THRESHOLDS
+
+Grouping = Callable[[Array, int], Array]
+
+_FITTED = 2
+"""A gain and an offset: so many numbers are fitted to each row of values."""
+
+
+def left_by_affine(pairs: Pairs, i: int, *, rows: bool = True) -> float | None:
+    """The share of a pair's error that its best gain and offset leave, the fits' freedom accounted for.
+
+    Gain and offset are those of the whole tensor, of each index along some axis (a channel, a token), or, with ``rows``, of each row along
+    some axis.
+    0 is an error that is nothing else, 1 one that has nothing of it. None where the values tell nothing: not stored, exact, not
+    finite, without a layout, or too few.
+    """
+    if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
+        return None
+    reference, port = (values.astype(wide_type(values)) for values in pairs.values(i))
+    if not (np.isfinite(reference).all() and np.isfinite(port).all()):
+        return None
+    ways = (_index_to_row, _along_axis) if rows else (_index_to_row,)
+    fits = (_left_by_fit(*sides) for sides in _groupings(reference, port, ways))
+    return min(fits, default=None)
+
+
+def _groupings(reference: Array, port: Array, ways: Sequence[Grouping]) -> Iterator[tuple[Array, Array]]:
+    """Both tensors as (rows, values), in each way in which each row may have a gain and an offset of its own."""
+    whole = reference.reshape(1, -1), port.reshape(1, -1)
+    by_axis = ((way(reference, axis), way(port, axis)) for axis in range(reference.ndim) for way in ways)
+    return (sides for sides in (whole, *by_axis) if sides[0].shape[1] >= THRESHOLDS.fewest_affine_values)
+
+
+def _index_to_row(values: Array, axis: int) -> Array:
+    """The values as (length of the axis, rest): a row for each index along the axis."""
+    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+
+
+def _along_axis(values: Array, axis: int) -> Array:
+    """The values as (rest, length of the axis): a row along the axis for each other place."""
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+
+
+def _left_by_fit(reference: Array, port: Array) -> float:
+    """The share of a difference's norm that is left after each row's best gain and offset; both are (rows, values)."""
+    length = reference.shape[1]
+    difference = float(np.linalg.norm(port - reference))
+    ours, theirs = (side - side.mean(axis=1, keepdims=True) for side in (reference, port))
+    power = (np.abs(ours) ** 2).sum(axis=1, keepdims=True)
+    gain = np.divide((ours.conj() * theirs).sum(axis=1, keepdims=True), power, out=np.ones_like(theirs[:, :1]), where=power > 0)
+    left = float(np.linalg.norm(theirs - gain * ours))
+    return left / math.sqrt(1 - _FITTED / length) / difference if difference else 1.0
