@@ -57,7 +57,9 @@ def locate(
     already taken (in a forced run), by the first rows of reference and port: those are not read again. With ``strict`` nothing is
     borderline. ``stages`` restricts to some stages. ``probes`` pairs before the answer are looked at (`THRESHOLDS.probes` by default),
     chosen by ``seed``. ``progress`` is called with (done, total) while scanning. ``again`` fetches values that the traces do not
-    hold: the search then goes from the outermost calls inwards, one call a fetch, and nothing is borderline. Raises TracediffError for half a tolerance, or stages of which nothing is compared.
+    hold: the search then goes from the outermost calls inwards, one call a fetch, and nothing is borderline.
+
+    Raises TracediffError for half a tolerance, or stages of which nothing is compared.
     """
     tolerance(rtol, atol)
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
