@@ -8,9 +8,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks import results
 
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.faults.pairs import selected
     from benchmarks.variants import catalogue
     from benchmarks.variants.measure import Bench, Case
-    from benchmarks.variants.table import alarms, rows, table
+    from benchmarks.variants.table import alarms, rate, rows, table
 
     torch.set_num_threads(1)
     transformations, cases, started = catalogue.selected(options.transformations), list[Case](), time.monotonic()
@@ -73,17 +75,16 @@ def run(options: argparse.Namespace) -> int:
             )
     print("\n".join([*alarms(cases), *table(cases)]))
     results.record("variants", rows(cases), options)
-    clean = {(case.pair, case.transformation, case.dtype, case.where): False for case in cases if not case.fault}
-    clean |= {(case.pair, case.transformation, case.dtype, case.where): True for case in cases if case.is_alarm}
     print(f"{len(cases)} runs in {time.monotonic() - started:.0f} s")
-    return int(options.most_alarms is not None and 100 * sum(clean.values()) > options.most_alarms * len(clean))
+    return int(options.most_alarms is not None and rate(cases) > options.most_alarms)
 
 
-def shown(found, started):  # type: ignore[no-untyped-def]
+def shown(found: Iterable[Any], started: float) -> Iterator[Any]:
     """The cases, each told as it comes."""
     for case in found:
         is_wrong = case.is_alarm or case.is_lost
-        text = f"{time.monotonic() - started:6.0f} s  {case.pair} | {case.transformation} | {case.dtype} {case.mode}: {case.outcome or case.verdict}"
+        text = f"{time.monotonic() - started:6.0f} s  {case.pair} | {case.transformation} | {case.dtype} {case.mode}: "
+        text += case.outcome or case.verdict
         print(text + (f"  <-- {case.where}: {case.first}" if is_wrong else ""), file=sys.stderr, flush=True)
         yield case
 

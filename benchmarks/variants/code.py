@@ -1,4 +1,4 @@
-"""The same code in another order, and with other containers: independent calls exchanged, operands commuted, results in tuples and dicts."""
+"""The same code in another order, and with other containers: calls exchanged, operands commuted, results in tuples and dicts."""
 
 from __future__ import annotations
 

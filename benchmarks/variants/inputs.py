@@ -53,7 +53,7 @@ def held_arrays(run: Callable[[], Any]) -> list[Held]:
 
 
 def resized(pair: Any, size: int, axis_of: Callable[[np.ndarray], int | None]) -> None:
-    """Gives an axis of the reference's inputs another size, and the port's the same in their layout. LookupError where there is no telling."""
+    """Gives an axis of the reference's inputs another size, and the port's likewise. LookupError where there is no such axis."""
     ours, theirs = held_arrays(pair.run_reference), held_arrays(pair.run_port)
     others = [one for one in theirs if all(one.cell is not other.cell for other in ours)]
     before, changed = [one.value for one in ours], []

@@ -33,7 +33,7 @@ def with_weights(like: Any, weight: mx.array, bias: mx.array | None) -> Any:
 
 
 def bias_of(layer: Any) -> mx.array | None:
-    return layer["bias"] if "bias" in layer else None
+    return layer.get("bias")
 
 
 def halves(layer: Any) -> list[Any]:

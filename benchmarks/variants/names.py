@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from benchmarks.variants.variant import Made, Transformation
+from benchmarks.variants.variant import Made, Transformation, Trial
 
+Names = Mapping[str, Mapping[str, str]]
+"""The new names of a module's items by their old ones, by the module's path."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def anonymised(pair: Any, chance: random.Random) -> Made:
+def anonymised(pair: Any, chance: random.Random) -> Made | None:
     """Modules, parameters of the port's own classes, and those classes have meaningless names."""
     names = {}
     for path, module in pair.port.named_modules():
-        own = {} if is_built_in(module) else {key: _word(chance) for key, value in module.items() if _is_named(value)}
-        names[path] = own
-    moved = _renamed_paths(pair.port, names)
-    modules = dict(pair.port.named_modules())
-    for path, own in names.items():
-        if not is_built_in(modules[path]):
-            renamed(modules[path], own, kind=_word(chance).capitalize())
-    return Made("all modules", moved)
+        own = () if is_built_in(module) else [key for key, value in module.items() if _is_named(value)]
+        names[path] = {key: _word(chance) for key in own}
+    return _with_names(pair, names, "all modules", lambda: _word(chance).capitalize())
 
 
 def exchanged(pair: Any, chance: random.Random) -> Made | None:
@@ -33,30 +30,41 @@ def exchanged(pair: Any, chance: random.Random) -> Made | None:
     names = {}
     for path, module in pair.port.named_modules():
         own = [key for key, value in module.items() if isinstance(value, nn.Module)] if not is_built_in(module) else []
-        turned = chance.sample(own, len(own))
-        names[path] = dict(zip(own, turned, strict=True))
-    if not any(old != new for own in names.values() for old, new in own.items()):
+        names[path] = dict(zip(own, chance.sample(own, len(own)), strict=True))
+    if all(old == new for own in names.values() for old, new in own.items()):
         return None
-    moved = _renamed_paths(pair.port, names)
-    modules = dict(pair.port.named_modules())
-    for path, own in names.items():
-        if own:
-            renamed(modules[path], own)
-    return Made("the children of every module", moved)
+    return _with_names(pair, names, "the children of every module")
 
 
-def defined_backwards(pair: Any, chance: random.Random) -> Made:
+def _with_names(pair: Any, names: Names, text: str, kind: Callable[[], str] = str) -> Made | None:
+    moved, modules = _renamed_paths(pair.port, names), dict(pair.port.named_modules())
+
+    def change() -> None:
+        for path, own in names.items():
+            if own:
+                renamed(modules[path], own, kind())
+
+    return Made(text, moved) if Trial(pair).keeps(change) else None
+
+
+def defined_backwards(pair: Any, chance: random.Random) -> Made | None:
     """Every module's children and parameters were defined in the reverse order."""
-    for module in pair.port.modules():
-        _reordered(module, list(reversed(list(module))))
-    return Made("all modules")
+    return _with_order(pair, lambda names: names[::-1])
 
 
-def defined_in_any_order(pair: Any, chance: random.Random) -> Made:
+def defined_in_any_order(pair: Any, chance: random.Random) -> Made | None:
     """Every module's children and parameters were defined in an order drawn at random."""
-    for module in pair.port.modules():
-        _reordered(module, chance.sample(list(module), len(module)))
-    return Made("all modules")
+    return _with_order(pair, lambda names: chance.sample(names, len(names)))
+
+
+def _with_order(pair: Any, order: Callable[[list[str]], list[str]]) -> Made | None:
+    def change() -> None:
+        for module in pair.port.modules():
+            items = dict(module)
+            module.clear()
+            dict.update(module, {key: items[key] for key in order(list(items))})
+
+    return Made("all modules") if Trial(pair).keeps(change) else None
 
 
 # -- how ---------------------------------------------------------------------------------------------------------------------------------
@@ -65,7 +73,7 @@ def defined_in_any_order(pair: Any, chance: random.Random) -> Made:
 def renamed(module: Any, names: Mapping[str, str], kind: str = "") -> None:
     """One module keeps its items under other names; its code goes on to use the old ones."""
     base, items = type(module), dict(module)
-    known = {**{old: new for old, new in names.items()}}
+    known = dict(names)
 
     def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
         return base.__getattr__(self, known.get(name, name))  # type: ignore[attr-defined]
@@ -103,7 +111,7 @@ def _word(chance: random.Random) -> str:
     return "".join(chance.choices(LETTERS, k=6))
 
 
-def _renamed_paths(port: nn.Module, names: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def _renamed_paths(port: nn.Module, names: Names) -> dict[str, str]:
     """The new path of every module, by its old one."""
     found: dict[str, str] = {"": ""}
     paths = [path for path, _ in port.named_modules()]
@@ -117,12 +125,6 @@ def _renamed_paths(port: nn.Module, names: Mapping[str, Mapping[str, str]]) -> d
         new = ".".join([names[above].get(first, first), *rest])
         found[path] = f"{found[above]}.{new}" if found[above] else new
     return found
-
-
-def _reordered(module: Any, order: list[str]) -> None:
-    items = dict(module)
-    module.clear()
-    dict.update(module, {key: items[key] for key in order})
 
 
 TRANSFORMATIONS = (

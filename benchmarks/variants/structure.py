@@ -93,10 +93,10 @@ def nested(pair: Any, chance: random.Random) -> Made | None:
     trial, found = Trial(pair), {}
     for path, module in pair.port.named_modules():
         for key, value in list(module.items()):
-            if isinstance(value, list) and value and all(isinstance(one, nn.Module) for one in value):
-                if trial.keeps(lambda module=module, key=key, value=value: module.__setitem__(key, Stack(value))):
-                    place = f"{path}.{key}" if path else key
-                    found[place] = f"{place}.items_"
+            is_list = isinstance(value, list) and value and all(isinstance(one, nn.Module) for one in value)
+            if is_list and trial.keeps(lambda module=module, key=key, value=value: module.__setitem__(key, Stack(value))):
+                place = f"{path}.{key}" if path else key
+                found[place] = f"{place}.items_"
     return Made(", ".join(found), found) if found else None
 
 

@@ -33,16 +33,19 @@ def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
 def table(cases: Sequence[Case]) -> Iterator[str]:
     """The table as text."""
     every = rows(cases)
-    yield f"{'transformation':34s}{'pairs':>6s}{'variants':>9s}{'alarming':>9s}{'runs':>6s}{'alarms':>7s}{'fp32':>6s}{'fp16':>6s}{'bf16':>6s}{'faults':>8s}{'lost':>6s}"
+    heads = {"pairs": 6, "variants": 9, "alarming": 9, "runs": 6, "alarms": 7, "fp32": 6, "fp16": 6, "bf16": 6, "faults": 8, "lost": 6}
+    yield f"{'transformation':34s}" + "".join(f"{name:>{width}s}" for name, width in heads.items())
     for row in [*every, _total(every, cases)]:
         dtypes = "".join(f"{row[f'alarms {dtype}']:6d}" for dtype in DTYPES)
-        yield (
-            f"{row['transformation']:34s}{row['pairs']:6d}{row['variants']:9d}{row['alarming variants']:9d}{row['runs']:6d}{row['alarms']:7d}"
-            f"{dtypes}{row['faults']:8d}{row['lost']:6d}"
-        )
-    variants = sum(row["variants"] for row in every)
-    if variants:
-        yield f"{100 * sum(row['alarming variants'] for row in every) / variants:.1f} % of {variants} variants alarm"
+        counts = f"{row['pairs']:6d}{row['variants']:9d}{row['alarming variants']:9d}{row['runs']:6d}{row['alarms']:7d}"
+        yield f"{row['transformation']:34s}{counts}{dtypes}{row['faults']:8d}{row['lost']:6d}"
+    yield f"{rate(cases):.1f} % of the {sum(row['variants'] for row in every)} variants alarm"
+
+
+def rate(cases: Sequence[Case]) -> float:
+    """How many per cent of the clean variants alarm, in one mode at least."""
+    every = rows(cases)
+    return 100 * sum(row["alarming variants"] for row in every) / max(1, sum(row["variants"] for row in every))
 
 
 def _total(every: Sequence[dict[str, Any]], cases: Sequence[Case]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -99,7 +100,7 @@ def heads_permuted(pair: Any, chance: random.Random) -> Made | None:
         stated = next((getattr(one, name) for one in inside for name in HEADS if isinstance(getattr(one, name, None), int)), 0)
         shared = next((getattr(one, name) for one in inside for name in GROUPS if isinstance(getattr(one, name, None), int)), 0)
         counts = [(stated, shared or stated)] if stated else [(4, 4), (4, 2), (2, 2)]
-        ways = [(last, *count) for last in reversed(own) for count in counts] if len(own) > 1 and len(found) < 3 else []
+        ways = [(last, *count) for last in reversed(own) for count in counts] if len(own) > (1 if stated else 2) and len(found) < 3 else []
         for last, heads, groups in ways:
             others = [one for one in own if one is not last]
             if (
@@ -207,10 +208,15 @@ def scale_folded(pair: Any, chance: random.Random) -> Made | None:
         if not isinstance(scale, float) or scale == 1.0 or len(found) >= 3:
             continue
         for one in own:
-            if trial.keeps(lambda module=module, one=one: [scaled_rows(one.module, scale), setattr(module, name, 1.0)]):
+            if trial.keeps(partial(_fold_scale, module, name, one.module)):
                 found.append([one.path])
                 break
     return _listed(found)
+
+
+def _fold_scale(module: Any, name: str, layer: Any) -> None:
+    scaled_rows(layer, getattr(module, name))
+    setattr(module, name, 1.0)
 
 
 def factor_moved(pair: Any, chance: random.Random) -> Made | None:
