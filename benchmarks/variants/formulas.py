@@ -1,0 +1,346 @@
+"""The same formulas written otherwise: activations, softmax, attention, norms, rotations, masks, constants, orders of sums.
+
+What a port's code calls by ``mx.`` and ``nn.`` is looked up in its file's globals; there a stand-in is put for the time of a run. So the
+call is another one in the port's own code, which is what tracediff sees.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from benchmarks.clean import reordered
+from benchmarks.variants.surgery import Spot, flow, own_class, spots
+from benchmarks.variants.variant import Made, Transformation, Trial
+
+PACKAGES = ("pairs", "models", "benchmarks.faults.pairs", "mlx_lm.models", "mlx_whisper", "mlx_vlm.models", "mlx_embeddings.models")
+Call = Callable[..., Any]
+
+
+class StandIn:
+    """A module of MLX in which some functions, by dotted names, are others; each is told the original and counts its uses."""
+
+    def __init__(self, inner: Any, others: Mapping[str, Call], used: set[str]) -> None:
+        self._inner, self._others, self._used = inner, others, used
+
+    def __getattr__(self, name: str) -> Any:
+        held = getattr(self._inner, name)
+        if name in self._others:
+            self._used.add(name)
+            return partial(self._others[name], held)
+        below = {key.partition(".")[2]: value for key, value in self._others.items() if key.startswith(f"{name}.")}
+        return StandIn(held, below, self._used) if below else held
+
+
+def _is_port_code(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@contextmanager
+def instead(others: Mapping[str, Call], used: set[str], packages: tuple[str, ...] = PACKAGES) -> Iterator[None]:
+    """Functions of ``mx`` and ``nn``, by names such as ``nn.gelu``, are others for the code of ports. Compilation is off."""
+    core = {name.removeprefix("mx."): value for name, value in others.items() if name.startswith("mx.")}
+    layers = {name.removeprefix("nn."): value for name, value in others.items() if name.startswith("nn.")}
+    names = {f"nn.{name}": name for name in layers}
+    with ExitStack() as stack:
+        mx.disable_compile()
+        stack.callback(mx.enable_compile)
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, ModuleType) and _is_port_code(name, packages):
+                space = vars(module)
+                found = {
+                    key: StandIn(value, core, used) for key, value in space.items() if value is mx or type(value).__name__ == "_Arrays"
+                }
+                found |= {key: StandIn(value, layers, used) for key, value in space.items() if value is nn}
+                found |= {
+                    key: partial(layers[key], value) for key, value in space.items() if key in names.values() and value is getattr(nn, key)
+                }
+                stack.enter_context(patch.dict(space, found))
+        yield
+
+
+def rewritten(others: Mapping[str, Call], kinds: Mapping[type, Call] | None = None) -> Callable[[Any, random.Random], Made | None]:
+    """A transformation: other functions in the port's code, and other calls for modules of these classes of MLX."""
+
+    def make(pair: Any, chance: random.Random) -> Made | None:
+        trial, used = Trial(pair), set[str]()
+        changed = []
+        for path, module in pair.port.named_modules():
+            call = (kinds or {}).get(type(module))
+            if call is not None and trial.keeps(lambda module=module, call=call: own_class(module, __call__=call)):
+                changed.append(path)
+        force = partial(instead, others, used, (*PACKAGES, type(pair.port).__module__))
+        with force():
+            if not trial.keeps(lambda: None):
+                return None
+        text = ", ".join([*sorted(used), *changed[:3], *(["..."] if len(changed) > 3 else [])])
+        return Made(text, {}, around=(force,)) if text else None
+
+    return make
+
+
+# -- activations and softmax ---------------------------------------------------------------------------------------------------------------
+
+
+def gelu(_: Call, x: mx.array) -> mx.array:
+    return 0.5 * x + 0.5 * x * mx.erf(x * 0.7071067811865476)
+
+
+def gelu_by_cube(_: Call, x: mx.array) -> mx.array:
+    return x * mx.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+def silu(_: Call, x: mx.array) -> mx.array:
+    return x / (1 + mx.exp(-x))
+
+
+def mish(_: Call, x: mx.array) -> mx.array:
+    return x * mx.tanh(mx.log1p(mx.exp(x)))
+
+
+def leaky(_: Call, x: mx.array, negative_slope: float = 0.01) -> mx.array:
+    return mx.where(x > 0, x, negative_slope * x)
+
+
+def relu(_: Call, x: mx.array) -> mx.array:
+    return mx.where(x > 0, x, mx.zeros_like(x))
+
+
+def softmax(_: Call, x: mx.array, axis: Any = -1, **kwargs: Any) -> mx.array:
+    """Without the largest entry being taken away first."""
+    powers = mx.exp(x.astype(mx.float32))
+    return (powers / powers.sum(axis=axis, keepdims=True)).astype(x.dtype)
+
+
+def softmax_by_log(_: Call, x: mx.array, axis: Any = -1, **kwargs: Any) -> mx.array:
+    wide = x.astype(mx.float32)
+    return mx.exp(wide - mx.logsumexp(wide, axis=axis, keepdims=True)).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_approx": gelu_by_cube, "silu": silu, "mish": mish, "leaky_relu": leaky, "relu": relu}
+
+
+def _of_module(function: Call) -> Call:
+    return lambda self, x: function(None, x)
+
+
+# -- attention and masks -------------------------------------------------------------------------------------------------------------------
+
+
+def attention(original: Call, q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **more: Any) -> mx.array:
+    """Written out: the product of queries and keys, the mask, softmax in float32, the product with the values."""
+    if more:
+        return original(q, k, v, scale=scale, mask=mask, **more)
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (mx.repeat(one, repeats, axis=1) if repeats > 1 else one for one in (k, v))
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    mask = lower(q.shape[2], k.shape[2]) if isinstance(mask, str) else mask
+    if mask is not None:
+        scores = (
+            mx.where(mask, scores, mx.array(-1e9 if scores.dtype != mx.float16 else -6e4, scores.dtype))
+            if mask.dtype == mx.bool_
+            else scores + mask
+        )
+    return mx.softmax(scores, axis=-1, precise=True) @ v
+
+
+def lower(rows: int, columns: int) -> mx.array:
+    """The causal mask of the last rows: True where a key may be seen."""
+    return mx.arange(columns - rows, columns)[:, None] >= mx.arange(columns)[None]
+
+
+Form = Callable[[mx.array, mx.Dtype], mx.array]
+"""What a mask becomes: told what may be seen, as booleans, and the dtype of the numbers it is for."""
+
+
+def masked_by(form: Form, touched: set[str]) -> Call:
+    """Attention with its mask in another form."""
+
+    def call(original: Call, q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **more: Any) -> mx.array:
+        if isinstance(mask, str):
+            mask = lower(q.shape[2], k.shape[2])
+        if mask is not None:
+            before, mask = mask, form(mask if mask.dtype == mx.bool_ else mask > -1, q.dtype)
+            if before.dtype != mask.dtype or not bool((before == mask).all()):
+                touched.add("attention")
+        return original(q, k, v, mask=mask, **more)
+
+    return call
+
+
+def additive(low: float) -> Form:
+    return lambda seen, dtype: mx.where(seen, mx.array(0, dtype), mx.array(low, dtype))
+
+
+def masks(form: Form) -> Callable[[Any, random.Random], Made | None]:
+    """A transformation: masks have another form in what attention is called with, and in what modules hand one another."""
+
+    def make(pair: Any, chance: random.Random) -> Made | None:
+        touched: set[str] = set()
+        inner = rewritten({"mx.fast.scaled_dot_product_attention": masked_by(form, touched)})(pair, chance)
+        places = _handed_otherwise(pair, form)
+        if not places and not touched:
+            return None
+        text = ", ".join([*touched, *places[:3], *(["..."] if len(places) > 3 else [])])
+        return Made(text, {}, around=inner.around if inner and touched else ())
+
+    return make
+
+
+def _handed_otherwise(pair: Any, form: Form) -> list[str]:
+    """The outermost modules that are handed a mask, and now are handed it in another form."""
+    trial, found = Trial(pair), []
+    calls = flow(pair.port, pair.run_port)
+    masked = {one.path for one in calls if any(_is_other(value, form) for value in (*one.args, *one.kwargs.values()))}
+    for spot in list(spots(pair.port)):
+        if (
+            spot.path in masked
+            and not any(spot.path.startswith(f"{path}.") for path in found)
+            and trial.keeps(lambda spot=spot: _hand(spot, form))
+        ):
+            found.append(spot.path)
+    return found
+
+
+def _hand(spot: Spot, form: Form) -> None:
+    def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return module(*(_formed(one, form) for one in args), **{key: _formed(one, form) for key, one in kwargs.items()})
+
+    spot.aside(call)
+
+
+def is_mask(value: Any) -> bool:
+    """Whether an array says what may be seen: booleans, or zeros and very low numbers."""
+    if not isinstance(value, mx.array) or value.ndim < 2:
+        return False
+    if value.dtype == mx.bool_:
+        return True
+    is_low = value <= -1e4
+    return mx.issubdtype(value.dtype, mx.floating) and bool(((value == 0) | is_low).all()) and bool(is_low.any())
+
+
+def _formed(value: Any, form: Form) -> Any:
+    if not is_mask(value):
+        return value
+    return form(value, mx.float32) if value.dtype == mx.bool_ else form(value > -1, value.dtype)
+
+
+def _is_other(value: Any, form: Form) -> bool:
+    if not is_mask(value):
+        return False
+    formed = _formed(value, form)
+    return formed.dtype != value.dtype or not bool((formed == value).all())
+
+
+# -- norms and rotations -------------------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(self: Any, x: mx.array) -> mx.array:
+    """The mean of squares taken in another order, in float32."""
+    wide = x.astype(mx.float32)
+    places = mx.array(np.random.default_rng(0).permutation(x.shape[-1]))
+    squares = mx.take(wide * wide, places, axis=-1).sum(-1, keepdims=True) * (1 / x.shape[-1])
+    return (self["weight"] * (wide / mx.sqrt(squares + self.eps))).astype(x.dtype)
+
+
+def layer_norm(self: Any, x: mx.array) -> mx.array:
+    """Mean and variance taken one after the other, in float32."""
+    wide = x.astype(mx.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    y = centred / mx.sqrt((centred * centred).mean(-1, keepdims=True) + self.eps)
+    y = y * self["weight"] if "weight" in self else y
+    return (y + self["bias"] if "bias" in self else y).astype(x.dtype)
+
+
+def batch_norm(self: Any, x: mx.array) -> mx.array:
+    """As one factor and one offset a channel."""
+    gain = self["weight"] / mx.sqrt(self["running_var"] + self.eps)
+    return x * gain + (self["bias"] - self["running_mean"] * gain)
+
+
+def rope(self: Any, x: mx.array, offset: Any = 0) -> mx.array:
+    """Rotations written out, their angles computed in float64."""
+    half = self.dims // 2
+    angles = (np.arange(int(offset), int(offset) + x.shape[-2])[:, None] * self.scale) * self.base ** (
+        -np.arange(half, dtype=np.float64) / half
+    )
+    cos, sin = (mx.array(one.astype(np.float32)) for one in (np.cos(angles), np.sin(angles)))
+    wide, rest = x[..., : self.dims].astype(mx.float32), x[..., self.dims :]
+    if self.traditional:
+        a, b = wide[..., ::2], wide[..., 1::2]
+        turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(wide.shape)
+    else:
+        a, b = wide[..., :half], wide[..., half:]
+        turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return mx.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+# -- constants and sums --------------------------------------------------------------------------------------------------------------------
+
+
+def constants_rounded(pair: Any, chance: random.Random) -> Made | None:
+    """Every number that a module keeps (eps, scales) is rounded to float32, every table that is no parameter off by its last bit."""
+    trial, found = Trial(pair), []
+    draw = np.random.default_rng(chance.randrange(1 << 30))
+
+    def change() -> None:
+        for path, module in pair.port.named_modules():
+            for name, value in vars(module).items():
+                if type(value) is float and value != float(np.float32(value)):
+                    object.__setattr__(module, name, float(np.float32(value)))
+                    found.append(f"{path}.{name}")
+            for name, value in module.items():
+                if name.startswith("_") and isinstance(value, mx.array) and value.dtype == mx.float32:
+                    near = np.nextafter(np.array(value), np.float32(np.inf) * draw.choice([-1, 1], value.shape).astype(np.float32))
+                    module[name] = mx.array(np.where(np.isfinite(near), near, np.array(value)))
+                    found.append(f"{path}.{name}")
+
+    return Made(", ".join(found[:4]) + ("..." if len(found) > 4 else "")) if trial.keeps(change) and found else None
+
+
+def sums(order: str) -> Callable[[Any, random.Random], Made | None]:
+    """A transformation: linear layers and convolutions add up their terms in another order."""
+
+    def make(pair: Any, chance: random.Random) -> Made | None:
+        trial = Trial(pair)
+        with reordered(order):
+            is_kept = trial.keeps(lambda: None)
+        return Made("all layers", around=(partial(reordered, order),)) if is_kept else None
+
+    return make
+
+
+TRANSFORMATIONS = (
+    Transformation(
+        "activations written otherwise",
+        rewritten(
+            {f"nn.{name}": one for name, one in ACTIVATIONS.items()},
+            {nn.GELU: _of_module(gelu), nn.SiLU: _of_module(silu), nn.Mish: _of_module(mish)},
+        ),
+    ),
+    Transformation("softmax without maximum", rewritten({"mx.softmax": softmax, "nn.softmax": softmax}, {nn.Softmax: _of_module(softmax)})),
+    Transformation(
+        "softmax by logarithms",
+        rewritten({"mx.softmax": softmax_by_log, "nn.softmax": softmax_by_log}, {nn.Softmax: _of_module(softmax_by_log)}),
+    ),
+    Transformation("attention written out", rewritten({"mx.fast.scaled_dot_product_attention": attention})),
+    Transformation("norms written out", rewritten({}, {nn.RMSNorm: rms_norm, nn.LayerNorm: layer_norm, nn.BatchNorm: batch_norm})),
+    Transformation("rotations written out", rewritten({}, {nn.RoPE: rope})),
+    Transformation("masks as booleans", masks(lambda seen, dtype: seen)),
+    Transformation("masks of minus infinity", masks(additive(-np.inf))),
+    Transformation("masks of -1e9", masks(additive(-1e9))),
+    Transformation("masks of -1e4", masks(additive(-1e4))),
+    Transformation("constants rounded", constants_rounded),
+    Transformation("sums in another order", sums("permuted")),
+    Transformation("sums in two halves", sums("split")),
+)
