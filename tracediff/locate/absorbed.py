@@ -4,16 +4,17 @@ The order of a set, padded places, channels exchanged in code and weights, rows 
 tensor differs, and all numbers that a call around it goes on to return agree. This call is the *absorber*; the difference is *acquitted*.
 
 A call that discards a difference by the very values that differ proves nothing. An argmax returns ids, so an absorber must return
-numbers. A normalisation takes out a gain and an offset, so a difference that is a gain and an offset is not acquitted.
+numbers. A normalisation takes out a gain and an offset, so a difference that is a gain and an offset is acquitted only where what takes
+it in is made for it (`companions`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracediff.alignment import Alignment
+from tracediff.locate.companions import is_put_right
 from tracediff.locate.result import Comparison
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import left_by_affine
@@ -24,18 +25,21 @@ from tracediff.trace import Trace
 from tracediff.trace.calls import TOP, CallTree
 
 
-def acquitted(verdicts: Verdicts, places: Iterable[int]) -> dict[int, int]:
-    """Of introduced divergences those from which nothing follows, each with the call that absorbs it."""
-    absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None}
-    return {i: call for i, call in absorbers.items() if not _chooses_by(verdicts, i) and not is_affine(verdicts, i)}
+def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int] | None = None) -> dict[int, int]:
+    """Of introduced divergences those from which nothing follows, each with the call that absorbs it.
+
+    ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
+    """
+    absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
+    return {i: call for i, call in absorbers.items() if not is_affine(verdicts, i) or is_put_right(verdicts, i, call, flagged)}
 
 
-def acquit(verdicts: Verdicts, places: Sequence[int]) -> dict[int, int]:
+def acquit(verdicts: Verdicts, places: Sequence[int], flagged: Collection[int] | None = None) -> dict[int, int]:
     """Acquits what nothing follows from among all introduced divergences, and what it carries on inside the absorber; returns `acquitted`.
 
     Another introduced divergence inside the same absorber stays: it has to be acquitted by itself.
     """
-    forms = acquitted(verdicts, places)
+    forms = acquitted(verdicts, places, flagged)
     behind = {j for i, call in forms.items() for j in (i, *inside(verdicts, i, call))}
     verdicts.effects.excuse(behind - (set(places) - set(forms)), "equivalent")
     return forms
@@ -142,15 +146,18 @@ class Absorber:
 
 
 class FreeRun:
-    """Which differences a free run of a port absorbed, by the reference's rows."""
+    """Which differences a free run of a port absorbed, by the reference's rows.
 
-    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, floors: Mapping[int, float]) -> None:
+    ``flagged``: the reference's rows at which the forced run diverged.
+    """
+
+    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, floors: Mapping[int, float], flagged: Collection[int]) -> None:
         pairs = in_order(alignment.records)
         verdicts = verdicts_of(
             pairs, alignment, reference, port, mode="free", tolerance=(None, None), floors=floors, compared={}, again=None
         )
         dirty = scanned(verdicts, None)
-        while acquit(verdicts, introduced(verdicts, dirty)):
+        while acquit(verdicts, introduced(verdicts, dirty), flagged):
             dirty = [i for i in dirty if verdicts.is_dirty(i)]
         self._verdicts, self._dirty = verdicts, frozenset(dirty)
 
@@ -172,14 +179,6 @@ class FreeRun:
         judgement = self._verdicts.comparisons.judged(i).judgement
         return judgement.limit if judgement is not None else 0.0
 
-    def is_discarded(self, row: int, flagged: Sequence[int]) -> bool:
-        """Whether what takes in a row's tensor discards a difference by the values that differ.
-
-        ``flagged`` are the reference's rows that the forced run flags, sorted. A call that returns ids alone chose by the values. A
-        normalisation discards a gain and an offset. If the port needs them, the forced run takes them away and flags something behind too.
-        """
-        places = self._verdicts.flow.pairs_at([row])
-        if any(_chooses_by(self._verdicts, i) for i in places):
-            return True
-        is_last = bisect_right(flagged, row) == len(flagged)
-        return is_last and any(is_affine(self._verdicts, i) for i in places)
+    def chooses_by(self, row: int) -> bool:
+        """Whether what takes in a row's tensor returns ids alone: it chose by the values that differ."""
+        return any(_chooses_by(self._verdicts, i) for i in self._verdicts.flow.pairs_at([row]))

@@ -41,11 +41,14 @@ class Thresholds:
         "share of a difference's norm left by a gain and an offset, below which a normalisation may hide it",
         "faults that a norm hides leave less than 5e-5, permutations and padding 0.45 or more (golden pairs and rebuilt reports, free)",
     )
+    same_weights: float = threshold(
+        1e-4, "relative difference of the norms of two modules' parameters, up to which these are of one size", _EFFECT
+    )
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
     # which divergences are borderline
-    borderline: float = threshold(2.0, "times what is allowed up to which an error may be borderline", _GRADES)
-    left_of_structure: float = threshold(0.5, "share of an error that gains and offsets leave, up to which it has a structure", _GRADES)
+    borderline: float = threshold(2.5, "times what is allowed up to which an error may be borderline", _GRADES)
+    left_of_structure: float = threshold(0.3, "share of an error that gains and offsets leave, up to which it has a structure", _GRADES)
 
     # how much the search reads
     probes: int = threshold(16, "pairs before the answer that are probed, unless the caller asks for another number", _SEARCH)

@@ -56,7 +56,8 @@ def let_through(
     located = locate(pairs, reference, forced, floors=floor_limits(reference, forced, pairs.records))
     if not located.findings:
         return None
-    free = FreeRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records))
+    diverged = {row for one in located.comparisons if one.diverged for row in one.pair.reference}
+    free = FreeRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
     candidates = list(_candidates(located, free))
     if not candidates:
         return None
@@ -70,11 +71,11 @@ def let_through(
 
 def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
     """The flagged pairs whose difference the free run absorbed."""
-    flagged = [one for one in located.comparisons if one.diverged and not one.effect]
-    rows = sorted(one.pair.reference[0] for one in flagged)
-    for one in flagged:
+    for one in located.comparisons:
         row = one.pair.reference[0]
-        if one.metrics is not None and not free.is_discarded(row, rows) and (absorber := free.absorber(row)) is not None:
+        if not one.diverged or one.effect or one.metrics is None or free.chooses_by(row):
+            continue
+        if (absorber := free.absorber(row)) is not None:
             yield Candidate(one.pair.port, one.metrics.rel_l2, absorber)
 
 
