@@ -66,7 +66,7 @@ def let_through(
     if path is None:
         return None
     with open_trace(path) as disturbed:
-        return _acquitted(candidates, discovery, disturbed, len(forced.records))
+        return _acquitted(candidates, discovery, disturbed, forced)
 
 
 def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
@@ -79,13 +79,20 @@ def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
             yield Candidate(one.pair.port, one.metrics.rel_l2, absorber)
 
 
-def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, count: int) -> Array | None:
-    table, rows = np.zeros(count, schema.THROUGH), rows_by_place(disturbed)
+def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, forced: Trace) -> Array | None:
+    """The candidates whose absorbers show an error of equal size, and what these absorbers returned: it agreed in the free run."""
+    table, rows, here = np.zeros(len(forced.records), schema.THROUGH), rows_by_place(disturbed), rows_by_place(forced)
     table["absorber"] = -1
+    behind: dict[int, float] = {}
     for one in candidates:
         effect = max((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs), default=0.0)
         if effect > 1:
             table[list(one.rows)] = (schema.ACQUITTED, one.absorber.row, effect)
+            outputs = (here.get(place_of(discovery.records[row])) for row, _ in one.absorber.outputs)
+            behind.update((row, effect) for row in outputs if row is not None)
+    for row, effect in behind.items():
+        if not table["state"][row]:
+            table[row] = (schema.ACQUITTED, -1, effect)
     return table if table["state"].any() else None
 
 
