@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from tracediff.runs.floor_limits import floor_limits
 from tracediff.runs.planting import Assign, Fault
 
 MODES = ("forced", "free")
-BINS = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 1e9)
+BINS = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
 NEAREST = 6
 """So many clean errors nearest to what is allowed are listed a run."""
 
@@ -132,26 +133,24 @@ class Bench:
 
 
 def _nearest(located: Located) -> list[int]:
-    """The places of the errors nearest to what is allowed."""
-    times = {i: known for i, one in enumerate(located.comparisons) if (known := times_allowed(one)) is not None}
+    """The places of the largest errors that are allowed."""
+    times = {i: known for i, one in enumerate(located.comparisons) if not one.diverged and (known := times_allowed(one)) is not None}
     return sorted(times, key=lambda i: -times[i])[:NEAREST]
 
 
 def summary(found: list[Measured]) -> Iterator[str]:
-    """How many weak faults have a structure, by times what is allowed; and the nearest clean errors."""
-    for dtype in dict.fromkeys(one.dtype for one in found):
-        for mode in MODES:
-            of_mode = [one for one in found if (one.dtype, one.mode) == (dtype, mode) and one.times is not None and one.left is not None]
-            clean = [one for one in of_mode if not one.fault]
-            worst = max(clean, key=lambda one: one.times or 0.0)
-            shares = sorted(one.left or 0.0 for one in clean)
-            yield f"{dtype} {mode}: clean: {len(clean)} errors, at most {worst.times:.2f} times; share left: least {shares[0]:.2f}, " + (
-                f"median {shares[len(shares) // 2]:.2f}"
-            )
-            for low, high in itertools.pairwise(BINS):
-                inside = [one for one in of_mode if one.fault and low < (one.times or 0.0) <= high]
-                told = sum((one.left or 0.0) <= THRESHOLDS.left_of_structure for one in inside)
-                yield f"    weak faults {low:g} to {high:g} times: {told} of {len(inside)} have a structure"
+    """How many weak faults stay clear, by times what is allowed; and how many of the largest clean errors look like noise."""
+    measured = [one for one in found if one.times is not None and one.left is not None]
+    for dtype, mode in itertools.product(dict.fromkeys(one.dtype for one in measured), MODES):
+        of_mode = [one for one in measured if (one.dtype, one.mode) == (dtype, mode)]
+        clean = [one for one in of_mode if not one.fault]
+        like_noise = sum(one.left > THRESHOLDS.left_of_structure for one in clean)
+        worst = max((one.times for one in clean), default=0.0)
+        yield f"{dtype} {mode}: {len(clean)} clean errors, up to {worst:.2f} times what is allowed: {like_noise} like noise"
+        for low, high in itertools.pairwise(BINS):
+            inside = [one for one in of_mode if one.fault and low < one.times <= high]
+            clear = sum(one.times > THRESHOLDS.borderline or one.left <= THRESHOLDS.left_of_structure for one in inside)
+            yield f"    weak faults {low:g} to {high:g} times: {clear} of {len(inside)} clear"
 
 
 def main() -> int:

@@ -142,6 +142,76 @@ def test_a_factor_folded_into_weights_and_applied_again_is_not(mode: str, tmp_pa
     assert reports(reference, GatedPort(reference, twice=True), tmp_path)[mode].verdict == "different"
 
 
+class Chained(torch.nn.Module):
+    """Two layers, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(torch.relu(self.first(x)))
+
+
+class ChainedPort(nn.Module):
+    """The first layer gives three times as much; the last one takes it back, unless ``only_first``."""
+
+    def __init__(self, reference: Chained, *, only_first: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = ported(reference.first, 3.0), ported(reference.last)
+        if not only_first:
+            self.last.weight = self.last.weight / 3.0
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(nn.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_factor_moved_from_a_layer_to_the_next_is_the_same(mode: str, tmp_path: Path) -> None:
+    reference = Chained()
+    report = reports(reference, ChainedPort(reference), tmp_path)[mode]
+    assert report.verdict == "same"
+    assert "first" in {form.where.reference for form in report.equivalent}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_factor_that_the_next_layer_does_not_take_back_is_not(mode: str, tmp_path: Path) -> None:
+    reference = Chained()
+    report = reports(reference, ChainedPort(reference, only_first=True), tmp_path)[mode]
+    assert (report.verdict, report.first.culprit.reference) == ("different", "first")
+
+
+class Reordered(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(x)
+
+
+class ReorderedPort(nn.Module):
+    """The layer's channels stand in another order, which the root's code puts right, unless it does not."""
+
+    def __init__(self, reference: Reordered, *, is_put_right: bool = True) -> None:
+        super().__init__()
+        self.last = ported(reference.last)
+        self.last.weight, self.last.bias = self.last.weight[::-1], self.last.bias[::-1]
+        self.is_put_right = is_put_right
+
+    def __call__(self, x: Any) -> Any:
+        made = self.last(x)
+        return made[..., ::-1] if self.is_put_right else made
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("is_right", [True, False])
+def test_channels_in_another_order_are_the_same_where_the_code_behind_puts_them_right(mode: str, is_right: bool, tmp_path: Path) -> None:
+    reference = Reordered()
+    report = reports(reference, ReorderedPort(reference, is_put_right=is_right), tmp_path)[mode]
+    assert report.verdict == ("same" if is_right else "different")
+
+
 # -- what hides an error -------------------------------------------------------------------------------------------------------------------
 
 
@@ -166,9 +236,10 @@ class HiddenPort(nn.Module):
         return self.last(self.hide(self.gain * self.first(x)))
 
 
-def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_path: Path) -> None:
     reference = Hidden(torch.nn.LayerNorm(WIDTH, eps=1e-12, elementwise_affine=False))
-    report = reports(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path)["forced"]
+    report = reports(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path)[mode]
     assert report.verdict == "different"
 
 
