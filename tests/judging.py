@@ -148,6 +148,11 @@ def noisy(scale: float = 3e-7) -> Fault:
     return lambda value: value * (1 + scale * generator.standard_normal(value.shape))
 
 
+def scaled(gain: float) -> Fault:
+    """A planted fault that scales what a site returns."""
+    return lambda value: value * np.float32(gain)
+
+
 def bumped(value: Array) -> Array:
     """A planted fault of five per cent."""
     return value * 1.02 + 0.05 * np.roll(value, 1, -1)

@@ -91,7 +91,7 @@ def test_a_stale_page_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_page_counts_functions_and_limits_from_the_code() -> None:
     page = catalogue.page()
     assert f"one of {len(FUNCTIONS)} functions" in page
-    assert f"the first {THRESHOLDS.findings_explained} divergences" in page
+    assert f"the latest\n{THRESHOLDS.latest_in_hand} tensors in hand" in page
 
 
 def test_a_detector_that_is_switched_off_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

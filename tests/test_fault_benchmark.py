@@ -16,7 +16,7 @@ import mlx.core as mx
 import pairs
 from mlx import nn
 
-from benchmarks.faults.catalogue import all_faults, chosen, couples
+from benchmarks.faults.catalogue import all_faults, chosen, couples, everywhere
 from benchmarks.faults.measure import Bench, Options
 from benchmarks.faults.pairs import known
 from benchmarks.faults.plant import Fault, around, edited, module_at, planted, replacement, running
@@ -89,6 +89,11 @@ def test_the_other_of_two_swapped_modules_is_neither_extra_nor_needed() -> None:
     swapped = Planted("enc.layers.0.fc", ("encoder.0.linear",), ("weights.swapped",), others=(Planted("dec", ("decoder",), ()),))
     judged = judge(case(), report(("decoder", "dec"), ("encoder.0.linear", "enc.layers.0.fc")), [swapped], CALLED)
     assert (judged.outcome, judged.extra) == ("exact", 0)
+
+
+def test_a_fault_that_is_named_once_more_is_counted() -> None:
+    judged = judge(case(), report(*[("encoder.0.linear", "enc.layers.0.fc")] * 3, ("decoder", "dec")), [FC], CALLED)
+    assert (judged.named, judged.again, judged.extra) == (1, 2, 1)
 
 
 def test_causes_are_first_any_wrong_or_none() -> None:
@@ -164,6 +169,16 @@ def test_couples_never_lie_in_one_another_and_choices_follow_the_seed(conv: Any)
     for one, other in couples(faults, 3, 5):
         assert not f"{one.port}.".startswith(f"{other.port}.")
         assert not f"{other.port}.".startswith(f"{one.port}.")
+
+
+def test_a_slip_everywhere_is_planted_at_all_modules_of_a_role_and_taken_back(conv: Any) -> None:
+    slip = next(fault for fault in everywhere(all_faults(conv), 0, 50) if fault.name.startswith("twice as large") and "norm" in fault.port)
+    paths = {slip.port, *slip.others}
+    assert paths == {f"blocks.{i}.norm" for i in range(4)}
+    before = {path: type(module_at(conv.port, path)) for path in paths}
+    with planted(conv.port, slip):
+        assert all(type(module_at(conv.port, path)) is not kind for path, kind in before.items())
+    assert all(type(module_at(conv.port, path)) is kind for path, kind in before.items())
 
 
 def test_pairs_are_held_out_in_both_groups() -> None:

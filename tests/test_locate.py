@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
+from judging import Fault, Run, aligned, bumped, inputs, noisy, scaled, weights
 
+from tracediff.alignment import Alignment, Layout, RecordPair, SitePair
+from tracediff.alignment.axes import Part
 from tracediff.compare import Metrics
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
-from tracediff.locate import Located, locate
+from tracediff.locate import Length, Located, locate
 from tracediff.trace import Record, Trace
 
 BLOCKS = 5
@@ -526,6 +528,25 @@ class TestForced:
         located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": bumped for i in range(3)})
         assert [(f.culprit, f.shared_by, f.pattern) for f in located.findings] == [(("dec", "dec"), 3, "dec.layers.*.attn")]
 
+    def test_a_mask_that_acts_on_each_attention_in_its_own_way_is_still_one_fault(self, tmp_path: Path) -> None:
+        gains = (1.02, 1.1, 1.4)
+        located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.attn": scaled(gain) for i, gain in enumerate(gains)})
+        assert [(f.culprit, f.shared_by) for f in located.findings] == [(("dec", "dec"), 3)]
+
+    def test_a_projection_with_attention_in_its_name_is_not_charged_to_the_caller(self, tmp_path: Path) -> None:
+        def layered(run: Run, x: Array) -> None:
+            run.flags = 2 if run.path.name == "port.h5" else 0
+            with run("dec", x=x) as leave:
+                for i, w in enumerate(weights(3)):
+                    run.layer(f"dec.layers.{i}.c_attn", x, w)
+                leave(x)
+
+        sites = [f"dec.layers.{i}.c_attn" for i in range(3)]
+        modules = [{"path": site, "type": "Conv1D"} for site in sites]
+        traces = record_pair(tmp_path, run=layered, faults=dict.fromkeys(sites, bumped), noise=0.0, modules=modules)
+        located = found(traces, mode="forced")
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [(sites[0], 3)]
+
     def handed(self, same: bool) -> Callable[[Run, Array], None]:
         def run_it(run: Run, x: Array) -> None:
             wrong = np.float32(1.5 if run.path.name == "port.h5" else 1.0)
@@ -556,6 +577,157 @@ class TestForced:
     def test_a_finding_of_all_other_siblings_is_one_finding(self, tmp_path: Path) -> None:
         located = self.forced(tmp_path, self.layered, **{f"dec.layers.{i}.mlp": bumped for i in range(3)})
         assert [(f.culprit[0], f.shared_by) for f in located.findings] == [("dec.layers.0.mlp", 3)]
+
+
+class TestOneFaultIsOneFinding:
+    """Forced runs of blocks of unequal length, each called several times, in which every call is handed the reference's input."""
+
+    LENGTHS = (2, 3, 1)
+    SITES = tuple(f"blocks.{i}.layers.{j}.norm" for i, length in enumerate(LENGTHS) for j in range(length))
+
+    def found(self, folder: Path, faults: Mapping[str, Fault], *, calls: int = 1) -> Located:
+        def blocks(run: Run, x: Array) -> None:
+            run.flags = 2 if run.path.name == "port.h5" else 0
+            with run("", x=x) as leave:
+                for turn in range(calls):
+                    for i, site in enumerate(self.SITES):
+                        run.layer(site, x * np.float32(1 + 0.1 * turn), weights(len(self.SITES))[i])
+                leave(x)
+
+        return found(record_pair(folder, run=blocks, faults=dict(faults), noise=0.0), mode="forced")
+
+    def test_a_slip_repeated_in_every_block_is_counted_over_blocks_of_unequal_length_and_later_calls(self, tmp_path: Path) -> None:
+        located = self.found(tmp_path, dict.fromkeys(self.SITES, bumped), calls=4)
+        told = [(f.culprit[0], f.places, f.calls, f.shared_by, f.siblings, f.pattern) for f in located.findings]
+        assert told == [("blocks.0.layers.0.norm", 24, 4, 6, 6, "blocks.*.layers.*.norm")]
+
+    @pytest.mark.parametrize(("wrong", "findings"), [((1.2, 1.2), [2]), ((1.2, 0.8), [1, 1]), ((1.2, 1.0), [1])])
+    def test_parts_of_a_fused_tensor_that_are_wrong_alike_are_one_finding(
+        self, wrong: tuple[float, float], findings: list[int], tmp_path: Path
+    ) -> None:
+        traces = []
+        parts = np.random.default_rng(0).standard_normal((2, 6, 16)).astype("f4")
+        for side in ("ref", "port"):
+            run = Run(tmp_path / f"{side}.h5")
+            run.flags = 2 if side == "port" else 0
+            with run("mlp", x=parts[0]) as leave:
+                if side == "ref":
+                    for name, part in zip(("gate", "up"), parts, strict=True):
+                        with run(f"mlp.{name}", x=parts[0]) as made:
+                            made(part)
+                else:
+                    with run("mlp.both", x=parts[0]) as made:
+                        made(np.concatenate([part * np.float32(gain) for part, gain in zip(parts, wrong, strict=True)], 1))
+                leave(parts[0])
+            traces.append(run.close())
+        ours, theirs = ({(one.site, one.end): one.row for one in trace.records} for trace in traces)
+        whole = theirs["mlp.both", "output"]
+        pairs = (SitePair("mlp.gate", "mlp.both", "module", "", 1.0), SitePair("mlp.up", "mlp.both", "module", "", 1.0))
+        records = tuple(
+            RecordPair((ours[f"mlp.{name}", "output"],), (whole,), Layout((6, 16), part=Part(1, 16 * i, 16 * i + 16)), "", 1.0, i)
+            for i, name in enumerate(("gate", "up"))
+        )
+        located = locate(Alignment(pairs, records, (), ()), *traces, mode="forced")
+        assert [(f.culprit[1], f.places) for f in located.findings] == [("mlp.both", places) for places in findings]
+
+    def test_two_ends_of_a_call_are_two_places_and_one_call(self, tmp_path: Path) -> None:
+        def turns(run: Run, x: Array) -> None:
+            run.flags = 2 if run.path.name == "port.h5" else 0
+            wrong = np.float32(1.2 if run.path.name == "port.h5" else 1)
+            with run("", x=x) as leave:
+                for turn in range(3):
+                    with run("rnn", x=x * np.float32(turn + 1)) as made:
+                        made(x * wrong * np.float32(turn + 1))
+                        run.give("output.state", x[:2] * wrong * np.float32(turn + 2))
+                leave(x)
+
+        located = found(record_pair(tmp_path, run=turns, noise=0.0), mode="forced")
+        assert [(f.culprit[0], f.places, f.calls) for f in located.findings] == [("rnn", 6, 3)]
+
+    def test_a_slip_at_some_of_the_siblings_is_one_finding_that_says_at_how_many(self, tmp_path: Path) -> None:
+        located = self.found(tmp_path, dict.fromkeys(self.SITES[1:4], bumped))
+        assert [(f.culprit[0], f.places, f.shared_by, f.siblings) for f in located.findings] == [(self.SITES[1], 3, 3, 6)]
+
+    def test_a_harmless_difference_at_all_siblings_does_not_absorb_the_fault_at_one(self, tmp_path: Path) -> None:
+        faults = {**dict.fromkeys(self.SITES, scaled(1 + 3e-4)), self.SITES[2]: scaled(1 + 3e-2)}
+        located = self.found(tmp_path, faults)
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [(self.SITES[0], 5), (self.SITES[2], 1)]
+
+    @pytest.mark.parametrize(
+        ("fault", "beside"),
+        [
+            (scaled(1.1), scaled(0.9)),
+            (scaled(1.1), lambda value: value + np.float32(0.1 * np.sqrt((value**2).mean()))),
+            (scaled(1.1), lambda value: np.where(value > 0.5, np.nan, value)),
+            (scaled(1.1), lambda value: value[:-1]),
+        ],
+        ids=["the other sign", "offset for gain", "not finite", "another length"],
+    )
+    def test_an_error_of_another_kind_stands_by_itself(self, fault: Fault, beside: Fault, tmp_path: Path) -> None:
+        located = self.found(tmp_path, {**dict.fromkeys(self.SITES, fault), self.SITES[4]: beside})
+        assert [(f.culprit[0], f.shared_by) for f in located.findings] == [(self.SITES[0], 5), (self.SITES[4], 1)]
+
+    def test_a_later_call_that_is_worse_by_far_stands_by_itself(self, tmp_path: Path) -> None:
+        turns = iter((3e-4, 3e-4, 0.3, 3e-4))
+        located = self.found(tmp_path, {self.SITES[0]: lambda value: value * np.float32(1 + next(turns))}, calls=4)
+        assert [(f.culprit[0], f.places) for f in located.findings] == [(self.SITES[0], 3), (self.SITES[0], 1)]
+
+    @pytest.mark.parametrize("broken", [np.nan, np.inf])
+    def test_a_later_call_that_returns_no_number_stands_by_itself(self, broken: float, tmp_path: Path) -> None:
+        turns = iter((1.3, broken, 1.3, broken))
+        located = self.found(tmp_path, {self.SITES[0]: lambda value: value * np.float32(next(turns))}, calls=4)
+        assert [(f.culprit[0], f.places) for f in located.findings] == [(self.SITES[0], 2), (self.SITES[0], 2)]
+
+    def test_a_later_call_that_is_less_wrong_is_the_same_fault(self, tmp_path: Path) -> None:
+        turns = iter((0.3, 0.3, 3e-4))
+        located = self.found(tmp_path, {self.SITES[0]: lambda value: value * np.float32(1 + next(turns))}, calls=3)
+        assert [(f.culprit[0], f.places) for f in located.findings] == [(self.SITES[0], 3)]
+
+
+class TestLengths:
+    def located(self, folder: Path, ours: Array, theirs: Array) -> Located:
+        def one(run: Run, x: Array) -> None:
+            with run("enc", x=x) as leave:
+                leave(theirs if run.path.name == "port.h5" else ours)
+
+        return found(record_pair(folder, run=one), scan=True)
+
+    @pytest.mark.parametrize(
+        ("shape", "cut", "length"),
+        [
+            ((2, 52, 8), np.s_[:, :48], Length((1,), 52, 48, 48)),
+            ((2, 52, 8), np.s_[:, 4:], Length((1,), 52, 48, 48, at_end=True)),
+            ((52, 52), np.s_[:48, :48], Length((0, 1), 52, 48, 48)),
+            ((9,), np.s_[:5], Length((0,), 9, 5, 5)),
+        ],
+    )
+    def test_tell_the_axis_and_how_far_both_agree(
+        self, shape: tuple[int, ...], cut: tuple[slice, ...] | slice, length: Length, tmp_path: Path
+    ) -> None:
+        whole = np.random.default_rng(0).standard_normal(shape).astype("f4")
+        assert [one.length for one in self.located(tmp_path, whole, whole[cut]).findings] == [length]
+
+    def test_are_told_where_the_axes_lie_in_another_order(self, tmp_path: Path) -> None:
+        whole = np.random.default_rng(0).standard_normal((2, 52, 80)).astype("f4")
+        located = self.located(tmp_path, whole[:, :48], whole.swapaxes(1, 2))
+        assert [one.length for one in located.findings] == [Length((1,), 48, 52, 48)]
+
+    def test_tell_up_to_where_both_agree(self, tmp_path: Path) -> None:
+        whole = np.random.default_rng(0).standard_normal((1, 52, 8)).astype("f4")
+        wrong = whole[:, :48].copy()
+        wrong[:, 30:] += 1
+        assert [one.length for one in self.located(tmp_path, whole, wrong).findings] == [Length((1,), 52, 48, 30)]
+
+    def test_of_ids_agree_exactly_or_not(self, tmp_path: Path) -> None:
+        ids = np.arange(12)
+        assert [one.length for one in self.located(tmp_path, ids, np.append(ids, 12)).findings] == [Length((0,), 12, 13, 12)]
+        (tmp_path / "other").mkdir()
+        other = np.append(ids[:7], np.zeros(6, ids.dtype))
+        assert [one.length for one in self.located(tmp_path / "other", ids, other).findings] == [Length((0,), 12, 13, 7)]
+
+    def test_that_differ_in_other_ways_are_shapes(self, tmp_path: Path) -> None:
+        ours, theirs = np.zeros((2, 3, 4), "f4"), np.ones((2, 5, 7), "f4")
+        assert [one.length for one in self.located(tmp_path, ours, theirs).findings] == [None]
 
 
 class TestStages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judging import Fault, Run, aligned, bumped, inputs, noisy, weights
+from judging import Fault, Run, aligned, bumped, inputs, noisy, scaled, weights
 
 import tracediff as td
 from tracediff import Report
-from tracediff.causes import from_pair
+from tracediff.causes import from_pair, from_tensors
+from tracediff.causes.explanation import explain
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
-from tracediff.locate import locate
+from tracediff.locate import Length, locate
 from tracediff.report import Cause, Weights, build
 
 SITES = ["enc.a", "enc.b", "dec.a", "dec.b"]
@@ -75,7 +77,7 @@ class TestJson:
         assert first == data["divergences"][0]
         assert list(first) == [
             *("site", "culprit", "introduced", "inherited", "floor", "metrics"),
-            *("shapes", "dtypes", "layout", "last_same", "causes"),
+            *("shapes", "dtypes", "layout", "last_same", "causes", "count", "length"),
         ]
         assert list(first["site"]) == ["reference", "port", "call", "end", "stage"]
         assert list(first["culprit"]) == ["reference", "port"]
@@ -226,6 +228,42 @@ class TestCauses:
         assert [cause.kind for cause in report.first.causes] == ["mask.missing"]
         assert "in the reference only" in report.first.causes[0].evidence
 
+    def test_all_findings_are_explained(self, tmp_path: Path) -> None:
+        names = [f"{first}{second}" for first in "abcdef" for second in "uvwxyz"]
+
+        def wide(run: Run, x: Array) -> None:
+            run.flags = 2 if run.path.name == "port.h5" else 0
+            with run("", x=x) as leave:
+                for name, weight in zip(names, weights(len(names)), strict=True):
+                    run.layer(name, x, weight)
+                leave(x)
+
+        traces = []
+        for side, faults in (("ref", {}), ("port", dict.fromkeys(names, scaled(1.25)))):
+            recorder = Run(tmp_path / f"{side}.h5", faults=faults)
+            wide(recorder, inputs())
+            traces.append(recorder.close())
+        alignment = aligned(*traces)
+        explained = explain(locate(alignment, *traces, mode="forced"), alignment, *traces)
+        assert len(explained.causes) == len(names) == 36
+        assert {causes[0].kind for causes in explained.causes} == {"scale"}
+        assert explained.notes == ()
+
+    def test_findings_at_which_no_formula_was_looked_for_are_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(from_tensors, "DETECTORS", ())
+        monkeypatch.setattr(from_tensors, "THRESHOLDS", replace(from_tensors.THRESHOLDS, formulas_searched=3))
+        faults = dict.fromkeys(SITES, lambda value: np.roll(value, 1, 0) ** 2)
+        traces = []
+        for side, planted in (("ref", {}), ("port", faults)):
+            recorder = Run(tmp_path / f"{side}.h5", faults=planted)
+            recorder.flags = 2 if side == "port" else 0
+            staged(recorder, inputs())
+            traces.append(recorder.close())
+        alignment = aligned(*traces)
+        located = locate(alignment, *traces, mode="forced")
+        assert from_tensors.causes(located, alignment, *traces).unsearched == len(located.findings) - 3 > 0
+        assert len(explain(located, alignment, *traces).notes) == 1
+
     def test_shapes_that_differ_are_told(self, tmp_path: Path) -> None:
         def shorter(run: Run, x: Array) -> None:
             with run("enc", x=x) as leave:
@@ -235,7 +273,31 @@ class TestCauses:
         assert report.first is not None
         assert report.first.metrics is None
         assert report.first.shapes == {"reference": (6, 16), "port": (5, 16)}
+        assert report.first.length == Length((0,), 6, 5, 5)
         assert report.first.causes[0].kind == "length"
+        assert report.first.causes[0].evidence.endswith("along axis 0 the first 5 agree")
+
+    def test_a_length_that_differs_is_told_as_lengths_everywhere(self, tmp_path: Path) -> None:
+        def shorter(run: Run, x: Array) -> None:
+            with run("enc", x=x) as leave:
+                leave(x if run.path.name == "ref.h5" else x[:-1])
+
+        report = compared(tmp_path, run=shorter)
+        page, markdown = (report.save(tmp_path / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "md"))
+        for shown in (str(report), markdown, page):
+            assert "length 5, in the reference 6 (axis 0); the first 5 agree" in shown.replace("\n", " ")
+        for shown in (
+            str(report),
+            markdown,
+            re.sub(r"<style>.*?</style>|data:[^\"]*", "", page, flags=re.DOTALL),
+            report.to_json(),
+        ):
+            assert not re.search(r"\binf(inite|inity)?\b|untold", shown, re.IGNORECASE)
+        data = json.loads(report.to_json())["first"]
+        assert (data["introduced"], data["length"]) == (None, {"axes": [0], "reference": 6, "port": 5, "agree": 5, "at_end": False})
+        assert Report.from_json(report.to_json()).first == report.first
+        frame = report.to_frame()
+        assert frame.loc[frame["introduced"], ["reference_length", "port_length"]].values.tolist() == [[6, 5]]
 
     def test_different_inputs_are_no_modules_fault(self, tmp_path: Path) -> None:
         def other_input(run: Run, x: Array) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import tracediff as td
+from tracediff.alignment.axes import likely_axes
 from tracediff.report import Report
-from tracediff.runs.replacements import likely_axes
 from tracediff.trace import schema
 
 WIDTH = 8

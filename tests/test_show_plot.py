@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from test_show_text import DIFFERENT, ROWS, row, where
 from tracediff import Report
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
+from tracediff.locate import Length
 from tracediff.show import plot
 
 
@@ -69,10 +71,19 @@ class TestSites:
         assert lowest == min(tick for tick in ax.get_yticks())
         assert ax.get_ylim()[0] < lowest
 
-    def test_what_is_infinite_stands_above(self) -> None:
-        rows = (*ROWS[:3], row(where("a"), float("inf"), introduced=True))
-        figure = plot.sites(replace(DIFFERENT, rows=rows))
-        assert "infinite" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    @pytest.mark.parametrize(
+        ("line", "more"),
+        [
+            ("not finite", {"rel_l2": math.inf}),
+            ("raised", {"how": "raised"}),
+            ("other shape", {"how": "shape"}),
+            ("other length", {"how": "shape", "length": Length((1,), 48, 52)}),
+        ],
+    )
+    def test_what_is_no_number_stands_above_under_its_name(self, line: str, more: dict[str, Any]) -> None:
+        beyond = replace(row(where("a"), None, introduced=True, diverged=True, at_least=math.inf), **more)
+        figure = plot.sites(replace(DIFFERENT, rows=(*ROWS[:3], beyond)))
+        assert line in [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert points(figure, "introduced here")[0, 1] < figure.axes[0].get_ylim()[1]
 
     def test_the_tolerance_is_a_line_and_so_is_the_noise_floor_where_there_is_one(self) -> None:
@@ -193,8 +204,10 @@ class TestCulprit:
     def test_says_where_nothing_can_be_drawn(self, tmp_path: Path) -> None:
         with pytest.raises(TracediffError, match="0 divergences"):
             compared(tmp_path).plot("culprit")
-        with pytest.raises(TracediffError, match="cannot be laid over each other"):
+        with pytest.raises(TracediffError, match=r"length 2, in the reference 3 \(axis 0\); the first 2 agree"):
             compared(tmp_path, run=shaped((3, 4), lambda v: v[:2])).plot("culprit")
+        with pytest.raises(TracediffError, match="cannot be laid over each other"):
+            compared(tmp_path, run=shaped((3, 4), lambda v: v[0, :3])).plot("culprit")
 
     def test_takes_the_last_axis_where_there_is_no_error(self) -> None:
         assert plot.telling_axis(np.zeros((2, 3)), np.zeros((2, 3))) == 1

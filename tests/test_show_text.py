@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from tracediff import Report
 from tracediff.alignment import Layout, RecordPair
+from tracediff.locate import Length
 from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Row, Stage, Weights, Where
 from tracediff.show import text
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-JARGON = ("certificate", "amplification", "observer", "predecessor", "probe", "None", "nan")
+JARGON = ("certificate", "amplification", "observer", "predecessor", "probe", "None", "nan", "infinite", "untold")
 
 
 def where(site: str, port: str = "", end: str = "output", stage: str = "s3gen.encoder", call: str = "s3gen[0]/.flow[0]") -> Where:
@@ -122,15 +124,32 @@ def exact() -> Report:
 
 def shapes() -> Report:
     told = caller("module")
-    one = replace(told.divergences[0], metrics=None, shapes={"reference": (1, 100), "port": (1, 99)}, layout="no layout")
+    shapes = {"reference": (1, 100, 8), "port": (1, 98)}
+    one = replace(told.divergences[0], introduced=math.inf, metrics=None, shapes=shapes, layout="no layout")
     return replace(told, divergences=(one,))
+
+
+def lengths() -> Report:
+    told = caller("module")
+    length = Length((1,), 48, 52, 48)
+    shapes = {"reference": (1, 48), "port": (1, 52)}
+    one = replace(told.divergences[0], introduced=math.inf, metrics=None, shapes=shapes, layout="no layout", length=length)
+    unequal = row(one.site, None, how="shape", at_least=math.inf, limit=0.0, by="exact", diverged=True, introduced=True, length=length)
+    unclear = replace(unequal, where=where("s3gen.flow.decoder.blocks.3", end="input[x]"), introduced=False, effect="unclear")
+    return replace(told, divergences=(one, replace(one, count=3)), rows=(*ROWS[:3], unequal, unclear), certificate={"judged": [JUDGED] * 2})
 
 
 def several() -> Report:
     second = replace(DIVERGENCE, site=where("vocoder.ups.1", stage="vocoder"), culprit=Culprit("vocoder.ups.1", "voc.ups.1"), causes=())
     shared = {**JUDGED, "calls": 10, "shared_by": 12, "pattern": "vocoder.layers.*.self_attn"}
-    third = replace(DIVERGENCE, site=where("vocoder.layers.0.self_attn", stage="vocoder"), culprit=Culprit("vocoder", "voc"))
+    third = replace(DIVERGENCE, site=where("vocoder.layers.0.self_attn", stage="vocoder"), culprit=Culprit("vocoder", "voc"), count=52)
     return replace(DIFFERENT, divergences=(DIVERGENCE, second, third), certificate={"judged": [JUDGED, JUDGED, shared]}, mode="forced")
+
+
+def shared() -> Report:
+    told = caller("module")
+    judged = {**JUDGED, "blame": "module", "calls": 10, "shared_by": 5, "siblings": 12, "pattern": "s3gen.flow.decoder.blocks.*.mlp"}
+    return replace(told, divergences=(replace(told.divergences[0], count=52),), certificate={"judged": [judged]})
 
 
 def bisected() -> Report:
@@ -159,10 +178,12 @@ REPORTS = {
     "draw": drawn(),
     "exact": exact(),
     "shapes": shapes(),
+    "lengths": lengths(),
     "several": several(),
+    "shared": shared(),
     "bisected": bisected(),
     "nothing": nothing(),
-    "many": replace(DIFFERENT, divergences=(DIVERGENCE,) * 40, certificate={"judged": [{**JUDGED, "calls": 10}] * 40}),
+    "many": replace(DIFFERENT, divergences=(replace(DIVERGENCE, count=10),) * 40, certificate={"judged": [{**JUDGED, "calls": 10}] * 40}),
     "gradual": replace(DIFFERENT, divergences=(replace(DIVERGENCE, introduced=1.2e-4, inherited=9e-5),)),
 }
 
@@ -186,6 +207,18 @@ def test_the_table_of_pairs_reads_well(name: str, every: bool, width: int) -> No
     shown = text.plain(text.diff(DIFFERENT, every=every), width=width)
     assert max(map(len, shown.splitlines())) <= width
     check(name, shown)
+
+
+def test_the_table_of_pairs_tells_lengths_as_lengths() -> None:
+    lines = text.plain(text.diff(lengths(), every=True), width=200).splitlines()
+    shown = [line for line in lines if "52, not 48" in line]
+    assert [line.split()[-1] for line in shown] == ["INTRODUCED", "unclear"]
+
+
+def test_markdown_tells_lengths_as_lengths() -> None:
+    shown = text.markdown(lengths())
+    assert "length 52, in the reference 48 (axis 1); the first 48 agree" in shown
+    assert "| decoder.blocks.2 (3 places) | s3gen.flow.decoder.blocks.2 | length 52, not 48 |" in shown
 
 
 def test_markdown_reads_well() -> None:

@@ -314,7 +314,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=floor_notes(first, second),
+        notes=[*floor_notes(first, second), *explained.notes],
     )
 
 

@@ -22,7 +22,7 @@ from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
-from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Located
+from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
 from tracediff.site import is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.calls import TOP
@@ -77,7 +77,8 @@ class Divergence:
     ``introduced`` and ``inherited`` are relative L2: of the pair itself, and the worst of what arrived there (None where unknown).
     ``metrics`` is None where the shapes differ or no values were stored. ``times``: how many times what is allowed the error is, None where
     none was measured or no limit on the relative L2 is set. ``last_same`` is the last pair before it that agrees.
-    ``causes``: best first; none means that the cause is unknown.
+    ``causes``: best first; none means that the cause is unknown. ``count``: at so many places the same fault shows, this one the first of
+    them. ``length``: the length in which the shapes differ, if they do; ``introduced`` is then no number (infinite, null in JSON).
     """
 
     site: Where
@@ -92,6 +93,8 @@ class Divergence:
     last_same: Where | None
     causes: tuple[Cause, ...] = ()
     times: float | None = None
+    count: int = 1
+    length: Length | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Row:
     """One pair of records in the table of all pairs; what was not compared has ``how`` "" and ``diverged`` None.
 
     ``at_least`` is a lower bound of the relative L2 that statistics prove where values were not read. ``effect`` says why a pair that
-    differs is no divergence.
+    differs is no divergence. ``length``: the length in which the shapes differ, if they do.
     """
 
     where: Where
@@ -163,6 +166,7 @@ class Row:
     effect: Effect
     layout: str
     pair: RecordPair = field(repr=False)
+    length: Length | None = None
 
 
 @dataclass(frozen=True)
@@ -209,8 +213,8 @@ class Report:
             "reference": dict(self.reference),
             "port": dict(self.port),
             "coverage": asdict(self.coverage),
-            "first": asdict(self.first) if self.first else None,
-            "divergences": [asdict(divergence) for divergence in self.divergences],
+            "first": _divergence_dict(self.first) if self.first else None,
+            "divergences": [_divergence_dict(divergence) for divergence in self.divergences],
             "stages": [asdict(stage) for stage in self.stages],
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
@@ -253,10 +257,12 @@ class Report:
             "introduced": lambda row: row.introduced,
             "effect": lambda row: row.effect,
             "layout": lambda row: row.layout,
+            "reference_length": lambda row: row.length.reference if row.length else None,
+            "port_length": lambda row: row.length.port if row.length else None,
         }
         kept = [row for row in self.rows if row.diverged is not None]
         frame = pd.DataFrame({name: [of(row) for row in kept] for name, of in columns.items()})
-        numbers = ["rel_l2", "max_abs", "limit", "floor"]
+        numbers = ["rel_l2", "max_abs", "limit", "floor", "reference_length", "port_length"]
         return frame.astype(dict.fromkeys(numbers, float) | dict.fromkeys(["diverged", "introduced"], bool))
 
     def with_causes(self, causes: Mapping[str, Iterable[Cause]]) -> Self:
@@ -294,6 +300,12 @@ def _source(blame: Blame, culprit: str, record: Record, trace: Trace) -> str:
     return f"{kind}, called at {line}" if line and kind else kind or line
 
 
+def _divergence_dict(divergence: Divergence) -> dict[str, Any]:
+    """A divergence for JSON: without an error where there is none to measure, since shapes differ or a call raised."""
+    has_no_error = divergence.metrics is None and math.isinf(divergence.introduced)
+    return {**asdict(divergence), **({"introduced": None} if has_no_error else {})}
+
+
 def _number(value: Any) -> Any:
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
@@ -319,6 +331,8 @@ def _divergence(data: Mapping[str, Any]) -> Divergence:
         "last_same": _where(data["last_same"]),
         "shapes": {side: tuple(shape) for side, shape in data["shapes"].items()},
         "causes": tuple(Cause.read(cause) for cause in data["causes"]),
+        "introduced": math.inf if data["introduced"] is None else data["introduced"],
+        "length": _made(Length, data["length"]) if data.get("length") else None,
     }
     made: Divergence = _made(Divergence, {**data, **parts})
     return made
@@ -420,7 +434,15 @@ def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
             effect=comparison.effect,
             layout="no layout" if comparison.pair.layout is None else str(comparison.pair.layout),
             pair=comparison.pair,
+            length=_length(comparison, reference, port),
         )
+
+
+def _length(comparison: Comparison, reference: Trace, port: Trace) -> Length | None:
+    """The length in which the shapes of a pair differ that no layout reconciles."""
+    if comparison.how != "shape":
+        return None
+    return length_of(reference.records[comparison.pair.reference[0]].shape, port.records[comparison.pair.port[0]].shape)
 
 
 def _where_of(comparison: Comparison, reference: Trace, port: Trace) -> Where:
@@ -446,6 +468,8 @@ def _of_finding(
         last_same=rows[finding.last_same].where if finding.last_same is not None else None,
         causes=tuple(causes),
         times=finding.times,
+        count=finding.places,
+        length=finding.length,
     )
 
 
@@ -557,6 +581,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
         "suspects": [{"side": side, "site": text} for side, text in finding.suspects],
         "calls": finding.calls,
         "shared_by": finding.shared_by,
+        "siblings": finding.siblings,
         "pattern": finding.pattern,
     }
 

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--per-kind", type=int, default=1, help="modules drawn for each way to go wrong in each pair [1]")
     parser.add_argument("--couples", type=int, default=4, help="two faults at once, for each pair [4]")
+    parser.add_argument("--everywhere", type=int, default=0, help="one fault at all modules of a role, for so many roles of each pair [0]")
     parser.add_argument("--most", type=int, help="at most so many single faults a pair")
     parser.add_argument("--quick", action="store_true", help="six faults and one couple for each pair")
     parser.add_argument("--names", action="store_true", help="precision and recall of pairing too, with natural and disguised names")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.faults.pairs import selected
 
     wanted = Options(
-        options.dtypes, options.modes, options.seeds, options.kinds, options.per_kind, options.couples, options.most,
+        options.dtypes, options.modes, options.seeds, options.kinds, options.per_kind, options.couples, options.everywhere, options.most,
         progress=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     cases: list[Case] = []

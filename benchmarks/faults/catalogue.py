@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,10 @@ from mlx import nn
 from benchmarks.faults import modules
 from benchmarks.faults.plant import Fault, replacement, running
 from benchmarks.faults.rewrites import rewrites_of
-from tracediff.site import is_below
+from tracediff.site import is_below, pattern_of
+
+LEAST_SIBLINGS = 3
+"""A slip is planted everywhere where a role has so many modules."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def chosen(faults: Iterable[Fault], seed: int, most: int, kinds: Iterable[str] =
     by_name: dict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in faults:
         if not wanted or fault.kind in wanted or fault.kind.partition(".")[0] in wanted:
-            by_name[fault.kind, fault.name.partition(":")[0].partition(" with ")[0]].append(fault)
+            by_name[fault.kind, _way(fault)].append(fault)
     return [fault for group in by_name.values() for fault in chance.sample(group, min(most, len(group)))]
 
 
@@ -74,6 +78,33 @@ def couples(faults: Iterable[Fault], seed: int, most: int) -> list[tuple[Fault, 
         if not first.others and not second.others and not _nested(first.port, second.port):
             found.append((first, second))
     return found
+
+
+def everywhere(faults: Iterable[Fault], seed: int, most: int) -> list[Fault]:
+    """At most so many slips as a class makes them: one fault at all modules of a role, of which there are three or more."""
+    by_role: dict[tuple[str, str, str], dict[str, Fault]] = defaultdict(dict)
+    for fault in faults:
+        if fault.kind not in ("raised", "input") and not fault.others:
+            by_role[pattern_of(fault.port), _way(fault), fault.kind].setdefault(fault.port, fault)
+    roles = [list(alike.values()) for alike in by_role.values() if len(alike) >= LEAST_SIBLINGS]
+    return [_together(role) for role in random.Random(seed + 2).sample(roles, min(most, len(roles)))]
+
+
+def _together(faults: Sequence[Fault]) -> Fault:
+    """Faults at several modules as one, whose other modules are wrong too."""
+    first = faults[0]
+
+    def change(models: Any, undo: ExitStack) -> None:
+        for fault in faults:
+            fault.change(models, undo)
+
+    others = tuple(fault.port for fault in faults[1:])
+    return Fault(f"{_way(first)}, {len(faults)} times,", first.kind, first.port, change, also=first.also, others=others)
+
+
+def _way(fault: Fault) -> str:
+    """The way in which something is wrong, without where."""
+    return fault.name.partition(":")[0].partition(" with ")[0]
 
 
 def _nested(path: str, other: str) -> bool:

@@ -20,7 +20,7 @@ from pairs import matched
 
 import tracediff as td
 from benchmarks.casting import in_dtype
-from benchmarks.faults.catalogue import all_faults, chosen, couples
+from benchmarks.faults.catalogue import all_faults, chosen, couples, everywhere
 from benchmarks.faults.plant import Fault, planted
 from benchmarks.faults.score import Case, Planted, caller, judge
 from tracediff import dtype as dtypes
@@ -40,6 +40,7 @@ class Options:
     kinds: Sequence[str] = ()
     per_kind: int = 1
     couples: int = 4
+    everywhere: int = 0
     most: int | None = None
     progress: Callable[[str], None] = lambda _: None
 
@@ -71,6 +72,7 @@ class Bench:
         singles = chosen(known, self.seed, self.options.per_kind, self.options.kinds)
         if self.options.most is not None:
             singles = singles[:: max(1, math.ceil(len(singles) / self.options.most))]
+        singles += everywhere(chosen(known, self.seed, len(known), self.options.kinds), self.seed, self.options.everywhere)
         for dtype in self.options.dtypes:
             with in_dtype(self.pair, dtype), td.open_trace(self.folder / "ref.h5") as reference:
                 self._measure(

@@ -41,7 +41,8 @@ class Case:
     """One fault (or several at once) in one pair, and what was found.
 
     ``outcome`` is of the first divergence, for one fault; ``named`` counts planted faults among all divergences, ``extra`` the
-    flagged sites that are none of them. ``cause`` is "first" where the best stated cause is right, "any", "wrong" or "none".
+    flagged sites that are none of them, ``again`` those that name a planted fault once more. ``cause`` is "first" where the best stated
+    cause is right, "any", "wrong" or "none".
     """
 
     pair: str
@@ -53,6 +54,7 @@ class Case:
     outcome: str = ""
     named: int = 0
     extra: int = 0
+    again: int = 0
     cause: str = ""
     stated: tuple[str, ...] = ()
     culprits: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ def judge(case: Case, report: Any, planted: Sequence[Planted], called: Collectio
     case.planted = tuple(f"{fault.port or 'root'} ({', '.join(fault.references)})" for fault in planted)
     case.named = sum(any(fault.is_named_by(culprit) for culprit in culprits) for fault in planted)
     case.extra = sum(not any(fault.is_named_by(culprit) for fault in every) for culprit in culprits)
+    case.again = max(0, len(culprits) - case.extra - len(planted))
     if planted:
         case.outcome = outcome(culprits, every, called)
         first = next((one for one in report.divergences if planted[0].is_named_by((one.culprit.reference, one.culprit.port))), None)
@@ -135,6 +138,7 @@ class Tally:
         found |= {name: share(sum(case.outcome == name for case in singles), len(singles)) for name in OUTCOMES}
         found |= {
             "extra": round(sum(case.extra for case in faulty) / len(faulty), 3) if faulty else None,
+            "again": round(sum(case.again for case in faulty) / len(faulty), 3) if faulty else None,
             "couples": len(doubles),
             "both": share(sum(case.named == 2 for case in doubles), len(doubles)),
             "clean": len(self.clean),

@@ -14,6 +14,7 @@ COLUMNS = {
     "wrong": "wrong",
     "missed": "missed",
     "extra": "extra a run",
+    "again": "again a run",
     "couples": "couples",
     "both": "both %",
     "clean": "clean",

@@ -287,6 +287,18 @@ def placed(layout: Layout) -> Iterator[Layout]:
     yield replace(layout, window=tuple((size - (stop - start), size) for size, (start, stop) in zip(sizes, layout.window, strict=True)))
 
 
+def likely_axes(reference: Shape, port: Shape) -> tuple[int, ...]:
+    """The order of the reference's axes in which most lengths are those of the port: the plain one unless another is better.
+
+    >>> likely_axes((2, 80, 100), (2, 101, 80)), likely_axes((2, 3), (2, 4))
+    ((0, 2, 1), (0, 1))
+    """
+    plain = tuple(range(len(reference)))
+    if len(reference) != len(port) or len(port) > THRESHOLDS.layout_axes:
+        return plain
+    return max(permutations(plain), key=lambda order: sum(reference[axis] == length for axis, length in zip(order, port, strict=True)))
+
+
 def parse_permutation(text: str) -> tuple[int, ...] | None:
     """The permutation that a mapping file gives as ``"(0, 2, 1)"``; None for ``"same"`` or nothing.
 

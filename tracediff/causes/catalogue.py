@@ -439,8 +439,8 @@ values.
 
 Attention that a module's own code writes out is computed again from its projections, as an attention call is.
 
-Detectors see the first {findings_explained} divergences of a report, tensors of up to {largest:.0f} million values, and the latest
-{latest_in_hand} tensors in hand.
+Detectors see every divergence of a report, at the first of its places, tensors of up to {largest:.0f} million values, and the latest
+{latest_in_hand} tensors in hand. A formula is looked for at the first {formulas_searched} divergences that no detector is sure of.
 """
 
 
@@ -449,7 +449,7 @@ def page() -> str:
     introduction = _INTRODUCTION.format(reproduced=THRESHOLDS.reproduced)
     closing = _CLOSING.format(
         functions=len(FUNCTIONS),
-        findings_explained=THRESHOLDS.findings_explained,
+        formulas_searched=THRESHOLDS.formulas_searched,
         largest=THRESHOLDS.largest_tensor / 1e6 // 1,
         latest_in_hand=THRESHOLDS.latest_in_hand,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tracediff.alignment import Alignment
 from tracediff.causes import from_pair, from_tensors, from_weights
 from tracediff.causes.cause import Cause, in_order, one_of_each_kind
+from tracediff.causes.from_tensors import Seen
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.errors import WeightsError
 from tracediff.locate import Located
 from tracediff.parameters.diagnosis import weights as compare_weights
@@ -21,17 +24,19 @@ class Explanation:
     ``located``: what `explain` was given, but where code uses wrong weights without calling their owner, the owner is the culprit, and what
     was borderline is a finding where its cause is proved.
     ``causes``: those of each finding of ``located``, best first. ``weights``: how the parameters differ; None where they were not compared.
+    ``notes``: what was not looked for, as sentences.
     """
 
     located: Located
     causes: tuple[tuple[Cause, ...], ...]
     weights: WeightsReport | None
+    notes: tuple[str, ...] = ()
 
 
 def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
     """The causes of everything that was located between two aligned traces."""
     weights = _compared_weights(reference, port)
-    located, of_tensors = _with_proved(located, alignment, reference, port)
+    located, seen_in_tensors = _with_proved(located, alignment, reference, port)
     of_weights: dict[str, list[Cause]] = {}
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
@@ -39,24 +44,30 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
     causes = []
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
-        seen = one_of_each_kind([*of_pair, *of_tensors.get(place, ())])
+        seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
         causes.append(tuple(in_order([*of_weights.get(finding.culprit[1], ()), *seen])))
-    return Explanation(located, tuple(causes), weights)
+    return Explanation(located, tuple(causes), weights, tuple(_notes(seen_in_tensors.unsearched)))
 
 
-def _with_proved(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> tuple[Located, dict[int, list[Cause]]]:
-    """What was located and the causes of each finding by its place, borderline ones with a confirmed cause among the findings."""
+def _notes(unsearched: int) -> Iterator[str]:
+    if unsearched:
+        searched = THRESHOLDS.formulas_searched
+        yield f"A formula was looked for at the first {searched} findings that nothing else explains, not at the other {unsearched:,}."
+
+
+def _with_proved(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> tuple[Located, Seen]:
+    """What was located and what the tensors show of its findings, borderline ones with a confirmed cause among them."""
     if not located.borderline:
         return located, from_tensors.causes(located, alignment, reference, port)
     every = sorted((*located.findings, *located.borderline), key=lambda finding: finding.place)
-    causes = from_tensors.causes(replace(located, findings=tuple(every)), alignment, reference, port)
-    clear = [i for i, one in enumerate(every) if one in located.findings or any(cause.confirmed for cause in causes.get(i, ()))]
+    seen = from_tensors.causes(replace(located, findings=tuple(every)), alignment, reference, port)
+    clear = [i for i, one in enumerate(every) if one in located.findings or any(cause.confirmed for cause in seen.causes.get(i, ()))]
     faint = tuple(one for i, one in enumerate(every) if i not in clear)
     findings = tuple(every[i] for i in clear)
     introduced = {finding.place for finding in findings}
     comparisons = tuple(replace(one, effect="") if place in introduced else one for place, one in enumerate(located.comparisons))
     found = replace(located, findings=findings, borderline=faint, comparisons=comparisons)
-    return found, {place: causes[i] for place, i in enumerate(clear) if i in causes}
+    return found, replace(seen, causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes})
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:

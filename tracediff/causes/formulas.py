@@ -7,7 +7,7 @@ plus at most two further views. The port is then looked for among the formulas t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, product
 
@@ -39,6 +39,8 @@ _SECOND_FUNCTIONS = ("identity", "sigmoid", "tanh", "square", "SiLU")
 """Functions of the first and of the second factor of a product."""
 _ROUNDING = 1e-9
 """What a quotient times its divisor may lack of the dividend."""
+_DEPENDENT = 1e8
+"""Condition above which float64 no longer tells what is added apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,29 @@ def detect(scene: Scene) -> Iterable[Cause]:
         yield Cause(kind, THRESHOLDS.sure_formula, True, evidence)
 
 
-Pool = tuple[list[Product], Array]
-"""Products, and their values (products, sample)."""
+@dataclass(frozen=True)
+class _Pool:
+    """Products, and their values (products, sample)."""
+
+    products: Sequence[Product]
+    rows: Array
+    _along: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+
+    def along(self, vector: Array) -> Array:
+        """The products of `half` and a vector (products,); those of one vector are worked out once."""
+        if id(vector) not in self._along:
+            self._along[id(vector)] = vector, self.half @ vector[: self.half.shape[1]]
+        return self._along[id(vector)][1]
+
+    @cached_property
+    def half(self) -> Array:
+        """The values on the half of the sample from which formulas are told (products, half of the sample)."""
+        return self.rows[:, : min(THRESHOLDS.half_sample, self.rows.shape[1])]
+
+    @cached_property
+    def squares(self) -> Array:
+        """The squared norms of `half` (products,)."""
+        return np.asarray(np.einsum("ij,ij->i", self.half, self.half))
 
 
 class _Terms:
@@ -116,32 +139,47 @@ class _Terms:
         self._rows: dict[tuple[str, int], Array] = {}
         self.addends = [*self._views[: THRESHOLDS.most_added - 1], one]
 
+    def values(self, view: View) -> Array:
+        """The values of a view (sample,)."""
+        return self._values[id(view)]
+
     def columns(self, added: Sequence[View]) -> Array:
         """The values of views (sample, views)."""
         return np.stack([self._values[id(view)] for view in added], 1) if added else np.empty((self._size, 0))
 
     @cached_property
-    def singles(self) -> Pool:
+    def singles(self) -> _Pool:
         """All functions of one view, with their values (factors, sample)."""
         singles: list[Product] = [(_Factor(name, view),) for view in self._views for name in FUNCTIONS]
         rows = np.stack([self._row(single[0]) for single in singles]) if singles else np.empty((0, self._size))
-        return singles, rows
+        return _Pool(singles, rows)
 
     @cached_property
-    def products(self) -> Pool:
+    def plain(self) -> _Pool:
+        """The products of two views as they are."""
+        products, rows = self.products.products, self.products.rows
+        plain = [place for place, factors in enumerate(products) if factors[0].function == factors[1].function == "identity"]
+        return _Pool([products[place] for place in plain], rows[plain])
+
+    @cached_property
+    def products(self) -> _Pool:
         """All products of two factors of different views, with their values (products, sample)."""
         factors = list(enumerate(self._views[: THRESHOLDS.most_factors]))
         firsts = [(place, _Factor(name, view)) for (place, view), name in product(factors, _FIRST_FUNCTIONS)]
         seconds = [(place, _Factor(name, view)) for (place, view), name in product(factors, _SECOND_FUNCTIONS)]
         pairs: list[Product] = []
-        for (place, first), (other_place, second) in product(firsts, seconds):
+        chosen: list[tuple[int, int]] = []
+        for (one, (place, first)), (other, (other_place, second)) in product(enumerate(firsts), enumerate(seconds)):
             is_twice = second.function == first.function and other_place < place
             if place != other_place and not is_twice:
                 pairs.append((first, second))
-        rows = np.empty((len(pairs), self._size))
-        for place, (first, second) in enumerate(pairs):
-            np.multiply(self._row(first), self._row(second), out=rows[place])
-        return pairs, rows
+                chosen.append((one, other))
+        if not pairs:
+            return _Pool([], np.empty((0, self._size)))
+        ones, others = np.array(chosen).T
+        rows, other_rows = (np.stack([self._row(factor) for _, factor in side]) for side in (firsts, seconds))
+        with np.errstate(all="ignore"):
+            return _Pool(pairs, rows[ones] * other_rows[others])
 
     def _row(self, factor: _Factor) -> Array:
         """The values of a factor (sample,); NaN where the function is not defined there."""
@@ -195,12 +233,8 @@ class _Search:
         for view in self._terms.addends:
             for pool in (self._terms.singles, self._terms.products):
                 yield from self._fitting(self.y, pool, (view,), self.tolerance)
-        products, rows = self._terms.products
-        plain = [place for place, factors in enumerate(products) if all(factor.function == "identity" for factor in factors)]
-        if plain:
-            plain_pool = [products[place] for place in plain], rows[plain]
-            for pair in combinations(self._terms.addends, 2):
-                yield from self._fitting(self.y, plain_pool, pair, self.tolerance)
+        for pair in combinations(self._terms.addends, 2):
+            yield from self._fitting(self.y, self._terms.plain, pair, self.tolerance)
 
     def _addends_near(self, added: tuple[View, ...]) -> Iterator[list[tuple[View, ...]]]:
         """What the port may add where the reference adds ``added``, stage by stage."""
@@ -212,25 +246,27 @@ class _Search:
         if len(added) < 2:
             yield [(*added, view) for view in others]
 
-    def _fitting(self, y: Array, pool: Pool, added: Sequence[View], tolerance: float) -> Iterator[_Formula]:
+    def _fitting(self, y: Array, pool: _Pool, added: Sequence[View], tolerance: float) -> Iterator[_Formula]:
         """The formulas of some products and given views that give ``y``, told from half of the sample and checked on all."""
-        products, rows = pool
-        if not len(rows):
+        if not pool.products:
             return
-        half = min(THRESHOLDS.half_sample, len(y))
-        columns = self._terms.columns(added)[:half]
-        basis = np.linalg.qr(columns)[0] if added else columns
-        target = y[:half] - basis @ (basis.T @ y[:half])
+        half = pool.half.shape[1]
+        basis, upper = np.linalg.qr(self._terms.columns(added)[:half])
+        if added and not np.linalg.cond(upper) < _DEPENDENT:
+            return  # what is added is the same thing twice, or nothing
+        along = basis.T @ y[:half]
+        target = y[:half] - basis @ along
         with np.errstate(all="ignore"):
-            part = rows[:, :half]
-            inside = part @ basis
-            norms = np.einsum("ij,ij->i", part, part) - np.einsum("ij,ij->i", inside, inside)
+            columns = [pool.along(self._terms.values(view)) for view in added]
+            inside = np.stack(columns, 1) @ np.linalg.inv(upper) if added else np.zeros((len(pool.products), 0))
+            norms = pool.squares - np.einsum("ij,ij->i", inside, inside)
             least = THRESHOLDS.independent * np.maximum(float(target @ target), NOT_ZERO)
-            left = float(target @ target) - (part @ target) ** 2 / np.where(norms > least, norms, np.inf)
+            left = float(target @ target) - (pool.along(y) - inside @ along) ** 2 / np.where(norms > least, norms, np.inf)
         size = float(y[:half] @ y[:half])
-        fitting = int((left <= tolerance**2 * size).sum())
-        for place in np.argsort(left, kind="stable")[:fitting][: THRESHOLDS.most_checked].tolist():
-            formula = self._checked(y, products[place], rows[place], added, tolerance)
+        fitting = np.flatnonzero(left <= tolerance**2 * size)
+        best = fitting[np.argsort(left[fitting], kind="stable")]
+        for place in best[: THRESHOLDS.most_checked].tolist():
+            formula = self._checked(y, pool.products[place], pool.rows[place], added, tolerance)
             if formula is not None:
                 yield formula
 

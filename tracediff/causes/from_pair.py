@@ -24,7 +24,7 @@ def causes(finding: Finding, comparison: Comparison, reference: Trace, port: Tra
     if comparison.how == "raised":
         yield Cause("raised", THRESHOLDS.sure_recorded, True, _raised(left, right, (reference, port)))
     elif comparison.how == "shape":
-        evidence = f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them"
+        evidence = f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them{_agreeing(finding)}"
         yield Cause("length", THRESHOLDS.sure_length_of_shapes, False, evidence)
     elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
         yield _masked(metrics)
@@ -38,6 +38,14 @@ def causes(finding: Finding, comparison: Comparison, reference: Trace, port: Tra
         yield Cause(
             "random", THRESHOLDS.sure_recorded, True, "the two runs drew different random numbers; play the reference's back with --random"
         )
+
+
+def _agreeing(finding: Finding) -> str:
+    """How far two tensors of unequal lengths agree."""
+    length = finding.length
+    if length is None or not length.agree:
+        return ""
+    return f"; along axis {length.axes[0]} the {'last' if length.at_end else 'first'} {length.agree} agree"
 
 
 def scalars(left: Record, right: Record) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,22 +48,47 @@ DETECTORS: tuple[Detector, ...] = tuple(
 _BLAMES = ("module", "caller")
 
 
-def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
-    """The causes of each finding that code made, best first and one of each kind, by the finding's place in ``located.findings``."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the tensors show: the causes of each finding that code made, best first and one of each kind, by the finding's place.
+
+    ``unsearched``: at so many findings that no detector is sure of no formula was looked for.
+    """
+
+    causes: dict[int, list[Cause]]
+    unsearched: int
+
+
+def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Seen:
+    """The causes of all findings that code made; formulas are looked for in order of execution, at so many findings at most."""
     reader = SceneReader(located, alignment, reference, port)
     explained: dict[int, list[Cause]] = {}
-    for place, finding in enumerate(located.findings[: THRESHOLDS.findings_explained]):
+    open_ones = 0
+    for place, finding in enumerate(located.findings):
         if finding.blame in _BLAMES:
             scene = reader.scene(finding)
             if not scene.end.startswith("attr["):
-                explained[place] = one_of_each_kind(causes_of_scene(scene))
-    return explained
+                found, is_sure = _detected(scene)
+                open_ones += not is_sure
+                if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
+                    found += _formulas(scene)
+                explained[place] = one_of_each_kind(found)
+    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched))
 
 
-def causes_of_scene(scene: Scene) -> Iterable[Cause]:
+def causes_of_scene(scene: Scene) -> list[Cause]:
     """What all detectors say of one divergence; formulas are looked for where none is sure."""
+    found, is_sure = _detected(scene)
+    return found if is_sure else [*found, *_formulas(scene)]
+
+
+def _detected(scene: Scene) -> tuple[list[Cause], bool]:
+    """What all detectors say of one divergence, and whether one of them is sure."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
         found = [cause for detector in DETECTORS for cause in detector(scene)]
-        yield from found
-        if not any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found):
-            yield from formulas.detect(scene)
+    return found, any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
+
+
+def _formulas(scene: Scene) -> list[Cause]:
+    with np.errstate(all="ignore"):
+        return list(formulas.detect(scene))

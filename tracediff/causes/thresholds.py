@@ -23,7 +23,9 @@ class Thresholds:
     """Cut-offs, tolerances, sizes that bound work, and confidences of `tracediff.causes`."""
 
     # ---------------------------------------------------------------------------------------------------- what is explained
-    findings_explained: int = threshold(24, "so many findings are explained; later ones are seldom causes of their own", _WORK)
+    formulas_searched: int = threshold(
+        48, "findings that no detector is sure of at which a formula is looked for: a tenth of a second each", _WORK
+    )
     largest_tensor: int = threshold(2**24, "tensors of more float64 elements are not read", _WORK)
     latest_in_hand: int = threshold(24, "so many results of calls, the latest, are in hand", _WORK)
     sure_enough: float = threshold(0.88, "a confirmed cause of this confidence makes the search for formulas needless", _FORMULAS)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.compare import Metrics, tolerance
@@ -21,15 +22,31 @@ from tracediff.errors import TracediffError
 from tracediff.locate.absorbed import acquit, let_through
 from tracediff.locate.findings import finding
 from tracediff.locate.grades import Borderline
+from tracediff.locate.lengths import length_of, measured
 from tracediff.locate.merging import merged, sharing
-from tracediff.locate.result import EXCUSED, Again, Blame, Certificate, Comparison, Effect, Finding, How, Located, Method, Mode
+from tracediff.locate.result import EXCUSED, Again, Blame, Certificate, Comparison, Effect, Finding, How, Length, Located, Method, Mode
 from tracediff.locate.search import bisected, certified, descended, in_order, introduced, look_into_stages, scanned
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import is_in_stage
 from tracediff.trace import Trace
 
-__all__ = ["EXCUSED", "Again", "Blame", "Certificate", "Comparison", "Effect", "Finding", "How", "Located", "Method", "Mode", "locate"]
+__all__ = [
+    "EXCUSED",
+    "Again",
+    "Blame",
+    "Certificate",
+    "Comparison",
+    "Effect",
+    "Finding",
+    "How",
+    "Length",
+    "Located",
+    "Method",
+    "Mode",
+    "length_of",
+    "locate",
+]
 
 
 def locate(
@@ -79,7 +96,7 @@ def locate(
         if not borderline.excuse(left, _all_introduced(verdicts, left, method, borderline)) and not forms:
             break
         places, probed = _places(verdicts, method, probes, random.Random(seed), None)
-    findings, faint = (merged(verdicts, [finding(verdicts, i) for i in of_grade]) for of_grade in (places, borderline.places))
+    findings, faint = (_findings(verdicts, of_grade) for of_grade in (places, borderline.places))
     comparisons = tuple(map(verdicts.comparison, range(len(verdicts))))
     certificate = certified(verdicts, comparisons, method, places[0] if places else None, probed, seed)
     bytes_read = verdicts.comparisons.bytes_read + verdicts.expected.bytes_read
@@ -95,6 +112,11 @@ def locate(
         tuple(sorted(equivalent.items())),
         tuple(faint),
     )
+
+
+def _findings(verdicts: Verdicts, places: Sequence[int]) -> list[Finding]:
+    """The faults whose places were introduced, with the lengths in which shapes differ."""
+    return [replace(one, length=measured(verdicts, one.place)) for one in merged(verdicts, [finding(verdicts, i) for i in places])]
 
 
 def _all_introduced(verdicts: Verdicts, places: Sequence[int], method: Method, borderline: Borderline) -> Sequence[int]:

@@ -73,7 +73,7 @@ class Effects:
         if kind in INPUTS:
             if self._is_without_effect(i):
                 return "no effect"
-            return "untold" if self._is_untold(i) or has_two_conventions(self._pairs, i) else ""
+            return "unclear" if self._is_unclear(i) or has_two_conventions(self._pairs, i) else ""
         return "moved" if kind in ("output", "value") and self._is_moved(i) else ""
 
     def _is_caught(self, i: int) -> bool:
@@ -114,7 +114,7 @@ class Effects:
             return False
         return all(map(self._expected.agrees, self._expected.doubtful_first(outputs)))
 
-    def _is_untold(self, i: int) -> bool:
+    def _is_unclear(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.
 
         So for exact values beside a tensor that differs, and for a tensor of a shape that nothing reconciles (heads repeated before the

@@ -1,169 +1,215 @@
-"""Which findings are one: those that repeat an earlier one, and those that all siblings of one role share."""
+"""One fault is one finding: its places are grouped, and what all siblings of a role share is charged to their common caller.
+
+Places are of one fault where the same code made a like error: at another end of the same call, at a later call of its site, in another part
+of a fused tensor, at a sibling of its role in another block, or where the code handed on the very same tensor; and where one follows from
+another (see `following`). What is worse by far than the rest of a group stands by itself: a harmless difference must not hide a fault
+beside it.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
-import numpy as np
-
-from tracediff import dtype as dtypes
-from tracediff.dtype import Array
-from tracediff.locate.culprit import paired_callers
+from tracediff.locate.culprit import Modules, paired_callers
+from tracediff.locate.errors import FROM_ABOVE, LIKE, ErrorOf, alike, error_of, is_far_worse, is_like
+from tracediff.locate.following import Following
 from tracediff.locate.masks import may_mask
 from tracediff.locate.result import Blame, Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
-from tracediff.site import INPUTS, is_below, module_of, pattern_of
-from tracediff.trace import Param
-from tracediff.trace.calls import TOP
+from tracediff.site import is_below, module_of, pattern_of
+from tracediff.trace import Record
 
 
-def merged(verdicts: Verdicts, findings: list[Finding]) -> list[Finding]:
-    """The findings without repetitions. Those that all siblings of a role share become one, which blames their common caller if it can."""
-    groups: dict[tuple[str, str, Blame], list[Finding]] = defaultdict(list)
-    for without in REPETITIONS:
-        findings = without(verdicts, findings)
+def merged(verdicts: Verdicts, findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for each fault: its first place, with the number of all."""
+    return sorted(_of_roles(verdicts, _of_code(verdicts, findings)), key=lambda finding: finding.place)
+
+
+# -- one site, and what follows from it ----------------------------------------------------------------------------------------------------
+
+
+class _Group:
+    """The places of one fault at one site: the finding that is told of them, and the error of the worst."""
+
+    def __init__(self, finding: Finding, record: Record, error: ErrorOf) -> None:
+        self.finding, self.worst = finding, error
+        self._site, self._calls = record.site, {record.call}
+
+    def add(self, record: Record, error: ErrorOf) -> None:
+        """Counts another place."""
+        if record.site == self._site:
+            self._calls.add(record.call)
+        self.finding = replace(self.finding, places=self.finding.places + 1, calls=len(self._calls))
+        self.worst = max(self.worst, error, key=lambda one: one.gravity)
+
+
+def _of_code(verdicts: Verdicts, findings: Iterable[Finding]) -> list[_Group]:
+    """The findings in groups of the same code at one site, in order; with each group what follows from it."""
+    groups: list[_Group] = []
+    seen: dict[Hashable, list[_Group]] = defaultdict(list)
+    following = Following(verdicts)
     for finding in findings:
-        record = verdicts.pairs.records(finding.place)[0]
-        groups[pattern_of(record.site), record.end, finding.blame].append(finding)
-    kept: list[Finding] = []
-    for (pattern, end, _), group in groups.items():
-        sites = {verdicts.pairs.records(finding.place)[0].site for finding in group}
-        siblings = _siblings(verdicts, pattern, end)
-        is_shared = len(siblings) > 1 and (sites == siblings or _differs_at_all_siblings(verdicts, group, pattern))
-        if is_shared and (len(siblings) > THRESHOLDS.couple or _comes_from_above(verdicts, group, pattern)):
-            kept.append(_lifted(verdicts, group, pattern, siblings))
+        record, error = verdicts.pairs.records(finding.place)[0], error_of(verdicts, finding.place)
+        same_tensor, same_end, same_call, same_whole = keys = _keys(verdicts, finding)
+        no_worse = (group for group in chain(seen[same_end], seen[same_call]) if not is_far_worse(error, group.worst))
+        parts = (group for group in seen[same_whole] if is_like(error, group.worst))
+        after = (group for group in groups if following.follows(group.finding, finding))
+        group = next(chain(seen[same_tensor], no_worse, parts, after), None)
+        if group is None:
+            group = _Group(finding, record, error)
+            groups.append(group)
         else:
-            kept.extend(group)
-    return sorted(kept, key=lambda finding: finding.place)
+            group.add(record, error)
+        for key in keys:
+            if group not in seen[key]:
+                seen[key].append(group)
+    return groups
 
 
-def _without_repeated(verdicts: Verdicts, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings without those that say again what an earlier one says.
+def _keys(verdicts: Verdicts, finding: Finding) -> tuple[Hashable, Hashable, Hashable, Hashable]:
+    """What a finding shares with others of its fault.
 
-    Such a finding is at another end of the same call, of the same tensor handed to another call, or at the same end of a later call, which
-    is counted.
+    The very same tensors, handed to another call; the end of its site; its call; the port's tensor, of which the pairs are parts.
     """
-    seen: dict[tuple[Hashable, ...], int] = {}
-    kept: list[Finding] = []
-    for finding in findings:
-        left, right = verdicts.pairs.records(finding.place)
-        again = (left.site, left.end, finding.blame)
-        keys = (again, (left.site, left.call, finding.blame), (finding.culprit, finding.blame, left.digest, right.digest))
-        known = next((seen[key] for key in keys if key in seen), None)
-        if known is None:
-            known = len(kept)
-            kept.append(finding)
-        elif seen.get(again) == known:
-            kept[known] = replace(kept[known], calls=kept[known].calls + 1)
-        seen.update((key, known) for key in keys if key not in seen)
-    return kept
+    left, right = verdicts.pairs.records(finding.place)
+    blame = finding.blame
+    tensors = finding.culprit, blame, left.digest, right.digest
+    return tensors, (left.site, left.end, blame), (left.site, left.call, blame), (right.row, blame)
 
 
-def _without_kept_state(verdicts: Verdicts, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings without those in the state of a module that an earlier finding blames: the module made its state wrong."""
-    kept: list[Finding] = []
-    for finding in findings:
-        is_state = finding.blame == "module" and verdicts.flow.kind(finding.place) in INPUTS
-        if not (is_state and any(is_below(one.culprit[0], finding.culprit[0]) for one in kept)):
-            kept.append(finding)
-    return kept
+# -- siblings of one role ------------------------------------------------------------------------------------------------------------------
 
 
-def _without_tied(verdicts: Verdicts, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings without those of code that uses an earlier culprit's wrong table again, as a head tied to the embedding does."""
-    kept: list[Finding] = []
-    for finding in findings:
-        if not any(_uses_table_of(verdicts, one, finding) for one in kept):
-            kept.append(finding)
-    return kept
+@dataclass(frozen=True, slots=True)
+class _Role:
+    """Findings at siblings: the pattern of the role, at how many siblings its end is compared, and whether all of them have the fault.
 
-
-def _uses_table_of(verdicts: Verdicts, earlier: Finding, later: Finding) -> bool:
-    """Whether the later finding's output is made with the earlier culprit's wrong table.
-
-    The later output is as wide as the table has rows, and the later culprit owns no other table of that shape.
+    ``sites``: the siblings with a finding. An attribute may differ at others too, which then inherited it.
     """
-    flow = verdicts.flow
-    if any(one.blame != "module" or flow.kind(one.place) != "output" for one in (earlier, later)):
+
+    pattern: str
+    siblings: frozenset[str]
+    findings: tuple[Finding, ...]
+    sites: frozenset[str]
+    is_whole: bool
+
+
+def _of_roles(verdicts: Verdicts, groups: Iterable[_Group]) -> Iterator[Finding]:
+    """One finding for what siblings of a role share: all were handed it, or it is wrong alike at more than may be so by chance."""
+    roles: dict[tuple[str, str, Blame], list[_Group]] = defaultdict(list)
+    for group in groups:
+        record = verdicts.pairs.records(group.finding.place)[0]
+        roles[pattern_of(record.site), record.end, group.finding.blame].append(group)
+    siblings = _siblings(verdicts)
+    for (pattern, end, _), members in roles.items():
+        for part in alike(members, _worst, FROM_ABOVE):
+            role = _role(verdicts, pattern, siblings[pattern, end], part)
+            alike_in_role = [part] if role.is_whole and _comes_from_above(verdicts, role) else alike(part, _worst, LIKE)
+            for like in alike_in_role:
+                yield from _told(verdicts, _role(verdicts, pattern, siblings[pattern, end], like))
+
+
+def _worst(group: _Group) -> ErrorOf:
+    return group.worst
+
+
+def _role(verdicts: Verdicts, pattern: str, siblings: Iterable[str], groups: Iterable[_Group]) -> _Role:
+    findings = tuple(group.finding for group in groups)
+    sites = frozenset(verdicts.pairs.records(finding.place)[0].site for finding in findings)
+    known = frozenset(siblings)
+    is_whole = len(known) > 1 and (sites == known or _differs_at_all(verdicts, findings[0].place, known))
+    return _Role(pattern, known, findings, sites, is_whole)
+
+
+def _told(verdicts: Verdicts, role: _Role) -> Sequence[Finding]:
+    """The findings at siblings as one where they are one fault, charged to the common caller where what is wrong comes from there."""
+    is_from_above = _comes_from_above(verdicts, role)
+    if len(role.sites) <= THRESHOLDS.couple and not (role.is_whole and is_from_above):
+        return role.findings
+    first = min(role.findings, key=lambda finding: finding.place)
+    shared = replace(
+        first,
+        places=sum(finding.places for finding in role.findings),
+        shared_by=len(role.siblings if role.is_whole else role.sites),
+        siblings=len(role.siblings),
+        pattern=role.pattern,
+    )
+    return [replace(shared, culprit=_common_caller(verdicts, role, first)) if is_from_above else shared]
+
+
+def _siblings(verdicts: Verdicts) -> dict[tuple[str, str], set[str]]:
+    """The sites of each role at which an end is compared, by the role's pattern and the end."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for site, end in {(record.site, record.end) for record, _ in map(verdicts.pairs.records, range(len(verdicts)))}:
+        found[pattern_of(site), end].add(site)
+    return found
+
+
+def _common_caller(verdicts: Verdicts, role: _Role, first: Finding) -> Modules:
+    """The nearest paired module around the findings' culprits and all siblings."""
+    paths = (*(finding.culprit[0] for finding in role.findings), *map(module_of, role.siblings))
+    common = _common_prefix([path.split(".") for path in paths])
+    around = (modules for _, modules in paired_callers(verdicts, verdicts.flow.call(first.place)))
+    return next((modules for modules in around if is_below(common, modules[0])), ("", ""))
+
+
+def _comes_from_above(verdicts: Verdicts, role: _Role) -> bool:
+    """Whether the siblings were handed what is wrong: the very same tensor, or a mask (the masks of attention come from its callers)."""
+    places = [finding.place for finding in role.findings]
+    records = [verdicts.pairs.records(place)[0] for place in places]
+    kind = verdicts.flow.kind(places[0])
+    if kind == "input":
+        return len(role.sites) > 1 and len({record.digest for record in records}) == 1
+    if not role.is_whole or verdicts.pairs.has_raised(places[0]):
         return False
-    if earlier.culprit[1] == later.culprit[1] or not _is_asked_by_ids(verdicts, flow.call(earlier.place)):
-        return False
-    tables = _wrong_tables(verdicts, earlier, width=verdicts.pairs.records(later.place)[1].shape[-1:])
-    shapes = {tuple(sorted(table.shape)) for table in tables}
-    own = [param for param in _matrices(verdicts, later.culprit[1]) if tuple(sorted(param.shape)) in shapes]
-    return bool(tables) and all(param.digest == tables[0].digest for param in own)
+    if kind == "attr":
+        return "causal" in records[0].end or "mask" in records[0].end
+    is_common = len(places) > THRESHOLDS.couple or any(_is_handed_a_mask(verdicts, place) for place in places)
+    return is_common and _is_attention(verdicts, records[0].site)
 
 
-def _is_asked_by_ids(verdicts: Verdicts, call: int) -> bool:
-    """Whether all that a call of the reference was handed is exact, as what is looked up in a table is."""
-    asked = [verdicts.pairs.reference.records[row] for row in verdicts.flow.calls.inputs(call)]
-    return bool(asked) and all(dtypes.named(record.dtype).is_exact for record in asked)
+def _is_attention(verdicts: Verdicts, site: str) -> bool:
+    """Whether a site is attention by the name of its function or class, or by its own where nobody knows its class."""
+    known = verdicts.pairs.types.get(site)
+    return re.search(r"att(entio)?n", known or re.split(r"[.!]", site)[-1], re.IGNORECASE) is not None
 
 
-def _wrong_tables(verdicts: Verdicts, finding: Finding, width: tuple[int, ...]) -> list[Param]:
-    """The matrices with ``width`` rows that a culprit owns in the port and not in the reference."""
-    reference = verdicts.pairs.reference.params.values()
-    right = {param.digest for param in reference if param.path == finding.culprit[0]}
-    return [param for param in _matrices(verdicts, finding.culprit[1]) if param.shape[:1] == width and param.digest not in right]
-
-
-def _matrices(verdicts: Verdicts, path: str) -> list[Param]:
-    """The matrices among the parameters of a module of the port."""
-    return [param for param in verdicts.pairs.port.params.values() if param.path == path and len(param.shape) == 2]
-
-
-def _without_carried(verdicts: Verdicts, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of a forced run without those that a call's code only carries on.
-
-    What the code hands a call is replaced there, not in the code's own variable: what it makes of the variable later has a like error.
-    """
-    kept: list[Finding] = []
-    for finding in findings:
-        earlier = (one.place for one in kept if verdicts.flow.kind(one.place) == "input" and verdicts.pairs.is_replaced(one.place))
-        if not any(_is_carried(verdicts, place, finding.place) for place in earlier):
-            kept.append(finding)
-    return kept
-
-
-def _is_carried(verdicts: Verdicts, earlier: int, later: int) -> bool:
-    """Whether two errors were made by the code of one call, and are alike."""
-    origins = [{call for call in verdicts.flow.origins(i) if call != TOP} for i in (earlier, later)]
-    if not origins[0] & origins[1]:
-        return False
-    first, second = _error(verdicts, earlier), _error(verdicts, later)
-    return first is not None and second is not None and _are_alike(first, second)
-
-
-def _are_alike(first: Array, second: Array) -> bool:
-    """Whether two errors, flat, point the same way; of a batch that holds a state twice only the first is likened."""
-    size = min(first.size, second.size)
-    if size < THRESHOLDS.fewest_error_values or max(first.size, second.size) % size:
-        return False
-    first, second = first[:size], second[:size]
-    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
-    cosine = float(np.vdot(first, second)) / scale if scale else 0.0
-    return cosine > max(THRESHOLDS.alike, THRESHOLDS.alike_by_chance / math.sqrt(size))
-
-
-def _error(verdicts: Verdicts, i: int) -> Array | None:
-    """The port's values minus the reference's, flat float64, zero where not finite; None where not stored, too many, or no numbers."""
+def _is_handed_a_mask(verdicts: Verdicts, i: int) -> bool:
+    """Whether a mask is an argument of the call that a pair belongs to, on either side: only then may it come from above."""
     pairs = verdicts.pairs
-    is_large = pairs.records(i)[0].nbytes > THRESHOLDS.most_error_bytes
-    if pairs[i].layout is None or pairs.is_exact(i) or is_large or not pairs.is_stored(i):
-        return None
-    reference, port = pairs.values(i)
-    with np.errstate(invalid="ignore"):
-        error = port.astype(np.float64) - reference.astype(np.float64)
-    return np.nan_to_num(error.reshape(-1), posinf=0.0, neginf=0.0)
+    for trace, row in ((pairs.reference, pairs[i].reference[0]), (pairs.port, pairs[i].port[0])):
+        arguments = trace.calls.inputs(int(trace.calls.of_row[row]))
+        if any(may_mask(trace.records[argument]) for argument in arguments):
+            return True
+    return False
 
 
-REPETITIONS = (_without_repeated, _without_kept_state, _without_carried, _without_tied)
-"""What leaves out findings that an earlier finding explains, in this order."""
+def _differs_at_all(verdicts: Verdicts, place: int, siblings: frozenset[str]) -> bool:
+    """Whether an attribute that differs at a call differs at all siblings: it comes from no tensor, so none of them inherited it."""
+    if verdicts.flow.kind(place) != "attr":
+        return False
+    end = verdicts.pairs.records(place)[0].end
+    attributes = [i for i in range(len(verdicts)) if verdicts.flow.kind(i) == "attr" and verdicts.pairs.records(i)[0].end == end]
+    wrong = [i for i in attributes if verdicts.comparisons.judged(i).diverged and verdicts.effects.of(i) != "no effect"]
+    return siblings <= {verdicts.pairs.records(i)[0].site for i in wrong}
+
+
+def _common_prefix(paths: list[list[str]]) -> str:
+    """The module path that all paths, given by their segments, lie below."""
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+# -- after a bisection ---------------------------------------------------------------------------------------------------------------------
 
 
 def sharing(verdicts: Verdicts, first: int) -> list[int]:
@@ -190,66 +236,3 @@ def sharing(verdicts: Verdicts, first: int) -> list[int]:
 def _seems_introduced(verdicts: Verdicts, i: int) -> bool:
     """Whether a pair is a divergence and nothing that it can come from seems to be."""
     return verdicts.seems_dirty(i) and not any(map(verdicts.seems_dirty, verdicts.flow.predecessors(i)))
-
-
-def _differs_at_all_siblings(verdicts: Verdicts, group: Sequence[Finding], pattern: str) -> bool:
-    """Whether an attribute that differs at a call differs at all siblings: it comes from no tensor, so none of them inherited it."""
-    left = verdicts.pairs.records(group[0].place)[0]
-    if verdicts.flow.kind(group[0].place) != "attr":
-        return False
-    siblings = _siblings(verdicts, pattern, left.end)
-    attributes = [i for i in range(len(verdicts)) if verdicts.flow.kind(i) == "attr" and verdicts.pairs.records(i)[0].end == left.end]
-    wrong = [i for i in attributes if verdicts.comparisons.judged(i).diverged and verdicts.effects.of(i) != "no effect"]
-    sites = {verdicts.pairs.records(i)[0].site for i in wrong}
-    return {site for site in sites if pattern_of(site) == pattern} == siblings
-
-
-def _siblings(verdicts: Verdicts, pattern: str, end: str) -> set[str]:
-    """The sites of one role at which this end is compared."""
-    records = (verdicts.pairs.records(i)[0] for i in range(len(verdicts)))
-    return {record.site for record in records if record.end == end and pattern_of(record.site) == pattern}
-
-
-def _lifted(verdicts: Verdicts, group: list[Finding], pattern: str, siblings: set[str]) -> Finding:
-    """One finding for all, charged to the common caller where what is wrong comes from there."""
-    first = min(group, key=lambda finding: finding.place)
-    shared = replace(first, shared_by=len(siblings), pattern=pattern)
-    if not _comes_from_above(verdicts, group, pattern):
-        return shared
-    common = _common_prefix([path.split(".") for path in (*(finding.culprit[0] for finding in group), *map(module_of, siblings))])
-    for _, caller in paired_callers(verdicts, verdicts.flow.call(first.place)):
-        if is_below(common, caller[0]):
-            return replace(shared, culprit=caller)
-    return replace(shared, culprit=("", ""))
-
-
-def _comes_from_above(verdicts: Verdicts, group: list[Finding], pattern: str) -> bool:
-    """Whether all siblings were handed what is wrong: the very same tensor, or a mask (the masks of attention come from its callers)."""
-    records = [verdicts.pairs.records(finding.place)[0] for finding in group]
-    kind = verdicts.flow.kind(group[0].place)
-    if kind == "input":
-        return len({record.digest for record in records}) == 1
-    if kind == "attr":
-        return "causal" in records[0].end or "mask" in records[0].end
-    is_attention = re.search(r"att(entio)?n", re.split(r"[.!]", pattern)[-1], re.IGNORECASE) is not None
-    return is_attention and (len(group) > THRESHOLDS.couple or any(_is_handed_a_mask(verdicts, finding.place) for finding in group))
-
-
-def _is_handed_a_mask(verdicts: Verdicts, i: int) -> bool:
-    """Whether a mask is an argument of the call that a pair belongs to, on either side: only then may it come from above."""
-    pairs = verdicts.pairs
-    for trace, row in ((pairs.reference, pairs[i].reference[0]), (pairs.port, pairs[i].port[0])):
-        arguments = trace.calls.inputs(int(trace.calls.of_row[row]))
-        if any(may_mask(trace.records[argument]) for argument in arguments):
-            return True
-    return False
-
-
-def _common_prefix(paths: list[list[str]]) -> str:
-    """The module path that all paths, given by their segments, lie below."""
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)

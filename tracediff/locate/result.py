@@ -12,8 +12,8 @@ from tracediff.compare import Judgement, Metrics
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
-Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise", "equivalent", "borderline"]
-EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "untold", "noise", "equivalent", "borderline")
+Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline"]
+EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline")
 """Why a pair that diverged is no divergence."""
 Blame = Literal["module", "caller", "weights", "input", "random"]
 
@@ -39,7 +39,7 @@ class Comparison:
     reconciles the two), "raised" (a call of one side raised instead), "served" (the port computed nothing: the tensor was served from a
     trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives
     the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
-    "moved", "no effect", "untold" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
+    "moved", "no effect", "unclear" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
     (nothing but noise-sensitive ids sent the two runs different ways), "equivalent" (nothing follows from it), "borderline" (little more
     than what is allowed, and like noise).
     """
@@ -55,6 +55,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """Two tensors whose shapes differ in the length of one axis, or of several axes alike.
+
+    ``axes`` are the reference's. ``agree``: so many indices along the first of them agree, counted from the start, or from the end where
+    ``at_end``; None where the values were not compared.
+    """
+
+    axes: tuple[int, ...]
+    reference: int
+    port: int
+    agree: int | None = None
+    at_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """An introduced divergence: ``place`` indexes `Located.comparisons`.
 
@@ -62,8 +77,9 @@ class Finding:
     call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
     ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is allowed the error is, None
     where no error was measured or no limit on the relative L2 is set. ``last_same``: the last pair before it that agrees.
-    ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
-    ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
+    ``suspects``: unpaired sites and missing calls there, as (side, text). ``places`` counts all places of the fault, ``calls`` the calls of
+    the site among them, ``shared_by`` the same-role siblings among them; of ``siblings`` in all, whose sites fit ``pattern``. ``length``:
+    the length in which the shapes differ, if they do.
     """
 
     place: int
@@ -74,9 +90,12 @@ class Finding:
     last_same: int | None
     times: float | None = None
     suspects: tuple[tuple[str, str], ...] = ()
+    places: int = 1
     calls: int = 1
     shared_by: int = 1
+    siblings: int = 1
     pattern: str = ""
+    length: Length | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
-from tracediff.alignment.axes import apply_reference, restore
+from tracediff.alignment.axes import apply_reference, likely_axes, restore
 from tracediff.dtype import Array
 from tracediff.observe.observer import Run
 from tracediff.trace import Trace, schema
 
 CACHE_BYTES = 64 * 1024 * 1024
 """Reference tensors of up to so many bytes are kept, since an input is nearly always an earlier output."""
-
-_MOST_AXES = 5  # of tensors whose axes are tried in every order
 
 
 class Values:
@@ -163,18 +160,6 @@ class Replacements:
             values = values.astype(kind.view)
         permutation = self._layouts.get((site, end)) or self._layouts.get((site, str(values.ndim)))
         return values if permutation is None or len(permutation) != values.ndim else values.transpose(np.argsort(permutation))
-
-
-def likely_axes(reference: tuple[int, ...], port: tuple[int, ...]) -> tuple[int, ...]:
-    """The order of the reference's axes in which most lengths are those of the port: the plain one unless another is better.
-
-    >>> likely_axes((2, 80, 100), (2, 101, 80)), likely_axes((2, 3), (2, 4))
-    ((0, 2, 1), (0, 1))
-    """
-    plain = tuple(range(len(reference)))
-    if len(reference) != len(port) or len(port) > _MOST_AXES:
-        return plain
-    return max(permutations(plain), key=lambda order: sum(reference[axis] == length for axis, length in zip(order, port, strict=True)))
 
 
 def _layouts(reference: Trace, alignment: Alignment) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -87,12 +87,11 @@ def _divergence(result: Report, place: int) -> dict[str, Any]:
         facts.setdefault(label, []).append(value)
     return {
         "culprit": module(divergence.culprit.port),
+        "count": divergence.count,
         "reference": module(divergence.culprit.reference),
         "seen": _seen(divergence.site),
         "stage": divergence.site.stage,
-        "introduced": "shape"
-        if divergence.metrics is None and divergence.shapes["reference"] != divergence.shapes["port"]
-        else number(divergence.introduced),
+        "introduced": text.introduced(divergence),
         "floor": number(divergence.floor),
         "limit": text.limit(result, place),
         "causes": divergence.causes,

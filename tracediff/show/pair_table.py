@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from tracediff.locate import EXCUSED
-from tracediff.show.words import BAD, LABEL, QUIET, module, number, short_call
+from tracediff.show.words import BAD, LABEL, QUIET, module, number, short_call, short_length
 
 if TYPE_CHECKING:
     from tracediff.report import Row
@@ -56,9 +56,17 @@ def cells_of(row: Row) -> tuple[str, ...]:
     """The cells of a pair, under `HEADS`."""
     where = row.where
     port = "=" if where.port == where.reference else where.port or "the root"
-    error = f">{number(row.at_least)}" if row.rel_l2 is None and row.at_least else number(row.rel_l2)
     limit = "none" if row.by == "exact" else "noise" if row.by == "sensitive" else number(row.limit)
-    return (module(where.reference), port, where.end, short_call(where.call), error, number(row.max_abs), limit, state(row))
+    return (module(where.reference), port, where.end, short_call(where.call), error(row), number(row.max_abs), limit, state(row))
+
+
+def error(row: Row) -> str:
+    """The error of a pair in a cell: its relative L2, at least so much where it was not read, two lengths, or what else there is of it."""
+    if row.length is not None:
+        return short_length(row.length)
+    if row.how in ("shape", "raised"):
+        return row.how
+    return f">{number(row.at_least)}" if row.rel_l2 is None and row.at_least else number(row.rel_l2)
 
 
 def state(row: Row) -> str:

@@ -24,7 +24,7 @@ from tracediff.alignment import axes as layouts
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED
-from tracediff.show.words import counted, module, number, short_call
+from tracediff.show.words import counted, lengths, module, number, short_call
 from tracediff.trace import open_trace
 
 if TYPE_CHECKING:
@@ -52,25 +52,28 @@ class Picture(Figure):
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The vertical axis: decades from ``low`` to ``high``; what is zero or infinite stands on a line of its own below or above."""
+    """The vertical axis: decades from ``low`` to ``high``; what is zero, or no number, stands on a line of its own below or above.
+
+    ``beyond`` names what is no number: other lengths and shapes, calls that raised, values that are not finite; "" where there is none.
+    """
 
     low: float
     high: float
     has_zero: bool
-    has_infinite: bool
+    beyond: str
 
     @property
     def zero(self) -> float:
         return self.low / 10**0.7
 
     @property
-    def infinite(self) -> float:
+    def top(self) -> float:
         return self.high * 10**0.7
 
     def place(self, value: float) -> float:
         if value <= 0:
             return self.zero
-        return self.infinite if math.isinf(value) or value > _HIGHEST else max(value, self.low)
+        return self.top if math.isinf(value) or value > _HIGHEST else max(value, self.low)
 
 
 def sites(result: Report, *, width: float = 11.0, height: float = 5.0) -> Picture:
@@ -103,7 +106,14 @@ def _scale(rows: Sequence[Row]) -> _Scale:
     known = [value for value in (*shown, *limits) if _LOWEST < value < _HIGHEST] or [1e-6]
     low, high = 10.0 ** math.floor(math.log10(min(known))), 10.0 ** math.ceil(math.log10(max(known) * 1.2))
     low = min(low, high / 1e4)
-    return _Scale(low, high, any(value <= 0 for value in shown), any(value > _HIGHEST for value in shown))
+    return _Scale(low, high, any(value <= 0 for value in shown), "\n".join(dict.fromkeys(filter(None, map(_beyond, rows)))))
+
+
+def _beyond(row: Row) -> str:
+    """What a pair differs in that is no number; "" where its error is one."""
+    if _error(row) <= _HIGHEST:
+        return ""
+    return "other length" if row.length is not None else {"shape": "other shape", "raised": "raised"}.get(row.how, "not finite")
 
 
 def _draw_stages(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
@@ -206,7 +216,7 @@ def _name_first(ax: Axes, result: Report, x: int, y: float, scale: _Scale) -> No
     limit = result.rows[x].limit or math.sqrt(scale.low * scale.high)
     below = max(limit, scale.low) / (scale.high / scale.low) ** 0.06
     ax.annotate(
-        f"{_short(module(result.first.culprit.port))}\n{_seen(result.first)}, {number(_error(result.rows[x]))}",
+        f"{_short(module(result.first.culprit.port))}\n{_seen(result.first)}, {_told(result.first, result.rows[x])}",
         (x, y),
         xytext=(-24, 0) if is_left else (x + 0.02 * len(result.rows), below),
         textcoords="offset points" if is_left else "data",
@@ -220,6 +230,11 @@ def _name_first(ax: Axes, result: Report, x: int, y: float, scale: _Scale) -> No
         zorder=7,
         parse_math=False,
     )
+
+
+def _told(divergence: Divergence, row: Row) -> str:
+    """The size of a divergence: two lengths, its error, or what else it is."""
+    return lengths(divergence.length) if divergence.length is not None else _beyond(row) or number(_error(row))
 
 
 def _seen(divergence: Divergence) -> str:
@@ -243,7 +258,7 @@ def _dress(figure: Picture, ax: Axes, result: Report, scale: _Scale) -> None:
     ax.set_yscale("log")
     bottom, top = (
         scale.zero / 10**0.5 if scale.has_zero else scale.low / 2,
-        scale.infinite * 10**0.5 if scale.has_infinite else scale.high * 1.5,
+        scale.top * 10**0.5 if scale.beyond else scale.high * 1.5,
     )
     ax.set_ylim(bottom, top)
     ax.set_xlim(-0.5 - 0.01 * len(rows), len(rows) - 0.5 + 0.01 * len(rows))
@@ -262,16 +277,16 @@ def _dress(figure: Picture, ax: Axes, result: Report, scale: _Scale) -> None:
 
 
 def _tick_errors(ax: Axes, scale: _Scale) -> None:
-    """Decades, at most a dozen, and the lines of what is zero and infinite."""
+    """Decades, at most a dozen, and the lines of what is zero and what is no number."""
     low, high = round(math.log10(scale.low)), round(math.log10(scale.high))
     step = max(1, math.ceil((high - low) / 10))
     ticks = [10.0**exponent for exponent in range(low, high + 1, step)]
-    ticks += [scale.zero] * scale.has_zero + [scale.infinite] * scale.has_infinite
-    names = {scale.zero: "bit-identical", scale.infinite: "infinite"}
+    ticks += [scale.zero] * scale.has_zero + [scale.top] * bool(scale.beyond)
+    names = {scale.zero: "bit-identical", scale.top: scale.beyond}
     ax.yaxis.set_major_locator(FixedLocator(ticks))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, f"$10^{{{round(math.log10(value))}}}$")))
-    for line, exists in ((scale.low / 10**0.35, scale.has_zero), (scale.high * 10**0.35, scale.has_infinite)):
+    for line, exists in ((scale.low / 10**0.35, scale.has_zero), (scale.high * 10**0.35, scale.beyond)):
         if exists:
             ax.axhline(line, color="#BBBBBB", linewidth=0.6, zorder=1)
 
@@ -324,7 +339,8 @@ def _values(result: Report, divergence: Divergence) -> tuple[Array, Array]:
         raise TracediffError("This report has no table of pairs (it was read from JSON); compare the traces again to draw its culprit.")
     layout = row.pair.layout
     if layout is None or "text" in divergence.dtypes.values():
-        raise TracediffError(f"Nothing to draw at {divergence.site.port!r}: shapes {divergence.shapes} cannot be laid over each other.")
+        why = lengths(divergence.length) if divergence.length else f"shapes {divergence.shapes} cannot be laid over each other"
+        raise TracediffError(f"Nothing to draw at {divergence.site.port!r}: {why}.")
     with open_trace(result.reference["path"]) as first, open_trace(result.port["path"]) as second:
         ours = [first.records[number] for number in row.pair.reference]
         theirs = [second.records[number] for number in row.pair.port]

@@ -5,6 +5,7 @@ Each function returns something that `console` prints; `plain` gives it as a str
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from tracediff.show.words import (
     counted,
     grouped,
     html,
+    lengths,
     listed,
     markdown_table,
     markdown_text,
@@ -36,6 +38,7 @@ from tracediff.show.words import (
     plain,
     shape,
     short_call,
+    short_length,
     table,
 )
 
@@ -56,6 +59,7 @@ __all__ = [
     "facts",
     "headline",
     "html",
+    "introduced",
     "limit",
     "markdown",
     "pairs",
@@ -167,6 +171,8 @@ def _size(result: Report, place: int) -> str:
     metrics = divergence.metrics
     if _raised(divergence):
         return _AFTER_MESSAGE.split(_raised(divergence).removeprefix("the port "))[0]
+    if divergence.length is not None:
+        return lengths(divergence.length)
     if metrics is None and divergence.shapes["reference"] != divergence.shapes["port"]:
         return f"shape {shape(divergence.shapes['port'])}, in the reference {shape(divergence.shapes['reference'])}"
     if values := judged.get("values"):
@@ -174,6 +180,10 @@ def _size(result: Report, place: int) -> str:
     if judged.get("by") == "exact" and metrics is not None:
         verb = "differs" if metrics.mismatched == 1 else "differ"
         return f"{metrics.mismatched:,} of {counted(metrics.count, 'value')} {verb}, {allowance(None, 'exact')}"
+    if metrics is not None and math.isinf(metrics.rel_l2):
+        return (
+            "a value is not finite on one side only" if math.isinf(metrics.max_abs) else "the reference is zero throughout, the port is not"
+        )
     verb = "they differ by" if judged.get("blame") in ("input", "random") else "introduced"
     least = "at least " if metrics is None else ""
     limit = allowance(judged.get("limit"), judged.get("by"), divergence.floor, result.certificate)
@@ -185,11 +195,13 @@ def _raised(divergence: Divergence) -> str:
     return next((cause.evidence for cause in divergence.causes if cause.kind == "raised"), "")
 
 
-def _introduced(divergence: Divergence, judged: dict[str, Any]) -> str:
+def introduced(divergence: Divergence) -> str:
     """The size of an error in a table's cell."""
     if _raised(divergence):
         return "raised"
-    return "shape" if divergence.metrics is None and judged.get("by") == "exact" else number(divergence.introduced)
+    if divergence.length is not None:
+        return f"length {short_length(divergence.length)}"
+    return "shape" if divergence.metrics is None and math.isinf(divergence.introduced) else number(divergence.introduced)
 
 
 def _evidence(result: Report, place: int) -> Table:
@@ -210,7 +222,7 @@ def facts(result: Report, place: int) -> list[tuple[str, str]]:
     known = [
         ("Blame", _blame(result, place)),
         ("Doubt", _doubt(divergence)),
-        ("Shared", _shared(judged)),
+        ("Shared", _shared(divergence, judged)),
         ("Call", _call(divergence)),
         ("Error", "" if judged.get("values") else _error(divergence)),
         ("Tensor", _tensor(divergence)),
@@ -246,11 +258,29 @@ def _doubt(divergence: Divergence) -> str:
     return f"what arrives is off by {number(arrives)} already: the error may have grown over many sites, rather than be made here"
 
 
-def _shared(judged: dict[str, Any]) -> str:
-    calls, siblings = judged.get("calls", 1), judged.get("shared_by", 1)
-    same = [f"at all {siblings} of {judged['pattern']}"] if siblings > 1 else []
-    same += [f"at {counted(calls - 1, 'later call')} of this site"] if calls > 1 else []
-    return f"the same {' and '.join(same)}" if same else ""
+def _shared(divergence: Divergence, judged: dict[str, Any]) -> str:
+    """At how many places a fault shows, and at which."""
+    calls = judged.get("calls", 1)
+    where = [_siblings(judged), f"{counted(calls - 1, 'later call')} of this site" if calls > 1 else ""]
+    told = ", ".join(filter(None, where))
+    if divergence.count == 1:
+        return f"the same at {told}" if told else ""
+    return f"one fault at {counted(divergence.count, 'place')}{f': {told}' if told else ''}"
+
+
+def _siblings(judged: dict[str, Any]) -> str:
+    """At how many siblings of its role a fault shows: all of them, or some."""
+    shared_by = judged.get("shared_by", 1)
+    of = judged.get("siblings", shared_by)
+    count = f"all {of}" if shared_by == of else f"{shared_by} of {of}"
+    return f"{count} of {judged['pattern']}" if shared_by > 1 else ""
+
+
+def _places(divergence: Divergence, judged: dict[str, Any]) -> str:
+    """The same behind a name in a table."""
+    told = [counted(divergence.count, "place") if divergence.count > 1 else "", _siblings(judged)]
+    shown = ", ".join(filter(None, told))
+    return f" ({shown})" if shown else ""
 
 
 def _error(divergence: Divergence) -> str:
@@ -311,13 +341,12 @@ def _others(result: Report) -> Table:
     for place, divergence in enumerate(result.divergences[1 : 1 + MOST_OTHERS], 1):
         judged, site = _judged(result, place), divergence.site
         seen = site.end if site.port == divergence.culprit.port else f"{site.end} of {site.port}"
-        shared = f" (all {judged['shared_by']} {judged['pattern']})" if judged.get("shared_by", 1) > 1 else ""
         call = short_call(site.call)
         lines.add_row(
-            Text(module(divergence.culprit.port) + shared),
+            Text(module(divergence.culprit.port) + _places(divergence, judged)),
             Text(module(divergence.culprit.reference)),
             Text(seen + (f" ({call})" if call else "")),
-            _introduced(divergence, judged),
+            introduced(divergence),
             limit(result, place),
             Text(divergence.causes[0].kind if divergence.causes else "unknown"),
         )
@@ -452,8 +481,8 @@ def markdown(result: Report) -> str:
 def _divergence_line(result: Report, place: int) -> tuple[str, ...]:
     divergence = result.divergences[place]
     cause = divergence.causes[0].kind if divergence.causes else "unknown"
-    names = module(divergence.culprit.port), module(divergence.culprit.reference)
-    return *names, number(divergence.introduced), limit(result, place), cause
+    port = module(divergence.culprit.port) + _places(divergence, _judged(result, place))
+    return port, module(divergence.culprit.reference), introduced(divergence), limit(result, place), cause
 
 
 def _stage_line(stage: Stage) -> tuple[str, ...]:

@@ -12,12 +12,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tracediff.site import pattern_of
+
+if TYPE_CHECKING:
+    from tracediff.locate import Length
 
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
@@ -61,7 +64,7 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     if math.isnan(value) or math.isinf(value):
-        return "infinite" if math.isinf(value) else "NaN"
+        return "not finite" if math.isinf(value) else "NaN"
     return f"{value:.1e}" if value else "0"
 
 
@@ -133,6 +136,38 @@ def shape(sizes: Sequence[int]) -> str:
     ('(2, 3)', '(4,)', '()')
     """
     return str(tuple(sizes))
+
+
+def lengths(one: Length) -> str:
+    """In which length two tensors differ, and how far what both have agrees.
+
+    >>> from tracediff.locate import Length
+    >>> lengths(Length((1,), 48, 52, 48)), lengths(Length((2, 3), 52, 48))
+    ('length 52, in the reference 48 (axis 1); the first 48 agree', 'length 48, in the reference 52 (axes 2 and 3)')
+    """
+    *before, last = map(str, one.axes)
+    axes = f"axes {', '.join(before)} and {last}" if before else f"axis {last}"
+    return f"length {one.port}, in the reference {one.reference} ({axes}){_agreeing(one)}"
+
+
+def _agreeing(one: Length) -> str:
+    common, end = min(one.reference, one.port), "last" if one.at_end else "first"
+    if one.agree is None or not common:
+        return ""
+    if not one.agree:
+        return "; the first differs already"
+    verb = "agrees" if one.agree == 1 else "agree"
+    return f"; the {end} {one.agree}{f' of {common}' if one.agree < common else ''} {verb}"
+
+
+def short_length(one: Length) -> str:
+    """The same in a cell.
+
+    >>> from tracediff.locate import Length
+    >>> short_length(Length((1,), 48, 52))
+    '52, not 48'
+    """
+    return f"{one.port}, not {one.reference}"
 
 
 _MARKDOWN = re.compile(r"[\\`*<>|~]|\](?=\()|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|&(?=#?\w+;)")
