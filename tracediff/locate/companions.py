@@ -22,10 +22,16 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
-    takers = list(_takers(verdicts, i, call))
-    if flagged is None:
-        return bool(takers) and all(_has_companion(verdicts, taker) for taker in takers)
-    return all(any(row in flagged for row in verdicts.flow.calls.outputs(taker)) for taker in takers or [call])
+    count = 0
+    for count, taker in enumerate(_takers(verdicts, i, call), 1):
+        if not (_has_companion(verdicts, taker) if flagged is None else _is_flagged(verdicts, taker, flagged)):
+            return False
+    return bool(count) or (flagged is not None and _is_flagged(verdicts, call, flagged))
+
+
+def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
+    """Whether a forced run diverged at what a call returned: given the reference's tensors, it goes wrong."""
+    return any(row in flagged for row in verdicts.flow.calls.outputs(call))
 
 
 def _takers(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
@@ -42,7 +48,7 @@ def _takers(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
 def _differing(verdicts: Verdicts, i: int, call: int) -> list[int]:
     """What a call is handed that differs, from a place on."""
     handed = verdicts.flow.pairs_at(verdicts.flow.calls.inputs(call))
-    return [j for j in handed if j >= i and verdicts.comparisons.judged(j).diverged]
+    return [j for j in handed if j >= i and not verdicts.expected.agrees(j)]
 
 
 def _has_companion(verdicts: Verdicts, call: int) -> bool:
