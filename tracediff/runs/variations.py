@@ -110,7 +110,7 @@ class LocalNoise(Variation):
         kind = dtypes.of(stored)
         if kind.is_exact or is_whole(stored):
             return stored
-        size = self._size(kind, row)
+        size = self._noise(kind)
         generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
         wide = stored.astype(dtypes.wide_type(stored))
         with np.errstate(invalid="ignore", over="ignore"):
@@ -136,25 +136,9 @@ class LocalNoise(Variation):
     def _noise(self, kind: DType) -> float:
         return self._units * max(kind.roundoff, self._roundoff)
 
-    def _size(self, kind: DType, row: int) -> float:
-        """The relative size of the noise of a record."""
-        return self._noise(kind)
-
 
 class AccumulatedNoise(LocalNoise):
-    """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs.
-
-    ``own``: the error of the arithmetic that makes each record. Where it is far beyond one rounding (the sine of a large phase), the noise
-    is as large as that error.
-    """
-
-    def __init__(self, trace: Trace, draw: int, own: Array) -> None:
-        super().__init__(trace, draw)
-        self._own = own
-
-    def _size(self, kind: DType, row: int) -> float:
-        own = float(self._own[row])
-        return own if THRESHOLDS.ill_conditioned_units * kind.roundoff < own < math.inf else kind.roundoff
+    """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs."""
 
     def base(self, stored: Array, tensor: Any) -> Array:
         return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)

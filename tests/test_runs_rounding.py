@@ -1,0 +1,144 @@
+"""What the noise floor sees since every operation is off by a rounding: times, running sums, and code that keeps its dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tracediff as td
+from tracediff.compare import compare
+from tracediff.runs.floor import measure
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from tracediff.observe.adapters.torch_rounding import Rounding  # noqa: E402
+
+UNIT = 2.0**-24
+HALF_WIDTH = 16
+
+
+def embedded(times: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of whole-numbered times, in float32 throughout as diffusers' `Timesteps`, whatever the model's dtype."""
+    rates = torch.exp(-np.log(1e4) * torch.arange(HALF_WIDTH, dtype=torch.float32) / HALF_WIDTH)
+    phases = times[:, None].float() * rates
+    return torch.cat([phases.cos(), phases.sin()], -1)
+
+
+def embedded_elsewhere(times: np.ndarray) -> np.ndarray:
+    """The same by another formula for the rates."""
+    rates = np.float32(1e4) ** (-np.arange(HALF_WIDTH, dtype=np.float32) / np.float32(HALF_WIDTH))
+    phases = times.astype(np.float32)[:, None] * rates
+    return np.concatenate([np.cos(phases), np.sin(phases)], -1)
+
+
+def running(rate: torch.Tensor) -> torch.Tensor:
+    """The sine of a phase that adds up: PyTorch adds in float64."""
+    return torch.sin(2 * torch.pi * torch.cumsum(rate / 24000, -1))
+
+
+def running_elsewhere(rate: np.ndarray) -> np.ndarray:
+    return np.sin(np.float32(2 * np.pi) * np.add.accumulate(rate / np.float32(24000), axis=-1, dtype=np.float32))
+
+
+CODE: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., np.ndarray], np.ndarray]] = {
+    "whole-numbered times": (embedded, embedded_elsewhere, np.array([937, 833, 437])),
+    "a running sum": (running, running_elsewhere, np.full((1, 24000), 220.3, np.float32)),
+}
+
+
+class Coded(nn.Module):
+    """Code of its own before a layer, as a port's code is that no hook sees."""
+
+    def __init__(self, code: Callable[..., torch.Tensor], width: int) -> None:
+        super().__init__()
+        self.code, self.layer = code, nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.code(x))
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_floor_explains_what_another_library_makes_of(name: str, tmp_path: Path) -> None:
+    code, elsewhere, given = CODE[name]
+    x = torch.from_numpy(given)
+    exact = code(x).numpy()
+    with torch.no_grad(), td.capture(Coded(code, exact.shape[-1]).eval(), (x,), to=tmp_path / "ref.h5") as trace:
+        row = next(record.row for record in trace.records if (record.site, record.end) == ("layer", "input[0]"))
+        assert trace.floor is not None
+        floor = float(trace.floor["float64"][row])
+    error = compare(exact, elsewhere(given)).rel_l2
+    assert error > 20 * UNIT, "or this test would show nothing"
+    assert error < 5 * floor < 100 * error
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_without_these_roundings_it_does_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, elsewhere, given = CODE[name]
+    x = torch.from_numpy(given)
+    exact = code(x).numpy()
+    model = Coded(code, exact.shape[-1]).eval()
+    with torch.no_grad(), td.capture(model, (x,), to=tmp_path / "ref.h5", floor=False) as trace:
+        monkeypatch.setattr(Rounding, "__torch_dispatch__", lambda self, func, types, args=(), kwargs=None: func(*args, **(kwargs or {})))
+        table, _ = measure(model, (x,), trace)
+        row = next(record.row for record in trace.records if (record.site, record.end) == ("layer", "input[0]"))
+    assert compare(exact, elsewhere(given)).rel_l2 > 5 * max(table["float64"][row], table["noise"][row] * UNIT)
+
+
+class TestRounding:
+    def test_each_operation_is_off_by_its_units_and_equal_results_equally(self) -> None:
+        x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).repeat(2)
+        with Rounding(2.0):
+            off = torch.sin(x)
+        error = (off.double() - torch.sin(x.double())).abs() / torch.sin(x.double()).abs()
+        assert UNIT < error.max() < 4 * UNIT
+        assert torch.equal(off[:1000], off[1000:])
+
+    @pytest.mark.parametrize(
+        "exact",
+        [
+            lambda x: torch.arange(20).float() * 0.5,
+            lambda x: x.relu().abs().T.contiguous().flip(0),
+            lambda x: torch.where(x > 0, x, -torch.inf),
+            lambda x: (x > 0).float() * torch.finfo(torch.float32).min,
+            lambda x: torch.cat([x, x]).index_select(0, torch.tensor([3, 1])).clamp(-0.5, 0.5),
+        ],
+    )
+    def test_what_rounds_nothing_stays_bit_for_bit(self, exact: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+        with Rounding(2.0):
+            off = exact(x)
+        assert torch.equal(off, exact(x))
+
+    def test_an_operation_in_place_changes_its_tensor_and_the_views_of_it(self) -> None:
+        x = torch.randn(6, generator=torch.Generator().manual_seed(0))
+        y, z = x.clone(), x.clone()
+        view = y.view(2, 3)
+        with Rounding(2.0):
+            y.mul_(0.3)
+            torch.mul(x, 0.3, out=z)
+        assert torch.equal(view.reshape(-1), y)
+        assert not torch.equal(y, x * 0.3)
+        assert torch.allclose(y, x * 0.3, rtol=1e-6)
+        assert torch.allclose(z, x * 0.3, rtol=1e-6)
+
+    def test_no_generator_moves(self) -> None:
+        torch.manual_seed(0)
+        first = torch.randn(3)
+        torch.manual_seed(0)
+        with Rounding(2.0):
+            torch.sin(torch.ones(3)).sum()
+        assert torch.equal(torch.randn(3), first)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+    def test_every_dtype_is_off_by_its_own_unit_but_wide_ones_by_that_of_float32(self, dtype: torch.dtype) -> None:
+        x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+        with Rounding(2.0):
+            off = x * 0.3
+        unit = max(torch.finfo(dtype).eps / 2, UNIT)
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        error = float((off.to(wide) - x.to(wide) * 0.3).norm() / (x.to(wide) * 0.3).norm())
+        assert 0.5 * unit < error < 4 * unit
