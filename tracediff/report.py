@@ -26,6 +26,7 @@ from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
 from tracediff.site import is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.calls import TOP
+from tracediff.trace.caveats import caveats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +170,8 @@ class Report:
 
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
     those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
-    follows from them. ``rows`` holds every pair (empty in a report read from JSON).
+    follows from them. ``caveats``: sentences that make the verdict doubtful (a run in training mode, or that does not repeat itself).
+    ``rows`` holds every pair (empty in a report read from JSON).
     """
 
     verdict: Verdict
@@ -183,6 +185,7 @@ class Report:
     weights: Weights
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
+    caveats: tuple[str, ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -211,6 +214,7 @@ class Report:
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
             "equivalent": [asdict(form) for form in self.equivalent],
+            "caveats": list(self.caveats),
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -302,6 +306,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
+        "caveats": tuple(data.get("caveats", ())),
     }
 
 
@@ -363,6 +368,7 @@ def build(
         weights=Weights() if weights is None else _weight_lines(weights),
         certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
+        caveats=(*caveats(reference, "reference"), *caveats(port, "port")),
         rows=rows,
     )
 

@@ -71,7 +71,7 @@ __all__ = [
 
 def report(result: Report) -> RenderableType:
     """The whole report, its answer in the first line."""
-    parts: list[RenderableType] = [_headline(result)]
+    parts: list[RenderableType] = [_headline(result), *_caveats(result)]
     if result.first is not None:
         parts.append(Padding(_evidence(result, 0), (1, 0, 0, 2), expand=False))
     if len(result.divergences) > 1:
@@ -95,6 +95,11 @@ def _headline(result: Report) -> Text:
     if result.first is None:
         return Text.assemble(("No verdict", DOUBTFUL), f": {_no_verdict(result)}")
     return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
+
+
+def _caveats(result: Report) -> list[Text]:
+    """What makes the answer doubtful, a line for each thing."""
+    return [Text(line, DOUBTFUL) for line in result.caveats]
 
 
 def _agreement(result: Report) -> str:
@@ -391,8 +396,6 @@ def _runs(result: Report) -> Iterable[tuple[str, str]]:
     for side, trace in (("reference", result.reference), ("port", result.port)):
         if trace.get("complete") is False and result.verdict is not None:
             yield f"The {side}'s run did not come to its end.", DOUBTFUL
-        if trace.get("repeats") is False:
-            yield f"The {side} does not repeat itself: two runs of it differ.", DOUBTFUL
     if result.mode == "forced" and result.verdict == "same":
         yield "Each part was fed the reference's tensors: that the whole works takes a run of its own too.", DOUBTFUL
 
@@ -426,7 +429,7 @@ def _next(result: Report) -> Iterable[tuple[str, str]]:
 
 def markdown(result: Report) -> str:
     """The report as Markdown: what a pull request or an issue quotes. Names cannot be read as Markdown or HTML."""
-    lines = [f"**{markdown_text(headline(result))}**", ""]
+    lines = [f"**{markdown_text(headline(result))}**", *(f"\n**{markdown_text(line)}**" for line in result.caveats), ""]
     if result.first is not None:
         lines += [f"- {label}: {markdown_text(value)}" for label, value in facts(result, 0)]
     if len(result.divergences) > 1:
@@ -488,7 +491,7 @@ def diff(result: Report, *, every: bool = False) -> RenderableType:
     shown = range(len(result.rows)) if every else sorted(telling(result.rows))
     rest = len(result.rows) - len(shown)
     hidden = Text(f"{counted(rest, 'further pair')} agree or were not compared; --all lists them.", QUIET) if rest else Text("")
-    parts: list[RenderableType] = [_headline(result)]
+    parts: list[RenderableType] = [_headline(result), *_caveats(result)]
     if shown:
         parts += [Text(""), PairTable([result.rows[place] for place in shown])]
     return Group(*parts, Text(""), *([hidden] if rest else []), *_coverage(result))
