@@ -142,3 +142,42 @@ class TestRounding:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         error = float((off.to(wide) - x.to(wide) * 0.3).norm() / (x.to(wide) * 0.3).norm())
         assert 0.5 * unit < error < 4 * unit
+
+
+class TestCannotTell:
+    """A sine of a phase of a million turns: rounding of the phase alone makes any number of it."""
+
+    class Wave(nn.Module):
+        def __init__(self, turns: float, *, is_last: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.turns, self.layer, self.is_last = turns, nn.Linear(8, 8), is_last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wave = td.tap("wave", torch.sin(self.layer(x) * self.turns))
+            return wave if self.is_last else torch.stack([x, x.square()])
+
+    def report(self, folder: Path, turns: float, *, is_last: bool) -> td.Report:
+        """Of a port that rounds its phase otherwise."""
+        model = self.Wave(turns, is_last=is_last).eval()
+        port = self.Wave(turns * (1 + 2.0**-22), is_last=is_last).eval()
+        x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+        with torch.no_grad():
+            td.capture(model, x, to=folder / "ref.h5").close()
+            td.capture(port, x, to=folder / "port.h5", feed=folder / "ref.h5").close()
+        return td.diff(folder / "ref.h5", folder / "port.h5")
+
+    def test_where_rounding_is_as_large_as_the_values_nothing_is_called_the_same(self, tmp_path: Path) -> None:
+        report = self.report(tmp_path, 1e7, is_last=True)
+        assert report.verdict is None
+        assert {row.by for row in report.rows if row.where.reference == "#wave"} == {"cannot tell"}
+        assert str(report).startswith("No verdict: cannot tell the root output, which the run returned")
+        assert report.to_dict()["certificate"]["cannot_tell_returned"][0]["reference"] == ""
+
+    def test_what_the_run_returns_besides_is_judged_and_the_place_is_named(self, tmp_path: Path) -> None:
+        report = self.report(tmp_path, 1e7, is_last=False)
+        assert report.verdict == "same"
+        assert "Cannot tell: #wave value: rounding alone changes the reference by as much as its values" in " ".join(str(report).split())
+
+    def test_where_it_is_small_an_error_is_told(self, tmp_path: Path) -> None:
+        assert self.report(tmp_path, 10.0, is_last=True).verdict == "same"

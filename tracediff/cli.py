@@ -29,8 +29,8 @@ _CALLS = (
 )
 _SAVE = "Values, or statistics only."
 _FEED = (
-    "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of side "
-    "effects."
+    "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of "
+    "side effects."
 )
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _NO_FLOOR = "Do not measure the reference's noise floor (seven more runs)."

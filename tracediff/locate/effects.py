@@ -149,4 +149,4 @@ def is_flipped(comparison: Comparison, explained: float) -> bool:
         return False
     if judgement.by == "sensitive":
         return metrics.mismatched > 0
-    return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > explained
+    return judgement.by in ("floor", "cannot tell") and not metrics.exact and metrics.rel_l2 > explained

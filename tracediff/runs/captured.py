@@ -47,8 +47,8 @@ def captured(
     """Records a run to a new trace and returns its path.
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
-    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. Nothing is promised
-    of what a forced run leaves behind: it is made twice or more, fed or disturbed, and the last time is no plain one.
+    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
+    or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
     Otherwise the run is *free*. With ``options.floor`` it is run seven times more to measure its noise floor, and once or twice for each
     further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see whether it repeats. The rest is as in
     `tracediff.observe.recording.record_run`.

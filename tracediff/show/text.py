@@ -104,7 +104,7 @@ def _caveats(result: Report) -> list[Text]:
 
 def _agreement(result: Report) -> str:
     compared, total = result.coverage.compared, result.coverage.reference_records
-    judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by != "sensitive")
+    judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by not in ("sensitive", "cannot tell"))
     worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
     text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged"
     if worst is None or not worst.rel_l2:
@@ -123,6 +123,11 @@ def _no_verdict(result: Report) -> str:
         return (
             "the two runs chose different ids where the reference itself would under noise, and all that differs comes after that; "
             "a forced run (--feed) tells more"
+        )
+    if untold := _certified(result, "cannot_tell_returned"):
+        return (
+            f"cannot tell {listed(untold)}, which the run returned: rounding alone changes it in the reference by as much as its values, "
+            f"so that no fault would show; {counted(coverage.compared, 'record')} compared do not diverge"
         )
     served = grouped(dict.fromkeys(row.where.port for row in result.rows if row.how == "served"))
     if served and coverage.compared:
@@ -377,6 +382,11 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
         yield f"Moved: {listed(moved)}: the output differs, but all that uses it agrees.", QUIET
     if sensitive:
         yield f"Noise-sensitive: {listed(sensitive)}: ids differ where noise changes them in the reference too; no divergence.", DOUBTFUL
+    if untold := _certified(result, "cannot_tell"):
+        yield (
+            f"Cannot tell: {listed(untold)}: rounding alone changes the reference by as much as its values; no fault would show.",
+            DOUBTFUL,
+        )
     if harmless:
         yield f"Without effect: {listed(harmless)}: the input differs, but what is computed from it agrees.", QUIET
     by_absorber: dict[str, list[str]] = {}
@@ -388,7 +398,7 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
 
 def _certified(result: Report, name: str) -> list[str]:
     """The boundaries that the certificate lists under a name, those that differ only in numbers as one."""
-    return grouped(f"{where['reference']} {where['end']}" for where in result.certificate.get(name) or ())
+    return grouped(f"{module(where['reference'])} {where['end']}" for where in result.certificate.get(name) or ())
 
 
 def _runs(result: Report) -> Iterable[tuple[str, str]]:

@@ -25,7 +25,7 @@ def trains_otherwise(module: Mapping[str, Any]) -> bool:
 def caveats(trace: Trace, side: str) -> list[str]:
     """Sentences to be said before any verdict on a run; ``side`` is what they call it: "reference", "port", "run".
 
-    Of others than a reference training mode is said only where a module works otherwise in it: every module is in it until `eval` is called.
+    Of others than a reference training mode is said only where a module works otherwise in it: modules are in it until `eval` is called.
     """
     meta, said = trace.meta, []
     module = next((module for module in meta.get("modules") or () if trains_otherwise(module)), None)
