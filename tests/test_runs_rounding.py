@@ -181,3 +181,30 @@ class TestCannotTell:
 
     def test_where_it_is_small_an_error_is_told(self, tmp_path: Path) -> None:
         assert self.report(tmp_path, 10.0, is_last=True).verdict == "same"
+
+
+class TestWholeNumbers:
+    """A time of 937 that a port in bfloat16 makes 936 of: no rounding, another time."""
+
+    class Timed(nn.Module):
+        def __init__(self, dtype: torch.dtype, time: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.dtype, self.time, self.net = dtype, time, Coded(embedded, 2 * HALF_WIDTH)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.net(torch.full((3,), self.time).to(self.dtype))
+
+    @pytest.mark.parametrize("mode", ["forced", "free"])
+    @pytest.mark.parametrize(("time", "first"), [(937.0, [""]), (936.0, [])])
+    def test_a_time_that_a_dtype_does_not_hold_is_charged_to_who_made_it(
+        self, mode: str, time: float, first: list[str], tmp_path: Path
+    ) -> None:
+        x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+        with torch.no_grad():
+            td.capture(self.Timed(torch.float32, time).eval(), x, to=tmp_path / "ref.h5").close()
+            fed = {"feed" if mode == "forced" else "random": tmp_path / "ref.h5"}
+            td.capture(self.Timed(torch.bfloat16, time).eval(), x, to=tmp_path / "port.h5", **fed).close()
+        report = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+        assert [one.culprit.reference for one in report.divergences][:1] == first
+        assert report.verdict == ("different" if first else "same")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.compare import compare
-from tracediff.dtype import Array, DType
+from tracediff.dtype import Array, DType, is_whole
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.runs.forcing import outputs_by_call, rows_by_place
 from tracediff.runs.replacements import Values
@@ -199,16 +199,3 @@ def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:
     sizes = np.abs(arrived[differs] - wide[differs])
     sizes = sizes[sizes > THRESHOLDS.beyond_noise * noise * norm / math.sqrt(stored.size)]
     return float(np.linalg.norm(sizes)) / norm if norm else 0.0
-
-
-def is_whole(values: Array) -> bool:
-    """Whether a real tensor holds whole numbers only: ids, lengths and masks in a float dtype, which no rounding changes.
-
-    >>> is_whole(np.float32([3, 0])), is_whole(np.float32([3, 0.5]))
-    (True, False)
-    """
-    if values.dtype.kind == "c":
-        return False
-    first = values.reshape(-1)[:64].astype(np.float64)  # most tensors show in a few values that they are not
-    with np.errstate(invalid="ignore"):
-        return bool((first == np.rint(first)).all()) and bool((values == np.rint(values)).all())
