@@ -208,3 +208,24 @@ class TestWholeNumbers:
         report = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
         assert [one.culprit.reference for one in report.divergences][:1] == first
         assert report.verdict == ("different" if first else "same")
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1 + 2.0**-23, "same"), (1 + 2e-5, "different")])
+def test_what_a_port_computes_before_it_is_first_fed_is_judged_by_all_that_led_there(factor: float, verdict: str, tmp_path: Path) -> None:
+    """The reference's wave passes a tap that the port does not have: the port's error there is not reset, and grows behind it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4).eval()
+    x = torch.rand(16, 8, generator=torch.Generator().manual_seed(0)) + 0.5
+
+    def run(x: torch.Tensor, *, is_tapped: bool) -> Callable[[], torch.Tensor]:
+        def centred() -> torch.Tensor:
+            wave = torch.sin(x * 1000) + 100
+            wave = td.tap("wave", wave) if is_tapped else wave
+            return layer(wave - wave.mean(0))
+
+        return centred
+
+    with torch.no_grad():
+        td.capture(layer, run(x, is_tapped=True), to=tmp_path / "ref.h5").close()
+        td.capture(layer, run(x * factor, is_tapped=False), to=tmp_path / "port.h5", feed=tmp_path / "ref.h5").close()
+    assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
