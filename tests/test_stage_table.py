@@ -301,7 +301,8 @@ class TestNotes:
     def test_a_reference_without_a_floor_and_a_run_that_does_not_repeat_are_noted(self, pair: Pair) -> None:
         told = td.status(pair.reference(), pair.free(repeats=False))
         assert any("noise floor was not measured" in line for line in told.notes)
-        assert "the free run does not repeat itself: two runs of it differ" in told.notes
+        assert told.caveats == ("The port does not repeat itself: two runs of it differ.",)
+        assert str(told).splitlines()[1] == told.caveats[0]
 
     def test_a_half_precision_port_without_its_column_is_noted_with_the_command_that_measures_it(
         self, pair: Pair, monkeypatch: pytest.MonkeyPatch
@@ -323,7 +324,7 @@ class TestViews:
 
         data = json.loads(td.status(pair.reference(), pair.forced(faults={"dec.a": broken})).to_json(), parse_constant=pytest.fail)
         assert list(data) == [
-            *("schema", "verdict", "why", "next", "notes", "reference", "forced", "free", "stages", "coverage", "weights"),
+            *("schema", "verdict", "why", "next", "notes", "reference", "forced", "free", "stages", "coverage", "weights", "caveats"),
         ]
         assert data["schema"] == "tracediff.status/1"
         assert data["free"] is None

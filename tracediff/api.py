@@ -24,6 +24,7 @@ from tracediff.observe.options import (
     silent,
 )
 from tracediff.trace import Trace, open_trace
+from tracediff.trace.caveats import caveats
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment
@@ -76,11 +77,12 @@ def capture(
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
 
     ``model``: a PyTorch or MLX module, or a tuple or dict of them. ``run``: its inputs (an array, a tuple of positional or a dict of
-    named ones; NumPy arrays will do for either framework), or a callable without arguments that runs it. It runs twice unless
-    ``repeat`` is False, and the trace says whether it repeats itself bit for bit.
+    named ones; NumPy arrays will do for either framework), or a callable without arguments that runs it. The last of its runs is an
+    unperturbed one, unless ``repeat`` is False; the trace says whether it repeats itself bit for bit.
 
     ``feed``: a reference's trace. The run is then *forced*: at each paired boundary the model's own tensor is recorded, and the run goes
-    on with the reference's, so that each site shows the error that it introduces itself. Without it the run is *free*.
+    on with the reference's, so that each site shows the error that it introduces itself. ``run`` is then called twice or more, fed and
+    disturbed, and nothing is promised of its side effects. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
     ``meta``: what the trace says besides.
 
@@ -96,7 +98,8 @@ def capture(
       ``("float64", "bfloat16")``, where float64 serves float32 ports;
     - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
 
-    What a selection did not match is among the trace's ``not_seen``; a selection that leaves nothing to record is warned of. Raises
+    What a selection did not match is among the trace's ``not_seen``. A selection that leaves nothing to record is warned of, and so is a
+    run in training mode, or one that does not repeat itself. Raises
     CaptureError, TraceExistsError unless ``force``, and whatever the run raises; what was recorded until then is kept.
 
     >>> import tracediff as td
@@ -114,7 +117,7 @@ def capture(
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
     )
-    return _warned_of_nothing(open_trace(path))
+    return _warned(open_trace(path))
 
 
 @contextmanager
@@ -140,14 +143,19 @@ def record(
     with record_block(model, to, observers=_draws(random, seed), force=force, **options):
         yield
     with open_trace(to) as trace:
-        _warned_of_nothing(trace)
+        _warned(trace)
 
 
-def _warned_of_nothing(trace: Trace) -> Trace:
-    """The trace, after a Python warning where a selection left nothing to record in it."""
-    for text in _of_nothing(trace):
+def _warned(trace: Trace) -> Trace:
+    """The trace, after a Python warning for each thing that its caller is to be told at once."""
+    for text in _warnings(trace):
         warnings.warn(f"{trace.path}: {text}", stacklevel=3)
     return trace
+
+
+def _warnings(trace: Trace) -> list[str]:
+    """Why a fresh trace is of doubtful use: nothing was recorded, the run was in training mode, or it does not repeat itself."""
+    return [*_of_nothing(trace), *caveats(trace, "run" if trace.floor is None else "reference")]
 
 
 def _of_nothing(trace: Trace) -> Sequence[str]:
@@ -210,7 +218,7 @@ def capture_recipe(
         feed=None if feed is None else os.fspath(feed),
     )
     trace = open_trace(path)
-    for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_of_nothing(trace)):
+    for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_warnings(trace)):
         progress(f"warning: {line}")
     return trace
 

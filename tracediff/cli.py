@@ -28,7 +28,11 @@ _CALLS = (
     "pattern such as '*@token=3*' (may be repeated)."
 )
 _SAVE = "Values, or statistics only."
-_NO_REPEAT = "Do not run the reference a second time to see whether it repeats."
+_FEED = (
+    "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of "
+    "side effects."
+)
+_NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _NO_FLOOR = "Do not measure the reference's noise floor (seven more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
 _CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
@@ -137,7 +141,7 @@ def main() -> None:
 @click.option("--weights", default="seeded", show_default=True, help="seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
-@click.option("--feed", type=click.Path(exists=True), help="Feed each site this reference's tensors: a forced run (implies --random).")
+@click.option("--feed", type=click.Path(exists=True), help=_FEED)
 @click.option("--from", "start", type=click.Path(exists=True), help="Start the wanted stages from the inputs they had in this trace.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Run the model in this dtype.")
 @capture_options

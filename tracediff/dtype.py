@@ -132,3 +132,16 @@ def bits(array: Array) -> Array:
 def wide_type(values: Array) -> type[np.float64] | type[np.complex128]:
     """The dtype in which values are computed with: complex128 for complex values, float64 for all others."""
     return np.complex128 if values.dtype.kind == "c" else np.float64
+
+
+def is_whole(values: Array) -> bool:
+    """Whether a real tensor holds whole numbers only: ids, lengths and masks in a float dtype, which no rounding changes.
+
+    >>> is_whole(np.float32([3, 0])), is_whole(np.float32([3, 0.5]))
+    (True, False)
+    """
+    if values.dtype.kind == "c":
+        return False
+    first = values.reshape(-1)[:64].astype(np.float64)  # most tensors show in a few values that they are not
+    with np.errstate(invalid="ignore"):
+        return bool((first == np.rint(first)).all()) and bool((values == np.rint(values)).all())

@@ -26,6 +26,7 @@ from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, L
 from tracediff.site import is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.calls import TOP
+from tracediff.trace.caveats import caveats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,8 +176,9 @@ class Report:
 
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
     those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
-    follows from them; ``borderline`` those that are little more than noise in size and like noise in kind. ``rows`` holds every pair
-    (empty in a report read from JSON).
+    follows from them; ``borderline`` those that are little more than noise in size and like noise in kind. ``caveats``: sentences that make
+    the verdict doubtful (a run in training mode, or that does not repeat itself). ``rows`` holds every pair (empty in a report read from
+    JSON).
     """
 
     verdict: Verdict
@@ -191,6 +193,7 @@ class Report:
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
     borderline: tuple[Divergence, ...] = ()
+    caveats: tuple[str, ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -220,6 +223,7 @@ class Report:
             "certificate": dict(self.certificate),
             "equivalent": [asdict(form) for form in self.equivalent],
             "borderline": [asdict(divergence) for divergence in self.borderline],
+            "caveats": list(self.caveats),
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -320,6 +324,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
         "borderline": tuple(_divergence(part) for part in data.get("borderline", ())),
+        "caveats": tuple(data.get("caveats", ())),
     }
 
 
@@ -367,12 +372,14 @@ def build(
     else is to be said of how it was judged.
     """
     rows = tuple(_rows(located, reference, port))
+    certificate = _certificate(located, rows, reference, port)
     explained = zip(located.findings, causes or [()] * len(located.findings), strict=True)
     divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
     compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
+    has_outputs = _has_compared_outputs(reference, compared) and not certificate["cannot_tell_returned"]
     return Report(
-        verdict=_verdict(rows, divergences, (reference, port), has_outputs=_has_compared_outputs(reference, compared)),
+        verdict=_verdict(rows, divergences, (reference, port), has_outputs=has_outputs),
         mode=located.mode,
         method=located.method,
         reference=_side(reference),
@@ -381,9 +388,10 @@ def build(
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
-        certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
+        certificate={**certificate, "notes": list(notes)},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         borderline=tuple(_of_finding(finding, (), located, rows, reference, port) for finding in located.borderline),
+        caveats=(*caveats(reference, "reference"), *caveats(port, "port")),
         rows=rows,
     )
 
@@ -404,8 +412,8 @@ def _weight_lines(weights: WeightsReport) -> Weights:
 def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace], *, has_outputs: bool) -> Verdict:
     """What can be said of all.
 
-    "same" needs pairs that were compared, among them something that the run returned (``has_outputs``), two runs that came to their end,
-    and no part that was served.
+    "same" needs pairs that were compared, among them something that the run returned, all of which could be told (``has_outputs``), two
+    runs that came to their end, and no part that was served.
     """
     if divergences:
         return "different"
@@ -531,16 +539,27 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
 
 def _has_compared_outputs(reference: Trace, compared: Set[int]) -> bool:
     """Whether something that an outermost call returned was compared, or none returned anything."""
-    calls = reference.calls
-    returned = [row for call in calls.children[TOP] for row in calls.outputs(call)]
+    returned = _returned(reference)
     return not returned or len(_not_compared(reference, returned, compared)) < len(returned)
+
+
+def _returned(reference: Trace) -> list[int]:
+    """The rows of what outermost calls returned."""
+    calls = reference.calls
+    return [row for call in calls.children[TOP] for row in calls.outputs(call)]
 
 
 def _not_compared(reference: Trace, rows: Sequence[int], compared: Set[int]) -> list[int]:
     """The rows that were not compared, neither themselves nor as the same values elsewhere."""
-    left = [row for row in rows if row not in compared]
-    digests = {reference.records[row].digest for row in compared} if left else set()
-    return [row for row in left if reference.records[row].digest not in digests]
+    found = _also_as(reference, rows, compared)
+    return [row for row in rows if row not in found]
+
+
+def _also_as(reference: Trace, rows: Sequence[int], known: Set[int]) -> set[int]:
+    """Those of the rows that are among the known ones, or hold the same values as one of them."""
+    found = set(known).intersection(rows)
+    digests = {reference.records[row].digest for row in known} if len(found) < len(rows) else set()
+    return found | {row for row in rows if row not in found and reference.records[row].digest in digests}
 
 
 def _last_outputs(trace: Trace) -> dict[str, list[int]]:
@@ -564,6 +583,10 @@ def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: 
     certificate = asdict(located.certificate)
     for name in ("moved", "without_effect", "sensitive"):
         certificate[name] = [asdict(rows[place].where) for place in certificate[name]]
+    untold = [row for row in rows if row.by == "cannot tell"]
+    certificate["cannot_tell"] = [asdict(row.where) for row in untold]
+    returned = _also_as(reference, _returned(reference), {place for row in untold for place in row.pair.reference})
+    certificate["cannot_tell_returned"] = [asdict(row.where) for row in rows if not returned.isdisjoint(row.pair.reference)]
     return {**certificate, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
 
 

@@ -119,7 +119,8 @@ class Status:
     """How far a port is.
 
     ``verdict`` is "same" only where every stage is the same both forced and free, and both runs are of one port. ``why`` says what keeps
-    it from that, ``next`` what to run next, ``notes`` what else has to be known to read it rightly. ``coverage`` and ``weights`` are
+    it from that, ``next`` what to run next, ``notes`` what else has to be known to read it rightly, ``caveats`` what makes it doubtful (a
+    run in training mode, or that does not repeat itself). ``coverage`` and ``weights`` are
     those of the reports of the runs, by mode.
     """
 
@@ -133,6 +134,7 @@ class Status:
     stages: tuple[StageStatus, ...]
     coverage: Mapping[Mode, Coverage]
     weights: Weights
+    caveats: tuple[str, ...] = ()
     reports: Mapping[Mode, Report] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -158,6 +160,7 @@ class Status:
             "stages": [_stage_dict(stage) for stage in self.stages],
             "coverage": {mode: asdict(self.coverage[mode]) if mode in self.coverage else None for mode in MODES},
             "weights": asdict(self.weights),
+            "caveats": list(self.caveats),
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -196,6 +199,7 @@ def build(reference: Trace, runs: Sequence[tuple[Trace, Report]], *, stages: Seq
         why=why,
         next=tuple(_next(reference, sides)),
         notes=tuple(_notes(reference, tree, by_mode)),
+        caveats=tuple(dict.fromkeys(line for report in (report for _, report in by_mode.values()) for line in report.caveats)),
         reference=run_info(reference),
         forced=sides.get("forced"),
         free=sides.get("free"),
@@ -446,9 +450,6 @@ def _notes(reference: Trace, tree: _StageTree, runs: Mapping[Mode, tuple[Trace, 
         yield "no stage took what another gave: each was run on inputs of its own, so how they are put together is not shown"
     if reference.floor is None:
         yield "the reference's noise floor was not measured, so errors are judged by fixed tolerances"
-    for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
-        if trace.meta.get("repeats") is False:
-            yield f"the {name} does not repeat itself: two runs of it differ"
     for mode, (_, report) in runs.items():
         yield from (f"{mode}: {note}" for note in report.certificate.get("notes") or ())
         if sensitive := len(report.certificate.get("sensitive") or ()):

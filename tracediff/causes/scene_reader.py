@@ -19,9 +19,8 @@ from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
+from tracediff.trace.caveats import trains_otherwise
 
-_TRAIN_OTHERWISE = ("dropout", "batchnorm", "instancenorm")
-"""Modules with these words in their class names work otherwise in training mode."""
 _WIDE = 8
 """Bytes of a float64."""
 
@@ -163,8 +162,8 @@ class SceneReader:
 
     def _trains(self, side: int, path: str) -> str | None:
         """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
-        below = (module for name, module in self._modules[side].items() if is_below(name, path) and module.get("training"))
-        return next((module["path"] for module in below if any(word in str(module.get("type")).lower() for word in _TRAIN_OTHERWISE)), None)
+        below = (module for name, module in self._modules[side].items() if is_below(name, path))
+        return next((module["path"] for module in below if trains_otherwise(module)), None)
 
     def _calls(self, side: int, call: int, stage: str) -> Iterable[tuple[str, int]]:
         """The modules called inside a call, by the reference's names, with their first rows; in an unpaired call's place those inside it.

@@ -54,7 +54,7 @@ def absorber(verdicts: Verdicts, i: int) -> int | None:
     made = max(verdicts.pairs[i].port)
     while call != TOP:
         outputs = [j for j in returned(verdicts, call) if j > i and min(verdicts.pairs[j].port) > made]
-        if not all(map(verdicts.pairs.is_exact, outputs)) and all(map(verdicts.expected.agrees, outputs)):
+        if not all(map(verdicts.pairs.is_exact, outputs)) and all(map(verdicts.expected.vouches, outputs)):
             return call if _may_reach(verdicts, i, outputs) else None
         call = calls.outer[call]
     return None

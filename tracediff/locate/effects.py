@@ -92,7 +92,7 @@ class Effects:
         return is_moved_boundary(consumers, self._agrees_or_moved) and (bool(recorded) or self._differs_by_a_factor(i))
 
     def _agrees_or_moved(self, i: int) -> bool:
-        return self._expected.agrees(i) or (self._flow.kind(i) == "output" and self.of(i) == "moved")
+        return self._expected.vouches(i) or (self._flow.kind(i) == "output" and self.of(i) == "moved")
 
     def _differs_by_a_factor(self, i: int) -> bool:
         metrics = self._comparisons.measure(i).metrics
@@ -112,7 +112,7 @@ class Effects:
         outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
         if all(map(self._pairs.is_exact, outputs)):
             return False
-        return all(map(self._expected.agrees, self._expected.doubtful_first(outputs)))
+        return all(map(self._expected.vouches, self._expected.doubtful_first(outputs)))
 
     def _is_unclear(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.
@@ -145,4 +145,4 @@ def is_flipped(comparison: Comparison, explained: float) -> bool:
         return False
     if judgement.by == "sensitive":
         return metrics.mismatched > 0
-    return judgement.by == "floor" and not metrics.exact and metrics.rel_l2 > explained
+    return judgement.by in ("floor", "cannot tell") and not metrics.exact and metrics.rel_l2 > explained

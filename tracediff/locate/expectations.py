@@ -6,6 +6,7 @@ import random
 from collections.abc import Hashable, Iterable
 
 from tracediff import dtype as dtypes
+from tracediff.compare import THRESHOLDS as COMPARING
 from tracediff.locate import estimates, samples
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.limits import Limits
@@ -88,6 +89,15 @@ class Expectations:
     def agrees(self, i: int) -> bool:
         """Whether a pair seems the same, or is the same once it was read."""
         return self.seems_same(i) or not self._comparisons.judged(i).diverged
+
+    def vouches(self, i: int) -> bool:
+        """Whether a pair agrees, and this says something: where noise explains an error of the size of the values it does not."""
+        if not self.agrees(i):
+            return False
+        if self._limits.unjudged(i).limit <= COMPARING.cannot_tell:
+            return True
+        judgement = self._comparisons.judged(i).judgement
+        return judgement is None or judgement.by != "cannot tell"
 
     def doubtful_first(self, places: Iterable[int]) -> list[int]:
         """The pairs in the order in which one that diverged is met soonest: by what statistics prove, then by what they let expect."""

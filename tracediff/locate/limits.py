@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tracediff import dtype as dtypes
 from tracediff.compare import Judgement, Metrics, allowed
-from tracediff.dtype import MASKED, DType
+from tracediff.dtype import MASKED, DType, is_whole
 from tracediff.locate.flow import PairFlow
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Mode
@@ -26,6 +26,7 @@ class Limits:
         self.rtol, self.atol = rtol, atol
         self._run_dtypes = tuple(dtypes.BY_NAME.get(str(trace.meta.get("dtype"))) for trace in (pairs.reference, pairs.port))
         self._passed_on: dict[int, float] = {}
+        self._whole: dict[int, bool] = {}
 
     def judge(self, i: int, metrics: Metrics) -> Judgement:
         """Whether the metrics of a pair are within what is allowed there."""
@@ -74,11 +75,24 @@ class Limits:
                 yield before
 
     def dtypes(self, i: int) -> tuple[DType, DType]:
-        """The two dtypes; without a floor at least as coarse as what the run computes in, since a float32 site inherits its rounding."""
+        """The two dtypes; without a floor at least as coarse as what the run computes in, since a float32 site inherits its rounding.
+
+        Whole numbers are rounded by no dtype that holds them: the port's has to.
+        """
         left, right = (dtypes.named(record.dtype) for record in self._pairs.records(i))
+        if right.roundoff > left.roundoff > 0 and self._is_whole(i):
+            return left, left
         if self.floor(i) is None and not dtypes.coarser(left, right).is_exact:
             left, right = (dtypes.coarser(own, run) if run else own for own, run in zip((left, right), self._run_dtypes, strict=True))
         return left, right
+
+    def _is_whole(self, i: int) -> bool:
+        """Whether the reference's tensor is known to hold whole numbers only: times or indices, which another number is no rounding of."""
+        if i not in self._whole:
+            record = self._pairs.records(i)[0]
+            may_be = not record.stats.inf and record.stats.min.is_integer() and record.stats.max.is_integer()
+            self._whole[i] = may_be and record.stored and is_whole(record.read())
+        return self._whole[i]
 
     def _scale(self, i: int) -> float | None:
         """The RMS of what arrives at a pair; None where nothing is known to."""

@@ -13,7 +13,7 @@ from tracediff.observe.blind_spots import note_blind_spots
 from tracediff.observe.observer import Observer
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recorder import Recorder
-from tracediff.observe.repeat import Digests, repeats_meta
+from tracediff.observe.repeat import Digests, Place, repeats_meta
 from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
 
@@ -42,20 +42,38 @@ def record_run(
         recorder = Recorder(writer, options)
         observe(models, run, [*observers, recorder], **options.observing())
         progress(f"{recorder.records:,} records")
-        if not options.repeat:
-            writer.set_meta(repeats=None)
-    if not options.repeat:
+        writer.set_meta(repeats=None)
+    if options.repeat:
+        note_blind_spots(
+            to, **repeats_meta(run_again(models, run, Path(to), before, options=options, observers=observers, progress=progress))
+        )
+    else:
         note_blind_spots(to)
-        return Path(to)
+    return Path(to)
+
+
+def run_again(
+    models: Any,
+    run: Any,
+    recorded: Path,
+    generators: Any,
+    *,
+    options: CaptureOptions,
+    observers: Sequence[Observer] = (),
+    progress: Progress = silent,
+) -> Place | None:
+    """Runs once more, unperturbed, and returns the first place that differs from the closed trace ``recorded``; None where it repeats.
+
+    ``generators`` is the state of the adapter's random generators in which the recorded run began; they are afterwards as before this call.
+    """
+    adapter = adapter_of(models, run, impl=options.impl)
     after = adapter.rng_state()
-    adapter.set_rng_state(before)
+    adapter.set_rng_state(generators)
     progress("running once more to see whether it repeats")
     digests = Digests()
     try:
         observe(models, run, [*observers, digests], **options.observing())
     finally:
         adapter.set_rng_state(after)
-    with open_trace(to) as trace:
-        first = digests.first_difference(trace)
-    note_blind_spots(to, **repeats_meta(first))
-    return Path(to)
+    with open_trace(recorded) as trace:
+        return digests.first_difference(trace)

@@ -212,5 +212,11 @@ class Adapter(Tensors, Modules, Interception, Randomness, Protocol):
     def no_grad(self) -> AbstractContextManager[None]:
         """A context in which no gradients are recorded."""
 
+    def rounding(self, units: float) -> AbstractContextManager[None]:
+        """A context in which each elementary operation's result is off by up to so many unit roundoffs, the same for equal results.
+
+        So float32 arithmetic is off in another library or in another order. Without effect where a framework has no such thing.
+        """
+
     def info(self) -> dict[str, Any]:
         """What a trace says of the framework: ``versions``, and the seed or state of its ``generator``."""

@@ -17,7 +17,8 @@ from tracediff.errors import CaptureError, TracediffError
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
-from tracediff.observe.recording import record_run
+from tracediff.observe.recording import record_run, run_again
+from tracediff.observe.repeat import repeats_meta
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
@@ -46,22 +47,15 @@ def captured(
     """Records a run to a new trace and returns its path.
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
-    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor.
-    Otherwise the run is *free*: with ``options.repeat`` it is run once more to see whether it repeats. With ``options.floor`` it is run
-    seven times more to measure its noise floor, and once or twice for each further dtype. The rest is as in
+    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
+    or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
+    Otherwise the run is *free*. With ``options.floor`` it is run seven times more to measure its noise floor, and once or twice for each
+    further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see whether it repeats. The rest is as in
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
     asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
-    if feed is not None:
-        return _forced(asked, feed, mapping)
-    path = asked.record()
-    has_floor = options.floor
-    if has_floor is None:
-        has_floor = adapter_of(models, run, impl=options.impl).name == "torch" and not meta.get("random")
-    if has_floor and options.save == "full":
-        measure_floor(models, run, path, dtypes=options.floor_dtypes, options=options, progress=progress)
-    return path
+    return _free(asked) if feed is None else _forced(asked, feed, mapping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +85,42 @@ class _Capture:
         )
 
 
-def measure_floor(
-    models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: CaptureOptions = DEFAULTS, progress: Progress = silent
-) -> None:
-    """Adds its noise floor to a closed trace, or further columns to the floor that it has; not where its run does not repeat itself.
+def _free(asked: _Capture) -> Path:
+    """A recorded run; the runs that measure its noise floor; and last, unperturbed, the one that tells whether it repeats."""
+    options = asked.options
+    adapter = adapter_of(asked.models, asked.run, impl=options.impl)
+    before = adapter.rng_state()
+    path = replace(asked, options=replace(options, repeat=False)).record()
+    has_floor = options.floor
+    if has_floor is None:
+        has_floor = adapter.name == "torch" and not asked.meta.get("random")
+    found, failed = {}, None
+    if has_floor and options.save == "full":
+        try:
+            found = _floor_of(asked.models, asked.run, path, dtypes=options.floor_dtypes, options=options, progress=asked.progress)
+        except CaptureError as error:
+            failed = error
+    if options.repeat:
+        first = run_again(asked.models, asked.run, path, before, options=options, observers=asked.observers, progress=asked.progress)
+        if first is not None and (found or failed):
+            found, failed = _no_floor(path), None
+        found["meta"] = {**found.get("meta", {}), **repeats_meta(first)}
+    if found:
+        amend(path, **found)
+    if failed is not None:
+        raise failed
+    return path
+
+
+def _no_floor(path: Path) -> dict[str, Any]:
+    """What a trace says where its floor was measured in vain: what changed by itself cannot be told from what noise changed."""
+    with open_trace(path) as trace:
+        not_seen = list(trace.meta.get("not_seen") or ())
+    return {"meta": {"not_seen": [*not_seen, "noise floor: not measured, since the run does not repeat itself"]}}
+
+
+def _floor_of(models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: CaptureOptions, progress: Progress) -> dict[str, Any]:
+    """What `amend` is to add to a closed trace for its noise floor, or for further columns of the floor that it has.
 
     The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
     trace says was not seen.
@@ -103,13 +129,10 @@ def measure_floor(
 
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
-        if trace.meta.get("repeats") is False:
-            amend(path, meta={"not_seen": [*not_seen, "noise floor: not measured, since the run does not repeat itself"]})
-            return
         observed = options.observing()
         table, missed = measure(models, run, trace, dtypes_to_try=tuple(dtypes), known=trace.floor, observed=observed, say=progress)
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
-    amend(path, meta={"not_seen": [*kept, *(text for text in missed if text not in kept)]}, floor=table)
+    return {"meta": {"not_seen": [*kept, *(text for text in missed if text not in kept)]}, "floor": table}
 
 
 def recorded_options(
@@ -151,9 +174,8 @@ def calibrated(
         _check_parameters(models, run, trace, options.impl)
         progress("a first run, to see whether it is the one that was captured")
         _check_outputs(models, run, trace, options)
-    if trace.meta.get("repeats") is not True:
-        amend(path, meta={"repeats": True})
-    measure_floor(models, run, path, dtypes=dtypes, options=options, progress=progress)
+    found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
+    amend(path, meta={**found["meta"], "repeats": True}, floor=found["floor"])
     return path
 
 

@@ -6,7 +6,11 @@ What arrives at each boundary is compared with what is stored. The largest relat
 *noise amplification*. One more run in another dtype gives the error of that dtype's own arithmetic. Both are local, nothing accumulates,
 which suits a forced run.
 
-*Accumulated noise.* For free runs two more are made which continue with what arrives, and noise.
+*Every operation.* In the run in another dtype each elementary operation's result is off by a rounding as well
+(`Adapter.rounding`). So the floor sees what no boundary varies: whole numbers used as numbers (the phase of a large
+time), a solver's coefficients, sums taken one after the other, tables that the run itself computes, and code that keeps its dtype.
+
+*Accumulated noise.* For free runs two more are made which continue with what arrives, and noise; there too every operation is off.
 
 *Choices.* Where values are exact (ids, masks), the same columns hold the share of them that changes under eight units of noise, or in the
 other dtype. Such ids are *noise-sensitive*: a port may choose otherwise without being wrong. Real tensors may be choices too: whole
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -80,11 +85,12 @@ class _Reruns:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
 
-    def again(self, observer: Observer) -> None:
-        """One run; what the model raises is raised."""
+    def again(self, observer: Observer, *, rounded: bool = False) -> None:
+        """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
         state = self._adapter.rng_state()
         try:
-            observe(self._models, self._run, [observer], **self._observed)
+            with self._adapter.rounding(THRESHOLDS.operation_units) if rounded else nullcontext():
+                observe(self._models, self._run, [observer], **self._observed)
         finally:
             self._adapter.set_rng_state(state)
 
@@ -98,7 +104,7 @@ class _Reruns:
         before = self._digests(nodes)
         try:
             with self._adapter.cast([node.module for node in nodes if node.path not in own], name):
-                self.again(cast)
+                self.again(cast, rounded=True)
         except CaptureError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises in another dtype
@@ -164,8 +170,8 @@ class _Floor:
         runs = THRESHOLDS.free_noise_runs
         for draw in range(runs):
             self._say(f"measuring how noise accumulates, run {draw + 1} of {runs}")
-            noise = AccumulatedNoise(self._trace, THRESHOLDS.noise_runs + 1 + draw, self.table["float64"])
-            self._enter(FREE, self._in_units(self._run_with(noise).errors))
+            noise = AccumulatedNoise(self._trace, THRESHOLDS.noise_runs + 1 + draw)
+            self._enter(FREE, self._in_units(self._run_with(noise, rounded=True).errors))
 
     def finished(self) -> Array:
         """The table, in which a repeated value has the floor of where it was made too, and noise-sensitive choices are marked.
@@ -195,10 +201,13 @@ class _Floor:
         errors = self._run_with(noise).errors
         return np.where(self._is_choice, errors, np.nan)
 
-    def _run_with(self, noise: LocalNoise) -> LocalNoise:
-        """A run with noise. Where the run ends early although failed calls were bridged, what was measured until then counts."""
+    def _run_with(self, noise: LocalNoise, *, rounded: bool = False) -> LocalNoise:
+        """A run with noise, as `_Reruns.again`.
+
+        Where the run ends early although failed calls were bridged, what was measured until then counts.
+        """
         try:
-            self._runs.again(noise)
+            self._runs.again(noise, rounded=rounded)
         except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
             last = _last_call(noise.raised)
             self._miss(f"noise floor: not measured after {last}, which fails under noise ({type(error).__name__}: {error})")

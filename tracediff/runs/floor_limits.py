@@ -30,17 +30,20 @@ def floor_limits(reference: Trace, port: Trace, records: Iterable[RecordPair], *
 
     ``is_forced`` is by default what the port's trace says. For a forced run the limit is the larger of two errors: the local noise times
     the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). For a free run
-    accumulated noise counts too. Of exact values the limit is the share that noise changes, where it changes any. A record without
-    partner is taken to run in the dtype of the paired record before it.
+    accumulated noise counts too, and in a forced run up to where the port is first fed something that was computed. Of exact values the
+    limit is the share that noise changes, where it changes any. A record without partner is taken to run in the dtype of the paired record
+    before it.
     """
     floor = reference.floor
     if floor is None:
         return {}
     is_forced = _is_forced(port) if is_forced is None else is_forced
+    records = list(records)
     name_of = _port_dtype_by_row(port, records)
     name = next(iter(name_of.values()), "float32")
     noise = floor[NOISE]
-    units = (noise if is_forced else np.fmax(noise, floor[FREE])).tolist()
+    own_until = _unfed_until(reference, records) if is_forced else len(noise)
+    units = np.where(np.arange(len(noise)) < own_until, np.fmax(noise, floor[FREE]), noise).tolist()
     columns = {column: floor[column].tolist() for column in DTYPES}
     limits: dict[int, float] = {}
     for row, code in enumerate(reference.index["dtype"].tolist()):
@@ -56,6 +59,17 @@ def floor_limits(reference: Trace, port: Trace, records: Iterable[RecordPair], *
         if math.isfinite(error):
             limits[row] = error
     return limits
+
+
+def _unfed_until(reference: Trace, records: Iterable[RecordPair]) -> int:
+    """The row from which on a forced run was fed: that after the call's records with the first computed tensor that has a partner.
+
+    What the run was given, in which no noise accumulates, is the same on both sides: handing it over resets nothing.
+    """
+    free = np.nan_to_num(reference.floor[FREE]) if reference.floor is not None else np.zeros(len(reference.records))
+    first = min((row for pair in records for row in pair.reference if free[row] > 0), default=0)
+    calls = reference.calls.of_row
+    return next((row for row in range(first, len(free)) if calls[row] != calls[first]), len(free))
 
 
 def _is_forced(port: Trace) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.compare import compare
-from tracediff.dtype import Array, DType
+from tracediff.dtype import Array, DType, is_whole
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.runs.forcing import outputs_by_call, rows_by_place
 from tracediff.runs.replacements import Values
@@ -110,7 +110,7 @@ class LocalNoise(Variation):
         kind = dtypes.of(stored)
         if kind.is_exact or is_whole(stored):
             return stored
-        size = self._size(kind, row)
+        size = self._noise(kind)
         generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
         wide = stored.astype(dtypes.wide_type(stored))
         with np.errstate(invalid="ignore", over="ignore"):
@@ -136,25 +136,9 @@ class LocalNoise(Variation):
     def _noise(self, kind: DType) -> float:
         return self._units * max(kind.roundoff, self._roundoff)
 
-    def _size(self, kind: DType, row: int) -> float:
-        """The relative size of the noise of a record."""
-        return self._noise(kind)
-
 
 class AccumulatedNoise(LocalNoise):
-    """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs.
-
-    ``own``: the error of the arithmetic that makes each record. Where it is far beyond one rounding (the sine of a large phase), the noise
-    is as large as that error.
-    """
-
-    def __init__(self, trace: Trace, draw: int, own: Array) -> None:
-        super().__init__(trace, draw)
-        self._own = own
-
-    def _size(self, kind: DType, row: int) -> float:
-        own = float(self._own[row])
-        return own if THRESHOLDS.ill_conditioned_units * kind.roundoff < own < math.inf else kind.roundoff
+    """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs."""
 
     def base(self, stored: Array, tensor: Any) -> Array:
         return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)
@@ -215,16 +199,3 @@ def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:
     sizes = np.abs(arrived[differs] - wide[differs])
     sizes = sizes[sizes > THRESHOLDS.beyond_noise * noise * norm / math.sqrt(stored.size)]
     return float(np.linalg.norm(sizes)) / norm if norm else 0.0
-
-
-def is_whole(values: Array) -> bool:
-    """Whether a real tensor holds whole numbers only: ids, lengths and masks in a float dtype, which no rounding changes.
-
-    >>> is_whole(np.float32([3, 0])), is_whole(np.float32([3, 0.5]))
-    (True, False)
-    """
-    if values.dtype.kind == "c":
-        return False
-    first = values.reshape(-1)[:64].astype(np.float64)  # most tensors show in a few values that they are not
-    with np.errstate(invalid="ignore"):
-        return bool((first == np.rint(first)).all()) and bool((values == np.rint(values)).all())

@@ -79,6 +79,8 @@ def state(row: Row) -> str:
         return "INTRODUCED" if row.introduced else "differs"
     if row.rel_l2 and row.by == "sensitive":
         return "noise-sensitive"
+    if row.by == "cannot tell":
+        return "cannot tell"
     return "identical" if row.rel_l2 == 0 else "rounding" if row.by == "rounding" else "same"
 
 

@@ -42,7 +42,12 @@ WHOLE = "the whole run"
 
 def render(status: Status) -> RenderableType:
     """The verdict in the first line, then a row a stage, what was compared and what to do next."""
-    parts: list[RenderableType] = [_headline(status), "", Padding(_stages(status), (0, 0, 0, 2), expand=False)]
+    parts: list[RenderableType] = [
+        _headline(status),
+        *(Text(line, DOUBTFUL) for line in status.caveats),
+        "",
+        Padding(_stages(status), (0, 0, 0, 2), expand=False),
+    ]
     if causes := list(_causes(status)):
         parts += ["", Padding(_cause_table(causes), (0, 0, 0, 2), expand=False)]
     parts += ["", *(Text(line, QUIET) for line in _compared(status))]
@@ -197,6 +202,7 @@ def markdown(status: Status) -> str:
     parts = [
         [f"# {_title(status)}"],
         [f"**{markdown_text(headline(status))}.**"],
+        [f"**{markdown_text(line)}**" for line in status.caveats],
         [f"- {markdown_text(line)}" for line in (*(status.why if status.verdict != "same" else ()), *status.notes)],
         ["## Stages", "", *_stage_lines(status)],
         _cause_lines(status),

@@ -75,7 +75,7 @@ __all__ = [
 
 def report(result: Report) -> RenderableType:
     """The whole report, its answer in the first line."""
-    parts: list[RenderableType] = [_headline(result)]
+    parts: list[RenderableType] = [_headline(result), *_caveats(result)]
     if result.first is not None:
         parts.append(Padding(_evidence(result, 0), (1, 0, 0, 2), expand=False))
     if len(result.divergences) > 1:
@@ -101,9 +101,14 @@ def _headline(result: Report) -> Text:
     return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
 
 
+def _caveats(result: Report) -> list[Text]:
+    """What makes the answer doubtful, a line for each thing."""
+    return [Text(line, DOUBTFUL) for line in result.caveats]
+
+
 def _agreement(result: Report) -> str:
     compared, total = result.coverage.compared, result.coverage.reference_records
-    judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by != "sensitive")
+    judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by not in ("sensitive", "cannot tell"))
     worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
     text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}"
     if worst is None or not worst.rel_l2:
@@ -130,6 +135,11 @@ def _no_verdict(result: Report) -> str:
         return (
             "the two runs chose different ids where the reference itself would under noise, and all that differs comes after that; "
             "a forced run (--feed) tells more"
+        )
+    if untold := _certified(result, "cannot_tell_returned"):
+        return (
+            f"cannot tell {listed(untold)}, which the run returned: rounding alone changes it in the reference by as much as its values, "
+            f"so that no fault would show; {counted(coverage.compared, 'record')} compared do not diverge"
         )
     served = grouped(dict.fromkeys(row.where.port for row in result.rows if row.how == "served"))
     if served and coverage.compared:
@@ -410,6 +420,11 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
         yield f"Moved: {listed(moved)}: the output differs, but all that uses it agrees.", QUIET
     if sensitive:
         yield f"Noise-sensitive: {listed(sensitive)}: ids differ where noise changes them in the reference too; no divergence.", DOUBTFUL
+    if untold := _certified(result, "cannot_tell"):
+        yield (
+            f"Cannot tell: {listed(untold)}: rounding alone changes the reference by as much as its values; no fault would show.",
+            DOUBTFUL,
+        )
     if harmless:
         yield f"Without effect: {listed(harmless)}: the input differs, but what is computed from it agrees.", QUIET
     for divergence in result.borderline:
@@ -424,7 +439,7 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
 
 def _certified(result: Report, name: str) -> list[str]:
     """The boundaries that the certificate lists under a name, those that differ only in numbers as one."""
-    return grouped(f"{where['reference']} {where['end']}" for where in result.certificate.get(name) or ())
+    return grouped(f"{module(where['reference'])} {where['end']}" for where in result.certificate.get(name) or ())
 
 
 def _runs(result: Report) -> Iterable[tuple[str, str]]:
@@ -432,8 +447,6 @@ def _runs(result: Report) -> Iterable[tuple[str, str]]:
     for side, trace in (("reference", result.reference), ("port", result.port)):
         if trace.get("complete") is False and result.verdict is not None:
             yield f"The {side}'s run did not come to its end.", DOUBTFUL
-        if trace.get("repeats") is False:
-            yield f"The {side} does not repeat itself: two runs of it differ.", DOUBTFUL
     if result.mode == "forced" and result.verdict == "same":
         yield "Each part was fed the reference's tensors: that the whole works takes a run of its own too.", DOUBTFUL
 
@@ -467,7 +480,7 @@ def _next(result: Report) -> Iterable[tuple[str, str]]:
 
 def markdown(result: Report) -> str:
     """The report as Markdown: what a pull request or an issue quotes. Names cannot be read as Markdown or HTML."""
-    lines = [f"**{markdown_text(headline(result))}**", ""]
+    lines = [f"**{markdown_text(headline(result))}**", *(f"\n**{markdown_text(line)}**" for line in result.caveats), ""]
     if result.first is not None:
         lines += [f"- {label}: {markdown_text(value)}" for label, value in facts(result, 0)]
     if len(result.divergences) > 1:
@@ -529,7 +542,7 @@ def diff(result: Report, *, every: bool = False) -> RenderableType:
     shown = range(len(result.rows)) if every else sorted(telling(result.rows))
     rest = len(result.rows) - len(shown)
     hidden = Text(f"{counted(rest, 'further pair')} agree or were not compared; --all lists them.", QUIET) if rest else Text("")
-    parts: list[RenderableType] = [_headline(result)]
+    parts: list[RenderableType] = [_headline(result), *_caveats(result)]
     if shown:
         parts += [Text(""), PairTable([result.rows[place] for place in shown])]
     return Group(*parts, Text(""), *([hidden] if rest else []), *_coverage(result))

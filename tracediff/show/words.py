@@ -115,6 +115,8 @@ def allowance(limit: float | None, by: str | None, floor: float | None = None, c
         return "none allowed (exact values)"
     if by == "sensitive":
         return f"up to {number(limit)} of the values allowed (exact values that noise changes in the reference too)"
+    if by == "cannot tell":
+        return f"of which rounding alone explains {number(floor)}"
     if by == "tolerance" and certificate:
         return f"allowed rtol {certificate.get('rtol'):g}, atol {certificate.get('atol'):g}"
     why = {"no floor": "no floor", "floor": f"noise floor {number(floor)}"}.get(by or "", "")

@@ -78,7 +78,8 @@ class FrameworkAdapter(ABC):
     - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
-    - records gradients: `no_grad`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`.
+    - records gradients: `no_grad`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`; shows every
+      operation: `rounding`.
     """
 
     name: str
@@ -233,6 +234,9 @@ class FrameworkAdapter(ABC):
     # -- the rest
 
     def no_grad(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def rounding(self, units: float) -> AbstractContextManager[None]:
         return nullcontext()
 
     def info(self) -> dict[str, Any]:

@@ -89,6 +89,9 @@ class Plain:
         own = ([module for module in modules if adapter.is_model(module)] for adapter in self.adapters)
         return _all_of([adapter.cast(modules, dtype) for adapter, modules in zip(self.adapters, own, strict=True)])
 
+    def rounding(self, units: float) -> AbstractContextManager[None]:
+        return _all_of([adapter.rounding(units) for adapter in self.adapters])
+
     # -- calls
 
     def entry(self, module: Module) -> str | None:

@@ -134,6 +134,12 @@ class Torch(FrameworkAdapter):
                             value.data = value.data.to(wanted)
             yield
 
+    def rounding(self, units: float) -> AbstractContextManager[None]:
+        from tracediff.observe.adapters.torch_rounding import Rounding
+
+        context: AbstractContextManager[None] = Rounding(units)
+        return context
+
     # -- calls
 
     def entry(self, module: Module) -> str | None:
