@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
@@ -22,11 +23,11 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
-    count = 0
-    for count, taker in enumerate(_takers(verdicts, i, call), 1):
-        if not (_has_companion(verdicts, taker) if flagged is None else _is_flagged(verdicts, taker, flagged)):
-            return False
-    return bool(count) or (flagged is not None and _is_flagged(verdicts, call, flagged))
+    takers = _takers(verdicts, i, call)
+    first = next(takers, None)
+    if flagged is None:
+        return first is not None and all(_has_companion(verdicts, taker) for taker in chain([first], takers))
+    return all(_is_flagged(verdicts, taker, flagged) for taker in chain([call if first is None else first], takers))
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
