@@ -67,7 +67,7 @@ class TestJson:
         data = json.loads(compared(tmp_path, faults={"dec.a": bumped}).to_json())
         assert list(data) == [
             *("schema", "verdict", "mode", "method", "reference", "port", "coverage"),
-            *("first", "divergences", "stages", "weights", "certificate", "equivalent", "borderline", "caveats"),
+            *("first", "divergences", "stages", "weights", "certificate", "equivalent", "borderline", "caveats", "withheld", "outputs"),
         ]
         assert list(data["coverage"]) == [
             *("reference_records", "port_records", "paired", "compared", "read", "bytes_read"),
@@ -77,7 +77,7 @@ class TestJson:
         assert first == data["divergences"][0]
         assert list(first) == [
             *("site", "culprit", "introduced", "inherited", "floor", "metrics"),
-            *("shapes", "dtypes", "layout", "last_same", "causes", "count", "length"),
+            *("shapes", "dtypes", "layout", "last_same", "causes", "times", "count", "length"),
         ]
         assert list(first["site"]) == ["reference", "port", "call", "end", "stage"]
         assert list(first["culprit"]) == ["reference", "port"]

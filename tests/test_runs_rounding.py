@@ -171,7 +171,7 @@ class TestCannotTell:
         report = self.report(tmp_path, 1e7, is_last=True)
         assert report.verdict is None
         assert {row.by for row in report.rows if row.where.reference == "#wave"} == {"cannot tell"}
-        assert str(report).startswith("No verdict: cannot tell the root output, which the run returned")
+        assert str(report).startswith("No verdict: cannot tell output, which the run returned")
         assert report.to_dict()["certificate"]["cannot_tell_returned"][0]["reference"] == ""
 
     def test_what_the_run_returns_besides_is_judged_and_the_place_is_named(self, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
-from tracediff.site import is_returned, stage_chain
+from tracediff.site import RETURNED, is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
-from tracediff.trace.calls import TOP
 from tracediff.trace.caveats import caveats
+from tracediff.verdict import Decision, Outputs, Verdict, Withheld, decide, free_notes, name_of, not_compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tracediff.parameters.result import WeightsReport
 
 SCHEMA = "tracediff.report/1"
-Verdict = Literal["same", "different"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class Divergence:
 class Coverage:
     """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read.
 
-    ``unseen_outputs``: what the last calls of the reference's stages returned and nothing of the port was compared with.
+    ``unseen_outputs``: what the reference's run, and the last calls of its stages, returned and nothing of the port was compared with.
     """
 
     reference_records: int
@@ -174,11 +173,11 @@ class Row:
 class Report:
     """What comparing two traces gave.
 
-    ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
-    those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
-    follows from them; ``borderline`` those that are little more than noise in size and like noise in kind. ``caveats``: sentences that make
-    the verdict doubtful (a run in training mode, or that does not repeat itself). ``rows`` holds every pair (empty in a report read from
-    JSON).
+    ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told, and ``withheld`` says why.
+    ``outputs`` says how much of what the runs returned was compared. ``divergences`` are those introduced, in execution order; a bisection
+    names the first only. ``equivalent`` are differences that are none, since nothing follows from them; ``borderline`` those that are
+    little more than noise in size and like noise in kind. ``caveats``: sentences that make the verdict doubtful (a run in
+    training mode, or that does not repeat itself). ``rows`` holds every pair (empty in a report read from JSON).
     """
 
     verdict: Verdict
@@ -194,6 +193,8 @@ class Report:
     equivalent: tuple[Equivalent, ...] = ()
     borderline: tuple[Divergence, ...] = ()
     caveats: tuple[str, ...] = ()
+    withheld: Withheld | None = None
+    outputs: Outputs = "compared"
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -224,6 +225,8 @@ class Report:
             "equivalent": [asdict(form) for form in self.equivalent],
             "borderline": [asdict(divergence) for divergence in self.borderline],
             "caveats": list(self.caveats),
+            "withheld": asdict(self.withheld) if self.withheld else None,
+            "outputs": self.outputs,
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -325,6 +328,8 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
         "borderline": tuple(_divergence(part) for part in data.get("borderline", ())),
         "caveats": tuple(data.get("caveats", ())),
+        "withheld": _made(Withheld, data["withheld"]) if data.get("withheld") else None,
+        "outputs": data.get("outputs", "compared"),
     }
 
 
@@ -372,26 +377,27 @@ def build(
     else is to be said of how it was judged.
     """
     rows = tuple(_rows(located, reference, port))
-    certificate = _certificate(located, rows, reference, port)
     explained = zip(located.findings, causes or [()] * len(located.findings), strict=True)
     divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
     compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
-    has_outputs = _has_compared_outputs(reference, compared) and not certificate["cannot_tell_returned"]
+    decision = decide(located, alignment, reference, port, weights)
     return Report(
-        verdict=_verdict(rows, divergences, (reference, port), has_outputs=has_outputs),
+        verdict=decision.verdict,
         mode=located.mode,
         method=located.method,
         reference=_side(reference),
         port=_side(port),
-        coverage=_coverage(located, alignment, reference, port, compared),
+        coverage=_coverage(located, alignment, reference, port, compared, decision.unseen),
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
-        certificate={**certificate, "notes": list(notes)},
+        certificate={**_certificate(located, decision, rows, reference, port), "notes": [*notes, *free_notes(located, port)]},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         borderline=tuple(_of_finding(finding, (), located, rows, reference, port) for finding in located.borderline),
         caveats=(*caveats(reference, "reference"), *caveats(port, "port")),
+        withheld=decision.withheld,
+        outputs=decision.outputs,
         rows=rows,
     )
 
@@ -407,21 +413,6 @@ def _weight_lines(weights: WeightsReport) -> Weights:
         )
 
     return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
-
-
-def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace], *, has_outputs: bool) -> Verdict:
-    """What can be said of all.
-
-    "same" needs pairs that were compared, among them something that the run returned, all of which could be told (``has_outputs``), two
-    runs that came to their end, and no part that was served.
-    """
-    if divergences:
-        return "different"
-    if any(row.effect == "noise" for row in rows):
-        return None
-    has_compared = any(row.diverged is not None for row in rows)
-    is_whole = all(trace.complete for trace in traces) and not any(row.how == "served" for row in rows)
-    return "same" if has_compared and has_outputs and is_whole else None
 
 
 def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
@@ -496,7 +487,7 @@ def _side(trace: Trace) -> dict[str, Any]:
     return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
 
 
-def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int]) -> Coverage:
+def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int], unseen: Sequence[str]) -> Coverage:
     not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     not_seen += _blind_spots(reference, port)
     return Coverage(
@@ -509,7 +500,7 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
         unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
         not_seen=tuple(f"{side}: {text}" for side, text in not_seen),
-        unseen_outputs=tuple(name for names in unseen_outputs(reference, compared).values() for name in names),
+        unseen_outputs=tuple(dict.fromkeys((*unseen, *(name for names in unseen_outputs(reference, compared).values() for name in names)))),
     )
 
 
@@ -524,7 +515,7 @@ def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
 def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
     """The names of what has no partner, in order: the site, and for a paired site the boundary too."""
     records = (trace.records[row] for row in rows)
-    return dict.fromkeys(f"{record.site} {record.end}".strip() if record.site in paired else record.site for record in records)
+    return dict.fromkeys(name_of(record) if record.site in paired else record.site for record in records)
 
 
 def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str, ...]]:
@@ -533,33 +524,8 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
     An output counts as compared too where the same values were compared elsewhere. Stages all of whose outputs were compared are left
     out, and so are stages in which no call returned anything.
     """
-    missed = {stage: _not_compared(reference, rows, compared) for stage, rows in _last_outputs(reference).items()}
+    missed = {stage: not_compared(reference, rows, compared) for stage, rows in _last_outputs(reference).items()}
     return {stage: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in missed.items() if rows}
-
-
-def _has_compared_outputs(reference: Trace, compared: Set[int]) -> bool:
-    """Whether something that an outermost call returned was compared, or none returned anything."""
-    returned = _returned(reference)
-    return not returned or len(_not_compared(reference, returned, compared)) < len(returned)
-
-
-def _returned(reference: Trace) -> list[int]:
-    """The rows of what outermost calls returned."""
-    calls = reference.calls
-    return [row for call in calls.children[TOP] for row in calls.outputs(call)]
-
-
-def _not_compared(reference: Trace, rows: Sequence[int], compared: Set[int]) -> list[int]:
-    """The rows that were not compared, neither themselves nor as the same values elsewhere."""
-    found = _also_as(reference, rows, compared)
-    return [row for row in rows if row not in found]
-
-
-def _also_as(reference: Trace, rows: Sequence[int], known: Set[int]) -> set[int]:
-    """Those of the rows that are among the known ones, or hold the same values as one of them."""
-    found = set(known).intersection(rows)
-    digests = {reference.records[row].digest for row in known} if len(found) < len(rows) else set()
-    return found | {row for row in rows if row not in found and reference.records[row].digest in digests}
 
 
 def _last_outputs(trace: Trace) -> dict[str, list[int]]:
@@ -575,18 +541,19 @@ def _last_outputs(trace: Trace) -> dict[str, list[int]]:
         if last_call.get(stage) != (site, call):
             last_call[stage], rows[stage] = (site, call), []
         rows[stage].append(row)
-    return {texts[stage]: found for stage, found in rows.items()}
+    last = {texts[stage]: found for stage, found in rows.items()}
+    if trace.returned:  # outside of all stages it is known what counts
+        last[""] = [row for row in trace.returned if not trace.records[row].stage]
+    return last
 
 
-def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
+def _certificate(located: Located, decision: Decision, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
     """What the answer rests on, and for each divergence the limit it was judged by and where to look."""
     certificate = asdict(located.certificate)
     for name in ("moved", "without_effect", "sensitive"):
         certificate[name] = [asdict(rows[place].where) for place in certificate[name]]
-    untold = [row for row in rows if row.by == "cannot tell"]
-    certificate["cannot_tell"] = [asdict(row.where) for row in untold]
-    returned = _also_as(reference, _returned(reference), {place for row in untold for place in row.pair.reference})
-    certificate["cannot_tell_returned"] = [asdict(row.where) for row in rows if not returned.isdisjoint(row.pair.reference)]
+    certificate["cannot_tell"] = [asdict(row.where) for row in rows if row.by == "cannot tell"]
+    certificate["cannot_tell_returned"] = [asdict(rows[place].where) for place in decision.untold]
     return {**certificate, "judged": [_judged(finding, rows[finding.place], reference, port) for finding in located.findings]}
 
 
@@ -596,6 +563,8 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
         "limit": row.limit,
         "by": row.by,
         "blame": finding.blame,
+        "arrives": finding.arrives,
+        "record": list(finding.record),
         "source": {
             "reference": _source(finding.blame, finding.culprit[0], left, reference),
             "port": _source(finding.blame, finding.culprit[1], right, port),
@@ -615,7 +584,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
 def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: Trace) -> tuple[Stage, ...]:
     """The stages in execution order, each outer one before its inner ones; an outer stage is as bad as the worst inside it."""
     around: Mapping[str, str] = reference.meta.get("stages") or {}
-    seen = dict.fromkeys(row.where.stage for row in rows) | dict.fromkeys(around)
+    seen = dict.fromkeys(row.where.stage for row in rows if row.where.reference != RETURNED) | dict.fromkeys(around)
     ordered = dict.fromkeys(stage for inner in seen for stage in reversed(stage_chain(inner, around)))
     return tuple(_stage(stage, [row for row in rows if stage in stage_chain(row.where.stage, around)], divergences) for stage in ordered)
 

@@ -15,7 +15,8 @@ How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "
 Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline"]
 EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline")
 """Why a pair that diverged is no divergence."""
-Blame = Literal["module", "caller", "weights", "input", "random"]
+Blame = Literal["module", "caller", "weights", "input", "random", "run"]
+Arrives = Literal["compared", "in part", "not recorded"]
 
 
 class Again(Protocol):
@@ -74,12 +75,13 @@ class Finding:
     """An introduced divergence: ``place`` indexes `Located.comparisons`.
 
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
-    call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
-    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is allowed the error is, None
-    where no error was measured or no limit on the relative L2 is set. ``last_same``: the last pair before it that agrees.
-    ``suspects``: unpaired sites and missing calls there, as (side, text). ``places`` counts all places of the fault, ``calls`` the calls of
-    the site among them, ``shared_by`` the same-role siblings among them; of ``siblings`` in all, whose sites fit ``pattern``. ``length``:
-    the length in which the shapes differ, if they do.
+    call of their module), "input" (nothing came before), "random" (a draw), "run" (the code outside of all calls). ``culprit``: module
+    paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is
+    allowed the error is, None where no error was measured or no limit on the relative L2 is set. ``last_same``: the last pair before it
+    that agrees. ``arrives``: how much of what the blamed code had in hand was compared; where it was "not recorded", ``record`` names what
+    would tell more. ``suspects``: unpaired sites and missing calls there, as (side, text). ``places`` counts all places of the fault,
+    ``calls`` the calls of the site among them, ``shared_by`` the same-role siblings among them; of ``siblings`` in all, whose sites fit
+    ``pattern``. ``length``: the length in which the shapes differ, if they do.
     """
 
     place: int
@@ -90,6 +92,8 @@ class Finding:
     last_same: int | None
     times: float | None = None
     suspects: tuple[tuple[str, str], ...] = ()
+    arrives: Arrives = "compared"
+    record: tuple[str, ...] = ()
     places: int = 1
     calls: int = 1
     shared_by: int = 1
