@@ -13,8 +13,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
 from tracediff.causes.functions import FUNCTIONS
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import NOT_ZERO, InHand, Scene
 from tracediff.causes.tensor_views import ONE, View, views
 from tracediff.causes.thresholds import THRESHOLDS
@@ -70,6 +70,16 @@ class _Formula:
         factors = " times ".join(factor.text for factor in self.factors)
         return " + ".join([_term_text(self.gain, factors), *(_term_text(factor, view.text) for view, factor in self.added)])
 
+    def values(self, shape: tuple[int, ...]) -> Array:
+        """What the formula gives, in the shape that its views have."""
+        with np.errstate(all="ignore"):
+            made = np.full(shape, self.gain)
+            for factor in self.factors:
+                made = made * FUNCTIONS[factor.function](factor.view.values)
+            for view, coefficient in self.added:
+                made = made + coefficient * view.values
+        return made
+
     @property
     def is_trivial(self) -> bool:
         """Whether the formula says no more than that a tensor is handed on."""
@@ -84,7 +94,7 @@ def _term_text(factor: float, name: str) -> str:
     return name if abs(factor - 1) < THRESHOLDS.gain_is_one else f"{factor:.5g} * {name}"
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """The one place in which the port's formula differs from the reference's."""
     if not scene.is_numeric:
         return
@@ -97,7 +107,7 @@ def detect(scene: Scene) -> Iterable[Cause]:
     if ours is not None and theirs is not None:
         kind, evidence = _difference(ours, theirs)
         evidence = evidence or f"the reference is {ours.text}, the port {theirs.text}"
-        yield Cause(kind, THRESHOLDS.sure_formula, True, evidence)
+        yield Claim(kind, THRESHOLDS.sure_formula, evidence, Edit(theirs.values(port.shape), ours.values(port.shape)))
 
 
 Pool = tuple[list[Product], Array]

@@ -22,7 +22,8 @@ from tracediff.causes.detectors import (
     timesteps,
     where_in_tensor,
 )
-from tracediff.causes.scene import Detector, Scene
+from tracediff.causes.proof import Detector, judged
+from tracediff.causes.scene import Scene
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.locate import Located
@@ -45,6 +46,8 @@ DETECTORS: tuple[Detector, ...] = tuple(
     )
 )
 """Among causes that are equally sure, those of an earlier detector come first."""
+_OF_FIXED_FUNCTIONS = (normalisation.detect, pointwise.detect)
+"""Detectors that take the reference for a function of what it had in hand; in training mode it drops values at random, and is none."""
 _BLAMES = ("module", "caller")
 
 
@@ -63,7 +66,9 @@ def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace
 def causes_of_scene(scene: Scene) -> Iterable[Cause]:
     """What all detectors say of one divergence; formulas are looked for where none is sure."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
-        found = [cause for detector in DETECTORS for cause in detector(scene)]
+        asked = [detector for detector in DETECTORS if not (scene.sides[0].is_training and detector in _OF_FIXED_FUNCTIONS)]
+        found = [cause for detector in asked for cause in judged(scene, detector)]
         yield from found
-        if not any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found):
-            yield from formulas.detect(scene)
+        is_told = any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
+        if not is_told and not scene.sides[0].is_training:
+            yield from judged(scene, formulas.detect)

@@ -1,18 +1,17 @@
 """What a detector is shown of one divergence: the two tensors, what the code that made them had in hand, and what is known of the modules.
 
-Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the `Cause`s that it has evidence for;
-it computes with what the scene holds and reads nothing else.
+Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the claims that it has evidence for
+(see `proof`); it computes with what the scene holds and reads nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
@@ -70,7 +69,8 @@ class Scene:
     relative L2 that was allowed. ``blame``: "module" (an output, made from its inputs) or "caller" (an input, made by the caller's code).
     ``beside``: what else the call was handed, where the tensor is an input. ``types``: class names by the reference's module path.
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
-    site's calls. ``paired``: the reference's sites that have a partner.
+    site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
+    reference's sites that have a partner.
     """
 
     site: str
@@ -88,6 +88,7 @@ class Scene:
     run_dtypes: tuple[str, ...] = ("", "")
     ordinal: int = 0
     port_repeats: bool | None = None
+    has_frames: bool = True
     paired: frozenset[str] = frozenset()
 
     @property
@@ -142,6 +143,3 @@ class Scene:
         for one in reversed(self.in_hand):
             if one.values.dtype.kind == "f" and one.values.shape == reference.shape and np.isfinite(one.values).all():
                 yield one
-
-
-Detector = Callable[[Scene], Iterable[Cause]]

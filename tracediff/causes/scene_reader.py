@@ -126,6 +126,7 @@ class SceneReader:
             run_dtypes=tuple(str(trace.meta.get("dtype")) for trace in self._traces),
             ordinal=left.ordinal,
             port_repeats=self._traces[1].meta.get("repeats"),
+            has_frames=self._correspond(*frames),
             paired=self._paired,
         )
 
@@ -146,6 +147,13 @@ class SceneReader:
             return call
         around = (outer for outer in calls.above(call) if module_of(calls.site_of(outer)) == finding.culprit[side])
         return next(around, TOP)
+
+    def _correspond(self, ours: int, theirs: int) -> bool:
+        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls."""
+        reference, port = self._call_trees
+        if reference.is_recorded(ours) and port.is_recorded(theirs):
+            return int(reference.ordinal[ours]) == int(port.ordinal[theirs])
+        return (ours == TOP) == (theirs == TOP)
 
     def _culprit_side(self, side: int, path: str, call: int, record: Record) -> CulpritSide:
         module = self._modules[side].get(path, {})

@@ -1,0 +1,236 @@
+"""How often a stated cause is right: `python -m benchmarks.confidence`.
+
+    python -m benchmarks.confidence --traces FOLDER               # all pairs; their traces are kept, and used again where they are there
+    python -m benchmarks.confidence --json FILE                   # and every stated cause goes to a file
+    python -m benchmarks.confidence --table FILE --write docs/performance.md     # the table of such a file, written into the page
+
+Faults are planted into known pairs, as for the golden answers; the catalogue of faults knows which kinds of cause are right for each. A
+stated cause is *right* where its kind is one of them, and it is stated of the planted module or of one a call away. The confidences of
+`tracediff.causes.thresholds` were fitted to the pairs that are not held out; the table is of those that are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+
+BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+UNKNOWN = "unknown"
+"""Stands for a divergence of which no cause is stated."""
+FAMILIES = ("confirmed", "weights", "likely")
+START, END = "<!-- confidence -->", "<!-- end of confidence -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """One cause that a report states of a divergence, and whether it is right. ``place`` counts divergences, ``rank`` their causes."""
+
+    pair: str
+    held_out: bool
+    fault: str
+    kinds: tuple[str, ...]
+    run: str
+    culprit: str
+    is_there: bool
+    place: int
+    rank: int
+    kind: str
+    confidence: float
+    confirmed: bool
+    evidence: str
+    is_right: bool
+
+    @property
+    def is_first_line(self) -> bool:
+        return self.place == self.rank == 0
+
+    @property
+    def family(self) -> str:
+        return "weights" if self.kind.startswith("weights.") else "confirmed" if self.confirmed else "likely"
+
+
+# -- what is stated ------------------------------------------------------------------------------------------------------------------------
+
+
+def of_pair(name: str, seed: int, folder: Path) -> list[Stated]:
+    """Every cause that is stated of the planted faults of one pair; none where its packages are not installed."""
+    import torch
+
+    import tracediff as td
+    from benchmarks.faults.measure import Truth
+    from benchmarks.faults.pairs import known
+    from benchmarks.golden import cases
+
+    torch.set_num_threads(1)
+    try:
+        source = cases.models(name, seed)
+    except ImportError:
+        return []
+    runs = list(cases.recorded(f"models/{name}", source, folder / "models" / name))
+    states = [port for port in source.ports for _ in port.modes]
+    held_out = name.startswith("heldout-") or known()[name].held_out
+    reference = runs[0][1]
+    with td.open_trace(reference) as ours, td.open_trace(runs[1][2]) as clean:
+        truth = Truth(source.pair, ours, clean)
+    found: list[Stated] = []
+    for (text, _, made, _), port in zip(runs, states, strict=True):
+        if port.wrong is not None and not isinstance(made, str):
+            report = td.bisect(reference, made)
+            found += _stated((name, held_out, text), report, truth, port.wrong)
+    return found
+
+
+def _stated(of: tuple[str, bool, str], report: Any, truth: Any, fault: Any) -> Iterator[Stated]:
+    planted = truth.of(fault)
+    every = (planted, *planted.others)
+    for place, one in enumerate(report.divergences):
+        culprit = one.culprit.reference, one.culprit.port
+        is_there = any(other.is_named_by(culprit) or other.is_near(culprit, truth.called) for other in every)
+        told = [(cause.kind, cause.confidence, cause.confirmed, cause.evidence) for cause in one.causes] or [(UNKNOWN, 0.0, False, "")]
+        for rank, cause in enumerate(told):
+            is_right = is_there and cause[0] in planted.kinds
+            yield Stated(*of[:2], fault.text, planted.kinds, of[2], " | ".join(culprit), is_there, place, rank, *cause, is_right)
+
+
+def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int) -> list[Stated]:
+    """As `of_pair`, of many pairs side by side."""
+    found: list[Stated] = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(of_pair, name, seed, folder): name for name in names}
+        for number, done in enumerate(as_completed(running), 1):
+            print(f"{number}/{len(running)} {running[done]}: {len(done.result())} causes", file=sys.stderr, flush=True)
+        for one in running:
+            found += one.result()
+    return found
+
+
+# -- how confidences are fitted ----------------------------------------------------------------------------------------------------------
+
+
+def fitted(stated: Iterable[Stated]) -> dict[str, list[tuple[float, float, int]]]:
+    """For each family (what was stated, what share of it is right, of how many): a rising table, by isotonic regression."""
+    from sklearn.isotonic import IsotonicRegression
+
+    groups: dict[str, list[Stated]] = defaultdict(list)
+    for one in stated:
+        if one.kind != UNKNOWN:
+            groups[one.family].append(one)
+    tables = {}
+    for family, members in groups.items():
+        counts: dict[float, list[bool]] = defaultdict(list)
+        for one in members:
+            counts[round(one.confidence, 2)].append(one.is_right)
+        levels = sorted(counts)
+        shares = [(sum(counts[level]) + 0.5) / (len(counts[level]) + 1) for level in levels]
+        sizes = [len(counts[level]) for level in levels]
+        rising = IsotonicRegression().fit_transform(levels, shares, sample_weight=sizes)
+        tables[family] = [(level, round(float(share), 2), size) for level, share, size in zip(levels, rising, sizes, strict=True)]
+    return tables
+
+
+# -- the table --------------------------------------------------------------------------------------------------------------------------
+
+
+def table(stated: Sequence[Stated]) -> Iterator[str]:
+    """How often causes are right by the confidence that was stated: all, first lines, and each family by itself."""
+    yield "| stated | all: right / stated | first lines | confirmed | of weights | likely |"
+    yield "|---|---|---|---|---|---|"
+    causes = [one for one in stated if one.kind != UNKNOWN]
+    for low, high in pairwise(BINS):
+        inside = [one for one in causes if low < one.confidence <= high or (one.confidence == 0 == low)]
+        if inside:
+            families = [[one for one in inside if one.family == family] for family in FAMILIES]
+            cells = [_share(part) for part in (inside, [one for one in inside if one.is_first_line], *families)]
+            yield f"| {low:g} to {high:g} | {' | '.join(cells)} |"
+
+
+def _share(stated: Sequence[Stated]) -> str:
+    right = sum(one.is_right for one in stated)
+    return f"{right} / {len(stated)} ({right / len(stated):.0%})" if stated else "-"
+
+
+def summary(stated: Sequence[Stated]) -> Iterator[str]:
+    """The first lines that are right, wrong, and without a cause; and how many of what is confirmed is wrong."""
+    for title, is_held_out in (("fitted on", False), ("held out", True)):
+        part = [one for one in stated if one.held_out is is_held_out]
+        first = [one for one in part if one.is_first_line]
+        right, unknown = sum(one.is_right for one in first), sum(one.kind == UNKNOWN for one in first)
+        confirmed = [one for one in part if one.confirmed]
+        wrong = sum(not one.is_right for one in confirmed)
+        yield (
+            f"{title}: {len(first)} first lines, of them {right} right, {len(first) - right - unknown} wrong, {unknown} unknown; "
+            f"{len(confirmed)} causes confirmed, of them {wrong} wrong"
+        )
+
+
+def written_into(page: str, lines: Iterable[str]) -> str:
+    """A page with the table in the place that its two marks hold."""
+    before, rest = page.split(START)
+    return "\n".join([f"{before}{START}", "", *lines, "", f"{END}{rest.split(END)[1]}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="pairs; all by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the models, and of which faults are drawn [0: those of the golden answers]")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="keep the traces there, and use again those that are there")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every stated cause to this file")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="the table of such files, and nothing else")
+    parser.add_argument("--fit", action="store_true", help="leave the confidences as the detectors have them, and print the fitted tables")
+    parser.add_argument("--wrong", action="store_true", help="list what is confirmed and wrong, but for pairs held out")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table of the pairs held out into a page")
+    results.add_option(parser)
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stated = read(options.table) if options.table else measured(options)
+    report(stated, options)
+    return 0
+
+
+def measured(options: argparse.Namespace) -> list[Stated]:
+    from benchmarks.golden.cases import model_names
+
+    with tempfile.TemporaryDirectory() as temporary:
+        stated = of_pairs(options.names or model_names(), options.seed, options.traces or Path(temporary), options.jobs)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in stated], indent=0))
+    return stated
+
+
+def read(files: Iterable[Path]) -> list[Stated]:
+    return [Stated(**{**one, "kinds": tuple(one["kinds"])}) for file in files for one in json.loads(file.read_text())]
+
+
+def report(stated: Sequence[Stated], options: argparse.Namespace) -> None:
+    """Prints, and writes where asked."""
+    held = [one for one in stated if one.held_out]
+    lines = list(table(held))
+    print("\n".join([*summary(stated), "", "held out:", *lines]))
+    if options.fit:
+        for family, levels in fitted(one for one in stated if not one.held_out).items():
+            print(f"\n{family}", *(f"    {level:.2f} -> {share:.2f}  ({size})" for level, share, size in levels), sep="\n")
+    if options.wrong:
+        for one in stated:
+            if one.confirmed and not one.is_right and not one.held_out:
+                print(f"{one.run}\n    planted {one.kinds}; at {one.culprit}: {one.kind} {one.confidence}: {one.evidence}")
+    if options.write:
+        options.write.write_text(written_into(options.write.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    results.record("confidence", [{"line": line} for line in [*summary(stated), *lines]], options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
