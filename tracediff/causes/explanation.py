@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from tracediff.alignment import Alignment
 from tracediff.causes import from_pair, from_tensors, from_weights
 from tracediff.causes.cause import Cause, in_order, one_of_each_kind
+from tracediff.causes.layers import LayerParameters
+from tracediff.causes.scene_reader import SceneReader
 from tracediff.errors import WeightsError
 from tracediff.locate import Located
 from tracediff.parameters.diagnosis import weights as compare_weights
@@ -30,17 +33,32 @@ class Explanation:
 def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
     """The causes of everything that was located between two aligned traces."""
     weights = _compared_weights(reference, port)
-    of_tensors = from_tensors.causes(located, alignment, reference, port)
-    of_weights: dict[str, list[Cause]] = {}
+    reader = SceneReader(located, alignment, reference, port)
+    of_tensors = from_tensors.causes(located, reader)
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
-        of_weights = {path: from_weights.causes(weights.findings, path) for _, path in {finding.culprit for finding in located.findings}}
+    of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *of_tensors.get(place, ())])
-        causes.append(tuple(in_order([*of_weights.get(finding.culprit[1], ()), *seen])))
+        causes.append(tuple(in_order([*of_weights[place], *seen])))
     return Explanation(located, tuple(causes), weights)
+
+
+def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:
+    """The causes that wrong weights give for each finding, in the order of the findings."""
+    if weights is None:
+        return [[] for _ in located.findings]
+    _, seen = from_weights.compared_modules(located, reference, port)
+    wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
+    found = []
+    for finding in located.findings:
+        told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen)
+        causes = told()
+        is_layer = bool(causes) and finding.blame == "module" and parameters.are_stored(finding.culprit[1])
+        found.append(told(scene=reader.scene(finding), parameters=parameters) if is_layer else causes)
+    return found
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:

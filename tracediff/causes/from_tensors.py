@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tracediff.alignment import Alignment
 from tracediff.causes import formulas
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.detectors import (
@@ -27,7 +26,6 @@ from tracediff.causes.scene import Scene
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.locate import Located
-from tracediff.trace import Trace
 
 DETECTORS: tuple[Detector, ...] = tuple(
     module.detect
@@ -51,9 +49,8 @@ _OF_FIXED_FUNCTIONS = (normalisation.detect, pointwise.detect)
 _BLAMES = ("module", "caller")
 
 
-def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:
+def causes(located: Located, reader: SceneReader) -> dict[int, list[Cause]]:
     """The causes of each finding that code made, best first and one of each kind, by the finding's place in ``located.findings``."""
-    reader = SceneReader(located, alignment, reference, port)
     explained: dict[int, list[Cause]] = {}
     for place, finding in enumerate(located.findings[: THRESHOLDS.findings_explained]):
         if finding.blame in _BLAMES:

@@ -27,6 +27,9 @@ class Thresholds:
     largest_tensor: int = threshold(2**24, "tensors of more float64 elements are not read", _WORK)
     latest_in_hand: int = threshold(24, "so many results of calls, the latest, are in hand", _WORK)
     sure_enough: float = threshold(0.88, "a confirmed cause of this confidence makes the search for formulas needless", _FORMULAS)
+    amplification: float = threshold(
+        100.0, "times its own relative size, at most, that a parameter's difference is found in an output", _PLANTED
+    )
     nearness_of_child: float = threshold(0.5, "weight of a finding about a parameter that a child of the culprit owns", _NEVER)
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
