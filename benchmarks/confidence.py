@@ -24,13 +24,15 @@ from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks import results
+from tracediff.causes.confidence import family
+from tracediff.causes.thresholds import CONFIDENCE
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 UNKNOWN = "unknown"
 """Stands for a divergence of which no cause is stated."""
-FAMILIES = ("confirmed", "weights", "likely")
 START, END = "<!-- confidence -->", "<!-- end of confidence -->"
 
 
@@ -59,14 +61,26 @@ class Stated:
 
     @property
     def family(self) -> str:
-        return "weights" if self.kind.startswith("weights.") else "confirmed" if self.confirmed else "likely"
+        return family(self.kind, confirmed=self.confirmed)
 
 
 # -- what is stated ------------------------------------------------------------------------------------------------------------------------
 
 
-def of_pair(name: str, seed: int, folder: Path) -> list[Stated]:
-    """Every cause that is stated of the planted faults of one pair; none where its packages are not installed."""
+AS_IT_IS = ((0.0, 0.0), (1.0, 1.0))
+"""The table that leaves a likelihood as it is."""
+
+
+def of_pair(name: str, seed: int, folder: Path, is_raw: bool) -> list[Stated]:
+    """Every cause that is stated of the planted faults of one pair; none where its packages are not installed.
+
+    ``is_raw``: with the likelihoods of the detectors in the place of confidences.
+    """
+    with patch.dict(CONFIDENCE, dict.fromkeys(CONFIDENCE, AS_IT_IS) if is_raw else {}):
+        return _of_pair(name, seed, folder)
+
+
+def _of_pair(name: str, seed: int, folder: Path) -> list[Stated]:
     import torch
 
     import tracediff as td
@@ -105,11 +119,11 @@ def _stated(of: tuple[str, bool, str], report: Any, truth: Any, fault: Any) -> I
             yield Stated(*of[:2], fault.text, planted.kinds, of[2], " | ".join(culprit), is_there, place, rank, *cause, is_right)
 
 
-def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int) -> list[Stated]:
+def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int, is_raw: bool) -> list[Stated]:
     """As `of_pair`, of many pairs side by side."""
     found: list[Stated] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(of_pair, name, seed, folder): name for name in names}
+        running = {pool.submit(of_pair, name, seed, folder, is_raw): name for name in names}
         for number, done in enumerate(as_completed(running), 1):
             print(f"{number}/{len(running)} {running[done]}: {len(done.result())} causes", file=sys.stderr, flush=True)
         for one in running:
@@ -129,7 +143,7 @@ def fitted(stated: Iterable[Stated]) -> dict[str, list[tuple[float, float, int]]
         if one.kind != UNKNOWN:
             groups[one.family].append(one)
     tables = {}
-    for family, members in groups.items():
+    for title, members in groups.items():
         counts: dict[float, list[bool]] = defaultdict(list)
         for one in members:
             counts[round(one.confidence, 2)].append(one.is_right)
@@ -137,7 +151,7 @@ def fitted(stated: Iterable[Stated]) -> dict[str, list[tuple[float, float, int]]
         shares = [(sum(counts[level]) + 0.5) / (len(counts[level]) + 1) for level in levels]
         sizes = [len(counts[level]) for level in levels]
         rising = IsotonicRegression().fit_transform(levels, shares, sample_weight=sizes)
-        tables[family] = [(level, round(float(share), 2), size) for level, share, size in zip(levels, rising, sizes, strict=True)]
+        tables[title] = [(level, round(float(share), 2), size) for level, share, size in zip(levels, rising, sizes, strict=True)]
     return tables
 
 
@@ -152,7 +166,7 @@ def table(stated: Sequence[Stated]) -> Iterator[str]:
     for low, high in pairwise(BINS):
         inside = [one for one in causes if low < one.confidence <= high or (one.confidence == 0 == low)]
         if inside:
-            families = [[one for one in inside if one.family == family] for family in FAMILIES]
+            families = [[one for one in inside if one.family == title] for title in CONFIDENCE]
             cells = [_share(part) for part in (inside, [one for one in inside if one.is_first_line], *families)]
             yield f"| {low:g} to {high:g} | {' | '.join(cells)} |"
 
@@ -205,7 +219,7 @@ def measured(options: argparse.Namespace) -> list[Stated]:
     from benchmarks.golden.cases import model_names
 
     with tempfile.TemporaryDirectory() as temporary:
-        stated = of_pairs(options.names or model_names(), options.seed, options.traces or Path(temporary), options.jobs)
+        stated = of_pairs(options.names or model_names(), options.seed, options.traces or Path(temporary), options.jobs, options.fit)
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in stated], indent=0))
     return stated
@@ -221,8 +235,8 @@ def report(stated: Sequence[Stated], options: argparse.Namespace) -> None:
     lines = list(table(held))
     print("\n".join([*summary(stated), "", "held out:", *lines]))
     if options.fit:
-        for family, levels in fitted(one for one in stated if not one.held_out).items():
-            print(f"\n{family}", *(f"    {level:.2f} -> {share:.2f}  ({size})" for level, share, size in levels), sep="\n")
+        for title, levels in fitted(one for one in stated if not one.held_out).items():
+            print(f"\n{title}", *(f"    {level:.2f} -> {share:.2f}  ({size})" for level, share, size in levels), sep="\n")
     if options.wrong:
         for one in stated:
             if one.confirmed and not one.is_right and not one.held_out:

@@ -8,6 +8,7 @@ from functools import partial
 from tracediff.alignment import Alignment
 from tracediff.causes import from_pair, from_tensors, from_weights
 from tracediff.causes.cause import Cause, in_order, one_of_each_kind
+from tracediff.causes.confidence import calibrated
 from tracediff.causes.layers import LayerParameters
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.errors import WeightsError
@@ -42,7 +43,7 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *of_tensors.get(place, ())])
-        causes.append(tuple(in_order([*of_weights[place], *seen])))
+        causes.append(tuple(map(calibrated, in_order([*of_weights[place], *seen]))))
     return Explanation(located, tuple(causes), weights)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tracediff.causes.catalogue import CATALOGUE, Proof
 from tracediff.causes.cause import Cause
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
@@ -53,7 +54,7 @@ def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
     """What a detector says of a scene, each claim confirmed where its edit is proven."""
     is_null_enough: bool | None = None
     for claim in detector(scene):
-        is_proven = _holds(scene, claim)
+        is_proven = CATALOGUE[claim.kind].proof is not Proof.NONE and _holds(scene, claim)
         if is_proven and is_null_enough is None:
             is_null_enough = any(_holds(control, other) for control in controls(scene) for other in detector(control))
         yield Cause(claim.kind, claim.likelihood, is_proven and not is_null_enough, claim.evidence)
