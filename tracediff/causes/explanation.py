@@ -55,7 +55,8 @@ def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneRe
     wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
     found = []
     for finding in located.findings:
-        told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen)
+        trains = reader.trains(1, finding.culprit[1])
+        told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
         causes = told()
         is_layer = bool(causes) and finding.blame == "module" and parameters.are_stored(finding.culprit[1])
         found.append(told(scene=reader.scene(finding), parameters=parameters) if is_layer else causes)

@@ -32,6 +32,7 @@ def causes(
     *,
     introduced: float = 0.0,
     seen: Set[str] = frozenset(),
+    trains: bool = False,
     scene: Scene | None = None,
     parameters: LayerParameters | None = None,
 ) -> list[Cause]:
@@ -39,11 +40,13 @@ def causes(
 
     A finding concerns the module that owns the parameter. Where a child owns it, it counts for less, and for nothing where the child's
     calls are compared by themselves (``seen``). It also counts for nothing where it is too small for the error ``introduced``, a relative
-    L2. Findings of one kind and label become one cause. ``scene`` and ``parameters`` are what a cause is proven with.
+    L2. Where the port's module is in training mode (``trains``), its running statistics differ for that reason alone. Findings of one kind
+    and label become one cause. ``scene`` and ``parameters`` are what a cause is proven with.
     """
     concerned: dict[tuple[str, str], list[WeightFinding]] = defaultdict(list)
     for finding in findings:
-        near = _nearness(path, finding.port or finding.place, seen)
+        name = finding.port or finding.place
+        near = 0.0 if trains and "running_" in name.rpartition(".")[2] else _nearness(path, name, seen)
         if near and not finding.expected and explains(finding, introduced):
             concerned[finding.kind, finding.label].append(replace(finding, confidence=finding.confidence * near))
 

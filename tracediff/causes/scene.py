@@ -70,7 +70,7 @@ class Scene:
     ``beside``: what else the call was handed, where the tensor is an input. ``types``: class names by the reference's module path.
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
     site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
-    reference's sites that have a partner.
+    reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
     """
 
     site: str
@@ -89,6 +89,7 @@ class Scene:
     ordinal: int = 0
     port_repeats: bool | None = None
     has_frames: bool = True
+    balanced: frozenset[str] = frozenset()
     paired: frozenset[str] = frozenset()
 
     @property

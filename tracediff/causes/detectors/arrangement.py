@@ -126,9 +126,24 @@ def _matched(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable
         evidence = f"along axis {axis} the port has the first {int(places[0])} of the reference's {length} slices behind the others"
         yield Claim("order.concat", THRESHOLDS.sure_parts_exchanged, evidence, Edit(theirs))
         return
+    parts = _stacked_otherwise(places)
+    if parts:
+        evidence = f"along axis {axis} the port has each {len(parts)} neighbours in the order {tuple(part + 1 for part in parts)}"
+        yield Claim("order.concat", THRESHOLDS.sure_parts_exchanged, evidence, Edit(theirs))
+        return
     kind = "order.channels" if axis in (reference.ndim - 1, 1) else "order.roles"
     evidence = f"along axis {axis} the port has the same {length} slices in the order {_brief(places)}"
     yield Claim(kind, THRESHOLDS.sure_slices_moved, evidence, Edit(theirs))
+
+
+def _stacked_otherwise(places: Array) -> list[int]:
+    """The order of a few parts that were stacked on an axis of their own and flattened, (slices,) being their places; [] for no such."""
+    for count in (2, 3, 4):
+        if len(places) % count == 0 and len(places) > count:
+            runs = places.reshape(-1, count) - np.arange(0, len(places), count)[:, None]
+            if (runs == runs[0]).all() and sorted(runs[0].tolist()) == list(range(count)):
+                return [int(place) for place in runs[0]]
+    return []
 
 
 def _places(ours: Array, theirs: Array) -> Array:
@@ -174,6 +189,13 @@ def _taken_apart(scene: Scene, reference: Array) -> Iterable[Claim]:
                     return
 
 
+def _is_multiple(scene: Scene, values: Array) -> bool:
+    """Whether the reference is a multiple of a tensor: a port that hands the tensor on lacks the factor, and has the right tensor."""
+    reference, _ = scene.tensors()
+    size = float(np.vdot(values, values))
+    return bool(size) and scene.is_reference(values * (float(np.vdot(values, reference)) / size))
+
+
 def _divisors(number: int) -> list[int]:
     largest = min(number // 2, THRESHOLDS.largest_divisor)
     return [divisor for divisor in range(2, largest + 1) if number % divisor == 0][: THRESHOLDS.divisors_tried]
@@ -188,6 +210,6 @@ def _roles(scene: Scene) -> Iterable[Claim]:
             yield Claim("order.roles", THRESHOLDS.sure_other_argument, evidence, Edit(one.values))
             return
     for one in scene.of_shape():
-        if scene.reproduces(one.values) and not one.is_input:
+        if scene.reproduces(one.values) and not one.is_input and not _is_multiple(scene, one.values):
             yield Claim("order.roles", THRESHOLDS.sure_other_tensor, f"the port has here what {one.name} returned", Edit(one.values))
             return

@@ -15,12 +15,12 @@ def detect(scene: Scene) -> Iterable[Claim]:
     if not ours or not theirs or not scene.has_frames or _loops_otherwise(ours, theirs):
         return
     for name in dict.fromkeys(ours):
-        if name in scene.paired and _calls_more_often(name, *scene.sides):
+        if name in scene.paired - scene.balanced and _calls_more_often(name, *scene.sides):
             type_ = scene.types.get(name, "")
             evidence = f"the reference calls {name} ({type_}) {ours.count(name)} times here, the port {theirs.count(name)}"
             yield Claim(_kind_of_lacking(name, type_), THRESHOLDS.sure_call_lacking, evidence)
     for name in dict.fromkeys(theirs):
-        if name in scene.paired and _calls_more_often(name, *reversed(scene.sides)):
+        if name in scene.paired - scene.balanced and _calls_more_often(name, *reversed(scene.sides)):
             evidence = f"the port calls {name} {theirs.count(name)} times here, the reference {ours.count(name)}"
             yield Claim("branch.extra", THRESHOLDS.sure_call_extra, evidence)
     yield from _moved(scene, ours, theirs)
