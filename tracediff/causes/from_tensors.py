@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
 from tracediff.causes import formulas
+from tracediff.causes.catalogue import CATALOGUE, Gravity
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.detectors import (
     arrangement,
@@ -60,12 +61,25 @@ def causes(located: Located, reader: SceneReader) -> dict[int, list[Cause]]:
     return explained
 
 
-def causes_of_scene(scene: Scene) -> Iterable[Cause]:
+def causes_of_scene(scene: Scene) -> list[Cause]:
     """What all detectors say of one divergence; formulas are looked for where none is sure."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
         asked = [detector for detector in DETECTORS if not (scene.sides[0].is_training and detector in _OF_FIXED_FUNCTIONS)]
         found = [cause for detector in asked for cause in judged(scene, detector)]
-        yield from found
         is_told = any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
         if not is_told and not scene.sides[0].is_training:
-            yield from judged(scene, formulas.detect)
+            found += judged(scene, formulas.detect)
+    return without_other_words(found)
+
+
+def without_other_words(causes: Sequence[Cause]) -> list[Cause]:
+    """The causes without confirmed ones that say in other words what another confirmed one says.
+
+    All confirmed edits give the same tensor, the port's. A kind that gives way is said only where it is the likeliest of them.
+    """
+    proven = [cause for cause in causes if cause.confirmed]
+    if not proven:
+        return list(causes)
+    best = min(proven, key=lambda cause: (CATALOGUE[cause.kind].gravity, -cause.confidence))
+    gives_way = {cause.kind for cause in proven if CATALOGUE[cause.kind].gravity is Gravity.GIVING_WAY} - {best.kind}
+    return [cause for cause in causes if not (cause.confirmed and cause.kind in gives_way)]
