@@ -330,7 +330,6 @@ KINDS = (
         "Compare the order of arguments, or of the parts after a split, with the reference's.",
         "The port hands over its keys as queries.",
         "The port hands over values that occur nowhere in the reference.",
-        Gravity.GIVING_WAY,
     ),
     Kind(
         "padding.shift",

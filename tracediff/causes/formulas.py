@@ -186,16 +186,17 @@ class _Search:
 
     def of_port(self, ours: _Formula) -> _Formula | None:
         """The formula for the port that differs least from the reference's: as much is added, then less, then another view, then more."""
-        for stage in self._addends_near(tuple(view for view, _ in ours.added)):
-            found = [
-                formula
-                for added in stage
-                for pool in (self._terms.singles, self._terms.products)
-                for formula in self._fitting(self.p, pool, added, self.port_tolerance)
-            ]
-            best = min(found, key=lambda formula: _distance(ours, formula), default=None)
-            if best is not None:
-                return best
+        for tolerance in dict.fromkeys((self.tolerance, self.port_tolerance)):  # what fits as well as the reference's own comes first
+            for stage in self._addends_near(tuple(view for view, _ in ours.added)):
+                found = [
+                    formula
+                    for added in stage
+                    for pool in (self._terms.singles, self._terms.products)
+                    for formula in self._fitting(self.p, pool, added, tolerance)
+                ]
+                best = min(found, key=lambda formula: _distance(ours, formula), default=None)
+                if best is not None:
+                    return best
         return None
 
     def _plainest_first(self) -> Iterator[_Formula]:
@@ -305,7 +306,7 @@ def _difference_of_addends(ours: _Formula, theirs: _Formula) -> tuple[str, str]:
         modulation = next((factor for factor in ours.factors if factor.view is not gone), ours.factors[0])
         return "scale", f"the reference multiplies {gone.text} by 1 + {modulation.text}, the port by {modulation.text} alone"
     if gone is not None and gone.source.name != ONE:
-        return gone.source.kind_if_left_out(is_stream=gone.source.is_input), ""
+        return gone.source.kind_if_left_out(is_stream=gone.source.is_stream), ""
     return ("branch.extra" if len(theirs.added) > len(ours.added) else "scale"), ""
 
 

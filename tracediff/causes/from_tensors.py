@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracediff.causes import formulas
-from tracediff.causes.catalogue import CATALOGUE, Gravity
+from tracediff.causes.catalogue import CATALOGUE
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.detectors import (
     arrangement,
@@ -75,11 +75,8 @@ def causes_of_scene(scene: Scene) -> list[Cause]:
 def without_other_words(causes: Sequence[Cause]) -> list[Cause]:
     """The causes without confirmed ones that say in other words what another confirmed one says.
 
-    All confirmed edits give the same tensor, the port's. A kind that gives way is said only where it is the likeliest of them.
+    All confirmed edits give the same tensor, the port's: the likeliest speaks for them, and of equally likely ones the gravest.
     """
-    proven = [cause for cause in causes if cause.confirmed]
-    if not proven:
-        return list(causes)
-    best = min(proven, key=lambda cause: (CATALOGUE[cause.kind].gravity, -cause.confidence))
-    gives_way = {cause.kind for cause in proven if CATALOGUE[cause.kind].gravity is Gravity.GIVING_WAY} - {best.kind}
-    return [cause for cause in causes if not (cause.confirmed and cause.kind in gives_way)]
+    proven = (cause for cause in causes if cause.confirmed)
+    best = min(proven, key=lambda cause: (-cause.confidence, CATALOGUE[cause.kind].gravity), default=None)
+    return [cause for cause in causes if not cause.confirmed or cause is best]

@@ -84,7 +84,10 @@ class _HandReader:
         dtypes = record.dtype, record.dtype if port is None else self._port.records[port].dtype
         caller = self._calls.outer[self._calls.of_row[record.row]]
         calls = 1 if is_input else self._times_called(caller, record.site)
-        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls)
+        taken = any(self._calls.outer[self._calls.of_row[row]] == caller for row in self._calls.takers.get(record.row, ()))
+        return InHand(
+            name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls, taken
+        )
 
     @cached_property
     def _port_rows(self) -> dict[int, int]:

@@ -61,9 +61,9 @@ def _along(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[C
 
 
 def _parts_exchanged(scene: Scene, reference: Array, axis: int) -> Iterable[Claim]:
-    """Halves, thirds or quarters in another order."""
+    """Halves, thirds or quarters in another order; each of one slice alone, they are no parts."""
     for parts in (2, 3, 4):
-        if reference.shape[axis] % parts == 0:
+        if reference.shape[axis] % parts == 0 and (parts == 2 or reference.shape[axis] > parts):
             blocks = np.split(reference, parts, axis)
             for order in list(permutations(range(parts)))[1:]:
                 if scene.reproduces(theirs := np.concatenate([blocks[part] for part in order], axis)):

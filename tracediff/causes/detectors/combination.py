@@ -150,7 +150,7 @@ def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable
         if abs(factor + 1) < THRESHOLDS.once_added:
             evidence = f"the port lacks {term.name}: adding it gives the reference"
             edit = Edit(reference - _as_often(term.whole, reference.shape))
-            yield Claim(_kind_if_left_out(scene, term), THRESHOLDS.sure_term_missing, evidence, edit)
+            yield Claim(_kind_if_left_out(term), THRESHOLDS.sure_term_missing, evidence, edit)
         elif abs(factor - 1) < THRESHOLDS.once_added:
             evidence = f"the port adds {term.name} once more than the reference"
             edit = Edit(reference + _as_often(term.whole, reference.shape))
@@ -165,14 +165,8 @@ def _as_often(whole: Array, shape: tuple[int, ...]) -> Array:
     return made
 
 
-def _kind_if_left_out(scene: Scene, term: _Term) -> str:
-    return term.source.kind_if_left_out(is_stream=term.source.is_input or _is_earlier_stream(scene, term))
-
-
-def _is_earlier_stream(scene: Scene, term: _Term) -> bool:
-    """Whether a later call was made from the term: then the term is the stream, and what was made of it the branch."""
-    places = [place for place, one in enumerate(scene.in_hand) if one is term.source]
-    return bool(places) and places[0] < len(scene.in_hand) - 1
+def _kind_if_left_out(term: _Term) -> str:
+    return term.source.kind_if_left_out(is_stream=term.source.is_stream)
 
 
 def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Claim]:
@@ -267,7 +261,7 @@ def _kind(scene: Scene, sums: _Sums) -> str:
     """The kind of cause that the two rows of coefficients are."""
     ratios = sums.ratios
     if all(_is_near(ratio, 0) for ratio in ratios):
-        return gravest([_kind_if_left_out(scene, sums.terms[place]) for place in sums.changed])
+        return gravest([_kind_if_left_out(sums.terms[place]) for place in sums.changed])
     is_guidance = sums.is_guidance()
     if is_guidance and not sums.scales_guidance_as_a_whole():
         return "cfg.formula"

@@ -26,7 +26,8 @@ def detect(scene: Scene) -> Iterable[Claim]:
         return
     reference, port = scene.tensors()
     yield from _dropped(scene, port)
-    yield from _drawn(reference, port)
+    if not _is_computed(scene):
+        yield from _drawn(reference, port)
     yield from _rounded(scene, reference, port)
 
 
@@ -64,6 +65,13 @@ def _is_rate(rate: float, share: float, gone: Array) -> bool:
     draws = math.prod(size for axis, size in enumerate(gone.shape) if axis not in alike)
     uncertain = THRESHOLDS.standard_errors * math.sqrt(share * (1 - share) / max(draws, 1))
     return rate > THRESHOLDS.least_dropped and abs(rate - share) < uncertain
+
+
+def _is_computed(scene: Scene) -> bool:
+    """Whether a module's output was made from a tensor that it was handed, of at least half its size: then it was not drawn."""
+    reference, _ = scene.tensors()
+    handed = (one.values for one in scene.in_hand if one.is_input)
+    return scene.blame == "module" and any(values.dtype.kind == "f" and 2 * values.size >= reference.size for values in handed)
 
 
 def _drawn(reference: Array, port: Array) -> Iterable[Claim]:
