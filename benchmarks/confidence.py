@@ -5,8 +5,9 @@
     python -m benchmarks.confidence --table FILE --write docs/performance.md     # the table of such a file, written into the page
 
 Faults are planted into known pairs, as for the golden answers; the catalogue of faults knows which kinds of cause are right for each. A
-stated cause is *right* where its kind is one of them, and it is stated of the planted module or of one a call away. The confidences of
-`tracediff.causes.thresholds` were fitted to the pairs that are not held out; the table is of those that are.
+stated cause is *right* where its kind is one of them, and it is stated of the planted module or of one a call away. Detectors are mended
+by the pairs that are not held out, so their causes are right too often: the confidences of `tracediff.causes.thresholds` are fitted to
+the pairs that are held out (``--fit`` prints them). In the table each pair has the confidences that the other pairs alone give.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks import results
-from tracediff.causes.confidence import family
+from tracediff.causes.confidence import family, share_right
 from tracediff.causes.thresholds import CONFIDENCE
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -71,12 +72,9 @@ AS_IT_IS = ((0.0, 0.0), (1.0, 1.0))
 """The table that leaves a likelihood as it is."""
 
 
-def of_pair(name: str, seed: int, folder: Path, is_raw: bool) -> list[Stated]:
-    """Every cause that is stated of the planted faults of one pair; none where its packages are not installed.
-
-    ``is_raw``: with the likelihoods of the detectors in the place of confidences.
-    """
-    with patch.dict(CONFIDENCE, dict.fromkeys(CONFIDENCE, AS_IT_IS) if is_raw else {}):
+def of_pair(name: str, seed: int, folder: Path) -> list[Stated]:
+    """Every cause that is stated of the planted faults of one pair, with its likelihood as confidence; none where it cannot be built."""
+    with patch.dict(CONFIDENCE, dict.fromkeys(CONFIDENCE, AS_IT_IS)):
         return _of_pair(name, seed, folder)
 
 
@@ -119,11 +117,11 @@ def _stated(of: tuple[str, bool, str], report: Any, truth: Any, fault: Any) -> I
             yield Stated(*of[:2], fault.text, planted.kinds, of[2], " | ".join(culprit), is_there, place, rank, *cause, is_right)
 
 
-def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int, is_raw: bool) -> list[Stated]:
+def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int) -> list[Stated]:
     """As `of_pair`, of many pairs side by side."""
     found: list[Stated] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(of_pair, name, seed, folder, is_raw): name for name in names}
+        running = {pool.submit(of_pair, name, seed, folder): name for name in names}
         for number, done in enumerate(as_completed(running), 1):
             print(f"{number}/{len(running)} {running[done]}: {len(done.result())} causes", file=sys.stderr, flush=True)
         for one in running:
@@ -132,6 +130,25 @@ def of_pairs(names: Sequence[str], seed: int, folder: Path, jobs: int, is_raw: b
 
 
 # -- how confidences are fitted ----------------------------------------------------------------------------------------------------------
+
+
+def held_out(stated: Iterable[Stated]) -> list[Stated]:
+    return [one for one in stated if one.held_out]
+
+
+def as_others_say(stated: Sequence[Stated]) -> list[Stated]:
+    """What is stated, with the confidences that are fitted to all other pairs."""
+    found = []
+    for pair in dict.fromkeys(one.pair for one in stated):
+        tables = fitted(one for one in stated if one.pair != pair)
+        own = (one for one in stated if one.pair == pair)
+        found += [replace(one, confidence=_looked_up(tables, one)) if one.kind != UNKNOWN else one for one in own]
+    return found
+
+
+def _looked_up(tables: dict[str, list[tuple[float, float, int]]], one: Stated) -> float:
+    table = tuple((level, share) for level, share, _ in tables[one.family])
+    return share_right(table, one.confidence)
 
 
 def fitted(stated: Iterable[Stated]) -> dict[str, list[tuple[float, float, int]]]:
@@ -178,7 +195,7 @@ def _share(stated: Sequence[Stated]) -> str:
 
 def summary(stated: Sequence[Stated]) -> Iterator[str]:
     """The first lines that are right, wrong, and without a cause; and how many of what is confirmed is wrong."""
-    for title, is_held_out in (("fitted on", False), ("held out", True)):
+    for title, is_held_out in (("mended by", False), ("held out", True)):
         part = [one for one in stated if one.held_out is is_held_out]
         first = [one for one in part if one.is_first_line]
         right, unknown = sum(one.is_right for one in first), sum(one.kind == UNKNOWN for one in first)
@@ -204,9 +221,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every stated cause to this file")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="the table of such files, and nothing else")
-    parser.add_argument("--fit", action="store_true", help="leave the confidences as the detectors have them, and print the fitted tables")
+    parser.add_argument("--fit", action="store_true", help="print the fitted tables")
     parser.add_argument("--wrong", action="store_true", help="list what is confirmed and wrong, but for pairs held out")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table of the pairs held out into a page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table into a page")
     results.add_option(parser)
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -219,7 +236,7 @@ def measured(options: argparse.Namespace) -> list[Stated]:
     from benchmarks.golden.cases import model_names
 
     with tempfile.TemporaryDirectory() as temporary:
-        stated = of_pairs(options.names or model_names(), options.seed, options.traces or Path(temporary), options.jobs, options.fit)
+        stated = of_pairs(options.names or model_names(), options.seed, options.traces or Path(temporary), options.jobs)
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in stated], indent=0))
     return stated
@@ -231,11 +248,10 @@ def read(files: Iterable[Path]) -> list[Stated]:
 
 def report(stated: Sequence[Stated], options: argparse.Namespace) -> None:
     """Prints, and writes where asked."""
-    held = [one for one in stated if one.held_out]
-    lines = list(table(held))
-    print("\n".join([*summary(stated), "", "held out:", *lines]))
+    lines = list(table(as_others_say(held_out(stated))))
+    print("\n".join([*summary(stated), "", *lines]))
     if options.fit:
-        for title, levels in fitted(one for one in stated if not one.held_out).items():
+        for title, levels in fitted(held_out(stated)).items():
             print(f"\n{title}", *(f"    {level:.2f} -> {share:.2f}  ({size})" for level, share, size in levels), sep="\n")
     if options.wrong:
         for one in stated:

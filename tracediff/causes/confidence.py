@@ -1,6 +1,6 @@
 """How sure a report says it is of a cause: what a detector holds likely, as the share of such causes that were right on known faults.
 
-`python -m benchmarks.confidence --fit` measures the shares, on pairs of models that its table of docs/performance.md leaves out.
+`python -m benchmarks.confidence --fit` measures the shares, on pairs of models that no detector was mended by.
 """
 
 from __future__ import annotations
