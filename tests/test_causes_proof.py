@@ -7,7 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cause_scenes import B, D, H, T, applied, branch, draw, layer_norm, normalised, other, q, returned, rope, rotated, scene, summed, x
+from cause_scenes import (
+    B,
+    D,
+    H,
+    T,
+    applied,
+    branch,
+    draw,
+    given,
+    layer_norm,
+    normalised,
+    other,
+    q,
+    returned,
+    rope,
+    rotated,
+    scene,
+    summed,
+    x,
+)
 from judging import Run, aligned, inputs
 from judging import weights as layer_weights
 
@@ -17,7 +36,7 @@ from tracediff.causes.explanation import explain
 from tracediff.causes.from_tensors import causes_of_scene
 from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.proof import Claim, Edit, controls, judged
-from tracediff.causes.scene import CulpritSide, Scene
+from tracediff.causes.scene import CulpritSide, InHand, Scene
 from tracediff.dtype import Array
 from tracediff.locate import locate
 from tracediff.parameters.diagnosis import weights as compare_weights
@@ -243,3 +262,46 @@ def test_a_childs_weight_is_no_cause_where_the_childs_own_calls_are_compared() -
     found = compare_weights(reference, reference | {"block.fc.weight": 0.5 * reference["block.fc.weight"]}).findings
     assert [cause.kind for cause in from_weights.causes(found, "block")] == ["weights.value"]
     assert from_weights.causes(found, "block", seen={"block.fc"}) == []
+
+
+# -- several edits that give the same tensor ------------------------------------------------------------------------------------------
+
+
+def test_a_factor_that_is_left_out_is_no_exchange_of_tensors() -> None:
+    made = returned(x, "embed")
+    assert told(scene(4.0 * x, x, made)) == ["scale"]
+    assert "order.roles" in told(scene(branch, x, made))
+
+
+def test_of_edits_that_give_the_same_tensor_the_likeliest_is_confirmed_alone() -> None:
+    assert confirmed(scene(x + branch, x, returned(x, "embed"), returned(branch, "mlp"))) == ["branch.missing"]
+
+
+def test_what_a_later_call_took_is_the_stream_and_what_none_took_the_branch() -> None:
+    handed = returned(x, "attn")
+    taken = InHand("attn", "output", "Linear", False, x, is_taken=True)
+    assert told(scene(x + branch, branch, handed, returned(branch, "mlp"))) == ["branch.missing"]
+    assert told(scene(x + branch, branch, taken, returned(branch, "mlp"))) == ["residual.missing"]
+
+
+def test_parts_that_were_stacked_the_other_way_round_are_joined_in_another_order() -> None:
+    turned = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+    assert confirmed(scene(x, turned)) == ["order.concat"]
+
+
+def test_the_output_of_a_layer_is_not_drawn_however_normal_it_is() -> None:
+    ours, theirs = draw(2, 400), draw(2, 400, seed=9)
+    assert told(scene(ours, theirs)) == ["random"]
+    assert told(scene(ours, theirs, given(draw(2, 400, seed=3)), blame="module")) == []
+
+
+def test_a_module_that_the_port_calls_elsewhere_is_not_lacking() -> None:
+    made = calling(("b.norm", "b.attn"), ("b.attn",), balanced=frozenset({"b.norm"}))
+    assert told(made) == []
+
+
+def test_running_statistics_of_a_port_in_training_mode_are_no_wrong_weights() -> None:
+    reference = {f"bn.{name}": draw(16, seed=seed) for seed, name in enumerate(("weight", "running_mean"))}
+    found = compare_weights(reference, reference | {"bn.running_mean": reference["bn.running_mean"] + 0.3 * draw(16, seed=9)}).findings
+    assert [cause.kind for cause in from_weights.causes(found, "bn")] == ["weights.value"]
+    assert from_weights.causes(found, "bn", trains=True) == []
