@@ -198,7 +198,8 @@ def summary(stated: Sequence[Stated]) -> Iterator[str]:
     for title, is_held_out in (("mended by", False), ("held out", True)):
         part = [one for one in stated if one.held_out is is_held_out]
         first = [one for one in part if one.is_first_line]
-        right, unknown = sum(one.is_right for one in first), sum(one.kind == UNKNOWN for one in first)
+        unknown = sum(one.kind == UNKNOWN for one in first)
+        right = sum(one.is_right and one.kind != UNKNOWN for one in first)
         confirmed = [one for one in part if one.confirmed]
         wrong = sum(not one.is_right for one in confirmed)
         yield (
