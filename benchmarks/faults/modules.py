@@ -256,7 +256,7 @@ FAULTS: tuple[ModuleFault, ...] = (
     ),
     ModuleFault("one frame late", "padding.shift", _is_conv1d, code(_on_input(_shifted)), also=("time.scale",)),
     ModuleFault("edges repeated", "padding.mode", _is_sequence_conv, code(_padded_by_edge)),
-    ModuleFault("channels backwards", "order.channels", of(*LAYERS), code(_on_output(lambda y: y[..., ::-1]))),
+    ModuleFault("channels backwards", "order.channels", of(*LAYERS), code(_on_output(lambda y: y[..., ::-1])), also=("order.reversed",)),
     ModuleFault(
         "sequence backwards",
         "order.reversed",

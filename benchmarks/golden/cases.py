@@ -29,19 +29,21 @@ class NotBuiltError(ImportError):
 
 @dataclass(frozen=True)
 class Port:
-    """One state of a pair's port: how to record it to a file, fed by the reference's trace or on its draws."""
+    """One state of a pair's port: how to record it to a file, fed by the reference's trace or on its draws; ``wrong``: what is planted."""
 
     fault: str
     record: Callable[[Path, Path, str], Any]
     modes: tuple[str, ...] = MODES
+    wrong: Any = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """One pair: how to record its reference to a file, and the states of its port."""
+    """One pair: how to record its reference to a file, the states of its port, and the pair itself where it is one of models."""
 
     record: Callable[[Path], Any]
     ports: list[Port] = field(default_factory=list)
+    pair: Any = None
 
 
 def recorded(name: str, source: Source, folder: Path) -> Iterator[tuple[str, Path, Path | str, bool]]:
@@ -74,8 +76,8 @@ def _made(path: Path, record: Callable[[Path], Any]) -> Path:
 # -- pairs of models -----------------------------------------------------------------------------------------------------------------------
 
 
-def models(name: str) -> Source:
-    """A pair of the fault benchmark, with a few of its faults. Raises ImportError where its packages are not installed."""
+def models(name: str, seed: int = 0) -> Source:
+    """A pair of the fault benchmark, with a few faults drawn by the seed. Raises ImportError where its packages are not installed."""
     import heldout
     import torch
 
@@ -84,20 +86,21 @@ def models(name: str) -> Source:
     from benchmarks.faults.plant import planted
 
     make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
-    pair = make(0)
+    pair = make(seed)
     with torch.no_grad():
-        faults = chosen(all_faults(pair), 0, 1)
+        faults = chosen(all_faults(pair), seed, 1)
     spread = faults[:: max(1, -(-len(faults) // FAULTS))]
 
     def reference(to: Path) -> Any:
-        torch.manual_seed(0)  # of the pairs whose reference draws random numbers
+        torch.manual_seed(seed)  # of the pairs whose reference draws random numbers
         with torch.no_grad():
             return td.capture(pair.reference, pair.run_reference, to=to, force=True)
 
     def port(*wrong: Any) -> Callable[[Path, Path, str], Any]:
         return lambda ours, to, mode: _port(pair.port, pair.run_port, ours, to, mode, state=planted(pair.port, *wrong))
 
-    return Source(reference, [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one)) for one in spread)])
+    ports = [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one), wrong=one) for one in spread)]
+    return Source(reference, ports, pair)
 
 
 def _port(

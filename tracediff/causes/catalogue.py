@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 
 from tracediff.causes.functions import FUNCTIONS
@@ -26,12 +26,22 @@ class Gravity(IntEnum):
     """As its evidence deserves; where the same evidence also fits a kind of lower gravity, that kind speaks alone."""
 
 
+class Proof(StrEnum):
+    """What it means that a cause of a kind is confirmed."""
+
+    EDIT = "the edit, applied to the reference's values, gives the port's, and a null edit of the same freedom does not"
+    LAYER = "the layer, computed again with the port's parameter, gives the port's output (`--save-params` on both sides)"
+    RECORD = "the records themselves hold it"
+    NONE = "never; it is a likelihood"
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of cause.
 
     ``name``: the stable word in reports. ``meaning``: what it says of the port. ``found``: on which evidence it is named. ``remedy``: what
     the porter should do next. ``scene``: a situation in which it must be named. ``look_alike``: a similar one in which it must not.
+    ``proof``: when it is confirmed.
     """
 
     name: str
@@ -41,6 +51,7 @@ class Kind:
     scene: str
     look_alike: str
     gravity: Gravity = Gravity.BY_EVIDENCE
+    proof: Proof = Proof.EDIT
 
 
 KINDS = (
@@ -53,6 +64,7 @@ KINDS = (
         "One layer's weight holds fresh random values.",
         "One layer's weight is half the reference's: that is `weights.value`.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     Kind(
         "weights.missing_bias",
@@ -62,6 +74,7 @@ KINDS = (
         "One layer's bias is all zero in the port.",
         "The bias is all zero on both sides.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     Kind(
         "weights.swapped",
@@ -71,6 +84,7 @@ KINDS = (
         "Two layers of one shape have exchanged their weights.",
         "Two layers share one weight on both sides.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     Kind(
         "weights.layout",
@@ -80,6 +94,7 @@ KINDS = (
         "One square weight is transposed, its siblings are not.",
         "All convolution weights are stored channels-last, as the port's framework wants them.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     Kind(
         "weights.value",
@@ -89,6 +104,7 @@ KINDS = (
         "One layer's weight is half the reference's.",
         "One layer's weight is rounded to bfloat16: that is `weights.precision`.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     Kind(
         "weights.precision",
@@ -98,6 +114,7 @@ KINDS = (
         "One layer's weight is rounded to bfloat16 in a float32 port.",
         "All of the port's weights are bfloat16: its own choice, which is expected.",
         Gravity.BEFORE_ALL,
+        Proof.LAYER,
     ),
     # ------------------------------------------------------------------------------------------------------- normalisation
     Kind(
@@ -119,10 +136,11 @@ KINDS = (
     Kind(
         "norm.placement",
         "A norm stands before a layer instead of behind it, or the other way round.",
-        "Both sides call the same modules, a norm in another place.",
+        "Both sides call the same modules, a norm in another place, in calls that correspond.",
         "Call the norm where the reference's code does.",
         "The reference calls norm and MLP, the port MLP and norm.",
         "Both sides call norm and MLP in one order, and the values differ.",
+        proof=Proof.NONE,
     ),
     # --------------------------------------------------------------------------------------------------------------- sums
     Kind(
@@ -202,7 +220,7 @@ KINDS = (
     Kind(
         "clamp",
         "One side clips values to a range.",
-        "All values beyond two limits are at the limits.",
+        "All values beyond two limits are at the limits; confirmed where it is the port that clips.",
         "Add or remove the clipping at the limits that the evidence names.",
         "The port clips the reference's values to -1 and 1.",
         "The port applies tanh: that is `activation`.",
@@ -333,7 +351,7 @@ KINDS = (
     Kind(
         "dropout",
         "Values are dropped.",
-        "Some values are 0 and the others larger by 1/(1-p).",
+        "Some values are 0 and the others larger by 1/(1-p), p being their share up to chance.",
         "Call `eval()` on the port.",
         "One in ten values is 0, the others are divided by 0.9.",
         "A mask sets half of the values to 0 and leaves the others as they are.",
@@ -353,6 +371,7 @@ KINDS = (
         "Play the reference's draws back (`--random`), or seed both sides.",
         "Two independent rows of standard normal numbers.",
         "SiLU of two independent rows of standard normal numbers.",
+        proof=Proof.RECORD,
     ),
     Kind(
         "precision",
@@ -361,6 +380,7 @@ KINDS = (
         "Compute in the reference's dtype here.",
         "The port's values are bfloat16 numbers in a float32 run.",
         "Both sides' values are bfloat16 numbers.",
+        proof=Proof.NONE,
     ),
     Kind(
         "cache",
@@ -369,6 +389,7 @@ KINDS = (
         "Append to the cache before the attention, and start it empty.",
         "In its fourth call the port attends to one position, the reference to nine.",
         "The same lengths in the first call: that is `length`.",
+        proof=Proof.NONE,
     ),
     Kind(
         "length",
@@ -377,6 +398,7 @@ KINDS = (
         "Compare the paddings, strides and slices before this site.",
         "The port returns five rows, the reference six.",
         "The port returns six other rows.",
+        proof=Proof.NONE,
     ),
     Kind(
         "nonfinite",
@@ -385,6 +407,7 @@ KINDS = (
         "Look at divisions, logarithms and square roots in the culprit, and at its dtype.",
         "Some of the port's values are NaN.",
         "Some of the reference's values are -inf, which masks: that is `mask.missing`.",
+        proof=Proof.RECORD,
     ),
     Kind(
         "raised",
@@ -393,14 +416,16 @@ KINDS = (
         "Mend the exception first: what follows it was not computed by the port.",
         "A layer of the port raises.",
         "A layer of the port returns another shape: that is `length`.",
+        proof=Proof.RECORD,
     ),
     Kind(
         "input",
         "The two runs were given different inputs.",
-        "A divergence before anything was computed.",
+        "A divergence before any module or function had returned anything, on either side.",
         "Feed both sides the same arrays: save the reference's preprocessed inputs.",
         "The port is fed the rows in reverse.",
         "The first layer of the port computes other values.",
+        proof=Proof.RECORD,
     ),
 )
 
@@ -420,11 +445,21 @@ _INTRODUCTION = """\
 Generated from the catalogue: `python -m tracediff.causes.catalogue --write docs/causes.md` writes it anew.
 
 A divergence is explained from the two traces alone. Each detector takes the tensors that the code had in hand, applies one change to
-what the reference does with them, and looks whether the port's values come out. Where they do (less than {reproduced:.0%} of the
-difference, or no more than noise, is left), the cause is *confirmed*. A cause that rests on something else (an attribute, the order of
-calls, where the error lies) is stated with its evidence and not as confirmed. Where nothing has evidence the report says "cause unknown".
+what the reference does with them, and predicts values. The cause is *confirmed* where three things hold:
 
-Causes that the weights show come first, then confirmed ones, then the more likely.
+1. what the change starts from gives the reference's tensor;
+2. the changed form gives the port's (less than {reproduced:.0%} of the difference, or no more than noise, is left);
+3. a null edit of the same freedom does not: the same search, with all that it fits and tries, is shown the reference plus a random error as
+   large as the port's, once with its values in other places and signs, once with its spectrum, and explains neither.
+
+A cause that rests on something else (an attribute, the order of calls, where the error lies) is a likelihood, and never confirmed. Where
+nothing has evidence the report says "cause unknown". Where the reference is in training mode no function is read into its values.
+
+A wrong parameter is a cause only of what its module, or code around it, computes with it, and only where it differs by at least
+1/{amplification:.0f} of the error's relative size. Parameters that differ by no more than rounding are equal.
+
+Causes that the weights show come first, then confirmed ones, then the more likely. How often a stated confidence is right is measured:
+[performance](performance.md#confidence) has the table.
 """
 _CLOSING = """\
 ## How formulas are found
@@ -434,8 +469,7 @@ after one of {functions} functions, plus at most two more. Tensors are taken who
 axis, reduced along axes, normalised, padded, or enlarged. The port's formula is the one that differs least from the reference's; what
 differs is the cause: another function (`activation`), exchanged gate and value or another tensor (`order.roles`), a factor left out
 (`branch.missing`, `mask.missing`), a modulation without its ``1 +`` (`scale`), another reduction or interpolation (`transform`), another
-padding (`padding.mode`, `padding.shift`), softmax along another axis (`heads.layout`). It is confirmed, since the formula gives the port's
-values.
+padding (`padding.mode`, `padding.shift`), softmax along another axis (`heads.layout`).
 
 Attention that a module's own code writes out is computed again from its projections, as an attention call is.
 
@@ -446,7 +480,7 @@ Detectors see every divergence of a report, at the first of its places, tensors 
 
 def page() -> str:
     """The documentation of all kinds, as Markdown."""
-    introduction = _INTRODUCTION.format(reproduced=THRESHOLDS.reproduced)
+    introduction = _INTRODUCTION.format(reproduced=THRESHOLDS.reproduced, amplification=THRESHOLDS.amplification)
     closing = _CLOSING.format(
         functions=len(FUNCTIONS),
         formulas_searched=THRESHOLDS.formulas_searched,
@@ -464,6 +498,7 @@ def _section(kind: Kind) -> str:
 {kind.meaning}
 
 - Found: {kind.found}
+- Confirmed: {kind.proof}.
 - What to do: {kind.remedy}
 - Named here: {kind.scene}
 - Not named here: {kind.look_alike}

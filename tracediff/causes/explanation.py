@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tracediff.alignment import Alignment
 from tracediff.causes import from_pair, from_tensors, from_weights
 from tracediff.causes.cause import Cause, in_order, one_of_each_kind
+from tracediff.causes.confidence import calibrated
 from tracediff.causes.from_tensors import Seen
+from tracediff.causes.layers import LayerParameters
+from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.errors import WeightsError
 from tracediff.locate import Located
@@ -36,16 +40,16 @@ class Explanation:
 def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
     """The causes of everything that was located between two aligned traces."""
     weights = _compared_weights(reference, port)
-    located, seen_in_tensors = _with_proved(located, alignment, reference, port)
-    of_weights: dict[str, list[Cause]] = {}
+    reader = SceneReader(located, alignment, reference, port)
+    located, seen_in_tensors = _with_proved(located, reader)
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
-        of_weights = {path: from_weights.causes(weights.findings, path) for _, path in {finding.culprit for finding in located.findings}}
+    of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
-        causes.append(tuple(in_order([*of_weights.get(finding.culprit[1], ()), *seen])))
+        causes.append(tuple(map(calibrated, in_order([*of_weights[place], *seen]))))
     return Explanation(located, tuple(causes), weights, tuple(_notes(seen_in_tensors.unsearched)))
 
 
@@ -55,12 +59,12 @@ def _notes(unsearched: int) -> Iterator[str]:
         yield f"A formula was looked for at the first {searched} findings that nothing else explains, not at the other {unsearched:,}."
 
 
-def _with_proved(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> tuple[Located, Seen]:
+def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     """What was located and what the tensors show of its findings, borderline ones with a confirmed cause among them."""
     if not located.borderline:
-        return located, from_tensors.causes(located, alignment, reference, port)
+        return located, from_tensors.causes(located, reader)
     every = sorted((*located.findings, *located.borderline), key=lambda finding: finding.place)
-    seen = from_tensors.causes(replace(located, findings=tuple(every)), alignment, reference, port)
+    seen = from_tensors.causes(replace(located, findings=tuple(every)), reader)
     clear = [i for i, one in enumerate(every) if one in located.findings or any(cause.confirmed for cause in seen.causes.get(i, ()))]
     faint = tuple(one for i, one in enumerate(every) if i not in clear)
     findings = tuple(every[i] for i in clear)
@@ -68,6 +72,22 @@ def _with_proved(located: Located, alignment: Alignment, reference: Trace, port:
     comparisons = tuple(replace(one, effect="") if place in introduced else one for place, one in enumerate(located.comparisons))
     found = replace(located, findings=findings, borderline=faint, comparisons=comparisons)
     return found, replace(seen, causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes})
+
+
+def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:
+    """The causes that wrong weights give for each finding, in the order of the findings."""
+    if weights is None:
+        return [[] for _ in located.findings]
+    _, seen = from_weights.compared_modules(located, reference, port)
+    wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
+    found = []
+    for finding in located.findings:
+        trains = reader.trains(1, finding.culprit[1])
+        told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
+        causes = told()
+        is_layer = bool(causes) and finding.blame == "module" and parameters.are_stored(finding.culprit[1])
+        found.append(told(scene=reader.scene(finding), parameters=parameters) if is_layer else causes)
+    return found
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:

@@ -13,8 +13,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
 from tracediff.causes.functions import FUNCTIONS
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import NOT_ZERO, InHand, Scene
 from tracediff.causes.tensor_views import ONE, View, views
 from tracediff.causes.thresholds import THRESHOLDS
@@ -72,6 +72,16 @@ class _Formula:
         factors = " times ".join(factor.text for factor in self.factors)
         return " + ".join([_term_text(self.gain, factors), *(_term_text(factor, view.text) for view, factor in self.added)])
 
+    def values(self, shape: tuple[int, ...]) -> Array:
+        """What the formula gives, in the shape that its views have."""
+        with np.errstate(all="ignore"):
+            made = np.full(shape, self.gain)
+            for factor in self.factors:
+                made = made * FUNCTIONS[factor.function](factor.view.values)
+            for view, coefficient in self.added:
+                made = made + coefficient * view.values
+        return made
+
     @property
     def is_trivial(self) -> bool:
         """Whether the formula says no more than that a tensor is handed on."""
@@ -86,7 +96,7 @@ def _term_text(factor: float, name: str) -> str:
     return name if abs(factor - 1) < THRESHOLDS.gain_is_one else f"{factor:.5g} * {name}"
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """The one place in which the port's formula differs from the reference's."""
     if not scene.is_numeric:
         return
@@ -99,7 +109,7 @@ def detect(scene: Scene) -> Iterable[Cause]:
     if ours is not None and theirs is not None:
         kind, evidence = _difference(ours, theirs)
         evidence = evidence or f"the reference is {ours.text}, the port {theirs.text}"
-        yield Cause(kind, THRESHOLDS.sure_formula, True, evidence)
+        yield Claim(kind, THRESHOLDS.sure_formula, evidence, Edit(theirs.values(port.shape), ours.values(port.shape)))
 
 
 @dataclass(frozen=True)
@@ -214,16 +224,17 @@ class _Search:
 
     def of_port(self, ours: _Formula) -> _Formula | None:
         """The formula for the port that differs least from the reference's: as much is added, then less, then another view, then more."""
-        for stage in self._addends_near(tuple(view for view, _ in ours.added)):
-            found = [
-                formula
-                for added in stage
-                for pool in (self._terms.singles, self._terms.products)
-                for formula in self._fitting(self.p, pool, added, self.port_tolerance)
-            ]
-            best = min(found, key=lambda formula: _distance(ours, formula), default=None)
-            if best is not None:
-                return best
+        for tolerance in dict.fromkeys((self.tolerance, self.port_tolerance)):  # what fits as well as the reference's own comes first
+            for stage in self._addends_near(tuple(view for view, _ in ours.added)):
+                found = [
+                    formula
+                    for added in stage
+                    for pool in (self._terms.singles, self._terms.products)
+                    for formula in self._fitting(self.p, pool, added, tolerance)
+                ]
+                best = min(found, key=lambda formula: _distance(ours, formula), default=None)
+                if best is not None:
+                    return best
         return None
 
     def _plainest_first(self) -> Iterator[_Formula]:
@@ -331,7 +342,7 @@ def _difference_of_addends(ours: _Formula, theirs: _Formula) -> tuple[str, str]:
         modulation = next((factor for factor in ours.factors if factor.view is not gone), ours.factors[0])
         return "scale", f"the reference multiplies {gone.text} by 1 + {modulation.text}, the port by {modulation.text} alone"
     if gone is not None and gone.source.name != ONE:
-        return gone.source.kind_if_left_out(is_stream=gone.source.is_input), ""
+        return gone.source.kind_if_left_out(is_stream=gone.source.is_stream), ""
     return ("branch.extra" if len(theirs.added) > len(ours.added) else "scale"), ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tracediff.causes.cause import Cause
+from tracediff.causes.proof import recorded
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.compare import Metrics
 from tracediff.locate import Comparison, Finding
@@ -22,22 +23,21 @@ def causes(finding: Finding, comparison: Comparison, reference: Trace, port: Tra
     left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
     metrics = comparison.metrics
     if comparison.how == "raised":
-        yield Cause("raised", THRESHOLDS.sure_recorded, True, _raised(left, right, (reference, port)))
+        yield recorded("raised", THRESHOLDS.sure_recorded, _raised(left, right, (reference, port)))
     elif comparison.how == "shape":
         evidence = f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them{_agreeing(finding)}"
         yield Cause("length", THRESHOLDS.sure_length_of_shapes, False, evidence)
     elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
         yield _masked(metrics)
     elif metrics is not None and metrics.lone_nonfinite:
-        yield Cause("nonfinite", THRESHOLDS.sure_recorded, True, _nonfinite(metrics, left, right))
+        yield recorded("nonfinite", THRESHOLDS.sure_recorded, _nonfinite(metrics, left, right))
     if left.end.startswith("attr["):
         yield from _argument(left, right)
-    if finding.blame == "input":
-        yield Cause("input", THRESHOLDS.sure_recorded, True, "the two runs were given different inputs: nothing was computed before this")
+    if finding.blame == "input" and not any(_has_computed(trace, record) for trace, record in ((reference, left), (port, right))):
+        yield recorded("input", THRESHOLDS.sure_recorded, "the two runs were given different inputs: nothing was computed before this")
     if finding.blame == "random":
-        yield Cause(
-            "random", THRESHOLDS.sure_recorded, True, "the two runs drew different random numbers; play the reference's back with --random"
-        )
+        evidence = "the two runs drew different random numbers; play the reference's back with --random"
+        yield recorded("random", THRESHOLDS.sure_recorded, evidence)
 
 
 def _agreeing(finding: Finding) -> str:
@@ -54,6 +54,12 @@ def scalars(left: Record, right: Record) -> dict[str, Any] | None:
         return None
     values = [record.read().reshape(-1)[0] for record in (left, right)]
     return {side: str(value) if np.iscomplexobj(value) else value.item() for side, value in zip(("reference", "port"), values, strict=True)}
+
+
+def _has_computed(trace: Trace, record: Record) -> bool:
+    """Whether anything in a record's stage had returned a tensor before the record was made."""
+    kinds = trace.calls.kinds[: record.row]
+    return any(kind == "output" and trace.records[row].stage == record.stage for row, kind in enumerate(kinds))
 
 
 def _argument(left: Record, right: Record) -> Iterator[Cause]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tracediff.alignment import Alignment
 from tracediff.causes import formulas
+from tracediff.causes.catalogue import CATALOGUE
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.detectors import (
     arrangement,
@@ -22,11 +23,11 @@ from tracediff.causes.detectors import (
     timesteps,
     where_in_tensor,
 )
-from tracediff.causes.scene import Detector, Scene
+from tracediff.causes.proof import Detector, judged
+from tracediff.causes.scene import Scene
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.locate import Located
-from tracediff.trace import Trace
 
 DETECTORS: tuple[Detector, ...] = tuple(
     module.detect
@@ -45,6 +46,8 @@ DETECTORS: tuple[Detector, ...] = tuple(
     )
 )
 """Among causes that are equally sure, those of an earlier detector come first."""
+_OF_FIXED_FUNCTIONS = (normalisation.detect, pointwise.detect)
+"""Detectors that take the reference for a function of what it had in hand; in training mode it drops values at random, and is none."""
 _BLAMES = ("module", "caller", "run")
 
 
@@ -59,9 +62,8 @@ class Seen:
     unsearched: int
 
 
-def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Seen:
+def causes(located: Located, reader: SceneReader) -> Seen:
     """The causes of all findings that code made; formulas are looked for in order of execution, at so many findings at most."""
-    reader = SceneReader(located, alignment, reference, port)
     explained: dict[int, list[Cause]] = {}
     open_ones = 0
     for place, finding in enumerate(located.findings):
@@ -72,23 +74,37 @@ def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace
                 open_ones += not is_sure
                 if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
                     found += _formulas(scene)
-                explained[place] = one_of_each_kind(found)
+                explained[place] = one_of_each_kind(without_other_words(found))
     return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched))
 
 
 def causes_of_scene(scene: Scene) -> list[Cause]:
     """What all detectors say of one divergence; formulas are looked for where none is sure."""
     found, is_sure = _detected(scene)
-    return found if is_sure else [*found, *_formulas(scene)]
+    return without_other_words(found if is_sure else [*found, *_formulas(scene)])
 
 
 def _detected(scene: Scene) -> tuple[list[Cause], bool]:
     """What all detectors say of one divergence, and whether one of them is sure."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
-        found = [cause for detector in DETECTORS for cause in detector(scene)]
+        asked = [detector for detector in DETECTORS if not (scene.sides[0].is_training and detector in _OF_FIXED_FUNCTIONS)]
+        found = [cause for detector in asked for cause in judged(scene, detector)]
     return found, any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
 
 
 def _formulas(scene: Scene) -> list[Cause]:
+    """What formulas say; none of a reference in training mode, which is no function of what it had in hand."""
+    if scene.sides[0].is_training:
+        return []
     with np.errstate(all="ignore"):
-        return list(formulas.detect(scene))
+        return list(judged(scene, formulas.detect))
+
+
+def without_other_words(causes: Sequence[Cause]) -> list[Cause]:
+    """The causes without confirmed ones that say in other words what another confirmed one says.
+
+    All confirmed edits give the same tensor, the port's: the likeliest speaks for them, and of equally likely ones the gravest.
+    """
+    proven = (cause for cause in causes if cause.confirmed)
+    best = min(proven, key=lambda cause: (-cause.confidence, CATALOGUE[cause.kind].gravity), default=None)
+    return [cause for cause in causes if not cause.confirmed or cause is best]

@@ -1,18 +1,17 @@
 """What a detector is shown of one divergence: the two tensors, what the code that made them had in hand, and what is known of the modules.
 
-Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the `Cause`s that it has evidence for;
-it computes with what the scene holds and reads nothing else.
+Everything is in the reference's layout and in float64. A detector is a function from a `Scene` to the claims that it has evidence for
+(see `proof`); it computes with what the scene holds and reads nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
@@ -26,7 +25,7 @@ class InHand:
 
     ``name`` is what people read, ``end`` the record's end, ``type`` the class name of the module that made it. ``is_input``: whether the
     code was handed the tensor (rather than got it from a call that the code made). ``dtypes``: the tensor's on either side. ``calls``:
-    how often the code calls the module that made it.
+    how often the code calls the module that made it. ``is_taken``: whether a later call that the code made was handed the tensor.
     """
 
     name: str
@@ -36,6 +35,12 @@ class InHand:
     values: Array
     dtypes: tuple[str, str] = ("", "")
     calls: int = 1
+    is_taken: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether something is added to it, rather than it to something: it was handed in, or a later call was made from it."""
+        return self.is_input or self.is_taken
 
     def kind_if_left_out(self, *, is_stream: bool) -> str:
         """The kind of cause that it is not to add this tensor; ``is_stream``: whether the code added something else to it."""
@@ -70,7 +75,8 @@ class Scene:
     relative L2 that was allowed. ``blame``: "module" (an output, made from its inputs) or "caller" (an input, made by the caller's code).
     ``beside``: what else the call was handed, where the tensor is an input. ``types``: class names by the reference's module path.
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
-    site's calls. ``paired``: the reference's sites that have a partner.
+    site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
+    reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
     """
 
     site: str
@@ -88,6 +94,8 @@ class Scene:
     run_dtypes: tuple[str, ...] = ("", "")
     ordinal: int = 0
     port_repeats: bool | None = None
+    has_frames: bool = True
+    balanced: frozenset[str] = frozenset()
     paired: frozenset[str] = frozenset()
 
     @property
@@ -142,6 +150,3 @@ class Scene:
         for one in reversed(self.in_hand):
             if one.values.dtype.kind == "f" and one.values.shape == reference.shape and np.isfinite(one.values).all():
                 yield one
-
-
-Detector = Callable[[Scene], Iterable[Cause]]

@@ -83,7 +83,10 @@ class _HandReader:
         dtypes = record.dtype, record.dtype if port is None else self._port.records[port].dtype
         caller = self._calls.outer[self._calls.of_row[record.row]]
         calls = 1 if is_input else self._times_called(caller, record.site)
-        return InHand(name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls)
+        taken = any(self._calls.outer[self._calls.of_row[row]] == caller for row in self._calls.takers.get(record.row, ()))
+        return InHand(
+            name, record.end, self._types.get(module_of(record.site), ""), is_input, _widened(record.read()), dtypes, calls, taken
+        )
 
     @cached_property
     def _port_rows(self) -> dict[int, int]:
@@ -97,6 +100,7 @@ class SceneReader:
         self._located, self._alignment = located, alignment
         self._traces = (reference, port)
         self._call_trees = (reference.calls, port.calls)
+        self._balances: dict[str, frozenset[str]] = {}
 
     def scene(self, finding: Finding) -> Scene:
         """What the detectors are shown of a finding."""
@@ -127,6 +131,8 @@ class SceneReader:
             run_dtypes=tuple(str(trace.meta.get("dtype")) for trace in self._traces),
             ordinal=left.ordinal,
             port_repeats=self._traces[1].meta.get("repeats"),
+            has_frames=self._correspond(*frames),
+            balanced=self._balanced(left.stage),
             paired=self._paired,
         )
 
@@ -148,9 +154,30 @@ class SceneReader:
         around = (outer for outer in calls.above(call) if module_of(calls.site_of(outer)) == finding.culprit[side])
         return next(around, TOP)
 
+    def _correspond(self, ours: int, theirs: int) -> bool:
+        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls."""
+        reference, port = self._call_trees
+        if reference.is_recorded(ours) and port.is_recorded(theirs):
+            return int(reference.ordinal[ours]) == int(port.ordinal[theirs])
+        return (ours == TOP) == (theirs == TOP)
+
+    def _balanced(self, stage: str) -> frozenset[str]:
+        """The reference's sites that both runs call equally often in a stage, whoever calls them."""
+        if stage not in self._balances:
+            ours, theirs = (self._calls_in(side, stage) for side in (0, 1))
+            pairs = self._alignment.port_of.items()
+            self._balances[stage] = frozenset(site for site, partner in pairs if ours[site] == theirs[partner] > 0)
+        return self._balances[stage]
+
+    def _calls_in(self, side: int, stage: str) -> Counter[str]:
+        """How often each site is called in a stage."""
+        calls, records = self._call_trees[side], self._traces[side].records
+        first = ((call, int(calls.first[call])) for call in range(len(calls.first)))
+        return Counter(calls.site_of(call) for call, row in first if records[row].stage == stage)
+
     def _culprit_side(self, side: int, path: str, call: int, record: Record) -> CulpritSide:
         module = self._modules[side].get(path, {})
-        trains = self._trains(side, path)
+        trains = self._training_module(side, path)
         made = list(self._calls(side, call, record.stage))
         return CulpritSide(
             path,
@@ -162,7 +189,11 @@ class SceneReader:
             before=tuple(name for name, row in made if row < record.row),
         )
 
-    def _trains(self, side: int, path: str) -> str | None:
+    def trains(self, side: int, path: str) -> bool:
+        """Whether a module, or one inside it, is in training mode on a side and works otherwise there."""
+        return self._training_module(side, path) is not None
+
+    def _training_module(self, side: int, path: str) -> str | None:
         """The first module at or below a path that is in training mode and works otherwise there (drops values, takes statistics)."""
         below = (module for name, module in self._modules[side].items() if is_below(name, path))
         return next((module["path"] for module in below if trains_otherwise(module)), None)

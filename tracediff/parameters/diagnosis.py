@@ -15,7 +15,7 @@ import numpy as np
 from tracediff.errors import WeightsError
 from tracediff.parameters.findings import Difference, Kind, WeightFinding, WrongSide, fault_of, is_bias, numbers_of
 from tracediff.parameters.layout_rules import Origin, fitting_layouts
-from tracediff.parameters.matching import ValuePair, has_rows_of
+from tracediff.parameters.matching import ValuePair, has_rows_of, is_rounding, rounding_limit
 from tracediff.parameters.pairing import Named, NamePair, Pairing, pair
 from tracediff.parameters.placement import Conventions, Placement, move_text, placement
 from tracediff.parameters.renames import parent
@@ -82,6 +82,7 @@ def _report(pairing: Pairing, placed: Placement, different: Sequence[WeightFindi
         tied=dict(pairing.tied),
         notes=tuple(_notes(pairing, equal)),
         shapes=shapes,
+        nearly=len(_nearly_equal(pairing)),
     )
 
 
@@ -95,7 +96,7 @@ def _pairs(pairing: Pairing, placed: Placement, wrong: set[str]) -> Iterable[Wei
             yield WeightPair(origin.names, name, origin.text, held.by, name not in wrong, origin)
         elif by_name is not None:
             origin = _named_origin(conventions, by_name)
-            yield WeightPair(origin.names, name, origin.text, "name", False, origin)
+            yield WeightPair(origin.names, name, origin.text, "name", _is_nearly_equal(pairing, by_name), origin)
 
 
 def _named_origin(conventions: Conventions, placed: NamePair) -> Origin:
@@ -115,13 +116,28 @@ def _side(weights: Weights) -> Compared:
 def _value_findings(pairing: Pairing) -> Iterable[WeightFinding]:
     conventions = Conventions(pairing)
     for placed in pairing.placed.values():
-        yield _placed_finding(pairing, placed, conventions)
+        if not _is_nearly_equal(pairing, placed):
+            yield _placed_finding(pairing, placed, conventions)
     for name, held in pairing.held.items():
-        if held.rounded:
+        if _is_wrong_merge(pairing, held):
+            yield _wrong_merge(pairing, held)
+        elif held.rounded:
             label = f"rounded to {held.rounded}"
             yield WeightFinding("weights.precision", held.origin.names[0], name, label, {}, THRESHOLDS.sure_rounded, True, label=label)
-        elif _is_wrong_merge(pairing, held):
-            yield _wrong_merge(pairing, held)
+
+
+def _is_nearly_equal(pairing: Pairing, placed: NamePair) -> bool:
+    """Whether a tensor that a name places is what belongs there, but for rounding."""
+    held = placed.held
+    if held is None or held.resemblance is None or held.resemblance.constant_b is not None:
+        return False
+    return is_rounding(held.resemblance, pairing.reference[held.origin.key].dtype, pairing.port[placed.port].dtype)
+
+
+def _nearly_equal(pairing: Pairing) -> dict[str, float]:
+    """The relative L2 of each of the port's tensors that is equal but for rounding, by name."""
+    found = ((name, placed.held) for name, placed in pairing.placed.items() if _is_nearly_equal(pairing, placed))
+    return {name: held.resemblance.rel_l2 for name, held in found if held is not None and held.resemblance is not None}
 
 
 def _with_siblings(findings: Sequence[WeightFinding]) -> list[WeightFinding]:
@@ -151,7 +167,8 @@ def _placed_finding(pairing: Pairing, placed: NamePair, conventions: Conventions
     reference = port = None
     if held.by == "values":
         reference, port = held.origin.values(lambda name: pairing.reference[name].read()), target.read()
-    fault = fault_of(Difference(held.resemblance, held.rounded, reference, port, target))
+    source = pairing.reference[held.origin.key] if len(held.origin.names) == 1 and held.origin.is_copy else None
+    fault = fault_of(Difference(held.resemblance, held.rounded, reference, port, target, source))
     evidence = f"{fault.evidence} (found {_NAMED['likeness']})" if placed.named == "likeness" else fault.evidence
     evidence += _layout_besides(conventions, pairing, held)
     other = pairing.elsewhere.get(placed.port)
@@ -233,7 +250,8 @@ def _wrong_merge(pairing: Pairing, held: ValuePair) -> WeightFinding:
         "gain": "weight norm merged without its norm",
         "raw": "weight norm not merged: the direction stands for the weight",
     }[merge.kind]
-    evidence = f"{what}: that gives the port's values within {THRESHOLDS.merge_tolerance:g}"
+    limit = rounding_limit(pairing.reference[held.origin.key].dtype, pairing.port[held.port].dtype)
+    evidence = f"{what}: that gives the port's values within {limit:.1g}"
     return WeightFinding(
         "weights.value", " + ".join(held.origin.names), held.port, evidence, {}, THRESHOLDS.sure_wrong_merge, True, label=what
     )
@@ -311,9 +329,13 @@ def _notes(pairing: Pairing, equal: Sequence[WeightPair]) -> Iterable[str]:
     if sketches:
         within = f"within {THRESHOLDS.sketch_tolerance:g} relative L2: their values were not stored"
         yield f"{sketches:,} tensors are called equal by their sketches, {within}"
-    merged = sum(match.origin.merge is not None for match in equal)
+    merged = [match for match in equal if match.origin.merge is not None]
     if merged:
-        yield f"{merged:,} merged tensors (weight norm, sum) are called equal within {THRESHOLDS.merge_tolerance:g} relative L2"
+        limit = max(rounding_limit(pairing.reference[match.origin.key].dtype, pairing.port[match.port].dtype) for match in merged)
+        yield f"{len(merged):,} merged tensors (weight norm, sum) are called equal within {limit:.1g} relative L2"
+    nearly = _nearly_equal(pairing)
+    if nearly:
+        yield f"{len(nearly):,} equal up to rounding (relative L2 at most {max(nearly.values()):.1g})"
     constant = sum(1 for match in equal if pairing.port[match.port].is_constant and pairing.port[match.port].count > 1)
     if constant:
         yield f"{constant:,} equal tensors are constant (zeros or ones) on both sides: a mistake in placing them would not show"

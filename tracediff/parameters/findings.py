@@ -15,9 +15,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tracediff import dtype as dtypes
+from tracediff.alignment.axes import apply
 from tracediff.dtype import Array
+from tracediff.parameters.layout_rules import fitting_layouts
 from tracediff.parameters.layout_rules import rounded as rounded_to
-from tracediff.parameters.matching import rounding
+from tracediff.parameters.matching import like_statistics, rounding
 from tracediff.parameters.resemblance import Resemblance, identical
 from tracediff.parameters.sources import Weight
 from tracediff.parameters.thresholds import THRESHOLDS
@@ -89,7 +91,7 @@ class Difference:
     """A tensor of the port (``target``) whose values are not its counterpart's, and all that is known of the two.
 
     ``rounded`` names the dtype to which the reference's values were rounded, "" for none. The arrays are in the port's layout and shape,
-    None where the values cannot be read.
+    None where the values cannot be read. ``source``: the tensor of the reference where it is one alone, and copied.
     """
 
     resemblance: Resemblance
@@ -97,6 +99,7 @@ class Difference:
     reference: Array | None
     port: Array | None
     target: Weight
+    source: Weight | None = None
 
     @property
     def is_small(self) -> bool:
@@ -164,10 +167,16 @@ def _scaled(difference: Difference) -> Fault | None:
 def _shifted(difference: Difference) -> Fault | None:
     found = difference.resemblance
     limit = max(THRESHOLDS.exact_shift, THRESHOLDS.shift_roundoffs * difference.target.dtype.roundoff)
-    if found.shift_misfit > limit or found.lone or found.count < THRESHOLDS.least_shifted:
+    if found.shift_misfit > limit or found.lone or found.count < THRESHOLDS.least_shifted or not _is_all_shift(found):
         return None
     text = f"the reference's plus {found.shift:.6g} throughout"
     return Fault("weights.value", f"shifted by {found.shift:.4g}", text, THRESHOLDS.sure_shifted, True)
+
+
+def _is_all_shift(found: Resemblance) -> bool:
+    """Whether a shift makes up a difference: a small one of any kind is near to some shift."""
+    difference = (found.rel_l2 * found.norms[0]) ** 2
+    return difference > 0 and 1 - found.count * found.shift**2 / difference <= THRESHOLDS.shift_leaves**2
 
 
 # -- rounded, quantised ------------------------------------------------------------------------------------------------
@@ -347,6 +356,31 @@ def _fans(shape: tuple[int, ...]) -> Iterator[tuple[int, float]]:
 # -- the same values in another order ----------------------------------------------------------------------------------
 
 
+def _seemingly_reordered(difference: Difference) -> Fault | None:
+    """Without the values: statistics that no order changes are equal, and the sketches are not."""
+    source, target = difference.source, difference.target
+    if source is None or difference.reference is not None or difference.is_small or source.is_constant:
+        return None
+    is_same_set = like_statistics(source, target) and _near_floats(source.sketch.quantiles, target.sketch.quantiles)
+    if not is_same_set or difference.resemblance.rel_l2 < THRESHOLDS.permuted_distance:
+        return None
+    for axis, (ours, theirs) in enumerate(zip(source.sketch.axes, target.sketch.axes, strict=False)):
+        if source.shape == target.shape and ours.size > 1 and _near_floats(np.sort(ours), np.sort(theirs)):
+            order = np.empty(ours.size, np.int64)
+            order[np.argsort(theirs)] = np.argsort(ours)
+            label = f"axis {axis} in another order: {order_text(order)}"
+            return Fault(
+                "weights.layout", label, f"by its statistics the reference's values, with {label}", THRESHOLDS.sure_order_by_sketch
+            )
+    text = "by its statistics (norm, extremes, quantiles) the reference's values, in another order"
+    return Fault("weights.layout", "the same values in another order", text, THRESHOLDS.sure_order_by_sketch)
+
+
+def _near_floats(a: Array, b: Array) -> bool:
+    """Whether two vectors of sketches are equal but for float64 rounding."""
+    return a.size == b.size and bool(np.allclose(a, b, rtol=0, atol=THRESHOLDS.sketch_tolerance * float(np.abs(a).max(initial=0.0))))
+
+
 def _reordered(difference: Difference) -> Fault | None:
     """The reference's rows, along one axis, in another order: halves interleaved for a rotary embedding, gates or channels exchanged."""
     found, reference, port = difference.resemblance, difference.reference, difference.port
@@ -358,13 +392,21 @@ def _reordered(difference: Difference) -> Fault | None:
     if _is_reshaped(reference, port):
         text = "the reference's values in their order, read in another shape: reshaped where a transpose was meant"
         return Fault("weights.layout", "reshaped, not transposed", text, THRESHOLDS.sure_reshaped, True)
-    for axis in range(port.ndim):
-        order = _order(reference, port, axis)
-        if order is not None:
-            label = f"axis {axis} in another order: {order_text(order)}"
-            return Fault("weights.layout", label, f"the reference's values with {label}", THRESHOLDS.sure_row_order, True)
+    for seen in (reference, *_in_other_layouts(difference, port.shape)):
+        for axis in range(port.ndim):
+            order = _order(seen, port, axis)
+            if order is not None:
+                label = f"axis {axis} in another order: {order_text(order)}"
+                return Fault("weights.layout", label, f"the reference's values with {label}", THRESHOLDS.sure_row_order, True)
     text = "the same values in an order that no permutation of axes gives"
     return Fault("weights.layout", "the same values in another order", text, THRESHOLDS.sure_any_order)
+
+
+def _in_other_layouts(difference: Difference, shape: tuple[int, ...]) -> Iterator[Array]:
+    """The reference's tensor in every layout that fits: rows in another order correlate with none, so that none is the likeliest."""
+    source = difference.source
+    if source is not None:
+        yield from (apply(source.read(), layout) for layout in fitting_layouts(source.shape, shape))
 
 
 def _same_multiset(a: Array, b: Array) -> bool:
@@ -437,5 +479,16 @@ def order_text(order: Array) -> str:
 
 
 Detector = Callable[[Difference], Fault | None]
-DETECTORS: tuple[Detector, ...] = (_constant, _packed, _rounded, _scaled, _shifted, _reordered, _quantised, _partly, _related)
+DETECTORS: tuple[Detector, ...] = (
+    _constant,
+    _packed,
+    _rounded,
+    _scaled,
+    _shifted,
+    _reordered,
+    _seemingly_reordered,
+    _quantised,
+    _partly,
+    _related,
+)
 """What may be wrong with values, in the order in which it is asked; the first that finds a fault is believed."""

@@ -220,10 +220,34 @@ def _compared_values(source: Weight, target: Weight, layouts: Sequence[Layout]) 
     origin = origin_of(source, layout)
     seen = Origin((source.name,), layout).values(lambda name: values)
     resemblance, rounded = measured(seen, port)
-    tolerance = max(THRESHOLDS.merge_tolerance, 2 * target.dtype.roundoff)
-    if isinstance(source, MergedWeight) and resemblance is not None and resemblance.rel_l2 <= tolerance:
+    is_merge = isinstance(source, MergedWeight) and is_rounding(resemblance, source.dtype, target.dtype)
+    if resemblance is not None and is_merge and not _is_merged_otherwise(source, port, layout, resemblance.rel_l2):
         resemblance = None
     return ValuePair(target.name, origin, "values", resemblance, rounded)
+
+
+def is_rounding(resemblance: Resemblance | None, reference: DType, port: DType) -> bool:
+    """Whether a difference is no larger than the rounding of what computes a tensor, and of the coarser dtype that it is stored in."""
+    if resemblance is None or resemblance.lone:
+        return resemblance is None
+    return resemblance.rel_l2 <= rounding_limit(reference, port)
+
+
+def rounding_limit(reference: DType, port: DType) -> float:
+    """The relative L2 up to which two tensors of these dtypes are equal but for rounding."""
+    single, coarse = dtypes.named("float32").roundoff, dtypes.coarser(reference, port).roundoff
+    return THRESHOLDS.arithmetic_roundoffs * single + THRESHOLDS.storage_roundoffs * (coarse if coarse > single else 0.0)
+
+
+def _is_merged_otherwise(source: Weight, port: Array, layout: Layout, error: float) -> bool:
+    """Whether a wrong merge of the same tensors gives the port's values clearly better than the right one, whose error is given."""
+    if not isinstance(source, MergedWeight) or source.merge.kind != "weight_norm" or len(source.parts) != 2:
+        return False
+    for other in merges(source.parts, wrong=True):
+        found, _ = measured(Origin(("",), layout).values(lambda _, other=other: other.read()), port)  # type: ignore[misc]
+        if source.merge != other.merge and (found is None or found.rel_l2 < THRESHOLDS.clearly_another_merge * error):
+            return True
+    return False
 
 
 def measured(reference: Array, port: Array) -> tuple[Resemblance | None, str]:
@@ -297,7 +321,7 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
             seen, wanted = [np.array([source.stats.mean])], [np.array([target.stats.mean])]
         constant = target.stats.min if target.is_constant else None
         found = compare_vectors(seen, wanted, count=target.count, constant_b=constant)
-        equal = found.rel_l2 <= THRESHOLDS.sketch_tolerance and _like_statistics(source, target)
+        equal = found.rel_l2 <= THRESHOLDS.sketch_tolerance and like_statistics(source, target)
         rounded = target.dtype.name if target.dtype.roundoff > max(source.dtype.roundoff, found.rel_l2) and not equal else ""
         held = ValuePair(target.name, origin_of(source, layout), "sketch", None if equal or rounded else found, rounded)
         if best is None or _is_better(held, best):
@@ -305,7 +329,8 @@ def _compared_sketches(source: Weight, target: Weight, layouts: Sequence[Layout]
     return best
 
 
-def _like_statistics(source: Weight, target: Weight) -> bool:
+def like_statistics(source: Weight, target: Weight) -> bool:
+    """Whether the statistics of two tensors, which no order of the values changes, are equal but for float64 rounding."""
     a, b = source.stats, target.stats
 
     def near(x: float, y: float) -> bool:

@@ -7,7 +7,7 @@ finds the place of tensors whose values agree with nothing. What is left goes by
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
@@ -18,6 +18,7 @@ import numpy as np
 from tracediff.alignment.axes import Join, Layout, Part
 from tracediff.alignment.order import best_assignment
 from tracediff.parameters.layout_rules import Merge, MergedWeight, Origin, fitting_layouts, long_lengths, merges, norm_pairs, right_merge
+from tracediff.parameters.leftovers import Left, fused, single
 from tracediff.parameters.matching import ValuePair, compared, compared_origin, match, norm_layout, same_bits
 from tracediff.parameters.renames import Renames, likeness, parent
 from tracediff.parameters.resemblance import Resemblance
@@ -193,7 +194,12 @@ def _place_the_rest_by_renames(pairing: Pairing) -> None:
     _place_where_named(pairing, {})
 
 
-def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair]) -> None:
+def _place_other_shapes(pairing: Pairing) -> None:
+    """Places what is still left where its name leads, though no layout reconciles the shapes."""
+    _place_where_named(pairing, {}, is_last=True)
+
+
+def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair], *, is_last: bool = False) -> None:
     claimed = pairing.claimed
     open_names = {name for name in pairing.port if name not in pairing.held and name not in pairing.placed}
     wanted: dict[str, list[str]] = defaultdict(list)
@@ -204,7 +210,7 @@ def _place_where_named(pairing: Pairing, near: Mapping[str, ValuePair]) -> None:
         if goal is not None:
             wanted[goal].append(name)
     for goal, names in wanted.items():
-        _place(pairing, names, goal, near.get(goal))
+        _place(pairing, names, goal, near.get(goal), is_last=is_last)
 
 
 def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
@@ -213,12 +219,16 @@ def _goal(pairing: Pairing, name: str, open_names: set[str]) -> str | None:
     return next((goal for goal in candidates if pairing.fits(name, goal)), candidates[0] if candidates else None)
 
 
-def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | None) -> None:
-    """Pairs a place of the port with those of the reference's tensors that a name leads there, unless ``near`` speaks against them."""
+def _place(pairing: Pairing, names: Sequence[str], goal: str, near: ValuePair | None, *, is_last: bool) -> None:
+    """Pairs a place of the port with those of the reference's tensors that a name leads there, unless ``near`` speaks against them.
+
+    Shapes that no layout reconciles are paired at last: one may be a part of the other.
+    """
     best = _best_source(pairing, names, pairing.port[goal])
     named: Named = "exact" if goal in names else "renamed"
     if best is None:
-        pairing.placed[goal] = NamePair(goal, tuple(names[:1]), named, None)
+        if is_last:
+            pairing.placed[goal] = NamePair(goal, tuple(names[:1]), named, None)
         return
     if best.is_equal:
         pairing.held[goal] = best
@@ -335,6 +345,29 @@ def _place_blocks(pairing: Pairing) -> None:
             pairing.placed[goal] = NamePair(goal, (name,), "renamed", held)
 
 
+def _place_leftovers(pairing: Pairing) -> None:
+    """Places what neither values nor names place: fused tensors, and the only one of its shape on either side."""
+    for find in (fused, single):
+        left = Left(pairing.reference, pairing.port, pairing.missing, pairing.unexpected, pairing.held)
+        parts: Counter[str] = Counter()
+        for found in find(left):
+            target = pairing.port[found.goal]
+            is_cut = found.origin.layout.part is not None
+            is_free = all(name in pairing.missing or (is_cut and parts[name]) for name in found.names)
+            if found.goal in pairing.placed or found.goal in pairing.held or not is_free:
+                continue
+            parts.update(found.names if is_cut else ())
+            sources = [pairing.reference[name] for name in found.names]
+            if found.origin.is_copy:
+                held = compared(sources[0], target)
+            else:
+                held = compared_origin(found.origin, sources, target, _unknown(target))
+            if held is not None and held.is_equal:
+                pairing.held[found.goal] = held
+            else:
+                pairing.placed[found.goal] = NamePair(found.goal, found.names, "likeness", held)
+
+
 def _gaps(pairing: Pairing) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
     """For each tensor of the reference that was cut: axis, groups, and the blocks that no tensor of the port holds."""
     cuts: dict[str, list[Part]] = defaultdict(list)
@@ -445,6 +478,8 @@ STEPS: tuple[Step, ...] = (
     Step("place by likeness of names", _place_by_likeness),
     Step("regain weight norms", _regain_norms),
     Step("place blocks", _place_blocks),
+    Step("place leftovers", _place_leftovers),
+    Step("place other shapes", _place_other_shapes),
     Step("find ties", _find_ties),
 )
 """What `pair` does, in its order. A step may be left out; those after it then have less to go by."""

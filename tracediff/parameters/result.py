@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tracediff import dtype as dtypes
 from tracediff.parameters.findings import GRAVITY, Kind, WeightFinding
 from tracediff.parameters.layout_rules import Origin
+from tracediff.parameters.matching import rounding_limit
 from tracediff.parameters.renames import grouped, pattern
 from tracediff.parameters.rules import rules_text
 from tracediff.parameters.thresholds import THRESHOLDS
@@ -71,6 +73,7 @@ class WeightsReport:
     ``equal`` counts the port's tensors that hold what they should (some of them known by sketch alone: ``by_sketch``; some after
     rounding to the port's own dtype: ``rounded``), of ``compared``, of ``total`` that the port has. ``different`` are those that do
     not; ``missing`` the reference's tensors without a place in the port; ``unexpected`` the port's for which the reference has nothing.
+    ``nearly`` counts those of the equal ones that differ by no more than rounding.
     """
 
     reference: Compared
@@ -88,6 +91,7 @@ class WeightsReport:
     tied: Mapping[str, str]
     notes: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
+    nearly: int = 0
 
     @property
     def findings(self) -> tuple[WeightFinding, ...]:
@@ -132,7 +136,8 @@ class WeightsReport:
             "total": self.total,
             "by_sketch": self.by_sketch,
             "rounded": self.rounded,
-            "tolerance": {"sketch": THRESHOLDS.sketch_tolerance, "merge": THRESHOLDS.merge_tolerance},
+            "nearly": self.nearly,
+            "tolerance": {"sketch": THRESHOLDS.sketch_tolerance, "merge": rounding_limit(dtypes.named("float32"), dtypes.named("float32"))},
             **self.summary(),
             "tied": dict(self.tied),
             "groups": [
@@ -277,9 +282,11 @@ def _whole_modules(
 
 
 def _by_pattern(category: Category, findings: Sequence[WeightFinding]) -> Iterable[FindingGroup]:
-    by_name = {_name(finding): finding for finding in findings}
+    by_name: dict[str, list[WeightFinding]] = defaultdict(list)
+    for finding in findings:
+        by_name[_name(finding)].append(finding)
     for text, names in grouped(list(by_name)):
-        yield _group(category, text, [by_name[name] for name in names])
+        yield _group(category, text, [finding for name in names for finding in by_name[name]])
 
 
 def _group(category: Category, text: str, findings: Sequence[WeightFinding]) -> FindingGroup:

@@ -25,7 +25,9 @@ class ParameterThresholds:
 
     least_telling: int = threshold(4, "values below which no tensor is known by its values", _PAIRS)
     sketch_tolerance: float = threshold(1e-6, "relative L2 of axis vectors up to which tensors known by sketch are equal", _SKETCHES)
-    merge_tolerance: float = threshold(1e-6, "relative L2 up to which a merged tensor is equal: the merge is the port's arithmetic", _PAIRS)
+    arithmetic_roundoffs: float = threshold(32, "float32 roundoffs that what computes or merges a tensor leaves in it", _PAIRS)
+    storage_roundoffs: float = threshold(2, "roundoffs that storing it in a coarser dtype leaves besides", _PAIRS)
+    clearly_another_merge: float = threshold(0.5, "part of a right merge's error below which a wrong merge is what the port did", _ALONE)
     alike: float = threshold(0.9, "correlation above which a tensor's values are another's, changed", _PAIRS)
     convincing: float = threshold(6, "standard deviations of that correlation above which values alone pair two tensors", _ALONE)
     sampled: int = threshold(2048, "values of a tensor that are compared before all of them are", _WORK)
@@ -51,6 +53,7 @@ class ParameterThresholds:
 
     # -- which tensors belong together (pairing) --
 
+    most_fused: int = threshold(4, "tensors that one side may have fused to one", _WORK)
     least_likeness: float = threshold(0.4, "likeness of names from which on it places a tensor", _PAIRS)
     least_likeness_of_numbers: float = threshold(0.7, "the same for tensors of one value, whose shapes say nothing", _ALONE)
     most_assigned: int = threshold(562_500, "pairs of names that are weighed together; more are taken in order", _WORK)
@@ -78,6 +81,7 @@ class ParameterThresholds:
     scale_margin: float = threshold(4, "misfits by which a scale must differ from 1", _ALONE)
     exact_shift: float = threshold(1e-5, "relative misfit up to which a shift accounts for all of a difference in float32", _KINDS)
     shift_roundoffs: float = threshold(8, "the same misfit in roundoffs of a coarser dtype", _ALONE)
+    shift_leaves: float = threshold(0.1, "share of a difference that a shift may leave and still be the whole of it", _KINDS)
     least_shifted: int = threshold(3, "values from which on a shift is told from chance", _ALONE)
     rounding_error: float = threshold(0.1, "relative L2 above which no rounding is looked for", _ALONE)
     grid_correlation: float = threshold(0.9, "correlation above which values are looked at as cut off to a coarser dtype", _ALONE)
@@ -100,6 +104,9 @@ class ParameterThresholds:
     permuted_norm: float = threshold(1e-5, "relative difference of norms up to which values may be the same in another order", _ALONE)
     merged_rtol: float = threshold(1e-5, "relative error that a merge in another precision may leave in a value", _ALONE)
     merged_atol: float = threshold(1e-12, "absolute error that it may leave", _ALONE)
+    permuted_distance: float = threshold(
+        1e-2, "relative L2 of axis vectors from which on equal statistics are those of another order", _ALONE
+    )
     permuted_rows: int = threshold(1 << 16, "rows whose order is looked for", _WORK)
     permuted_axes: int = threshold(4, "axes of which all orders are tried", _WORK)
     permuted_sample: int = threshold(64, "values that are compared before all of them are", _WORK)
@@ -152,6 +159,7 @@ class ParameterThresholds:
     surest: float = threshold(0.99, "what no confidence that something was added to exceeds", _CONFIDENCE)
     sure_reshaped: float = threshold(0.95, "reshaped where a transpose was meant", _CONFIDENCE)
     sure_row_order: float = threshold(0.95, "rows in another order", _CONFIDENCE)
+    sure_order_by_sketch: float = threshold(0.9, "the same values in another order, by their statistics", _CONFIDENCE)
     sure_any_order: float = threshold(0.8, "the same values in an order that no permutation of axes gives", _CONFIDENCE)
     sure_exchanged: float = threshold(0.97, "two tensors exchanged", _CONFIDENCE)
     sure_copied: float = threshold(0.95, "one tensor loaded twice", _CONFIDENCE)

@@ -310,7 +310,7 @@ def make(seed: int = 0) -> Any:
             "__call__",
             "mx.arange(keys)[None, :] - mx.arange(offset, offset + queries)[:, None]",
             "mx.arange(offset, offset + queries)[:, None] - mx.arange(keys)[None, :]",
-            also=("order.reversed", "order.roles", "position"),
+            also=("order.reversed", "order.roles", "position", "heads.layout"),
         ),
         Edit("position.offset", "encoder.relative_attention_bias", "buckets", "relative < half", "relative <= half", also=("position",)),
         Edit(

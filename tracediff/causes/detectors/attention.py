@@ -11,7 +11,7 @@ from itertools import permutations
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -33,7 +33,7 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Edit:
+class _Change:
     """One change to a call: the kind of cause that it is, the change in words, and the changed call."""
 
     kind: str
@@ -41,7 +41,7 @@ class _Edit:
     call: _Call
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """The one change to the call that turns the reference's output into the port's."""
     if not scene.is_numeric:
         return
@@ -52,11 +52,11 @@ def detect(scene: Scene) -> Iterable[Cause]:
     for call in _calls(scene):
         made = _computed(call, shape)
         if made is not None and scene.is_reference(made):
-            yield from _edited(scene, call, shape, tuple(range(len(shape))), "output")
+            yield from _edited(scene, call, made, tuple(range(len(shape))), "output")
             return
 
 
-def _written_out(scene: Scene) -> Iterable[Cause]:
+def _written_out(scene: Scene) -> Iterable[Claim]:
     """As `detect` for attention that a module's own code computes from its projections: (B, T, C), or (B, C, T) with the channels first."""
     reference, _ = scene.tensors()
     if reference.ndim != 3:
@@ -67,7 +67,7 @@ def _written_out(scene: Scene) -> Iterable[Cause]:
             made = _computed(call, shape)
             if made is None or not scene.is_reference(np.transpose(made, order)):
                 continue
-            found = list(_edited(scene, call, shape, order, "values"))
+            found = list(_edited(scene, call, made, order, "values"))
             yield from found
             if found:
                 return
@@ -88,13 +88,13 @@ def _written_out_calls(scene: Scene, shape: tuple[int, ...], order: tuple[int, .
                 yield replace(call, mask=_causal(length, k.shape[1]))
 
 
-def _edited(scene: Scene, call: _Call, shape: tuple[int, ...], order: tuple[int, ...], what: str) -> Iterator[Cause]:
-    """The first edit of a call that reproduces the port, ``shape`` being the call's and ``order`` its axes in the reference's."""
+def _edited(scene: Scene, call: _Call, made: Array, order: tuple[int, ...], what: str) -> Iterator[Claim]:
+    """The first edit of a call that reproduces the port; the call gives ``made``, of which ``order`` are the axes in the reference's."""
     for edit in _edits(call):
-        values = _computed(edit.call, shape)
-        if values is not None and scene.reproduces(np.transpose(values, order)):
+        values = _computed(edit.call, made.shape)
+        if values is not None and scene.reproduces(theirs := np.transpose(values, order)):
             evidence = f"attention computed again {edit.text} gives the port's {what}"
-            yield Cause(edit.kind, THRESHOLDS.sure_attention_recomputed, True, evidence)
+            yield Claim(edit.kind, THRESHOLDS.sure_attention_recomputed, evidence, Edit(theirs, np.transpose(made, order)))
             return
 
 
@@ -138,43 +138,43 @@ def _causal(queries: int, keys: int) -> Array:
     return np.where(seen, 0.0, -np.inf)
 
 
-def _edits(call: _Call) -> Iterator[_Edit]:
+def _edits(call: _Call) -> Iterator[_Change]:
     """Every change that is tried, the likelier first."""
     yield from _edits_of_mask(call)
     yield from _edits_of_scale(call)
-    yield _Edit("order.roles", "with q and k exchanged", replace(call, q=call.k, k=call.q))
-    yield _Edit("order.roles", "with k and v exchanged", replace(call, k=call.v, v=call.k))
-    yield _Edit("heads.layout", "with the softmax over the queries", replace(call, axis=-2))
+    yield _Change("order.roles", "with q and k exchanged", replace(call, q=call.k, k=call.q))
+    yield _Change("order.roles", "with k and v exchanged", replace(call, k=call.v, v=call.k))
+    yield _Change("heads.layout", "with the softmax over the queries", replace(call, axis=-2))
     heads, groups = call.q.shape[1], call.k.shape[1]
     if heads != groups and groups > 1:
         order = np.argsort(np.arange(heads).reshape(heads // groups, groups).T.reshape(-1))
         regrouped = replace(call, k=_repeated(call.k, heads)[:, order], v=_repeated(call.v, heads)[:, order])
-        yield _Edit("heads.layout", "with keys and values repeated in the other order", regrouped)
+        yield _Change("heads.layout", "with keys and values repeated in the other order", regrouped)
 
 
-def _edits_of_mask(call: _Call) -> Iterator[_Edit]:
+def _edits_of_mask(call: _Call) -> Iterator[_Change]:
     causal = _causal(call.q.shape[2], call.k.shape[2])
     if call.mask is None:
-        yield _Edit("mask.wrong", "with a causal mask", replace(call, mask=causal))
+        yield _Change("mask.wrong", "with a causal mask", replace(call, mask=causal))
         return
-    yield _Edit("mask.missing", "without the mask", replace(call, mask=None))
+    yield _Change("mask.missing", "without the mask", replace(call, mask=None))
     inverted = np.where(call.mask < THRESHOLDS.mask_hides, 0.0, -np.inf)
-    yield _Edit("mask.wrong", "with the mask inverted", replace(call, mask=inverted))
-    yield _Edit("mask.wrong", "with a causal mask besides", replace(call, mask=call.mask + causal))
-    yield _Edit("mask.wrong", "with a causal mask instead", replace(call, mask=causal))
+    yield _Change("mask.wrong", "with the mask inverted", replace(call, mask=inverted))
+    yield _Change("mask.wrong", "with a causal mask besides", replace(call, mask=call.mask + causal))
+    yield _Change("mask.wrong", "with a causal mask instead", replace(call, mask=causal))
     if call.mask.shape[-1] == call.mask.shape[-2]:
-        yield _Edit("mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2)))
+        yield _Change("mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2)))
     for shift in (1, -1):
-        yield _Edit("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
+        yield _Change("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
 
 
-def _edits_of_scale(call: _Call) -> Iterator[_Edit]:
+def _edits_of_scale(call: _Call) -> Iterator[_Change]:
     width = call.q.shape[3]
     scales = {"1/sqrt(D)": width**-0.5, "1": 1.0, "1/D": 1 / width, "D**-0.25": width**-0.25, "sqrt(D)": width**0.5}
     for text, scale in scales.items():
         if abs(scale / call.scale - 1) > THRESHOLDS.same_attention_scale:
-            yield _Edit("scale", f"with a scale of {text} in the place of {call.scale:.6g}", replace(call, scale=scale))
-    yield _Edit("scale", f"with the scale applied twice ({call.scale**2:.6g})", replace(call, scale=call.scale**2))
+            yield _Change("scale", f"with a scale of {text} in the place of {call.scale:.6g}", replace(call, scale=scale))
+    yield _Change("scale", f"with the scale applied twice ({call.scale**2:.6g})", replace(call, scale=call.scale**2))
 
 
 def _repeated(x: Array, heads: int) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 
@@ -28,7 +28,7 @@ _KIND_OF_WORD = (
 )
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """Attributes of one name, or of one meaning, with different values; and a port that is in training mode."""
     reference, port = scene.sides
     for word, kind in _KIND_OF_WORD:
@@ -36,16 +36,16 @@ def detect(scene: Scene) -> Iterable[Cause]:
         if ours is not None and theirs is not None and _comparable(ours[1]) != _comparable(theirs[1]):
             evidence = f"{ours[0]} is {ours[1]!r} in the reference and {theirs[0]} {theirs[1]!r} in the port"
             sure = THRESHOLDS.sure_eps_attribute if kind == "norm.eps" else THRESHOLDS.sure_attribute
-            yield Cause(kind, sure, False, evidence)
+            yield Claim(kind, sure, evidence)
     if port.is_training and not reference.is_training:
         yield _training(port)
 
 
-def _training(port: CulpritSide) -> Cause:
+def _training(port: CulpritSide) -> Claim:
     kind = "dropout" if "dropout" in port.type.lower() else "mode.train"
     evidence = f"{port.trains or 'the module'} of the port is in training mode, the reference is not: call eval()"
     sure = THRESHOLDS.sure_training_itself if port.trains == port.path else THRESHOLDS.sure_training_inside
-    return Cause(kind, sure, False, evidence)
+    return Claim(kind, sure, evidence)
 
 
 def _named(attributes: Mapping[str, Any], word: str) -> tuple[str, Any] | None:

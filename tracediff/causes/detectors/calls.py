@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """Children that only one side calls, and a norm that stands elsewhere among them."""
     ours, theirs = (side.calls for side in scene.sides)
-    if not ours or not theirs:
+    if not ours or not theirs or not scene.has_frames or _loops_otherwise(ours, theirs):
         return
     for name in dict.fromkeys(ours):
-        if name in scene.paired and _calls_more_often(name, *scene.sides):
+        if name in scene.paired - scene.balanced and _calls_more_often(name, *scene.sides):
             type_ = scene.types.get(name, "")
             evidence = f"the reference calls {name} ({type_}) {ours.count(name)} times here, the port {theirs.count(name)}"
-            yield Cause(_kind_of_lacking(name, type_), THRESHOLDS.sure_call_lacking, False, evidence)
+            yield Claim(_kind_of_lacking(name, type_), THRESHOLDS.sure_call_lacking, evidence)
     for name in dict.fromkeys(theirs):
-        if name in scene.paired and _calls_more_often(name, *reversed(scene.sides)):
+        if name in scene.paired - scene.balanced and _calls_more_often(name, *reversed(scene.sides)):
             evidence = f"the port calls {name} {theirs.count(name)} times here, the reference {ours.count(name)}"
-            yield Cause("branch.extra", THRESHOLDS.sure_call_extra, False, evidence)
+            yield Claim("branch.extra", THRESHOLDS.sure_call_extra, evidence)
     yield from _moved(scene, ours, theirs)
+
+
+def _loops_otherwise(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether the two sides call most of what both call another number of times: then the loop differs, and no call is lacking in it."""
+    shared = set(ours) & set(theirs)
+    unequal = [name for name in shared if ours.count(name) != theirs.count(name)]
+    if len(shared) == 1:
+        return any(min(ours.count(name), theirs.count(name)) > 1 for name in unequal)
+    return 2 * len(unequal) > len(shared)
 
 
 def _calls_more_often(name: str, one: CulpritSide, other: CulpritSide) -> bool:
@@ -43,7 +52,7 @@ def _kind_of_lacking(name: str, type_: str) -> str:
     return "branch.missing"
 
 
-def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable[Cause]:
+def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable[Claim]:
     """Both sides make the same calls, in another order."""
     shared = [name for name in ours if name in theirs and ours.count(name) == theirs.count(name) == 1]
     order = [name for name in theirs if name in shared]
@@ -53,6 +62,6 @@ def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable
     evidence = f"the reference calls {shared[first]} where the port calls {order[first]}"
     moved = (name for name in shared if shared.index(name) != order.index(name))
     if any("norm" in scene.types.get(name, "").lower() for name in moved):
-        yield Cause("norm.placement", THRESHOLDS.sure_norm_moved, False, evidence)
+        yield Claim("norm.placement", THRESHOLDS.sure_norm_moved, evidence)
     else:
-        yield Cause("order.roles", THRESHOLDS.sure_calls_reordered, False, evidence)
+        yield Claim("order.roles", THRESHOLDS.sure_calls_reordered, evidence)

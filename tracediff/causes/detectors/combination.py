@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from tracediff.causes.catalogue import gravest
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import NOT_ZERO, InHand, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -31,43 +31,48 @@ _LOGARITHMS = {
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A tensor in hand, or one of the parts of a batch, as it enters a sum. ``values``: (sample,); ``part`` is -1 for the whole."""
+    """A tensor in hand, or one of the parts of a batch, as it enters a sum.
+
+    ``values``: (sample,); ``whole``: all values, as they broadcast to the sum's shape. ``part`` is -1 for the whole.
+    """
 
     name: str
     source: InHand
     values: Array
+    whole: Array
     part: int = -1
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """What the coefficients of the two sides tell, and a port that is a multiple of the reference."""
     if not scene.is_numeric:
         return
     reference, port = scene.tensors()
     yield from _multiple(scene, reference, port)
-    reference, port = _once(reference, port)
-    chosen = _sample(reference.shape)
-    terms = _terms(scene, reference.shape, chosen)
-    y, p = reference.reshape(-1)[chosen], port.reshape(-1)[chosen]
+    once, theirs = _once(reference, port)
+    chosen = _sample(once.shape)
+    terms = _terms(scene, once.shape, chosen)
+    y, p = once.reshape(-1)[chosen], theirs.reshape(-1)[chosen]
     if len(y) >= THRESHOLDS.fewest_summed:
         yield from _added(scene, terms, y, p)
         yield from _recombined(scene, terms, y, p)
 
 
-def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Cause]:
+def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Claim]:
     """The port is the reference times a number."""
     factor = float(np.vdot(reference, port)) / max(float(np.vdot(reference, reference)), NOT_ZERO)
-    if not scene.reproduces(factor * reference) or abs(factor) < THRESHOLDS.least_multiple:
+    edit = Edit(factor * reference)
+    if not scene.reproduces(edit.port) or abs(factor) < THRESHOLDS.least_multiple:
         return
     evidence = f"the port's values are the reference's times {factor:.6g}"
     logarithms = (text for value, text in _LOGARITHMS.items() if abs(abs(factor) / value - 1) < THRESHOLDS.same_logarithm)
     logarithm = next(logarithms, "")
     if logarithm:
-        yield Cause("units.log", THRESHOLDS.sure_logarithm, True, f"{evidence}: {logarithm}")
+        yield Claim("units.log", THRESHOLDS.sure_logarithm, f"{evidence}: {logarithm}", edit)
     elif reference.size <= THRESHOLDS.most_times and _is_time(scene):
-        yield Cause("time.scale", THRESHOLDS.sure_times_scaled, True, evidence)
+        yield Claim("time.scale", THRESHOLDS.sure_times_scaled, evidence, edit)
     else:
-        yield Cause("scale", THRESHOLDS.sure_multiple, True, evidence)
+        yield Claim("scale", THRESHOLDS.sure_multiple, evidence, edit)
 
 
 def _once(reference: Array, port: Array) -> tuple[Array, Array]:
@@ -101,7 +106,8 @@ def _terms(scene: Scene, shape: tuple[int, ...], chosen: Array) -> list[_Term]:
             flat = np.broadcast_to(values, shape).reshape(-1)[chosen]
             is_new = not any(np.array_equal(flat, term.values) for term in found)
             if is_new and np.any(flat):
-                found.append(_Term(one.name + (f" (part {part + 1} of its batch)" if part >= 0 else ""), one, flat, part))
+                name = one.name + (f" (part {part + 1} of its batch)" if part >= 0 else "")
+                found.append(_Term(name, one, flat, values, part))
     inputs = [term for term in found if term.source.is_input]
     made = [term for term in found if not term.source.is_input]
     return [*inputs[: THRESHOLDS.most_terms // 2], *made][: THRESHOLDS.most_terms]
@@ -130,8 +136,9 @@ def _without_ones(values: Array, ndim: int) -> Array:
     return values.squeeze(tuple(ones[: max(values.ndim - ndim, 0)]))
 
 
-def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Cause]:
+def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Claim]:
     """The difference is a multiple of one tensor in hand; ``y`` and ``p`` (sample,) are the reference's and the port's values."""
+    reference, _ = scene.tensors()
     difference = p - y
     made = float(np.linalg.norm(difference))
     allowed = scene.share_allowed(y, p)
@@ -142,24 +149,27 @@ def _added(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable
             continue
         if abs(factor + 1) < THRESHOLDS.once_added:
             evidence = f"the port lacks {term.name}: adding it gives the reference"
-            yield Cause(_kind_if_left_out(scene, term), THRESHOLDS.sure_term_missing, True, evidence)
+            edit = Edit(reference - _as_often(term.whole, reference.shape))
+            yield Claim(_kind_if_left_out(term), THRESHOLDS.sure_term_missing, evidence, edit)
         elif abs(factor - 1) < THRESHOLDS.once_added:
             evidence = f"the port adds {term.name} once more than the reference"
-            yield Cause("branch.extra", THRESHOLDS.sure_term_extra, True, evidence)
+            edit = Edit(reference + _as_often(term.whole, reference.shape))
+            yield Claim("branch.extra", THRESHOLDS.sure_term_extra, evidence, edit)
         return
 
 
-def _kind_if_left_out(scene: Scene, term: _Term) -> str:
-    return term.source.kind_if_left_out(is_stream=term.source.is_input or _is_earlier_stream(scene, term))
+def _as_often(whole: Array, shape: tuple[int, ...]) -> Array:
+    """A summand in a sum's shape, as often as the sum stands in its batch."""
+    times = max(1, shape[0] // whole.shape[0]) if whole.ndim == len(shape) and whole.ndim and whole.shape[0] > 1 else 1
+    made: Array = np.broadcast_to(np.concatenate([whole] * times) if times > 1 else whole, shape)
+    return made
 
 
-def _is_earlier_stream(scene: Scene, term: _Term) -> bool:
-    """Whether a later call was made from the term: then the term is the stream, and what was made of it the branch."""
-    places = [place for place, one in enumerate(scene.in_hand) if one is term.source]
-    return bool(places) and places[0] < len(scene.in_hand) - 1
+def _kind_if_left_out(term: _Term) -> str:
+    return term.source.kind_if_left_out(is_stream=term.source.is_stream)
 
 
-def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Cause]:
+def _recombined(scene: Scene, terms: Sequence[_Term], y: Array, p: Array) -> Iterable[Claim]:
     """Both sides are sums of the same few tensors with different coefficients."""
     reference_tolerance = max(THRESHOLDS.sum_reference, THRESHOLDS.sum_reference_noise * scene.limit)
     port_tolerance = max(THRESHOLDS.sum_port, THRESHOLDS.sum_port_noise * scene.limit)
@@ -193,6 +203,10 @@ class _Sums:
     terms: Sequence[_Term]
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
+
+    @property
+    def rows(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.ours, self.theirs
 
     @property
     def changed(self) -> list[int]:
@@ -233,21 +247,21 @@ class _Sums:
         return is_looped and has_state and has_step
 
 
-def _compared(scene: Scene, sums: _Sums) -> Iterable[Cause]:
+def _compared(scene: Scene, sums: _Sums) -> Iterable[Claim]:
     if not sums.changed:
         return
-    spelled = (
-        " + ".join(f"{factor:.5g} * {term.name}" for factor, term in zip(row, sums.terms, strict=True)) for row in (sums.ours, sums.theirs)
-    )
+    spelled = (" + ".join(f"{factor:.5g} * {term.name}" for factor, term in zip(row, sums.terms, strict=True)) for row in sums.rows)
     evidence = "the reference is {}, the port {}".format(*spelled)
-    yield Cause(_kind(scene, sums), THRESHOLDS.sure_recombined, True, evidence)
+    shape = scene.tensors()[0].shape
+    ours, theirs = (sum(factor * _as_often(term.whole, shape) for factor, term in zip(row, sums.terms, strict=True)) for row in sums.rows)
+    yield Claim(_kind(scene, sums), THRESHOLDS.sure_recombined, evidence, Edit(np.asarray(theirs), np.asarray(ours)))
 
 
 def _kind(scene: Scene, sums: _Sums) -> str:
     """The kind of cause that the two rows of coefficients are."""
     ratios = sums.ratios
     if all(_is_near(ratio, 0) for ratio in ratios):
-        return gravest([_kind_if_left_out(scene, sums.terms[place]) for place in sums.changed])
+        return gravest([_kind_if_left_out(sums.terms[place]) for place in sums.changed])
     is_guidance = sums.is_guidance()
     if is_guidance and not sums.scales_guidance_as_a_whole():
         return "cfg.formula"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -24,7 +24,7 @@ Norm = Callable[[float], Array]
 """A tensor normalised with a given eps."""
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """An output that is no longer normalised, has other statistics, or another eps."""
     if scene.blame != "module" or not scene.is_numeric:
         return
@@ -32,13 +32,13 @@ def detect(scene: Scene) -> Iterable[Cause]:
     for x in scene.of_shape():
         if scene.reproduces(x.values) and "norm" in scene.sides[0].type.lower():
             evidence = "the port's output is its input: nothing is normalised"
-            yield Cause("norm.missing", THRESHOLDS.sure_not_normalised, True, evidence)
+            yield Claim("norm.missing", THRESHOLDS.sure_not_normalised, evidence, Edit(x.values))
             return
         for axis in dict.fromkeys((reference.ndim - 1, min(1, reference.ndim - 1))):
             yield from _along(scene, x.values, axis)
 
 
-def _along(scene: Scene, x: Array, axis: int) -> Iterable[Cause]:
+def _along(scene: Scene, x: Array, axis: int) -> Iterable[Claim]:
     """Causes where the reference is a norm of ``x`` along an axis."""
     reference, _ = scene.tensors()
     least = THRESHOLDS.least_normalised
@@ -59,25 +59,27 @@ def _along(scene: Scene, x: Array, axis: int) -> Iterable[Cause]:
 
 def _otherwise(
     scene: Scene, x: Array, axis: int, norms: Mapping[str, Norm], name: str, eps: float, affine: tuple[Array, Array]
-) -> Iterable[Cause]:
+) -> Iterable[Claim]:
     """What the port does in the place of the norm ``name`` with ``eps``, gain and offset."""
     _, port = scene.tensors()
     gain, offset = affine
+    ours = norms[name](eps) * gain + offset
     found = _closest(norms[name], gain, offset, port)
-    if scene.reproduces(norms[name](found) * gain + offset):
+    theirs = norms[name](found) * gain + offset
+    if scene.reproduces(theirs):
         evidence = f"with eps {found:.1e} in the place of {eps:.1e} the {name} gives the port's values"
-        yield Cause("norm.eps", THRESHOLDS.sure_eps_fitted, True, evidence)
+        yield Claim("norm.eps", THRESHOLDS.sure_eps_fitted, evidence, Edit(theirs, ours))
         return
     for other, norm in norms.items():
-        if other != name and scene.reproduces(norm(eps) * gain + offset):
-            yield Cause("norm.missing", THRESHOLDS.sure_other_norm, True, f"the reference is a {name}, the port a {other}")
-    if scene.reproduces(x * gain + offset):
+        if other != name and scene.reproduces(theirs := norm(eps) * gain + offset):
+            yield Claim("norm.missing", THRESHOLDS.sure_other_norm, f"the reference is a {name}, the port a {other}", Edit(theirs, ours))
+    if scene.reproduces(theirs := x * gain + offset):
         evidence = "the port scales and shifts its input without normalising it"
-        yield Cause("norm.missing", THRESHOLDS.sure_only_scaled, True, evidence)
+        yield Claim("norm.missing", THRESHOLDS.sure_only_scaled, evidence, Edit(theirs, ours))
     for axes in _other_axes(x.ndim, axis):
-        if scene.reproduces(_normalised(x, axes, eps, has_mean=name == "layer norm") * gain + offset):
+        if scene.reproduces(theirs := _normalised(x, axes, eps, has_mean=name == "layer norm") * gain + offset):
             evidence = f"the port takes its statistics over axes {axes} in the place of {(axis,)}"
-            yield Cause("norm.missing", THRESHOLDS.sure_other_norm, True, evidence)
+            yield Claim("norm.missing", THRESHOLDS.sure_other_norm, evidence, Edit(theirs, ours))
 
 
 def _closest(norm: Norm, gain: Array, offset: Array, port: Array) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
 from tracediff.causes.functions import FUNCTIONS, Function
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -31,7 +31,7 @@ class _Argument:
         return made if self.gated is None else made * self.gated
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """Another function of one tensor in hand, or of a gate and what it gates; a clamp."""
     if not scene.is_numeric:
         return
@@ -43,7 +43,7 @@ def detect(scene: Scene) -> Iterable[Cause]:
             return
 
 
-def _another(scene: Scene, argument: _Argument) -> Iterable[Cause]:
+def _another(scene: Scene, argument: _Argument) -> Iterable[Claim]:
     """The reference is one function of an argument, the port another."""
     made = {name: argument.put_into(function) for name, function in FUNCTIONS.items()}
     reference, _ = scene.tensors()
@@ -54,9 +54,9 @@ def _another(scene: Scene, argument: _Argument) -> Iterable[Cause]:
     if scene.reproduces(made[theirs]):
         kind = "units.log" if {ours, theirs} & _LOGARITHMIC else "activation"
         evidence = f"the reference applies {ours} to {argument.text}, the port {theirs}"
-        yield Cause(kind, THRESHOLDS.sure_other_function, True, evidence)
+        yield Claim(kind, THRESHOLDS.sure_other_function, evidence, Edit(made[theirs], made[ours]))
     elif ours != "identity":
-        yield from _slope(scene, ours, argument)
+        yield from _slope(scene, ours, made[ours], argument)
 
 
 def _apart(prediction: Array, values: Array) -> float:
@@ -89,35 +89,37 @@ def _halves(scene: Scene) -> Iterator[_Argument]:
                 yield _Argument(f"the second half of {one.name}, which gates the other", second, first)
 
 
-def _slope(scene: Scene, ours: str, argument: _Argument) -> Iterable[Cause]:
-    """A leaky ReLU with a slope that is in no list."""
+def _slope(scene: Scene, name: str, ours: Array, argument: _Argument) -> Iterable[Claim]:
+    """A leaky ReLU with a slope that is in no list, where the reference applies the function ``name``, which gives ``ours``."""
     _, port = scene.tensors()
     below = argument.put_into(lambda x: np.where(x > 0, 0, x))
     above = argument.put_into(lambda x: np.maximum(x, 0))
     size = float(np.vdot(below, below))
     slope = float(np.vdot(below, port - above)) / size if size else 0.0
-    if scene.reproduces(above + slope * below):
-        evidence = f"the reference applies {ours}, the port a slope of {slope:.4g} below zero"
-        yield Cause("activation", THRESHOLDS.sure_other_slope, True, evidence)
+    if scene.reproduces(theirs := above + slope * below):
+        evidence = f"the reference applies {name}, the port a slope of {slope:.4g} below zero"
+        yield Claim("activation", THRESHOLDS.sure_other_slope, evidence, Edit(theirs, ours))
 
 
-def _clamped(scene: Scene) -> Iterable[Cause]:
+def _clamped(scene: Scene) -> Iterable[Claim]:
     """One side is the other clipped to a range, as a whole or in one of the tensors that it adds."""
     reference, port = scene.tensors()
     if reference.size < THRESHOLDS.fewest_clamped:
         return
     most_left = THRESHOLDS.reproduced * float(np.linalg.norm(port - reference))
-    pairs = [(ours, port - rest) for _, ours, rest in scene.summands()]
-    for ours, theirs in pairs:
-        for side, clipped, free in (("port", theirs, ours), ("reference", ours, theirs)):
-            cause = _clipped(side, clipped, free, most_left)
-            if cause is not None:
-                yield cause
+    for _, ours, rest in scene.summands():
+        for side, clipped, free in (("port", port - rest, ours), ("reference", ours, port - rest)):
+            claim = _clipped(side, clipped, free, rest, most_left)
+            if claim is not None:
+                yield claim
                 return
 
 
-def _clipped(side: str, clipped: Array, free: Array, most_left: float) -> Cause | None:
-    """The cause where ``clipped``, a side's values, are those of the other side, ``free``, within limits."""
+def _clipped(side: str, clipped: Array, free: Array, rest: Array, most_left: float) -> Claim | None:
+    """The claim where ``clipped``, a side's values, are those of the other side, ``free``, within limits; ``rest`` is added to both.
+
+    What a reference cut off is not in hand: that the port has it back is then no prediction.
+    """
     low, high = float(clipped.min()), float(clipped.max())
     margin = THRESHOLDS.beyond_limit
     if high - low <= margin * max(abs(low), abs(high)):
@@ -128,9 +130,10 @@ def _clipped(side: str, clipped: Array, free: Array, most_left: float) -> Cause 
         return None
     if not (is_low | is_high)[cut].all():
         return None
+    edit = Edit(rest + np.clip(free, low, high)) if side == "port" else None
     if low == 0 and high >= float(free.max()):
         other = "reference" if side == "port" else "port"
-        return Cause("activation", THRESHOLDS.sure_clamped, True, f"the {side}'s values are a ReLU of the {other}'s")
+        return Claim("activation", THRESHOLDS.sure_clamped, f"the {side}'s values are a ReLU of the {other}'s", edit)
     limits = [f"at least {low:.6g}"] * bool((free < low).any()) + [f"at most {high:.6g}"] * bool((free > high).any())
     evidence = f"the {side}'s values are the other side's clipped to {' and '.join(limits)}"
-    return Cause("clamp", THRESHOLDS.sure_clamped, True, f"{evidence}, which cuts {int(cut.sum()):,} of {cut.size:,}")
+    return Claim("clamp", THRESHOLDS.sure_clamped, f"{evidence}, which cuts {int(cut.sum()):,} of {cut.size:,}", edit)

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import InHand, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -20,7 +20,7 @@ _OFFSETS = tuple(range(-8, 9))
 _VARIANTS = ("halves", "neighbours")
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """What turns the reference's q or k, against what turns the port's."""
     if not scene.is_numeric:
         return
@@ -83,49 +83,63 @@ def _angles(x: Array, y: Array, variant: str, count: int) -> Array | None:
     return turned if error <= fit * np.linalg.norm(after) else None
 
 
-def _compared(scene: Scene, source: InHand, x: Array, variant: str, ours: Array) -> Iterable[Cause]:
+def _compared(scene: Scene, source: InHand, x: Array, variant: str, ours: Array) -> Iterable[Claim]:
     """What the port does with ``x``, which the reference turns by ``ours``."""
     reference, port = scene.tensors()
     if _is_same(ours, 1, THRESHOLDS.no_angle):
         return  # nothing is turned in the reference
+    before = _rotated(x, ours, variant)
     if scene.reproduces(x):
         evidence = f"the port has {source.name} here without the rotation that the reference applies"
-        yield Cause("rope.missing", THRESHOLDS.sure_rotation_missing, True, evidence)
+        yield Claim("rope.missing", THRESHOLDS.sure_rotation_missing, evidence, Edit(x, before))
         return
     counts = _turned(x, reference), _turned(x, port)
-    is_other_width = min(counts) <= THRESHOLDS.fewer_channels * max(counts)
-    if is_other_width and any(_angles(x, port, one, counts[1]) is not None for one in _VARIANTS):
-        evidence = f"the reference turns {counts[0]} of {x.shape[-1]} channels of a head, the port {counts[1]}"
-        yield Cause("rope.variant", THRESHOLDS.sure_rotation_variant, True, evidence)
-        return
+    if min(counts) <= THRESHOLDS.fewer_channels * max(counts):
+        found = ((one, _angles(x, port, one, counts[1])) for one in _VARIANTS)
+        made = next((_rotated(x, angles, one) for one, angles in found if angles is not None), None)
+        if made is not None:
+            evidence = f"the reference turns {counts[0]} of {x.shape[-1]} channels of a head, the port {counts[1]}"
+            yield Claim("rope.variant", THRESHOLDS.sure_rotation_variant, evidence, Edit(made, before))
+            return
     turned = 2 * ours.shape[-1]
     theirs = _angles(x, port, variant, turned)
     if theirs is not None:
-        yield _other_angles(variant, ours, theirs)
+        kind, sure, evidence = _other_angles(variant, ours, theirs)
+        yield Claim(kind, sure, evidence, Edit(_rotated(x, theirs, variant), before))
         return
     other = next(one for one in _VARIANTS if one != variant)
-    if _angles(x, port, other, turned) is not None:
+    theirs = _angles(x, port, other, turned)
+    if theirs is not None:
         evidence = f"the reference turns pairs of {variant}, the port pairs of {other}"
-        yield Cause("rope.variant", THRESHOLDS.sure_rotation_variant, True, evidence)
+        yield Claim("rope.variant", THRESHOLDS.sure_rotation_variant, evidence, Edit(_rotated(x, theirs, other), before))
 
 
-def _other_angles(variant: str, ours: Array, theirs: Array) -> Cause:
-    """The cause where both sides turn the same pairs, by different angles (T, R/2)."""
+def _rotated(x: Array, angles: Array, variant: str) -> Array:
+    """A tensor with its first pairs of channels turned by unit complex numbers (T, R/2)."""
+    count = 2 * angles.shape[-1]
+    turned = _pairs(x[..., :count], variant) * angles
+    parts = (turned.real, turned.imag)
+    made = np.concatenate(parts, -1) if variant == "halves" else np.stack(parts, -1).reshape(*x.shape[:-1], count)
+    return np.concatenate([made, x[..., count:]], -1)
+
+
+def _other_angles(variant: str, ours: Array, theirs: Array) -> tuple[str, float, str]:
+    """Kind, likelihood and evidence where both sides turn the same pairs, by different angles (T, R/2)."""
     for offset in _OFFSETS:
         start, stop = max(0, offset), min(len(ours), len(ours) + offset)
         if offset and stop - start >= 2 and _is_same(theirs[start - offset : stop - offset], ours[start:stop], THRESHOLDS.same_angle):
             evidence = f"the port turns each position as the reference turns the one {offset} further on"
-            return Cause("position.offset", THRESHOLDS.sure_rotation_offset, True, evidence)
+            return "position.offset", THRESHOLDS.sure_rotation_offset, evidence
     if _is_same(theirs, ours.conj(), THRESHOLDS.same_angle):
-        return Cause("rope.variant", THRESHOLDS.sure_other_angles, True, "the port turns the other way round")
+        return "rope.variant", THRESHOLDS.sure_other_angles, "the port turns the other way round"
     if _is_same(theirs, 1, THRESHOLDS.no_angle):
-        return Cause("rope.missing", THRESHOLDS.sure_rotation_missing, True, "the port does not turn what the reference turns")
+        return "rope.missing", THRESHOLDS.sure_rotation_missing, "the port does not turn what the reference turns"
     steps = theirs[1:] * theirs[:-1].conj(), ours[1:] * ours[:-1].conj()
     if len(ours) < 2 or _is_same(steps[0] * steps[1].conj(), 1, THRESHOLDS.same_angle):
         kind, difference = "position.offset", "each position by another constant angle"
     else:
         kind, difference = "rope.variant", "by other frequencies (another base or scaling)"
-    return Cause(kind, THRESHOLDS.sure_other_angles, True, f"both turn pairs of {variant}, the port {difference}")
+    return kind, THRESHOLDS.sure_other_angles, f"both turn pairs of {variant}, the port {difference}"
 
 
 def _is_same(turns: Array, others: Array | complex, tolerance: float) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import ml_dtypes
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -16,20 +17,21 @@ _COARSER = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3f
 _NORMAL_KURTOSIS = 3
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """A port that was rounded, that dropped values, or that does not repeat itself."""
     if scene.port_repeats is False:
         evidence = "the port does not repeat itself: it gives other values in a second run"
-        yield Cause("random", THRESHOLDS.sure_port_varies, False, evidence)
+        yield Claim("random", THRESHOLDS.sure_port_varies, evidence)
     if not scene.is_numeric:
         return
     reference, port = scene.tensors()
     yield from _dropped(scene, port)
-    yield from _drawn(reference, port)
+    if not _is_computed(scene):
+        yield from _drawn(reference, port)
     yield from _rounded(scene, reference, port)
 
 
-def _dropped(scene: Scene, port: Array) -> Iterable[Cause]:
+def _dropped(scene: Scene, port: Array) -> Iterable[Claim]:
     """Some values, of the tensor or of what is added in it, are 0 and the others larger by one factor."""
     for name, ours, rest in scene.summands():
         theirs = port - rest
@@ -40,20 +42,39 @@ def _dropped(scene: Scene, port: Array) -> Iterable[Cause]:
             continue
         ratios = theirs[counted & ~gone] / ours[counted & ~gone]
         factor = float(np.median(ratios))
-        has_one_factor = factor >= 1 and np.abs(ratios - factor).max() < THRESHOLDS.same_dropout_factor * factor
-        if has_one_factor and abs(factor * (1 - share) - 1) < THRESHOLDS.dropout_factor:
+        has_one_factor = factor > 1 and np.abs(ratios - factor).max() < THRESHOLDS.same_dropout_factor * factor
+        if has_one_factor and _is_rate(1 - 1 / factor, share, gone):
             where = f"of {name} " if name else ""
             evidence = (
                 f"{int(gone.sum()):,} of {int(counted.sum()):,} values {where}are 0 in the port, the others {factor:.4g} times larger"
             )
+            edit = Edit(np.where(gone, 0, factor * ours) + rest)
             if scene.sides[1].is_training and not scene.sides[0].is_training:
                 training = f"{evidence}, and the port's module is in training mode: call eval()"
-                yield Cause("mode.train", THRESHOLDS.sure_left_in_training, True, training)
-            yield Cause("dropout", THRESHOLDS.sure_dropped, True, evidence)
+                yield Claim("mode.train", THRESHOLDS.sure_left_in_training, training, edit)
+            yield Claim("dropout", THRESHOLDS.sure_dropped, evidence, edit)
             return
 
 
-def _drawn(reference: Array, port: Array) -> Iterable[Cause]:
+def _is_rate(rate: float, share: float, gone: Array) -> bool:
+    """Whether a share of dropped values is what a dropout of this rate makes, up to chance.
+
+    Whole channels or positions may be dropped together: what stands alike along an axis was drawn once.
+    """
+    alike = [axis for axis in range(gone.ndim) if (gone == np.take(gone, [0], axis)).all()]
+    draws = math.prod(size for axis, size in enumerate(gone.shape) if axis not in alike)
+    uncertain = THRESHOLDS.standard_errors * math.sqrt(share * (1 - share) / max(draws, 1))
+    return rate > THRESHOLDS.least_dropped and abs(rate - share) < uncertain
+
+
+def _is_computed(scene: Scene) -> bool:
+    """Whether a module's output was made from a tensor that it was handed, of at least half its size: then it was not drawn."""
+    reference, _ = scene.tensors()
+    handed = (one.values for one in scene.in_hand if one.is_input)
+    return scene.blame == "module" and any(values.dtype.kind == "f" and 2 * values.size >= reference.size for values in handed)
+
+
+def _drawn(reference: Array, port: Array) -> Iterable[Claim]:
     """Both look like standard normal draws, and have nothing to do with each other."""
     if reference.size < THRESHOLDS.fewest_distributed or not reference.std() or not port.std():
         return
@@ -61,7 +82,7 @@ def _drawn(reference: Array, port: Array) -> Iterable[Cause]:
     correlation = float(np.corrcoef(reference.reshape(-1), port.reshape(-1))[0, 1])
     if abs(correlation) < uncertain and _is_standard_normal(reference, uncertain) and _is_standard_normal(port, uncertain):
         evidence = f"on both sides {reference.size:,} standard normal numbers, with a correlation of {correlation:+.2f}"
-        yield Cause("random", THRESHOLDS.sure_drawn, False, evidence)
+        yield Claim("random", THRESHOLDS.sure_drawn, evidence)
 
 
 def _is_standard_normal(values: Array, uncertain: float) -> bool:
@@ -71,17 +92,17 @@ def _is_standard_normal(values: Array, uncertain: float) -> bool:
     return bool(has_moments and abs(excess) < THRESHOLDS.kurtosis_errors * uncertain)
 
 
-def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Cause]:
+def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Claim]:
     """The port's tensor is of a coarser dtype than its run, or all its values are numbers of a coarser one."""
     run_bits = _bits(scene.run_dtypes[1])
     if _bits(scene.dtypes[1]) < min(_bits(scene.dtypes[0]), run_bits):
         evidence = f"the port has {scene.dtypes[1]} here, in a run of {scene.run_dtypes[1]}; the reference has {scene.dtypes[0]}"
-        yield Cause("precision", THRESHOLDS.sure_coarser_dtype, False, evidence)
+        yield Claim("precision", THRESHOLDS.sure_coarser_dtype, evidence)
         return
     handed = next((one for one in scene.in_hand if _bits(one.dtypes[1]) < min(_bits(one.dtypes[0]), run_bits)), None)
     if handed is not None:
         evidence = f"{handed.name} is {handed.dtypes[0]} in the reference and {handed.dtypes[1]} in the port"
-        yield Cause("precision", THRESHOLDS.sure_handed_coarser, False, evidence)
+        yield Claim("precision", THRESHOLDS.sure_handed_coarser, evidence)
         return
     if len(np.unique(port)) < THRESHOLDS.fewest_distributed:
         return
@@ -89,7 +110,7 @@ def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Cause]:
         is_finer = name not in scene.dtypes and min(_bits(one) for one in scene.dtypes) > _bits(name)
         if is_finer and _is_exact_in(dtype, port) and not _is_exact_in(dtype, reference):
             evidence = f"all of the port's values are {name} numbers, the reference's are not: it was computed in {name}"
-            yield Cause("precision", THRESHOLDS.sure_coarser_dtype, False, evidence)
+            yield Claim("precision", THRESHOLDS.sure_coarser_dtype, evidence)
             return
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -32,7 +32,7 @@ class _Form(NamedTuple):
         return f"{self.scale:g} * t, {self.order}, {self.frequencies}"
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """The form that gives the reference's values, against the one that gives the port's."""
     if not scene.is_numeric:
         return
@@ -51,20 +51,21 @@ def detect(scene: Scene) -> Iterable[Cause]:
             return
 
 
-def _embedded(scene: Scene, t: Array, half: int) -> Iterable[Cause]:
+def _embedded(scene: Scene, t: Array, half: int) -> Iterable[Claim]:
     """Both sides embed the times ``t`` (T,), in different forms."""
     reference, _ = scene.tensors()
     forms = list(_forms(t, half, reference.shape))
-    ours = next((form for form, values in forms if scene.is_reference(values)), None)
-    theirs = next((form for form, values in forms if form != ours and scene.reproduces(values)), None)
-    if ours is None or theirs is None:
+    first = next(((form, values) for form, values in forms if scene.is_reference(values)), None)
+    second = next(((form, values) for form, values in forms if (first is None or form != first[0]) and scene.reproduces(values)), None)
+    if first is None or second is None:
         return
+    (ours, before), (theirs, after) = first, second
     kind = "position.offset"
     if ours.scale != theirs.scale:
         kind = "time.scale"
     elif ours.order != theirs.order:
         kind = "order.concat"
-    yield Cause(kind, THRESHOLDS.sure_embedding, True, f"the reference embeds {ours}, the port {theirs}")
+    yield Claim(kind, THRESHOLDS.sure_embedding, f"the reference embeds {ours}, the port {theirs}", Edit(after, before))
 
 
 def _forms(t: Array, half: int, shape: tuple[int, ...]) -> Iterator[tuple[_Form, Array]]:
@@ -78,14 +79,14 @@ def _forms(t: Array, half: int, shape: tuple[int, ...]) -> Iterator[tuple[_Form,
         yield _Form(scale, "sine and cosine in turn", frequencies), np.stack([sine, cosine], -1).reshape(shape)
 
 
-def _schedule(scene: Scene) -> Iterable[Cause]:
+def _schedule(scene: Scene) -> Iterable[Claim]:
     """The times of an ODE solver's steps run otherwise."""
     reference, port = scene.tensors()
     if len(reference) < THRESHOLDS.fewest_times or not (_is_monotone(reference) and _is_monotone(port)):
         return
     ours, theirs = (f"{_course(times) or 'otherwise'} from {times[0]:.4g} to {times[-1]:.4g}" for times in (reference, port))
     evidence = f"{len(reference)} growing or falling numbers: in the reference {ours}, in the port {theirs}"
-    yield Cause("ode.schedule", THRESHOLDS.sure_schedule, False, evidence)
+    yield Claim("ode.schedule", THRESHOLDS.sure_schedule, evidence)
 
 
 def _is_monotone(times: Array) -> bool:

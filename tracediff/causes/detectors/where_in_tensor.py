@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tracediff.causes.cause import Cause
+from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import MASKED, Array
@@ -14,7 +14,7 @@ from tracediff.dtype import MASKED, Array
 _WORDS_OF_CONVOLUTIONS = ("conv", "pad", "stft", "pool", "resample", "interp", "upsample")
 
 
-def detect(scene: Scene) -> Iterable[Cause]:
+def detect(scene: Scene) -> Iterable[Claim]:
     """An error at the borders of an axis only; keys of earlier calls that the port has not kept; identifiers shifted; masks inverted."""
     yield from _keys_not_kept(scene)
     ours, theirs = scene.reference, scene.port
@@ -28,7 +28,7 @@ def detect(scene: Scene) -> Iterable[Cause]:
         yield from _at_borders(*scene.tensors())
 
 
-def _at_borders(reference: Array, port: Array) -> Iterable[Cause]:
+def _at_borders(reference: Array, port: Array) -> Iterable[Claim]:
     """Only positions near the ends of one axis differ."""
     error = np.abs(port - reference)
     counted = THRESHOLDS.counts_as_error * float(error.max())
@@ -40,7 +40,7 @@ def _at_borders(reference: Array, port: Array) -> Iterable[Cause]:
         is_inside = any(border * length <= place < (1 - border) * length for place in differ.tolist())
         if not is_inside and len(differ) <= border * length:
             evidence = f"only {len(differ)} of {length} positions along axis {axis} differ, all near its ends"
-            yield Cause("padding.mode", THRESHOLDS.sure_at_border, False, evidence)
+            yield Claim("padding.mode", THRESHOLDS.sure_at_border, evidence)
             return
 
 
@@ -49,7 +49,7 @@ def _is_convolution(scene: Scene) -> bool:
     return any(word in words for word in _WORDS_OF_CONVOLUTIONS)
 
 
-def _keys_not_kept(scene: Scene) -> Iterable[Cause]:
+def _keys_not_kept(scene: Scene) -> Iterable[Claim]:
     """Keys or values of an attention call that are shorter or longer than the reference's; in a later call their cache was not kept."""
     ours, theirs = scene.shapes
     if scene.reference is None and scene.end in ("input[k]", "input[v]") and len(ours) == len(theirs):
@@ -57,20 +57,20 @@ def _keys_not_kept(scene: Scene) -> Iterable[Cause]:
         if len(axes) == 1:
             lengths = f"the reference attends to {ours[axes[0]]} positions, the port to {theirs[axes[0]]}"
             kind = "cache" if scene.ordinal else "length"
-            yield Cause(kind, THRESHOLDS.sure_other_keys, False, f"in call {scene.ordinal + 1} {lengths}")
+            yield Claim(kind, THRESHOLDS.sure_other_keys, f"in call {scene.ordinal + 1} {lengths}")
 
 
-def _integers(ours: Array, theirs: Array) -> Iterable[Cause]:
+def _integers(ours: Array, theirs: Array) -> Iterable[Claim]:
     """Identifiers with a constant offset, in reverse, or with the first ones last."""
     offset = np.unique(theirs.astype(np.int64) - ours.astype(np.int64))
     if len(offset) == 1 and offset[0]:
         evidence = f"the port's numbers are the reference's plus {int(offset[0])}"
-        yield Cause("position.offset", THRESHOLDS.sure_numbers_offset, True, evidence)
-    elif ours.ndim and np.array_equal(np.flip(ours, -1), theirs):
-        yield Cause("order.reversed", THRESHOLDS.sure_numbers_reversed, True, "the port's numbers are the reference's in reverse")
+        yield Claim("position.offset", THRESHOLDS.sure_numbers_offset, evidence, Edit(ours + offset[0]))
+    elif ours.ndim and np.array_equal(turned := np.flip(ours, -1), theirs):
+        yield Claim("order.reversed", THRESHOLDS.sure_numbers_reversed, "the port's numbers are the reference's in reverse", Edit(turned))
     elif turn := _turn(ours, theirs):
         evidence = f"the port's numbers are the reference's, of which the first {turn} come last"
-        yield Cause("order.concat", THRESHOLDS.sure_numbers_turned, True, evidence)
+        yield Claim("order.concat", THRESHOLDS.sure_numbers_turned, evidence, Edit(np.roll(ours, -turn, -1)))
 
 
 def _turn(ours: Array, theirs: Array) -> int:
@@ -82,19 +82,19 @@ def _turn(ours: Array, theirs: Array) -> int:
     return next((start for start in starts.tolist() if np.array_equal(np.roll(ours, -start, -1), theirs)), 0)
 
 
-def _masks(ours: Array, theirs: Array) -> Iterable[Cause]:
+def _masks(ours: Array, theirs: Array) -> Iterable[Claim]:
     """Boolean masks that are inverted, let everything through, or differ somewhere."""
     if np.array_equal(theirs, ~ours):
-        yield Cause("mask.wrong", THRESHOLDS.sure_mask_inverted, True, "the port's mask is the reference's inverted")
+        yield Claim("mask.wrong", THRESHOLDS.sure_mask_inverted, "the port's mask is the reference's inverted", Edit(~ours))
     elif theirs.all() or not theirs.any():
         evidence = f"every value of the port's mask is {bool(theirs.flat[0])}"
-        yield Cause("mask.missing", THRESHOLDS.sure_mask_constant, False, evidence)
+        yield Claim("mask.missing", THRESHOLDS.sure_mask_constant, evidence)
     else:
         evidence = f"{int((ours != theirs).sum()):,} of {ours.size:,} values of the mask differ"
-        yield Cause("mask.wrong", THRESHOLDS.sure_mask_differs, False, evidence)
+        yield Claim("mask.wrong", THRESHOLDS.sure_mask_differs, evidence)
 
 
-def _masked_scores(scene: Scene) -> Iterable[Cause]:
+def _masked_scores(scene: Scene) -> Iterable[Claim]:
     """Scores, or a mask that is added to them: the port masks other places, or the same ones and multiplies the rest."""
     ours, theirs = scene.reference, scene.port
     if ours is None or theirs is None or ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape:
@@ -105,26 +105,28 @@ def _masked_scores(scene: Scene) -> Iterable[Cause]:
     if seen.all() or not (np.isfinite(reference).all() and np.isfinite(port).all()):
         return
     if np.array_equal(hidden, their_hidden):
-        yield from _seen_scaled(reference, port)
+        yield from _seen_scaled(ours, theirs, seen)
         return
     limit = max(THRESHOLDS.hidden_agree, scene.limit) * float(np.linalg.norm(reference))
     agrees = bool(np.linalg.norm(port - reference) <= limit)
     evidence = f"{int((hidden != their_hidden).sum()):,} of {ours.size:,} values are masked on one side only"
+    edit = Edit(np.where(seen, ours, theirs)) if agrees else None
     if not their_hidden.any():
-        yield Cause("mask.missing", THRESHOLDS.sure_nothing_masked, agrees, f"nothing is masked in the port; {evidence}")
+        yield Claim("mask.missing", THRESHOLDS.sure_nothing_masked, f"nothing is masked in the port; {evidence}", edit)
     elif np.array_equal(hidden, ~their_hidden):
         inverted = "what the reference masks the port does not, and the other way round"
-        yield Cause("mask.wrong", THRESHOLDS.sure_mask_inverted, True, inverted)
+        yield Claim("mask.wrong", THRESHOLDS.sure_mask_inverted, inverted)
     else:
         rest = "; all others agree" if agrees else ""
-        yield Cause("mask.wrong", THRESHOLDS.sure_masked_elsewhere, agrees, evidence + rest)
+        yield Claim("mask.wrong", THRESHOLDS.sure_masked_elsewhere, evidence + rest, edit)
 
 
-def _seen_scaled(reference: Array, port: Array) -> Iterable[Cause]:
-    """The values that neither side masks, (values,), are a multiple."""
+def _seen_scaled(ours: Array, theirs: Array, seen: Array) -> Iterable[Claim]:
+    """The values that neither side masks (``seen``) are a multiple."""
+    reference, port = ours[seen], theirs[seen]
     size = float(np.linalg.norm(reference))
     factor = float(np.vdot(reference, port)) / size**2 if size else 1.0
     error = float(np.linalg.norm(port - reference))
     if error and np.linalg.norm(port - factor * reference) < THRESHOLDS.reproduced * error:
         evidence = f"where nothing is masked, the port's values are the reference's times {factor:.6g}"
-        yield Cause("scale", THRESHOLDS.sure_seen_scaled, True, evidence)
+        yield Claim("scale", THRESHOLDS.sure_seen_scaled, evidence, Edit(np.where(seen, factor * ours, theirs)))
