@@ -14,6 +14,7 @@ from tracediff import Report
 from tracediff.alignment import Layout, RecordPair
 from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Row, Stage, Weights, Where
 from tracediff.show import text
+from tracediff.verdict import Withheld
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 JARGON = ("certificate", "amplification", "observer", "predecessor", "probe", "None", "nan")
@@ -140,7 +141,8 @@ def bisected() -> Report:
 
 def nothing() -> Report:
     empty = replace(DIFFERENT.coverage, paired=0, compared=0, read=0, bytes_read=0)
-    return replace(SAME, verdict=None, coverage=empty, rows=(), stages=())
+    why = "no record of the one side could be paired with one of the other, so nothing was compared"
+    return replace(SAME, verdict=None, coverage=empty, rows=(), stages=(), withheld=Withheld("nothing paired", (), why))
 
 
 def check(name: str, shown: str) -> None:

@@ -23,9 +23,9 @@ from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
-from tracediff.site import is_returned, stage_chain
+from tracediff.site import RETURNED, is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
-from tracediff.trace.calls import TOP
+from tracediff.verdict import Outputs, Verdict, Withheld, decide, name_of, not_compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tracediff.parameters.result import WeightsReport
 
 SCHEMA = "tracediff.report/1"
-Verdict = Literal["same", "different"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Divergence:
 class Coverage:
     """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read.
 
-    ``unseen_outputs``: what the last calls of the reference's stages returned and nothing of the port was compared with.
+    ``unseen_outputs``: what the reference's run, and the last calls of its stages, returned and nothing of the port was compared with.
     """
 
     reference_records: int
@@ -167,9 +166,10 @@ class Row:
 class Report:
     """What comparing two traces gave.
 
-    ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told. ``divergences`` are
-    those introduced, in execution order; a bisection names the first only. ``equivalent`` are differences that are none, since nothing
-    follows from them. ``rows`` holds every pair (empty in a report read from JSON).
+    ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told, and ``withheld`` says why.
+    ``outputs`` says how much of what the runs returned was compared. ``divergences`` are those introduced, in execution order; a bisection
+    names the first only. ``equivalent`` are differences that are none, since nothing follows from them. ``rows`` holds every pair (empty
+    in a report read from JSON).
     """
 
     verdict: Verdict
@@ -183,6 +183,8 @@ class Report:
     weights: Weights
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
+    withheld: Withheld | None = None
+    outputs: Outputs = "compared"
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -211,6 +213,8 @@ class Report:
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
             "equivalent": [asdict(form) for form in self.equivalent],
+            "withheld": asdict(self.withheld) if self.withheld else None,
+            "outputs": self.outputs,
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -302,6 +306,8 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "stages": tuple(_made(Stage, {**part, "first": _where(part["first"])}) for part in data["stages"]),
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
+        "withheld": _made(Withheld, data["withheld"]) if data.get("withheld") else None,
+        "outputs": data.get("outputs", "compared"),
     }
 
 
@@ -351,18 +357,21 @@ def build(
     divergences = tuple(_of_finding(finding, of_it, located, rows, reference, port) for finding, of_it in explained)
     stages = _stages(rows, divergences, reference)
     compared = {row for comparison in located.comparisons if comparison.diverged is not None for row in comparison.pair.reference}
+    decision = decide(located, alignment, reference, port, weights)
     return Report(
-        verdict=_verdict(rows, divergences, (reference, port), has_outputs=_has_compared_outputs(reference, compared)),
+        verdict=decision.verdict,
         mode=located.mode,
         method=located.method,
         reference=_side(reference),
         port=_side(port),
-        coverage=_coverage(located, alignment, reference, port, compared),
+        coverage=_coverage(located, alignment, reference, port, compared, decision.unseen),
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
         certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
+        withheld=decision.withheld,
+        outputs=decision.outputs,
         rows=rows,
     )
 
@@ -378,21 +387,6 @@ def _weight_lines(weights: WeightsReport) -> Weights:
         )
 
     return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
-
-
-def _verdict(rows: Sequence[Row], divergences: Sequence[Divergence], traces: Sequence[Trace], *, has_outputs: bool) -> Verdict:
-    """What can be said of all.
-
-    "same" needs pairs that were compared, among them something that the run returned (``has_outputs``), two runs that came to their end,
-    and no part that was served.
-    """
-    if divergences:
-        return "different"
-    if any(row.effect == "noise" for row in rows):
-        return None
-    has_compared = any(row.diverged is not None for row in rows)
-    is_whole = all(trace.complete for trace in traces) and not any(row.how == "served" for row in rows)
-    return "same" if has_compared and has_outputs and is_whole else None
 
 
 def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
@@ -456,7 +450,7 @@ def _side(trace: Trace) -> dict[str, Any]:
     return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
 
 
-def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int]) -> Coverage:
+def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int], unseen: Sequence[str]) -> Coverage:
     not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     not_seen += _blind_spots(reference, port)
     return Coverage(
@@ -469,7 +463,7 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
         unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
         not_seen=tuple(f"{side}: {text}" for side, text in not_seen),
-        unseen_outputs=tuple(name for names in unseen_outputs(reference, compared).values() for name in names),
+        unseen_outputs=tuple(dict.fromkeys((*unseen, *(name for names in unseen_outputs(reference, compared).values() for name in names)))),
     )
 
 
@@ -484,7 +478,7 @@ def _blind_spots(reference: Trace, port: Trace) -> list[tuple[str, str]]:
 def _names(trace: Trace, rows: Iterable[int], paired: set[str]) -> dict[str, None]:
     """The names of what has no partner, in order: the site, and for a paired site the boundary too."""
     records = (trace.records[row] for row in rows)
-    return dict.fromkeys(f"{record.site} {record.end}".strip() if record.site in paired else record.site for record in records)
+    return dict.fromkeys(name_of(record) if record.site in paired else record.site for record in records)
 
 
 def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str, ...]]:
@@ -493,22 +487,8 @@ def unseen_outputs(reference: Trace, compared: Set[int]) -> dict[str, tuple[str,
     An output counts as compared too where the same values were compared elsewhere. Stages all of whose outputs were compared are left
     out, and so are stages in which no call returned anything.
     """
-    missed = {stage: _not_compared(reference, rows, compared) for stage, rows in _last_outputs(reference).items()}
+    missed = {stage: not_compared(reference, rows, compared) for stage, rows in _last_outputs(reference).items()}
     return {stage: tuple(_names(reference, rows, set(reference.sites))) for stage, rows in missed.items() if rows}
-
-
-def _has_compared_outputs(reference: Trace, compared: Set[int]) -> bool:
-    """Whether something that an outermost call returned was compared, or none returned anything."""
-    calls = reference.calls
-    returned = [row for call in calls.children[TOP] for row in calls.outputs(call)]
-    return not returned or len(_not_compared(reference, returned, compared)) < len(returned)
-
-
-def _not_compared(reference: Trace, rows: Sequence[int], compared: Set[int]) -> list[int]:
-    """The rows that were not compared, neither themselves nor as the same values elsewhere."""
-    left = [row for row in rows if row not in compared]
-    digests = {reference.records[row].digest for row in compared} if left else set()
-    return [row for row in left if reference.records[row].digest not in digests]
 
 
 def _last_outputs(trace: Trace) -> dict[str, list[int]]:
@@ -524,7 +504,10 @@ def _last_outputs(trace: Trace) -> dict[str, list[int]]:
         if last_call.get(stage) != (site, call):
             last_call[stage], rows[stage] = (site, call), []
         rows[stage].append(row)
-    return {texts[stage]: found for stage, found in rows.items()}
+    last = {texts[stage]: found for stage, found in rows.items()}
+    if trace.returned:  # outside of all stages it is known what counts
+        last[""] = [row for row in trace.returned if not trace.records[row].stage]
+    return last
 
 
 def _certificate(located: Located, rows: Sequence[Row], reference: Trace, port: Trace) -> dict[str, Any]:
@@ -541,6 +524,8 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
         "limit": row.limit,
         "by": row.by,
         "blame": finding.blame,
+        "arrives": finding.arrives,
+        "record": list(finding.record),
         "source": {
             "reference": _source(finding.blame, finding.culprit[0], left, reference),
             "port": _source(finding.blame, finding.culprit[1], right, port),
@@ -559,7 +544,7 @@ def _judged(finding: Finding, row: Row, reference: Trace, port: Trace) -> dict[s
 def _stages(rows: Sequence[Row], divergences: Sequence[Divergence], reference: Trace) -> tuple[Stage, ...]:
     """The stages in execution order, each outer one before its inner ones; an outer stage is as bad as the worst inside it."""
     around: Mapping[str, str] = reference.meta.get("stages") or {}
-    seen = dict.fromkeys(row.where.stage for row in rows) | dict.fromkeys(around)
+    seen = dict.fromkeys(row.where.stage for row in rows if row.where.reference != RETURNED) | dict.fromkeys(around)
     ordered = dict.fromkeys(stage for inner in seen for stage in reversed(stage_chain(inner, around)))
     return tuple(_stage(stage, [row for row in rows if stage in stage_chain(row.where.stage, around)], divergences) for stage in ordered)
 

@@ -30,6 +30,9 @@ EndKind = Literal["input", "output", "param", "draw", "value", "attr"]
 INPUTS: tuple[EndKind, ...] = ("input", "attr")
 """Kinds of ends at which a call is handed something: its tensors, and its scalar arguments."""
 
+RETURNED = "##returned"
+"""The reserved tap that holds what a run returned. No tap of a model's code has this site, since ``#`` is escaped in a name."""
+
 _SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
 _SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")

@@ -22,14 +22,14 @@ from tracediff.report import (
     Divergence,
     Report,
     Stage,
-    Verdict,
     Weights,
     Where,
     plain_json,
     unseen_outputs,
 )
-from tracediff.site import is_in_stage, stage_chain
+from tracediff.site import RETURNED, is_in_stage, stage_chain
 from tracediff.trace import Trace
+from tracediff.verdict import Verdict, few
 
 SCHEMA = "tracediff.status/1"
 Mode = Literal["forced", "free"]
@@ -37,8 +37,9 @@ MODES: tuple[Mode, ...] = ("forced", "free")
 State = Literal["same", "different", "not run", "not recorded", "not compared", "unfinished"]
 OF_A_PORT = ("impl", "dtype", "recipe", "weights", "seed")
 """What a forced and a free run of one port have in common."""
+OF_THE_WHOLE = ("outputs", "port outputs", "modules", "weights")
+"""What withholds a verdict on the whole, whatever the stages show."""
 DEFAULT_RECIPE = "chatterbox"
-MOST_NAMES = 3
 LEAST_VALUES = 8
 """A tensor of fewer values may be the same in two stages by chance."""
 
@@ -248,7 +249,8 @@ class _StageTree:
 
     def __init__(self, reference: Trace) -> None:
         self.around: Mapping[str, str] = reference.meta.get("stages") or {}
-        recorded = dict.fromkeys(reference.strings[number] for number in reference.index["stage"].tolist())
+        stages = reference.index["stage"][reference.index["site"] != reference.sites.get(RETURNED, -1)]
+        recorded = dict.fromkeys(reference.strings[number] for number in stages.tolist())
         self.ordered = tuple(
             dict.fromkeys(stage for inner in (recorded | dict.fromkeys(self.around)) for stage in reversed(self.chain(inner)))
         )
@@ -293,14 +295,8 @@ class _StageRecords:
         if self.without_values[stage]:
             return "not compared", f"{self.without_values[stage]:,} of its records were stored without their values"
         if stage in self.unseen:
-            return "unfinished", f"of what it gave at its end {_few(self.unseen[stage])} not compared"
+            return "unfinished", f"of what it gave at its end {few(self.unseen[stage])} not compared"
         return "same", ""
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first few names with their verb."""
-    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return f"{', '.join(names[:MOST_NAMES])}{more} {'was' if len(names) == 1 else 'were'}"
 
 
 def _stage_status(stage: str, tree: _StageTree, rows: Mapping[Mode, _StageRecords]) -> StageStatus:
@@ -391,6 +387,9 @@ def _lacking(
     for mode in MODES:
         if mode in runs:
             yield from _doubts(stages, mode)
+            withheld = runs[mode][1].withheld
+            if withheld is not None and withheld.code in OF_THE_WHOLE:
+                yield f"{mode}: {withheld.text}"
         else:
             yield f"no {mode} run was given"
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tracediff.alignment import mapping as maps
+from tracediff.alignment import returned
 from tracediff.alignment.passes.state import Match, State, given, ordered
 from tracediff.alignment.record_table import PairedSites
 from tracediff.alignment.records import RecordPairs
@@ -29,7 +30,8 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
             raise AlignmentError(f"The {who} {str(side.trace.path)!r} holds no records, so nothing can be paired; capture it again.")
     mapped = maps.read(mapping, reference.names, port.names)
     stated = _stated_by_name(reference, port, mapped)
-    state = paired_sites(reference, port, _given(mapped, stated), mapped.ignored)
+    ignored, taps = returned.set_apart(reference, port, mapped)
+    state = paired_sites(reference, port, [*_given(mapped, stated), *taps], ignored)
     matches = state.matches()
     if not matches:
         raise AlignmentError(_nothing_shared(reference, port))
@@ -47,7 +49,10 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         )
         for place, match in places
     ]
-    records = RecordPairs((reference, port), [*paired, *_changing_wrappers(state, paired)]).run()
+    made = RecordPairs((reference, port), [*paired, *_changing_wrappers(state, paired)])
+    records = made.run()
+    pairs, further = returned.across(made.rows, made.plans.layouts, pairs)
+    records = [*records, *further]
     return Alignment(
         tuple(pairs),
         tuple(records),

@@ -14,9 +14,12 @@ from tracediff.alignment.passes.state import GIVEN, Match, State
 from tracediff.alignment.result import Kind, SitePair
 from tracediff.alignment.structure import WEIGHT_NORM
 from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.site import RETURNED
 
 REASONS = {"structure": "place among the calls", GIVEN: "stated", "anchor": "found nowhere else", "wrapped": "inside a wrapper"}
 """The reasons of matches in words; a reason that is not listed is worded already."""
+
+RETURNS = "what the runs returned"
 
 
 def site_pairs(state: State, matches: Sequence[Match], stated: set[tuple[int, int]]) -> tuple[list[SitePair], list[tuple[int, Match]]]:
@@ -62,7 +65,7 @@ class _PairReport:
     def _evidence(self, match: Match) -> Iterator[str]:
         pair = match.reference, match.port
         if match.reason == GIVEN:
-            yield "named so in a converted file" if pair in self.stated else "given by the mapping"
+            yield self._statement(pair)
         owned, seen = self.scores.evidence.parameters.get(pair), self.scores.evidence.values.get(pair)
         if owned is not None:
             yield f"parameters: {owned.text}"
@@ -78,6 +81,12 @@ class _PairReport:
         if below is not None:
             yield f"{below:.0%} of what lies below"
         yield REASONS.get(match.reason, match.reason)
+
+    def _statement(self, pair: tuple[int, int]) -> str:
+        """What states a pair that no evidence needs."""
+        if self.sides[0].names[pair[0]] == RETURNED:
+            return RETURNS
+        return "named so in a converted file" if pair in self.stated else "given by the mapping"
 
     def _names(self, match: Match) -> tuple[str, str]:
         return self.sides[0].names[match.reference], self.sides[1].names[match.port]

@@ -45,7 +45,7 @@ DETECTORS: tuple[Detector, ...] = tuple(
     )
 )
 """Among causes that are equally sure, those of an earlier detector come first."""
-_BLAMES = ("module", "caller")
+_BLAMES = ("module", "caller", "run")
 
 
 def causes(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> dict[int, list[Cause]]:

@@ -104,7 +104,9 @@ class SceneReader:
         comparison = self._located.comparisons[finding.place]
         left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
-        if left.end.startswith("output"):  # made from what the call was handed, also where a caller handed it too little
+        if finding.blame == "run":  # the code outside of all calls, which makes tensors as a caller's code does
+            finding = replace(finding, blame="caller")
+        elif left.end.startswith("output"):  # made from what the call was handed, also where a caller handed it too little
             finding = replace(finding, blame="module")
         frames = tuple(self._frame(side, record, finding) for side, record in enumerate((left, right)))
         return Scene(

@@ -23,7 +23,7 @@ from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import INPUTS
 from tracediff.trace import Trace
-from tracediff.trace.calls import TOP, CallTree
+from tracediff.trace.calls import TOP
 
 
 def acquitted(verdicts: Verdicts, places: Iterable[int]) -> dict[int, int]:
@@ -59,32 +59,12 @@ def absorber(verdicts: Verdicts, i: int) -> int | None:
 
 
 def _may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
-    """Whether some of the outputs may have been computed from a pair's tensor, by what was recorded of the reference.
+    """Whether some of the outputs may have been computed from a pair's tensor: one that reaches none of them is a dead end.
 
-    What a call returns may come from all that it took in. What no call was seen to make was made by the code of its caller, from anything
-    that the caller had by then. A tensor that reaches none of the outputs is a dead end: that they agree says nothing of it.
+    That the outputs agree says nothing of a dead end.
     """
-    calls, goal = verdicts.flow.calls, {row for j in outputs for row in verdicts.pairs[j].reference}
-    stack, seen = list(verdicts.pairs[i].reference), set(verdicts.pairs[i].reference)
-    while stack:
-        row = stack.pop()
-        call = int(calls.of_row[row])
-        behind = calls.outputs(call) if calls.kinds[row] in INPUTS else _taken_or_used(calls, row, call)
-        new = [after for after in behind if after > row and after not in seen]
-        if not goal.isdisjoint(new):
-            return True
-        seen.update(new)
-        stack.extend(new)
-    return False
-
-
-def _taken_or_used(calls: CallTree, row: int, call: int) -> Iterator[int]:
-    """The rows at which a call's output is taken in, and those that its caller's code may have made of it."""
-    yield from calls.takers.get(row, ())
-    outer = calls.outer[call]
-    later = (child for child in calls.children[outer] if calls.began[child] > row)
-    made_by_code = (*(one for child in later for one in calls.inputs(child)), *calls.outputs(outer))
-    yield from (one for one in made_by_code if calls.producers[one] < 0)
+    goal = {row for j in outputs for row in verdicts.pairs[j].reference}
+    return verdicts.flow.calls.may_reach(verdicts.pairs[i].reference, goal)
 
 
 def inside(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:

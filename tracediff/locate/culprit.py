@@ -24,6 +24,9 @@ def blamed(verdicts: Verdicts, i: int) -> tuple[Blame, Modules]:
         keeper = next((modules for _, modules in paired_callers(verdicts, withheld)), None)
         return _outside(verdicts, i) if keeper is None else ("caller", keeper)
     kind = verdicts.flow.kind(i)
+    if verdicts.flow.is_made_by_run(i):
+        maker = _uncompared_maker(verdicts, i)
+        return ("module", maker) if maker is not None else ("run", ("", ""))
     if kind in ("output", "draw"):
         return ("module" if kind == "output" else "random"), _own_modules(verdicts, i)
     owner = _state_keeper(verdicts, i) or _uncompared_maker(verdicts, i)
@@ -38,7 +41,10 @@ def _outside(verdicts: Verdicts, i: int) -> tuple[Blame, Modules]:
     pairs = verdicts.pairs
     stage = pairs.records(i)[0].stage
     is_in_stage = any(pairs.records(j)[0].stage == stage for j in verdicts.flow.predecessors(i))
-    return ("caller", ("", "")) if is_in_stage else ("input", _own_modules(verdicts, i))
+    if not is_in_stage:
+        return "input", _own_modules(verdicts, i)
+    is_outermost = verdicts.flow.calls.outer[verdicts.flow.call(i)] == TOP
+    return ("run" if is_outermost else "caller"), ("", "")
 
 
 def _own_modules(verdicts: Verdicts, i: int) -> Modules:

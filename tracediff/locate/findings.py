@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tracediff.locate.arrivals import arrives, to_record
 from tracediff.locate.culprit import Modules, blamed
 from tracediff.locate.result import Finding
 from tracediff.locate.thresholds import THRESHOLDS
@@ -17,15 +18,18 @@ def finding(verdicts: Verdicts, i: int) -> Finding:
     """What there is to say of an introduced divergence."""
     comparison = verdicts.comparisons.measure(i)
     blame, culprit = blamed(verdicts, i)
-    metrics = comparison.metrics
+    metrics, last = comparison.metrics, _last_same(verdicts, i)
+    arrived = arrives(verdicts, i, blame)
     return Finding(
         place=i,
         blame=blame,
         culprit=culprit,
         introduced=metrics.rel_l2 if metrics is not None else comparison.at_least,
         inherited=_inherited(verdicts, i),
-        last_same=_last_same(verdicts, i),
+        last_same=last,
         suspects=_suspects(verdicts, culprit),
+        arrives=arrived,
+        record=to_record(verdicts, last, i) if arrived == "not recorded" else (),
     )
 
 

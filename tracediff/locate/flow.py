@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tracediff.alignment import RecordPair
+from tracediff.site import RETURNED
 from tracediff.trace import Trace
 from tracediff.trace.calls import TOP
 
@@ -15,6 +16,7 @@ class PairFlow:
     """The data flow of some pairs. ``calls`` are the reference's, known by their numbers in `CallTree`.
 
     ``pairs`` are in execution order, the order of their last rows in the reference; only `recorded_consumers` asks for no order.
+    ``returned``: the pairs of what either run returned.
     """
 
     def __init__(self, reference: Trace, port: Trace, pairs: Sequence[RecordPair]) -> None:
@@ -27,6 +29,8 @@ class PairFlow:
             for row in pair.port:
                 self.pairs_of_port_row[row].append(i)
         self._sources = _Sources(self)
+        given = [(self.pairs_of_row, reference.returned), (self.pairs_of_port_row, port.returned)]
+        self.returned: list[int] = sorted({i for pairs_of_row, rows in given for row in rows or () for i in pairs_of_row.get(row, ())})
 
     def call(self, i: int) -> int:
         """The reference's call that a pair belongs to."""
@@ -67,7 +71,18 @@ class PairFlow:
         """The calls whose code made a pair: of an output the call itself, of an input or a tap the caller, of a draw none."""
         rows = [row for row in self.pairs[i].reference if self.calls.kinds[row] != "draw"]
         calls = [int(self.calls.of_row[row]) for row in rows]
-        return list(dict.fromkeys(call if self.kind(i) == "output" else self.calls.outer[call] for call in calls))
+        is_output = self.kind(i) == "output" and not self.is_made_by_run(i)
+        return list(dict.fromkeys(call if is_output else self.calls.outer[call] for call in calls))
+
+    def is_made_by_run(self, i: int) -> bool:
+        """Whether a pair is of what the code of one of the runs, outside of all calls, made and returned."""
+        sides = (self.calls, self.pairs[i].reference), (self.port_calls, self.pairs[i].port)
+        return any(calls.site_of(int(calls.of_row[rows[0]])) == RETURNED for calls, rows in sides)
+
+    def comes_from(self, i: int) -> set[int]:
+        """The pairs of the very tensors that the port returned at a pair of what a run returned, where a call had made them."""
+        rows = {row for own in self.pairs[i].port for row in (own, self.port_calls.producers[own])}
+        return {j for row in rows for j in self.pairs_of_port_row.get(row, ()) if not self.is_made_by_run(j)}
 
     def recorded_consumers(self, i: int, *, only_later: bool, only_last_of_row: bool) -> list[int]:
         """The pairs that were seen, on either side, to take in the tensor of a pair.

@@ -13,7 +13,10 @@ Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
 Effect = Literal["", "moved", "no effect", "untold", "unchecked", "noise", "equivalent"]
-Blame = Literal["module", "caller", "weights", "input", "random"]
+Blame = Literal["module", "caller", "weights", "input", "random", "run"]
+
+
+Arrives = Literal["compared", "in part", "not recorded"]
 
 
 class Again(Protocol):
@@ -56,9 +59,11 @@ class Finding:
     """An introduced divergence: ``place`` indexes `Located.comparisons`.
 
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
-    call of their module), "input" (nothing came before), "random" (a draw). ``culprit``: module paths of reference and port.
+    call of their module), "input" (nothing came before), "random" (a draw), "run" (the code outside of all calls). ``culprit``: module
+    paths of reference and port.
     ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees.
-    ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
+    ``arrives``: how much of what the blamed code had in hand was compared; of what was "not recorded", ``record`` names sites that would
+    tell more. ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
     ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
     """
 
@@ -69,6 +74,8 @@ class Finding:
     inherited: float | None
     last_same: int | None
     suspects: tuple[tuple[str, str], ...] = ()
+    arrives: Arrives = "compared"
+    record: tuple[str, ...] = ()
     calls: int = 1
     shared_by: int = 1
     pattern: str = ""

@@ -31,7 +31,7 @@ def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
     """The divergences that no earlier divergence explains. Where the port went on with the reference's tensor, nothing is explained."""
     flow = verdicts.flow
     carriers = {i for i in (*dirty, *verdicts.effects.flipped) if not verdicts.pairs.is_replaced(i)}
-    raised = {i for i in dirty if verdicts.pairs.has_raised(i)}
+    raised, dirty_ones = {i for i in dirty if verdicts.pairs.has_raised(i)}, set(dirty)
     first_carrier: dict[int, int] = {}
 
     def first_inside(call: int) -> int:
@@ -40,7 +40,12 @@ def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
         return first_carrier[call]
 
     def is_own(i: int) -> bool:
-        """Whether no call inside raised before: the run went on with a stand-in, and the outer call may have tripped over that."""
+        """Whether no call inside raised before: the run went on with a stand-in, and the outer call may have tripped over that.
+
+        What a run returned is not its own where a call had made that tensor and the error shows there.
+        """
+        if flow.is_made_by_run(i) and not dirty_ones.isdisjoint(flow.comes_from(i)):
+            return False
         inside = (j for call in flow.origins(i) for j in flow.available(call)) if i in raised else ()
         return not any(j in raised and j < i for j in inside)
 
@@ -103,7 +108,7 @@ def certified(
 
 
 def _some_dirty(verdicts: Verdicts, probes: int, chance: random.Random) -> int | None:
-    """Some divergence: what statistics prove or let expect, else the end of the run, else what probes meet, else by reading everything."""
+    """Some divergence: what statistics prove or let expect, else what the run returned and its end, else what probes meet, else any."""
     proved = next(_known(verdicts, len(verdicts)), None)
     if proved is not None:
         return proved
@@ -111,8 +116,10 @@ def _some_dirty(verdicts: Verdicts, probes: int, chance: random.Random) -> int |
     expected = next((i for i in clear if verdicts.is_dirty(i)), None)
     if expected is not None:
         return expected
-    if len(verdicts) and verdicts.is_dirty(len(verdicts) - 1):
-        return len(verdicts) - 1
+    ends: list[int] = [*verdicts.flow.returned, *range(len(verdicts))[-1:]]
+    for end in ends:
+        if verdicts.is_dirty(end):
+            return end
     hits, _ = _probed(verdicts, len(verdicts), probes, chance)
     return min(hits) if hits else next((i for i in range(len(verdicts)) if verdicts.is_dirty(i)), None)
 

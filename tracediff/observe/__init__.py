@@ -54,8 +54,8 @@ def observe(
     """
     adapter = adapter_of(models, run, impl=impl)
     call = _without_arguments(run) if callable(run) and not adapter.is_tensor(run) else _call_of(models, run, adapter)
-    with Session(models, observers, adapter, methods=methods, functions=functions, compile=compile):
-        return call()
+    with Session(models, observers, adapter, methods=methods, functions=functions, compile=compile) as session:
+        return session.returned(call(), run)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Audience:
             with self._lock:
                 for observer in self._observers:
                     new = observer.see(boundary)
-                    if new:
+                    if new and boundary.moment != "return":
                         self._gather(boundary, new)
         except BaseException as error:
             self.failure = error

@@ -41,7 +41,7 @@ class Nest:
 
     def __init__(self, is_tensor: Callable[[Any], bool], is_model: Callable[[Any], bool]) -> None:
         self._is_tensor = is_tensor
-        self._is_model = is_model
+        self.is_model = is_model
         self._kinds: dict[type, Kind] = {}
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], keys: tuple[str, ...] = ()) -> tuple[Leaves, dict[str, Any]]:
@@ -71,6 +71,10 @@ class Nest:
                 found |= self.absent(part, inner)
         return found
 
+    def holds_more(self, value: Any) -> bool:
+        """Whether a value is a tensor or a container, not a single number or text, nor an object that is not entered."""
+        return self._kind(value) not in (Kind.SCALAR, Kind.OPAQUE)
+
     def _walk(self, value: Any, end: str, leaves: Leaves, scalars: dict[str, Any] | None, depth: int) -> None:
         kind = self._kinds.get(type(value)) or self._kind(value)
         if kind is Kind.TENSOR or (kind is Kind.ARRAY and is_array(value)):
@@ -92,7 +96,7 @@ class Nest:
             kind = Kind.TENSOR
         elif issubclass(cls, (bool, int, float, str, np.generic, type(None))):
             kind = Kind.SCALAR
-        elif self._is_model(value) or cls is type:
+        elif self.is_model(value) or cls is type:
             kind = Kind.OPAQUE
         elif issubclass(cls, (list, tuple)):
             kind = Kind.ROW

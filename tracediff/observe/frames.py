@@ -17,7 +17,8 @@ from typing import Any
 
 from tracediff.site import escape, frame_text
 
-_ids = itertools.count(1)
+ids = itertools.count(1)
+"""The numbers of frames."""
 
 
 @lru_cache(65536)
@@ -55,7 +56,7 @@ class Frame:
         self.counts[site] = frame.number + 1
         text = f"{_shown(site, self.path)}[{frame.number}]"
         frame.text = f"{self.text}/{text}" if self.text else text
-        frame.id, frame.path, frame.counts = next(_ids), path, {}
+        frame.id, frame.path, frame.counts = next(ids), path, {}
         return frame
 
     def again(self, parent: Frame) -> Frame:

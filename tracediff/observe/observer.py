@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tracediff.observe import frames
 from tracediff.observe.types import Adapter, Node, Tensor
 
-Moment = Literal["enter", "leave", "value", "draw", "raise"]
+Moment = Literal["enter", "leave", "value", "draw", "raise", "return"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Boundary:
     - ``site``, ``call``, ``ordinal`` (counted per site), ``stage`` (the innermost), ``scope`` (``ode=3/token=1``, outermost first):
       where, as `tracediff.site` prints it. ``path`` is the module's path;
     - ``moment``: ``enter`` and ``leave`` of a call; ``value`` of a tap; ``draw`` of random numbers; ``raise`` where a call failed
-      (its leaves are the call's inputs, ``error`` the exception);
+      (its leaves are the call's inputs, ``error`` the exception); ``return`` of the whole run (nothing handed back is taken);
     - ``leaves``: (end, tensor) in the order of the arguments. Tensors are the run's own objects: whoever keeps values copies them;
     - ``file``, ``line``: the model code that made the call;
     - ``frame_id``: one number for the enter, leave and raise of one call; ``parent_id``: that of the enclosing call, 0 at the root;
@@ -63,13 +63,25 @@ class Boundary:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Where what a run returned is seen: the printed call that returned it, or the reserved tap; "" where nothing of it could be.
+
+    ``type`` is the name of its type, "" of a block, which returns nothing.
+    """
+
+    call: str = ""
+    type: str = ""
+
+
 @dataclass(slots=True)
 class Run:
     """What is known of an observed run: its adapter, its modules in tree order, and (growing) its stages and what was not seen.
 
     ``stages`` maps each stage to the one around it. ``not_seen`` and ``warnings`` are complete when `Observer.finish` is called; an
     observer may add to both. ``error`` is then the exception that ended the run, None where the run came to its end. ``raised`` are the
-    exceptions that ended a stage, each with the name of the stage, where the run went on with the next stage.
+    exceptions that ended a stage, each with the name of the stage, where the run went on with the next stage. ``returned`` says where
+    what the run returned is seen.
     """
 
     adapter: Adapter
@@ -79,6 +91,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     error: Exception | None = None
     raised: list[tuple[Exception, str]] = field(default_factory=list)
+    returned: Returned = Returned()
 
     def miss(self, what: str) -> None:
         """Adds something that was not seen, once."""

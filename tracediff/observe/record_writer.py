@@ -12,6 +12,7 @@ from tracediff.observe.observer import Boundary, Run, raised_note
 from tracediff.observe.producers import Producers
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.types import Tensor
+from tracediff.site import RETURNED
 from tracediff.trace import schema
 from tracediff.trace.writer import TraceWriter
 
@@ -30,6 +31,7 @@ class RecordWriter:
         self.producers = Producers()
         self._writer, self._run, self._store = writer, run, store
         self._rows: dict[tuple[bytes, int, tuple[int, ...]], int] = {}
+        self._exchanged: set[int] = set()  # the rows of tensors in whose place the run went on with others
         self._stops = 0
 
     def boundary(self, boundary: Boundary, parent: int, note: dict[str, Any], *, is_made: bool, flags: int = 0) -> None:
@@ -87,7 +89,10 @@ class RecordWriter:
         self.count += 1
 
     def _array(self, tensor: Tensor, live: Tensor, moment: dict[str, Any], is_made: bool) -> None:
-        """Records what ``tensor`` holds now; ``live`` is the object that goes on through the run with that content."""
+        """Records what ``tensor`` holds now; ``live`` is the object that goes on through the run with that content.
+
+        Of what the run returned, a tensor that it was handed in the place of its own is recorded as its own.
+        """
         view = self._run.adapter.view(tensor)
         array = view if view.flags.c_contiguous else np.ascontiguousarray(view).reshape(view.shape)
         digest, row = digest_of(array), self.count
@@ -95,6 +100,8 @@ class RecordWriter:
         moment["producer"], moment["producer_how"] = producer
         content = (digest, array.dtype.num, array.shape)
         earlier = self._rows.get(content)
+        if moment["site"] == RETURNED and producer[0] in self._exchanged:
+            earlier = producer[0]
         if earlier is not None:
             self._writer.add_again(earlier, **moment)
         else:
@@ -104,6 +111,7 @@ class RecordWriter:
         self.count += 1
 
     def _remember_replacement(self, replacement: Tensor, row: int) -> None:
+        self._exchanged.add(row)
         digest = digest_of(self._run.adapter.view(replacement))
         self.producers.remember(replacement, digest, (row, schema.PRODUCER_IDENTITY), is_made=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tracediff.observe import describe
@@ -78,7 +78,8 @@ class Recorder(Observer):
                 self._raised(boundary, note)
             else:
                 flags = schema.SERVED if boundary.moment == "leave" and boundary.site in self._served else 0
-                self._recorded.boundary(boundary, self._parent(boundary), note, is_made=True, flags=flags)
+                is_made = boundary.moment != "return"
+                self._recorded.boundary(boundary, self._parent(boundary), note, is_made=is_made, flags=flags)
         if boundary.parent_id == 0 and boundary.moment == "leave":
             self._writer.flush()
 
@@ -93,6 +94,7 @@ class Recorder(Observer):
             if error is not None and all(error is not known for known in self._errors):
                 self._errors.append(error)
                 self._recorded.stopped(error, stage)
+        self._writer.set_meta(returned=asdict(run.returned), left_out=self._selection.left_out)
         self._writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
     def _stages(self, stage: str) -> list[str]:

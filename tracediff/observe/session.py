@@ -17,15 +17,16 @@ from tracediff.observe.audience import Audience
 from tracediff.observe.call_values import ORDINARY, CallValues, Input, Swap
 from tracediff.observe.containers import Leaves, Nest, built
 from tracediff.observe.frames import Frame
-from tracediff.observe.observer import Boundary, Moment, Observer, Run, raised_note
+from tracediff.observe.observer import Boundary, Moment, Observer, Returned, Run, raised_note
 from tracediff.observe.patching.install import Installation
 from tracediff.observe.patching.places import Place, quiet
 from tracediff.observe.randomness import ODDS, probabilities
+from tracediff.observe.returned import code_of, leaves_of
 from tracediff.observe.steps import Steps
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Args, Call, Function, Kwargs, Random, Tensor
 from tracediff.observe.unseen import hidden_regions, made_later, uncalled
-from tracediff.site import escape
+from tracediff.site import RETURNED, escape
 
 
 class Session:
@@ -63,6 +64,7 @@ class Session:
         self._module_at = {node.path: node.module for node in self.nodes}
         self._installation = Installation(self, methods=methods, functions=functions, compile=compile)
         self._ending = ExitStack()
+        self._latest: tuple[str, Any] = "", None  # the last outermost call or tap, and what it gave to the code around it
 
     def __enter__(self) -> Session:
         with ExitStack() as ending:
@@ -120,7 +122,32 @@ class Session:
             self._call_values.write_back(swaps)
         finally:
             frames.pop(frame)
-        return self._continued(frame, place, result) if place.is_method or place.is_own else result
+        result = self._continued(frame, place, result) if place.is_method or place.is_own else result
+        self._gave(frame, result)
+        return result
+
+    def _gave(self, frame: Frame, value: Any) -> None:
+        """Notes what an outermost call or tap gave to the code around it."""
+        if frame.parent is not None and frame.parent.id == 0:
+            self._latest = frame.text, value
+
+    def returned(self, value: Any, run: Any) -> Any:
+        """Shows what the run returned, and returns it as it is.
+
+        Where the last outermost call or tap gave this very object, it was shown there, and is not shown again.
+        """
+        call, (latest, given) = "", self._latest
+        if leaves := leaves_of(value, self._nest):
+            call = latest
+            if given is not value or not latest:
+                file, line = code_of(run)
+                shown = Boundary(RETURNED, f"{RETURNED}[0]", 0, "return", leaves, file=file, line=line, frame_id=next(frames.ids))
+                self._see(shown)
+                call = shown.call if shown.leaves else ""
+        self.run.returned = Returned(call, type(value).__name__)
+        if value is not None and not call:
+            self.run.miss(f"what the run returned ({type(value).__name__}): nothing in it is a tensor, a number or a text")
+        return value
 
     def _entered(self, place: Place) -> tuple[Frame, int]:
         """The frame of a call that begins, and the number of the call among those of its site."""
@@ -197,8 +224,10 @@ class Session:
         site = f"{frame.path}#{name if escaped else escape(name)}"
         if self._is_blind(site):
             return value
-        boundary = self._moment(frame, site, "value", self._nest.values(value, "value"))
-        return self._nest.replace(value, "value", boundary.replaced) if self._see(boundary) else value
+        inner, boundary = self._moment(frame, site, "value", self._nest.values(value, "value"))
+        value = self._nest.replace(value, "value", boundary.replaced) if self._see(boundary) else value
+        self._gave(inner, value)
+        return value
 
     def draw(self, frame: Frame, random: Random, original: Call, *args: Any, **kwargs: Any) -> Any:
         """A call of a random function; the framework draws first, so that its generator moves on as ever."""
@@ -228,7 +257,7 @@ class Session:
         """
         dtype, shape, _ = self.adapter.describe(value)
         name = random.name_in(self._module_at.get(frame.path))
-        boundary = self._moment(frame, f"{frame.path}!{escape(name)}", "draw", [("draw", value)])
+        _, boundary = self._moment(frame, f"{frame.path}!{escape(name)}", "draw", [("draw", value)])
         boundary.note = {"function": random.full_name, "shape": list(shape), "dtype": dtype, **arguments}
         if odds is not None:
             self._see(_again(boundary, "value", [(ODDS, odds)]))
@@ -238,14 +267,15 @@ class Session:
                 raise CaptureError(f"The draw {boundary.call!r} has shape {shape}, but was supplied with values of shape {supplied}.")
         return boundary.replaced
 
-    def _moment(self, frame: Frame, site: str, moment: Moment, leaves: Leaves) -> Boundary:
-        """The boundary of something that is no call: a tap, a draw."""
+    def _moment(self, frame: Frame, site: str, moment: Moment, leaves: Leaves) -> tuple[Frame, Boundary]:
+        """The frame and the boundary of something that is no call: a tap, a draw."""
         with self._lock:
             inner = frame.call(site, frame.path)
             ordinal = self._ordinals.get(site, 0)
             self._ordinals[site] = ordinal + 1
         file, line = frames.source(frames.caller(self._passed_over))
-        return Boundary(site, inner.text, ordinal, moment, leaves, frame.path, frame.stage, frame.scope, file, line, inner.id, frame.id)
+        at = frame.path, frame.stage, frame.scope, file, line, inner.id, frame.id
+        return inner, Boundary(site, inner.text, ordinal, moment, leaves, *at)
 
     # -- observers
 

@@ -78,7 +78,7 @@ class Forcing(Observer):
         number = self._numbers.of(boundary)
         if boundary.moment == "raise":
             return self._instead(boundary, number)
-        if boundary.moment == "draw":  # a draw is played back, in the scale that its call asks for
+        if boundary.moment in ("draw", "return"):  # a draw is played back, in the scale that its call asks for
             return None
         if boundary.moment == "leave" and boundary.frame_id in (self._bridged | self._alone):  # the reference's already, or none of it
             return None

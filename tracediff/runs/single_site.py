@@ -75,10 +75,12 @@ def run_site(
         if axes:
             say(f"the module takes its inputs with their axes in the order {', '.join(map(str, axes.values()))}")
 
-        def run() -> None:
+        def run() -> Any:
+            made = []
             for call, binding in zip(recorded, bound, strict=True):
                 with stage(call.stage):
-                    _call(module, call, binding, adapter, axes)
+                    made.append(_call(module, call, binding, adapter, axes))
+            return made[0] if len(made) == 1 else made
 
         meta = {"tried": site, "calls": chosen, "axes": [list(order) for order in axes.values()]}
         mapping = {"pairs": [{"reference": site, "port": kind.path}]}

@@ -38,6 +38,7 @@ from tracediff.show.words import (
     short_call,
     table,
 )
+from tracediff.site import RETURNED
 
 if TYPE_CHECKING:
     from tracediff.report import Cause, Divergence, Report, Stage, Where
@@ -86,12 +87,12 @@ def report(result: Report) -> RenderableType:
 
 
 def _headline(result: Report) -> Text:
-    unseen = result.coverage.unseen_outputs
-    if result.verdict == "same" and unseen:
-        verb = "was" if len(unseen) == 1 else "were"
-        return Text.assemble(("Same as far as compared", DOUBTFUL), f": {listed(unseen)} {verb} not; {_agreement(result)}")
     if result.verdict == "same":
-        return Text.assemble(("Same", GOOD), f": {_agreement(result)}")
+        unseen = result.coverage.unseen_outputs
+        words = "Same as far as compared" if unseen else "Same"
+        words += ", outputs not recorded" if result.outputs == "not recorded" else ""
+        missed = f"{listed(unseen)} {'was' if len(unseen) == 1 else 'were'} not; " if unseen else ""
+        return Text.assemble((words, GOOD if words == "Same" else DOUBTFUL), f": {missed}{_agreement(result)}")
     if result.first is None:
         return Text.assemble(("No verdict", DOUBTFUL), f": {_no_verdict(result)}")
     return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
@@ -110,27 +111,11 @@ def _agreement(result: Report) -> str:
 
 
 def _no_verdict(result: Report) -> str:
-    coverage = result.coverage
-    for side, trace in (("reference", result.reference), ("port", result.port)):
-        if trace.get("complete") is False and coverage.compared:
-            return f"the {side}'s run did not come to its end; {counted(coverage.compared, 'record')} compared up to there agree"
-    if any(row.effect == "noise" for row in result.rows):
-        return (
-            "the two runs chose different ids where the reference itself would under noise, and all that differs comes after that; "
-            "a forced run (--feed) tells more"
-        )
-    served = grouped(dict.fromkeys(row.where.port for row in result.rows if row.how == "served"))
-    if served and coverage.compared:
-        return f"{counted(coverage.compared, 'record')} compared agree, but {listed(served)} was served from a trace, not computed"
-    if coverage.compared and coverage.unseen_outputs:
-        agree = f"{counted(coverage.compared, 'record')} compared agree"
-        return f"nothing that the run returned was compared ({listed(coverage.unseen_outputs)}), so nothing is said of the whole; {agree}"
-    if not coverage.paired:
-        return "no record of the one side could be paired with one of the other, so nothing was compared"
-    most = max((row.at_least for row in result.rows), default=0.0)
-    return (
-        f"no values were compared: only statistics were stored, and these differ by no more than {number(most)} (capture with --save full)"
-    )
+    """Why nothing is said of the whole, and how much agrees."""
+    why = result.withheld.text if result.withheld else "the report does not say why"
+    compared = result.coverage.compared
+    is_known = result.withheld is None or result.withheld.code in ("noise", "nothing paired", "no values")
+    return f"{why}; {counted(compared, 'record')} compared {'agrees' if compared == 1 else 'agree'}" if compared and not is_known else why
 
 
 def _judged(result: Report, place: int) -> dict[str, Any]:
@@ -141,9 +126,14 @@ def _judged(result: Report, place: int) -> dict[str, Any]:
 
 
 def _named(result: Report, place: int) -> list[str | tuple[str, str]]:
-    """The culprit and where it shows."""
-    divergence, blame = result.divergences[place], _judged(result, place).get("blame", "module")
-    site, culprit = divergence.site, divergence.culprit
+    """The culprit and where it shows; the stretch since the last same site where it is not known what arrived."""
+    divergence, judged = result.divergences[place], _judged(result, place)
+    blame, site, culprit = judged.get("blame", "module"), divergence.site, divergence.culprit
+    if judged.get("arrives") == "not recorded":
+        since = _place(divergence.last_same) if divergence.last_same else "the start"
+        return ["between ", (since, LABEL), " and ", (_place(site), LABEL)]
+    if blame == "run":
+        return [("the run's own code", LABEL), f", {_place(site)}"]
     names: list[str | tuple[str, str]] = [(module(culprit.port), LABEL), f" (reference {module(culprit.reference)})"]
     end = f"{site.end} of {site.port}" if site.port != culprit.port and blame != "random" else site.end
     if blame == "input":
@@ -166,7 +156,8 @@ def _size(result: Report, place: int) -> str:
     if judged.get("by") == "exact" and metrics is not None:
         verb = "differs" if metrics.mismatched == 1 else "differ"
         return f"{metrics.mismatched:,} of {counted(metrics.count, 'value')} {verb}, {allowance(None, 'exact')}"
-    verb = "they differ by" if judged.get("blame") in ("input", "random") else "introduced"
+    is_stretch = judged.get("arrives") == "not recorded"
+    verb = "they differ by" if judged.get("blame") in ("input", "random") or is_stretch else "introduced"
     least = "at least " if metrics is None else ""
     limit = allowance(judged.get("limit"), judged.get("by"), divergence.floor, result.certificate)
     return f"{verb} {least}{number(divergence.introduced)}, {limit}"
@@ -215,20 +206,34 @@ def facts(result: Report, place: int) -> list[tuple[str, str]]:
 
 
 def _blame(result: Report, place: int) -> str:
-    divergence, blame = result.divergences[place], _judged(result, place).get("blame")
+    divergence, judged = result.divergences[place], _judged(result, place)
+    if judged.get("arrives") == "not recorded":
+        return _stretch(divergence, judged)
     arrives = f" (worst {number(divergence.inherited)})" if divergence.inherited else ""
     if result.mode == "forced":
         arrives = " (the reference's own tensors)" if divergence.inherited == 0 else ""
     caller = module(divergence.culprit.port)
+    arriving, held = "all that arrives there", "all it had in hand"
+    if judged.get("arrives") == "in part":
+        arriving, held = "what was compared of what arrives there", "what was compared of what it had in hand"
     words = {
-        "module": f"the module itself: all that arrives there agrees{arrives}, what it returns does not",
-        "caller": f"the code of {caller} between its calls: all it had in hand agrees{arrives}, what it hands on does not",
+        "module": f"the module itself: {arriving} agrees{arrives}, what it returns does not",
+        "caller": f"the code of {caller} between its calls: {held} agrees{arrives}, what it hands on does not",
+        "run": f"the code around the models' calls: all that they returned agrees{arrives}, what it makes of that does not",
         "weights": f"the weights of {caller}, which the code around it uses without a call that could be compared",
         "input": "neither model: the two runs were given different inputs",
         "random": "neither model: the two runs drew different numbers",
     }
-    found = words.get(str(blame), "")
+    found = words.get(str(judged.get("blame")), "")
     return re.sub("what it (returns|hands on) does not", "and it raises", found) if _raised(divergence) else found
+
+
+def _stretch(divergence: Divergence, judged: dict[str, Any]) -> str:
+    """What is blamed where it is not known what arrived, and what to record to know it."""
+    last = divergence.last_same
+    since = f"since {_place(last)}, the last that agrees" if last else "before it, since nothing before it was compared"
+    sites = listed(grouped(judged.get("record") or ()))
+    return f"all that happens {since}: what arrives here was not recorded; to narrow it, record {sites} too"
 
 
 def _doubt(divergence: Divergence) -> str:
@@ -293,6 +298,9 @@ def _suspects(judged: dict[str, Any]) -> str:
 
 def _place(where: Where) -> str:
     call = short_call(where.call)
+    if RETURNED in (where.reference, where.port):
+        key = where.end.removeprefix("value").removeprefix("output")
+        return module(RETURNED) + (f" ({key.lstrip('.')})" if key else "")
     return f"{module(where.reference)} {where.end}" + (f" ({call})" if call else "")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from tracediff.site import pattern_of
+from tracediff.site import RETURNED, pattern_of
 
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
@@ -76,7 +76,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def module(path: str) -> str:
     """A module path as it is printed."""
-    return path or "the root"
+    return {"": "the root", RETURNED: "what the run returned"}.get(path, path)
 
 
 def grouped(names: Iterable[str]) -> list[str]:

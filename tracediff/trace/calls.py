@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -146,6 +146,42 @@ class CallTree:
             if producer >= 0:
                 takers[producer].append(row)
         return dict(takers)
+
+    def may_reach(self, rows: Iterable[int], goal: Set[int]) -> bool:
+        """Whether something at the ``goal`` may have been computed from what was recorded at some rows.
+
+        What a call returns, and what the code inside it hands on, may come from all that it took in. What no call was seen to make was
+        made by the code of its caller, from anything that the caller had by then.
+        """
+        stack = list(rows)
+        seen = set(stack)
+        while stack:
+            row = stack.pop()
+            call = int(self.of_row[row])
+            behind = self._made_of_input(call) if self.kinds[row] in INPUTS else self._made_of_output(row, call)
+            new = [after for after in behind if after > row and after not in seen]
+            if not goal.isdisjoint(new):
+                return True
+            seen.update(new)
+            stack.extend(new)
+        return False
+
+    def _made_of_input(self, call: int) -> Iterator[int]:
+        """The rows that may come from what a call took in."""
+        yield from self.outputs(call)
+        yield from (row for child in self.children[call] for row in self.inputs(child) if self.producers[row] < 0)
+
+    def _made_of_output(self, row: int, call: int) -> Iterator[int]:
+        """The rows at which a call's output is taken in, and those that its caller's code may have made of it."""
+        yield from self.takers.get(row, ())
+        outer = self.outer[call]
+        later = (child for child in self.children[outer] if self.began[child] > row)
+        made_by_code = (*(one for child in later for one in (*self.inputs(child), *self._tapped(child))), *self.outputs(outer))
+        yield from (one for one in made_by_code if self.producers[one] < 0)
+
+    def _tapped(self, call: int) -> list[int]:
+        """The rows of a tap's value, which the code around it made; none of another call."""
+        return [row for row in self.outputs(call) if self.kinds[row] == "value"]
 
 
 def first_seen(codes: Sequence[int] | NDArray[Any]) -> Ints:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import SiteError, TracediffError, TraceFileError, TraceNotFoundError, UnsafeTraceError
-from tracediff.site import module_of
+from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
@@ -113,6 +113,20 @@ class Trace:
     def calls(self) -> CallTree:
         """The calls of the run as a tree, and who made and who takes each record."""
         return CallTree(self.index, self.strings)
+
+    @cached_property
+    def returned(self) -> tuple[int, ...] | None:
+        """The rows of what the run returned: of the call that returned it, or of the reserved tap `tracediff.site.RETURNED`.
+
+        None of them where it returned nothing that can be recorded, or a selection left that out. None where the trace does not say: it
+        is older than that, or nobody captured it.
+        """
+        said = self.meta.get("returned")
+        if not isinstance(said, dict):
+            return None
+        texts, call = self.strings, said.get("call")
+        rows = np.flatnonzero(self.index["call"] == texts.index(call)).tolist() if call and call in texts else []
+        return tuple(row for row in rows if is_returned(end := texts[self.index["end"][row]]) or end.startswith("value"))
 
     @cached_property
     def params(self) -> Mapping[str, Param]:

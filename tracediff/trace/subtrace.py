@@ -23,7 +23,7 @@ class Subtrace(Trace):
         self.path, self.segments, self.was_killed = whole.path, whole.segments, whole.was_killed
         modules = [module for module in whole.meta.get("modules") or () if is_below(str(module["path"]), path)]
         not_seen = [what for what in whole.meta.get("not_seen") or () if path in what]
-        meta = {**whole.meta, "modules": modules, "not_seen": not_seen}
+        meta = {**whole.meta, "modules": modules, "not_seen": not_seen, "returned": None}  # the whole run's, which is not the part's
         owners = [is_below(whole.strings[number], path) for number in whole.tables.params["path"].tolist()]
         kept = np.asarray(self._rows, np.int64)
         optional = {name: table[kept] for name, table in whole.tables.optional.items()}

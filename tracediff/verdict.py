@@ -1,0 +1,259 @@
+"""The one place that decides what is said of two runs as a whole: the verdict, what withholds it, and what it leaves open.
+
+Where something diverged the verdict is "different". "same" needs two whole runs of which nothing returned by the port is left out, no
+module with parameters that nothing compared depends on, and no weights that differ where the run cannot tell whether that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.alignment import Alignment
+from tracediff.locate import Comparison, Located
+from tracediff.parameters.findings import WeightFinding
+from tracediff.parameters.renames import parent
+from tracediff.parameters.result import WeightsReport
+from tracediff.site import RETURNED, is_below, is_returned, module_of
+from tracediff.trace import Record, Trace
+from tracediff.trace.calls import TOP
+
+Verdict = Literal["same", "different"] | None
+Outputs = Literal["compared", "in part", "not compared", "not recorded"]
+Code = Literal["noise", "unfinished", "nothing paired", "no values", "served", "outputs", "port outputs", "modules", "weights"]
+MOST_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Why there is no verdict although nothing diverged: a code, the names that it concerns, and the reason as a clause."""
+
+    code: Code
+    names: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict; why it is withheld; how much of what the runs returned was compared, and of what only the reference returned the names.
+
+    ``outputs`` is "not recorded" where a block or a selection was recorded, or a run returned nothing.
+    """
+
+    verdict: Verdict
+    withheld: Withheld | None
+    outputs: Outputs
+    unseen: tuple[str, ...]
+
+
+def decide(located: Located, alignment: Alignment, reference: Trace, port: Trace, weights: WeightsReport | None) -> Decision:
+    """What is said of two runs as a whole, told what was located between them and how their parameters differ."""
+    seen = _Seen(located, alignment, reference, port)
+    withheld = None if located.findings else next(_reasons(seen, weights), None)
+    verdict: Verdict = "different" if located.findings else "same" if withheld is None else None
+    return Decision(verdict, withheld, seen.outputs, seen.sides[0].names(seen.sides[0].left_out))
+
+
+def _reasons(seen: _Seen, weights: WeightsReport | None) -> Iterator[Withheld]:
+    """What keeps two runs in which nothing diverged from being the same, the gravest first."""
+    for name, side in zip(("reference", "port"), seen.sides, strict=True):
+        if not side.trace.complete and side.compared:
+            yield Withheld("unfinished", (name,), f"the {name}'s run did not come to its end")
+    if any(one.effect == "noise" for one in seen.comparisons):
+        yield Withheld(
+            "noise",
+            (),
+            "the two runs chose different ids where the reference itself would under noise, and all that differs comes after that; "
+            "a forced run (--feed) tells more",
+        )
+    if not seen.sides[0].compared:
+        yield _nothing_compared(seen)
+    served = tuple(dict.fromkeys(seen.sides[1].site(one.pair.port[0]) for one in seen.comparisons if one.how == "served"))
+    if served:
+        yield Withheld("served", served, f"{few(served)} served from a trace, not computed")
+    yield from _outputs_missed(seen)
+    for name, side in zip(("reference", "port"), seen.sides, strict=True):
+        if modules := tuple(side.unreached()):
+            yield Withheld(
+                "modules", modules, f"nothing that was compared depends on {listed(modules)}, which the {name} has parameters for"
+            )
+    if names := tuple(_untold_weights(seen, weights)):
+        yield Withheld(
+            "weights", names, f"weights of the port differ ({listed(names)}), and nothing that was compared tells that this has no effect"
+        )
+
+
+def _nothing_compared(seen: _Seen) -> Withheld:
+    if not seen.comparisons:
+        return Withheld("nothing paired", (), "no record of the one side could be paired with one of the other, so nothing was compared")
+    most = max(one.at_least for one in seen.comparisons)
+    least = f", and these differ by no more than {most:.1e}" if most else ", and these do not differ"
+    return Withheld("no values", (), f"no values were compared: only statistics were stored{least} (capture with --save full)")
+
+
+def _outputs_missed(seen: _Seen) -> Iterator[Withheld]:
+    """What the runs returned and nothing was compared with."""
+    ours, theirs = seen.sides
+    for name, side in (("reference", ours), ("port", theirs)):
+        if side.is_opaque:
+            kind = str(side.trace.meta["returned"]["type"])
+            yield Withheld("outputs", (kind,), f"nothing that the {name}'s run returned could be recorded (its type is {kind!r})")
+    if seen.outputs == "not compared":
+        names = ours.names(ours.left_out)
+        yield Withheld("outputs", names, f"nothing that the run returned was compared ({listed(names)}), so nothing is said of the whole")
+    elif theirs.left_out:
+        names = theirs.names(theirs.left_out)
+        yield Withheld("port outputs", names, f"of what the port returned {few(names)} not compared")
+
+
+class _Seen:
+    """What was compared of two runs, and of what they returned."""
+
+    def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
+        self.comparisons = located.comparisons
+        self.sides = (
+            _Side(reference, located, alignment, [(one, one.pair.reference) for one in located.comparisons], is_port=False),
+            _Side(port, located, alignment, [(one, one.pair.port) for one in located.comparisons], is_port=True),
+        )
+
+    @property
+    def outputs(self) -> Outputs:
+        """How much of what the runs returned was compared; by the outermost calls where a trace does not say what was returned."""
+        ours, theirs = self.sides
+        returned = ours.returned or ours.by_outermost_calls
+        missed = ours.missed(returned)
+        if returned and len(missed) == len(returned):
+            return "not compared"
+        if missed and ours.returned:
+            return "in part"
+        is_unknown = ours.returned == () or (theirs.returned == () and not ours.returned)
+        return "not recorded" if is_unknown else "compared"
+
+
+class _Side:
+    """What was compared of one run. ``returned``: the rows of what it returned, as `Trace.returned`, without those left out by choice."""
+
+    def __init__(
+        self, trace: Trace, located: Located, alignment: Alignment, rows: Sequence[tuple[Comparison, tuple[int, ...]]], *, is_port: bool
+    ) -> None:
+        self.trace = trace
+        self.compared = {row for one, own in rows if one.diverged is not None for row in own}
+        skips_some = located.method != "scan"
+        self._reached = {row for one, own in rows if _is_known(one, skips_some=skips_some) for row in own}
+        here = {row for _, own in rows for row in own}
+        elsewhere = {row for pair in alignment.records for row in (pair.port if is_port else pair.reference)} - here
+        self._stages = {trace.records[row].stage for row in here} if elsewhere else None
+        self.returned = None if trace.returned is None else tuple(row for row in trace.returned if row not in elsewhere)
+        self.left_out = self.missed(self.returned or ())
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether the run returned something, and nothing in it could be recorded."""
+        said = self.trace.meta.get("returned") or {}
+        return said.get("call") == "" and said.get("type") not in ("", "NoneType", None)
+
+    @property
+    def by_outermost_calls(self) -> list[int]:
+        """The rows of what the outermost calls returned."""
+        calls = self.trace.calls
+        return [row for call in calls.children[TOP] for row in calls.outputs(call)]
+
+    def missed(self, rows: Iterable[int]) -> list[int]:
+        """The rows that were not compared, neither themselves nor as the same values elsewhere."""
+        return not_compared(self.trace, rows, self.compared)
+
+    def site(self, row: int) -> str:
+        return self.trace.records[row].site
+
+    def names(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Sites and ends of some rows."""
+        return tuple(name_of(self.trace.records[row]) for row in rows)
+
+    def unreached(self) -> Iterator[str]:
+        """The modules with parameters that were called, of which nothing was compared, and on which nothing that was compared depends."""
+        trace, calls = self.trace, self.trace.calls
+        if "input" not in calls.kinds:  # nothing was recorded of what depends on what
+            return
+        owners = {param.path for param in trace.params.values() if param.kind == "parameter"}
+        rows: dict[str, list[int]] = {}
+        for site, number in trace.sites.items():
+            if module_of(site) in owners:
+                rows.setdefault(module_of(site), []).extend(np.flatnonzero(trace.index["site"] == number).tolist())
+        for module, own in rows.items():
+            asked = [row for row in own if self._stages is None or trace.records[row].stage in self._stages]
+            if asked and self._reached.isdisjoint(own) and self.missed(own) == own and not calls.may_reach(own, self._reached):
+                yield module
+
+
+def name_of(record: Record) -> str:
+    """The site and end of a record; of the reserved tap ``returned.key``."""
+    return record.end.replace("value", "returned", 1) if record.site == RETURNED else f"{record.site} {record.end}".strip()
+
+
+def _is_known(one: Comparison, *, skips_some: bool) -> bool:
+    """Whether a pair was compared, or was left unread by a search that did not need it."""
+    return one.diverged is not None or (skips_some and not one.how and one.pair.layout is not None)
+
+
+def not_compared(trace: Trace, rows: Iterable[int], compared: Set[int]) -> list[int]:
+    """The rows that were not compared, neither themselves nor as the same values elsewhere; ``compared``: rows of the same trace."""
+    left = [row for row in rows if row not in compared]
+    digests = {trace.records[row].digest for row in compared} if left else set()
+    return [row for row in left if trace.records[row].digest not in digests]
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------------
+
+
+def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]:
+    """The port's weights that differ where no compared output tells that this does not matter."""
+    found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
+    if not found:
+        return
+    told = _limits(seen)
+    for finding in found:
+        if not _is_answered(finding, told):
+            yield finding.port
+
+
+def _limits(seen: _Seen) -> Mapping[str, float]:
+    """By the port's modules the least error that was allowed at an output that agrees.
+
+    A module that is handed ids alone looks some of its weights up, so its outputs say nothing of the others.
+    """
+    calls, records = seen.sides[1].trace.calls, seen.sides[1].trace.records
+    limits: dict[str, float] = {}
+    for one in seen.comparisons:
+        row = one.pair.port[0]
+        record = records[row]
+        if one.diverged is not False or one.judgement is None or not is_returned(record.end):
+            continue
+        handed = [records[given] for given in calls.inputs(int(calls.of_row[row]))]
+        if handed and not all(_is_exact(given) for given in handed):
+            limits[record.module] = min(one.judgement.limit, limits.get(record.module, one.judgement.limit))
+    return limits
+
+
+def _is_exact(record: Record) -> bool:
+    return dtypes.named(record.dtype).is_exact
+
+
+def _is_answered(finding: WeightFinding, limits: Mapping[str, float]) -> bool:
+    """Whether the nearest module around a tensor returned what agrees, and an error of the tensor's size would have shown there."""
+    around = [path for path in limits if is_below(parent(finding.port), path)]
+    return bool(around) and finding.numbers.get("rel_l2", float("inf")) > limits[max(around, key=len)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"{', '.join(name or 'the root' for name in names[:MOST_NAMES])}{more}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first few names with their verb in the past."""
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'}"
