@@ -25,7 +25,7 @@ from tracediff.errors import TracediffError
 from tracediff.locate import Blame, Comparison, Effect, Finding, How, Located
 from tracediff.site import RETURNED, is_returned, stage_chain
 from tracediff.trace import Record, Trace, schema
-from tracediff.verdict import Outputs, Verdict, Withheld, decide, name_of, not_compared
+from tracediff.verdict import Outputs, Verdict, Withheld, decide, free_notes, name_of, not_compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -368,7 +368,7 @@ def build(
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
-        certificate={**_certificate(located, rows, reference, port), "notes": list(notes)},
+        certificate={**_certificate(located, rows, reference, port), "notes": [*notes, *free_notes(located, port)]},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         withheld=decision.withheld,
         outputs=decision.outputs,

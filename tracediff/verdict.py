@@ -110,6 +110,17 @@ def _outputs_missed(seen: _Seen) -> Iterator[Withheld]:
         yield Withheld("port outputs", names, f"of what the port returned {few(names)} not compared")
 
 
+def free_notes(located: Located, port: Trace) -> Iterator[str]:
+    """What there is to say where a forced run differs, and the free run that its capture began with does not."""
+    free = port.meta.get("free") or {}
+    if located.mode == "forced" and located.findings and free.get("compared") and not free.get("diverged"):
+        yield (
+            f"Free, the port agrees: when it was captured it first ran without being fed, and none of {free['compared']:,} records compared "
+            "diverged. What differs here shows only where the port is fed the reference's tensors: it may say the same in another way "
+            "(a factor, an order or a padding of its own), or the error is within what a free run is allowed."
+        )
+
+
 class _Seen:
     """What was compared of two runs, and of what they returned."""
 

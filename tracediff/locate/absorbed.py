@@ -157,6 +157,13 @@ class FreeRun:
             dirty = [i for i in dirty if verdicts.is_dirty(i)]
         self._verdicts, self._dirty = verdicts, frozenset(dirty)
 
+    def to_meta(self) -> dict[str, int]:
+        """How many records of the reference were compared with the free run's, and how many of these diverged."""
+        pairs, comparisons = self._verdicts.pairs, self._verdicts.comparisons
+        judged = [i for i in range(len(self._verdicts)) if comparisons.judged(i).diverged is not None]
+        rows, wrong = ({row for i in places for row in pairs[i].reference} for places in (judged, self._dirty))
+        return {"compared": len(rows), "diverged": len(wrong)}
+
     def absorber(self, row: int) -> Absorber | None:
         """What absorbs a difference at a row of the reference, where nothing inside diverged from there on; None where nothing does."""
         verdicts = self._verdicts

@@ -64,6 +64,8 @@ class _Seen:
         """The rows of each (site, end) for which ``wanted`` says so."""
         pairs = self.index["site"].astype(np.int64) << 32 | self.index["end"]
         codes, inverse = np.unique(pairs, return_inverse=True)
+        if not codes.size:  # texts alone
+            return {}
         places = [(self.strings[code >> 32], self.strings[code & 0xFFFFFFFF]) for code in codes.tolist()]
         order = np.argsort(inverse, kind="stable")
         rows = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(codes)))[:-1])

@@ -31,7 +31,7 @@ class RecordWriter:
         self.producers = Producers()
         self._writer, self._run, self._store = writer, run, store
         self._rows: dict[tuple[bytes, int, tuple[int, ...]], int] = {}
-        self._exchanged: set[int] = set()  # the rows of tensors in whose place the run went on with others
+        self._own: dict[int, int] = {}  # of a row in whose tensor's place the run went on with another: the row of the run's own tensor
         self._stops = 0
 
     def boundary(self, boundary: Boundary, parent: int, note: dict[str, Any], *, is_made: bool, flags: int = 0) -> None:
@@ -80,16 +80,17 @@ class RecordWriter:
             self._array(replacement, tensor, moment, is_made)
         else:
             row = self.count
-            self._array(tensor, tensor, moment, is_made)
+            producer = self._array(tensor, tensor, moment, is_made)
             if replacement is not None:
+                self._own[row] = self._own.get(producer, row)
                 self._remember_replacement(replacement, row)
 
     def _text(self, text: str, **moment: Any) -> None:
         self._writer.add_text(text=text, **moment)
         self.count += 1
 
-    def _array(self, tensor: Tensor, live: Tensor, moment: dict[str, Any], is_made: bool) -> None:
-        """Records what ``tensor`` holds now; ``live`` is the object that goes on through the run with that content.
+    def _array(self, tensor: Tensor, live: Tensor, moment: dict[str, Any], is_made: bool) -> int:
+        """Records what ``tensor`` holds now, and returns the row that made it; ``live`` goes on through the run with that content.
 
         Of what the run returned, a tensor that it was handed in the place of its own is recorded as its own.
         """
@@ -97,11 +98,12 @@ class RecordWriter:
         array = view if view.flags.c_contiguous else np.ascontiguousarray(view).reshape(view.shape)
         digest, row = digest_of(array), self.count
         producer = self.producers.of(live, digest, array, is_made=is_made)
-        moment["producer"], moment["producer_how"] = producer
         content = (digest, array.dtype.num, array.shape)
         earlier = self._rows.get(content)
-        if moment["site"] == RETURNED and producer[0] in self._exchanged:
-            earlier = producer[0]
+        if moment["site"] == RETURNED and producer[0] in self._own:
+            earlier = self._own[producer[0]]
+            producer = earlier, producer[1]
+        moment["producer"], moment["producer_how"] = producer
         if earlier is not None:
             self._writer.add_again(earlier, **moment)
         else:
@@ -109,9 +111,9 @@ class RecordWriter:
             self._writer.add(values=array.copy() if array is view else array, store=self._store, code=digest, **moment)
         self.producers.recorded(live, digest, row, producer, is_made=is_made)
         self.count += 1
+        return producer[0]
 
     def _remember_replacement(self, replacement: Tensor, row: int) -> None:
-        self._exchanged.add(row)
         digest = digest_of(self._run.adapter.view(replacement))
         self.producers.remember(replacement, digest, (row, schema.PRODUCER_IDENTITY), is_made=True)
 

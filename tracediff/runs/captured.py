@@ -269,8 +269,7 @@ def _add_let_through(
     with open_trace(asked.to) as forced:
         not_seen = list(forced.meta.get("not_seen") or ())
         try:
-            through = let_through(reference, discovery, alignment, forced, mapping=mapping, run=run)
-            found: dict[str, Any] = {} if through is None else {"through": through}
+            found = let_through(reference, discovery, alignment, forced, mapping=mapping, run=run)
         except TracediffError as error:
             found = {"meta": {"not_seen": [*not_seen, f"what was flagged was not let through: {error}"]}}
     if found:

@@ -46,8 +46,11 @@ def let_through(
     *,
     mapping: Mapping[str, Any] | None,
     run: Callable[[Observer], Path | None],
-) -> Array | None:
-    """What became of each record of a forced run, one row of `schema.THROUGH` each; None where nothing is acquitted.
+) -> dict[str, Any]:
+    """What is to be added to a forced trace: nothing where the forced run flags nothing.
+
+    Else ``meta`` says under ``free`` how the free run compares (`FreeRun.to_meta`), and ``through`` is what became of each record of the
+    forced run, one row of `schema.THROUGH` each, unless nothing is acquitted.
 
     ``discovery`` is the free run before the forced one, ``alignment`` pairs the reference with it. ``run`` records the port once more, seen
     and changed by an observer, and returns the trace, or None where the port raised. It is called only where something may be acquitted.
@@ -55,17 +58,19 @@ def let_through(
     pairs = align(reference, forced, mapping=mapping)
     located = locate(pairs, reference, forced, floors=floor_limits(reference, forced, pairs.records))
     if not located.findings:
-        return None
+        return {}
     free = FreeRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records))
+    found: dict[str, Any] = {"meta": {"free": free.to_meta()}}
     candidates = list(_candidates(located, free))
     if not candidates:
-        return None
+        return found
     errors = {place_of(forced.records[row]): one.error for one in candidates for row in one.rows}
     path = run(Disturbing(errors))
-    if path is None:
-        return None
-    with open_trace(path) as disturbed:
-        return _acquitted(candidates, discovery, disturbed, len(forced.records))
+    if path is not None:
+        with open_trace(path) as disturbed:
+            table = _acquitted(candidates, discovery, disturbed, len(forced.records))
+        found |= {} if table is None else {"through": table}
+    return found
 
 
 def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
