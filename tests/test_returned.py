@@ -241,7 +241,10 @@ def test_a_returned_tensor_that_differs_blames_the_code_of_the_run(side: SimpleN
 def test_what_a_call_returned_is_compared_with_what_the_other_run_made_of_it(side: SimpleNamespace, x: Any, tmp_path: Path) -> None:
     model = side.Net()
     for factor, verdict in ((1.0, "same"), (1.5, "different")):
-        for runs in ((lambda: model(x), lambda factor=factor: model(x) * factor), (lambda factor=factor: model(x) * factor, lambda: model(x))):
+        for runs in (
+            (lambda: model(x), lambda factor=factor: model(x) * factor),
+            (lambda factor=factor: model(x) * factor, lambda: model(x)),
+        ):
             for name, run in zip(("ref", "port"), runs, strict=True):
                 captured(run, tmp_path / f"{name}.h5", model=model, impl=None).close()
             report = told(tmp_path)
@@ -266,7 +269,7 @@ def test_a_forced_run_records_what_the_port_itself_returned(side: SimpleNamespac
     assert {row.where.reference: row.diverged for row in report.rows}[RETURNED] is True
 
 
-# -- what is said of the whole ---------------------------------------------------------------------------------------------------------------
+# -- what is said of the whole -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_that_only_the_port_returned_leaves_no_verdict(tmp_path: Path) -> None:
@@ -297,7 +300,7 @@ def test_where_nothing_returned_was_compared_there_is_no_verdict(tmp_path: Path)
     report = judged(lambda: run({"x": np.array([1, 2, 3])}), lambda: run({"y": "a text"}), tmp_path)
     assert report.verdict is None
     assert report.withheld.code == "outputs"
-    report = judged(lambda: run((one for one in "abc")), lambda: run((one for one in "abc")), tmp_path)
+    report = judged(lambda: run(one for one in "abc"), lambda: run(one for one in "abc"), tmp_path)
     assert "nothing that the reference's run returned could be recorded (its type is 'generator')" in first_line(report)
 
 
@@ -308,9 +311,7 @@ def test_a_run_that_returns_nothing_is_the_same_and_says_that_outputs_were_not_r
     assert first_line(judged(run, run, tmp_path)).startswith("Same, outputs not recorded: 1 of 1 record")
 
 
-def test_a_block_and_a_selection_are_the_same_and_say_that_outputs_were_not_recorded(
-    side: SimpleNamespace, x: Any, tmp_path: Path
-) -> None:
+def test_a_block_and_a_selection_are_the_same_and_say_that_outputs_were_not_recorded(side: SimpleNamespace, x: Any, tmp_path: Path) -> None:
     model = side.Net()
     for name in ("ref", "port"):
         with td.record(model, tmp_path / f"{name}.h5", force=True):

@@ -6,6 +6,7 @@ module with parameters that nothing compared depends on, and no weights that dif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,7 @@ from tracediff.locate import Comparison, Located
 from tracediff.parameters.findings import WeightFinding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
-from tracediff.site import RETURNED, is_below, is_returned, module_of
+from tracediff.site import INPUTS, RETURNED, is_returned, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP
 
@@ -115,8 +116,8 @@ def free_notes(located: Located, port: Trace) -> Iterator[str]:
     free = port.meta.get("free") or {}
     if located.mode == "forced" and located.findings and free.get("compared") and not free.get("diverged"):
         yield (
-            f"Free, the port agrees: when it was captured it first ran without being fed, and none of {free['compared']:,} records compared "
-            "diverged. What differs here shows only where the port is fed the reference's tensors: it may say the same in another way "
+            f"Free, the port agrees: when it was captured it first ran without being fed, and of {free['compared']:,} compared records "
+            "none diverged. What differs here shows only where the port is fed the reference's tensors: it may say the same in another way "
             "(a factor, an order or a padding of its own), or the error is within what a free run is allowed."
         )
 
@@ -195,8 +196,9 @@ class _Side:
             if module_of(site) in owners:
                 rows.setdefault(module_of(site), []).extend(np.flatnonzero(trace.index["site"] == number).tolist())
         for module, own in rows.items():
-            asked = [row for row in own if self._stages is None or trace.records[row].stage in self._stages]
-            if asked and self._reached.isdisjoint(own) and self.missed(own) == own and not calls.may_reach(own, self._reached):
+            asked = any(self._stages is None or trace.records[row].stage in self._stages for row in own)
+            made = [row for row in own if calls.kinds[row] not in INPUTS]
+            if asked and self._reached.isdisjoint(own) and self.missed(made) == made and not calls.may_reach(made, self._reached):
                 yield module
 
 
@@ -254,9 +256,9 @@ def _is_exact(record: Record) -> bool:
 
 
 def _is_answered(finding: WeightFinding, limits: Mapping[str, float]) -> bool:
-    """Whether the nearest module around a tensor returned what agrees, and an error of the tensor's size would have shown there."""
-    around = [path for path in limits if is_below(parent(finding.port), path)]
-    return bool(around) and finding.numbers.get("rel_l2", float("inf")) > limits[max(around, key=len)]
+    """Whether the module of a tensor returned what agrees, and an error of the tensor's size would have shown there."""
+    limit = limits.get(parent(finding.port))
+    return limit is not None and finding.numbers.get("rel_l2", math.inf) > limit
 
 
 def listed(names: Sequence[str]) -> str:

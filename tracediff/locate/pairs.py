@@ -88,6 +88,11 @@ class Pairs:
         return all(int(flags[row]) & schema.REPLACED for row in pair.port)
 
     @cached_property
+    def digests(self) -> frozenset[bytes]:
+        """The contents of the reference that belong to a pair."""
+        return frozenset(self.reference.records[row].digest for pair in self._pairs for row in pair.reference)
+
+    @cached_property
     def types(self) -> dict[str, str]:
         """The class of each module of the reference, by its path."""
         return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}

@@ -60,11 +60,10 @@ class Finding:
 
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
     call of their module), "input" (nothing came before), "random" (a draw), "run" (the code outside of all calls). ``culprit``: module
-    paths of reference and port.
-    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair before it that agrees.
-    ``arrives``: how much of what the blamed code had in hand was compared; of what was "not recorded", ``record`` names sites that would
-    tell more. ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the site with the same finding,
-    ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
+    paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where unknown. ``last_same``: the last pair
+    before it that agrees. ``arrives``: how much of what the blamed code had in hand was compared; where it was "not recorded", ``record``
+    names what would tell more. ``suspects``: unpaired sites and missing calls there, as (side, text). ``calls`` counts the calls of the
+    site with the same finding, ``shared_by`` the same-role siblings, whose sites fit ``pattern``.
     """
 
     place: int

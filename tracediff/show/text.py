@@ -232,7 +232,7 @@ def _stretch(divergence: Divergence, judged: dict[str, Any]) -> str:
     """What is blamed where it is not known what arrived, and what to record to know it."""
     last = divergence.last_same
     since = f"since {_place(last)}, the last that agrees" if last else "before it, since nothing before it was compared"
-    sites = listed(grouped(judged.get("record") or ()))
+    sites = listed(judged.get("record") or ())
     return f"all that happens {since}: what arrives here was not recorded; to narrow it, record {sites} too"
 
 
