@@ -75,7 +75,7 @@ def test_a_module_that_only_one_side_has_is_covered_by_what_its_caller_returns(t
     assert pair(tmp_path, Attends(fused=False), Attends(fused=True)).verdict == "same"
 
 
-# -- weights that differ ---------------------------------------------------------------------------------------------------------------------
+# -- weights that differ -------------------------------------------------------------------------------------------------------------------
 
 
 class Looks(Module):
@@ -124,7 +124,7 @@ def test_weights_that_differ_are_no_reason_where_their_module_returned_what_agre
     assert any("spare.weight" in line for line in report.weights.different)
 
 
-# -- only what was compared is said to agree -------------------------------------------------------------------------------------------------
+# -- only what was compared is said to agree -----------------------------------------------------------------------------------------------
 
 
 class Stack(Module):

@@ -15,8 +15,8 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
+from tracediff.compare import rounding
 from tracediff.locate import Comparison, Located
-from tracediff.parameters.findings import WeightFinding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_returned, module_of
@@ -223,18 +223,20 @@ def not_compared(trace: Trace, rows: Iterable[int], compared: Set[int]) -> list[
 
 
 def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]:
-    """The port's weights that differ where no compared output tells that this does not matter."""
+    """The port's weights that differ by more than rounding, where no compared output tells that this has no effect."""
+    params = seen.sides[1].trace.params
     found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
-    if not found:
-        return
-    told = _limits(seen)
+    told = _limits(seen) if found else {}
     for finding in found:
-        if not _is_answered(finding, told):
+        size, limit = finding.numbers.get("rel_l2", math.inf), told.get(parent(finding.port))
+        param = params.get(finding.port)
+        is_material = param is None or size > rounding(dtypes.named(param.dtype))
+        if is_material and (limit is None or size <= limit):
             yield finding.port
 
 
 def _limits(seen: _Seen) -> Mapping[str, float]:
-    """By the port's modules the least error that was allowed at an output that agrees.
+    """By the port's modules the least error that was allowed at an output that agrees: what is larger would have shown there.
 
     A module that is handed ids alone looks some of its weights up, so its outputs say nothing of the others.
     """
@@ -253,12 +255,6 @@ def _limits(seen: _Seen) -> Mapping[str, float]:
 
 def _is_exact(record: Record) -> bool:
     return dtypes.named(record.dtype).is_exact
-
-
-def _is_answered(finding: WeightFinding, limits: Mapping[str, float]) -> bool:
-    """Whether the module of a tensor returned what agrees, and an error of the tensor's size would have shown there."""
-    limit = limits.get(parent(finding.port))
-    return limit is not None and finding.numbers.get("rel_l2", math.inf) > limit
 
 
 def listed(names: Sequence[str]) -> str:
