@@ -16,7 +16,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
 from tracediff.compare import rounding
-from tracediff.locate import Comparison, Located
+from tracediff.locate import Comparison, Effect, Located
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_returned, module_of
@@ -27,6 +27,7 @@ Verdict = Literal["same", "different"] | None
 Outputs = Literal["compared", "in part", "not compared", "not recorded"]
 Code = Literal["noise", "unfinished", "nothing paired", "no values", "served", "outputs", "port outputs", "modules", "weights"]
 MOST_NAMES = 3
+_WITHOUT_EFFECT: tuple[Effect, ...] = ("moved", "no effect", "equivalent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +127,12 @@ class _Seen:
     """What was compared of two runs, and of what they returned."""
 
     def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
-        self.comparisons = located.comparisons
+        self.comparisons, self.skips_some = located.comparisons, located.method != "scan"
         self.sides = (
-            _Side(reference, located, alignment, [(one, one.pair.reference) for one in located.comparisons], is_port=False),
-            _Side(port, located, alignment, [(one, one.pair.port) for one in located.comparisons], is_port=True),
+            _Side(
+                reference, [(one, one.pair.reference) for one in located.comparisons], [pair.reference for pair in alignment.records], self
+            ),
+            _Side(port, [(one, one.pair.port) for one in located.comparisons], [pair.port for pair in alignment.records], self),
         )
 
     @property
@@ -147,17 +150,19 @@ class _Seen:
 
 
 class _Side:
-    """What was compared of one run. ``returned``: the rows of what it returned, as `Trace.returned`, without those left out by choice."""
+    """What was compared of one run, told its rows that are compared, each with its comparison, and all that are paired.
+
+    ``returned``: the rows of what it returned, as `Trace.returned`, without those that are paired and left out by choice of stages.
+    """
 
     def __init__(
-        self, trace: Trace, located: Located, alignment: Alignment, rows: Sequence[tuple[Comparison, tuple[int, ...]]], *, is_port: bool
+        self, trace: Trace, rows: Sequence[tuple[Comparison, tuple[int, ...]]], paired: Iterable[tuple[int, ...]], seen: _Seen
     ) -> None:
         self.trace = trace
         self.compared = {row for one, own in rows if one.diverged is not None for row in own}
-        skips_some = located.method != "scan"
-        self._reached = {row for one, own in rows if _is_known(one, skips_some=skips_some) for row in own}
+        self._reached = {row for one, own in rows if _is_known(one, skips_some=seen.skips_some) for row in own}
         here = {row for _, own in rows for row in own}
-        elsewhere = {row for pair in alignment.records for row in (pair.port if is_port else pair.reference)} - here
+        elsewhere = {row for own in paired for row in own} - here
         self._stages = {trace.records[row].stage for row in here} if elsewhere else None
         self.returned = None if trace.returned is None else tuple(row for row in trace.returned if row not in elsewhere)
         self.left_out = self.missed(self.returned or ())
@@ -238,6 +243,8 @@ def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]
 def _limits(seen: _Seen) -> Mapping[str, float]:
     """By the port's modules the least error that was allowed at an output that agrees: what is larger would have shown there.
 
+    0 where an output differs and nothing follows from that: what its weights do has been seen.
+
     A module that is handed ids alone looks some of its weights up, so its outputs say nothing of the others.
     """
     calls, records = seen.sides[1].trace.calls, seen.sides[1].trace.records
@@ -245,11 +252,14 @@ def _limits(seen: _Seen) -> Mapping[str, float]:
     for one in seen.comparisons:
         row = one.pair.port[0]
         record = records[row]
-        if one.diverged is not False or one.judgement is None or not is_returned(record.end):
+        if one.judgement is None or not is_returned(record.end) or not _is_known(one, skips_some=seen.skips_some):
+            continue
+        if one.diverged and one.effect not in _WITHOUT_EFFECT:
             continue
         handed = [records[given] for given in calls.inputs(int(calls.of_row[row]))]
         if handed and not all(_is_exact(given) for given in handed):
-            limits[record.module] = min(one.judgement.limit, limits.get(record.module, one.judgement.limit))
+            shown = 0.0 if one.diverged else one.judgement.limit
+            limits[record.module] = min(shown, limits.get(record.module, shown))
     return limits
 
 
