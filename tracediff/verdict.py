@@ -228,43 +228,46 @@ def not_compared(trace: Trace, rows: Iterable[int], compared: Set[int]) -> list[
 
 
 def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]:
-    """The port's weights that differ by more than rounding, where no compared output tells that this has no effect."""
+    """The port's weights that differ by more than rounding, where no compared output tells that this has no effect.
+
+    A module that is handed ids alone looks some of its weights up. Its outputs say nothing of the others, unless one change of the whole
+    tensor gives the port's.
+    """
     params = seen.sides[1].trace.params
     found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
-    told = _limits(seen) if found else {}
+    told = _told(seen) if found else {}
     for finding in found:
-        size, limit = finding.numbers.get("rel_l2", math.inf), told.get(parent(finding.port))
-        param = params.get(finding.port)
-        is_material = param is None or size > rounding(dtypes.named(param.dtype))
-        if is_material and (limit is None or size <= limit):
+        size, param, module = finding.numbers.get("rel_l2", math.inf), params.get(finding.port), told.get(parent(finding.port))
+        if param is not None and size <= rounding(dtypes.named(param.dtype)):
+            continue
+        if module is None or size <= module.limit or (module.looks_up and not finding.confirmed):
             yield finding.port
 
 
-def _limits(seen: _Seen) -> Mapping[str, float]:
-    """By the port's modules the least error that was allowed at an output that agrees: what is larger would have shown there.
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the outputs of a module tell of its weights: errors beyond ``limit`` would have shown, or have shown and changed nothing."""
 
-    0 where an output differs and nothing follows from that: what its weights do has been seen.
+    limit: float
+    looks_up: bool
 
-    A module that is handed ids alone looks some of its weights up, so its outputs say nothing of the others.
-    """
+
+def _told(seen: _Seen) -> Mapping[str, _Told]:
+    """What is told of the weights of the port's modules that returned what agrees, or what differs and has no effect."""
     calls, records = seen.sides[1].trace.calls, seen.sides[1].trace.records
-    limits: dict[str, float] = {}
+    found: dict[str, _Told] = {}
     for one in seen.comparisons:
         row = one.pair.port[0]
-        record = records[row]
-        if one.judgement is None or not is_returned(record.end) or not _is_known(one, skips_some=seen.skips_some):
+        record, handed = records[row], calls.inputs(int(calls.of_row[row]))
+        is_harmless = not one.diverged or one.effect in _WITHOUT_EFFECT
+        if not handed or one.judgement is None or not is_returned(record.end) or not is_harmless:
             continue
-        if one.diverged and one.effect not in _WITHOUT_EFFECT:
-            continue
-        handed = [records[given] for given in calls.inputs(int(calls.of_row[row]))]
-        if handed and not all(_is_exact(given) for given in handed):
-            shown = 0.0 if one.diverged else one.judgement.limit
-            limits[record.module] = min(shown, limits.get(record.module, shown))
-    return limits
-
-
-def _is_exact(record: Record) -> bool:
-    return dtypes.named(record.dtype).is_exact
+        if _is_known(one, skips_some=seen.skips_some):
+            limit = 0.0 if one.diverged else one.judgement.limit
+            before = found.get(record.module)
+            limit = limit if before is None else min(limit, before.limit)
+            found[record.module] = _Told(limit, all(dtypes.named(records[given].dtype).is_exact for given in handed))
+    return found
 
 
 def listed(names: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from tracediff.alignment import axes as layouts
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
-from tracediff.show.words import counted, module, number, short_call
+from tracediff.show.words import counted, module, number, same, short_call
 from tracediff.trace import open_trace
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _tick_places(ax: Axes, rows: Sequence[Row]) -> None:
 def _title(result: Report) -> str:
     compared = f"{result.coverage.compared:,} of {counted(result.coverage.reference_records, 'record')} compared"
     if result.verdict == "same":
-        return f"Same: {compared}"
+        return f"{same(result)}: {compared}"
     if result.first is None:
         return f"No verdict: {compared}"
     return f"First divergence: {_short(module(result.first.culprit.port), 60)}   ({compared})"

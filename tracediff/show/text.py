@@ -34,6 +34,7 @@ from tracediff.show.words import (
     module,
     number,
     plain,
+    same,
     shape,
     short_call,
     table,
@@ -88,9 +89,7 @@ def report(result: Report) -> RenderableType:
 
 def _headline(result: Report) -> Text:
     if result.verdict == "same":
-        unseen = result.coverage.unseen_outputs
-        words = "Same as far as compared" if unseen else "Same"
-        words += ", outputs not recorded" if result.outputs == "not recorded" else ""
+        unseen, words = result.coverage.unseen_outputs, same(result)
         missed = f"{listed(unseen)} {'was' if len(unseen) == 1 else 'were'} not; " if unseen else ""
         return Text.assemble((words, GOOD if words == "Same" else DOUBTFUL), f": {missed}{_agreement(result)}")
     if result.first is None:

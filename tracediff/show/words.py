@@ -12,12 +12,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tracediff.site import RETURNED, pattern_of
+
+if TYPE_CHECKING:
+    from tracediff.report import Report
 
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
@@ -77,6 +80,12 @@ def counted(count: int, one: str, many: str = "") -> str:
 def module(path: str) -> str:
     """A module path as it is printed."""
     return {"": "the root", RETURNED: "what the run returned"}.get(path, path)
+
+
+def same(result: Report) -> str:
+    """How much is the same, in the words that begin the answer where nothing diverged."""
+    words = "Same as far as compared" if result.coverage.unseen_outputs else "Same"
+    return f"{words}, outputs not recorded" if result.outputs == "not recorded" else words
 
 
 def grouped(names: Iterable[str]) -> list[str]:
