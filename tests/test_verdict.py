@@ -98,6 +98,20 @@ def test_rows_of_a_table_that_were_not_looked_up_and_differ_leave_no_verdict(tmp
     assert "weights of the port differ (table.weight), and nothing that was compared tells that this has no effect" in first_line(report)
 
 
+def test_a_table_that_holds_a_factor_of_the_code_is_the_same(tmp_path: Path) -> None:
+    class Gained(Looks):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.table.weight.data *= 2.0 / gain
+            self.gain = gain
+
+        def forward(self, ids: Any) -> Any:
+            return self.out(self.table(ids) * self.gain)
+
+    report = pair(tmp_path, Gained(2.0), Gained(1.0), np.arange(12).reshape(2, 6))
+    assert (report.verdict, report.weights.different) == ("same", ("1 x table.weight (scaled by 2)",))
+
+
 class Idle(Module):
     """A layer whose weights the run uses, or has but does not use."""
 
