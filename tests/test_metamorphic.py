@@ -1,0 +1,123 @@
+"""A clean pair said in another way is still the same: a claim for each transformation of `benchmarks.variants`, forced and free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mlx.core")
+
+import mlx.core as mx
+import pairs
+import torch
+from mlx import nn as mnn
+from torch import nn
+
+from benchmarks.faults.pairs import known
+from benchmarks.variants.catalogue import EVERY
+from benchmarks.variants.measure import Bench, Case
+from benchmarks.variants.variant import Transformation
+
+# -- a pair with what the others lack: a scale that is kept, and experts in a list ---------------------------------------------------------
+
+WIDTH, HEADS, EXPERTS = 8, 2, 3
+
+
+class Mixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.router = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, EXPERTS)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (one.unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in self.qkv(x).chunk(3, -1))
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        weights = torch.softmax(self.router(x), -1)
+        return x + sum(weights[..., place : place + 1] * expert(x) for place, expert in enumerate(self.experts))
+
+
+class PortAttention(mnn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_heads, self.scale = HEADS, (WIDTH // HEADS) ** -0.5
+        self.query, self.key, self.value, self.out = (mnn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k, v = (one(x).reshape(*x.shape[:2], HEADS, -1).swapaxes(1, 2) for one in (self.query, self.key, self.value))
+        return self.out(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale).swapaxes(1, 2).reshape(x.shape))
+
+
+class PortMixture(mnn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.router = PortAttention(), mnn.Linear(WIDTH, EXPERTS)
+        self.experts = [mnn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.attention(x)
+        weights = mx.softmax(self.router(x), axis=-1)
+        return x + sum(weights[..., place : place + 1] * expert(x) for place, expert in enumerate(self.experts))
+
+
+def mixture(seed: int) -> pairs.Pair:
+    reference = pairs.perturb(Mixture(), seed)
+    state = {name: value.numpy() for name, value in reference.state_dict().items()}
+    weights = {name.replace("proj", "attention.out"): value for name, value in state.items() if not name.startswith("qkv")}
+    for kind in ("weight", "bias"):
+        for name, part in zip(("query", "key", "value"), np.split(state[f"qkv.{kind}"], 3), strict=True):
+            weights[f"attention.{name}.{kind}"] = part
+    port = pairs.load(PortMixture(), weights)
+    x = np.random.default_rng(seed).standard_normal((2, 5, WIDTH)).astype(np.float32)
+    return pairs.Pair("mixture", reference, port, lambda: reference(torch.tensor(x)), lambda: mx.eval(port(mx.array(x))), {})
+
+
+# -- what is claimed -----------------------------------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Callable[[int], Any]] = {"gpt": partial(pairs.gpt, layers=1), "conv": pairs.conv, "mixture": mixture}
+OTHERS = {
+    "batch norm folded": "effnet",
+    "zero bias added": "chat",
+    "rotations written out": "sampler",
+    "prefill in chunks": "llama",
+    "token by token": "llama",
+}
+"""Transformations that fit none of the small pairs, and a pair that they fit."""
+MISSING: dict[tuple[str, str], str] = {}
+"""What alarms as tracediff is, and the idea that is missing."""
+BY_NAME = {one.name: one for one in EVERY}
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
+    made: dict[str, Bench] = {}
+
+    def bench(name: str) -> Bench:
+        if name not in made:
+            make = SMALL.get(name) or known()[name].make
+            made[name] = Bench(name, make, 0, tmp_path_factory.mktemp(name), ("float32",))
+        return made[name]
+
+    return bench
+
+
+def claims() -> Iterator[Any]:
+    for one in EVERY:
+        for name in [OTHERS[one.name]] if one.name in OTHERS else SMALL:
+            marks = [pytest.mark.xfail(strict=True, reason=MISSING[one.name, name])] if (one.name, name) in MISSING else []
+            yield pytest.param(one, name, id=f"{one.name}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("transformation", "pair"), claims())
+def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transformation, pair: str, benches: Callable[[str], Bench]) -> None:
+    if OTHERS.get(transformation.name) == "llama":
+        pytest.importorskip("mlx_lm", reason="the caches of mlx-lm are what is tried")
+        pytest.importorskip("transformers")
+    cases: list[Case] = list(benches(pair).clean(transformation, ("float32",)))
+    if not cases:
+        pytest.skip("fits nowhere in this pair")
+    assert {(case.mode, case.verdict, case.first if case.is_alarm else "") for case in cases} == {("forced", "same", ""), ("free", "same", "")}
