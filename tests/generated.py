@@ -22,7 +22,7 @@ from torch import nn
 
 Step = tuple[Any, ...]
 Steps = tuple[Step, ...]
-ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "tanh": "Tanh"}
 BRANCHES = {"residual": 1, "gate": 2, "concat": 2, "split": 2}
 
 
@@ -40,7 +40,7 @@ def steps(depth: int) -> st.SearchStrategy[Step]:
         st.tuples(st.just("linear"), widths),
         st.tuples(st.just("conv"), widths, st.sampled_from((1, 3))),
         st.tuples(st.just("norm"), st.sampled_from(("layer", "rms"))),
-        st.tuples(st.just("act"), st.sampled_from(ACTIVATIONS)),
+        st.tuples(st.just("act"), st.sampled_from(tuple(ACTIVATIONS))),
         st.tuples(st.just("attention"), st.sampled_from((1, 2))),
     ]
     if depth:
@@ -55,23 +55,15 @@ def steps(depth: int) -> st.SearchStrategy[Step]:
 def width_after(steps: Steps, width: int) -> int:
     """How many channels a sequence gives."""
     for step in steps:
-        width = {"linear": lambda w, s: s[1], "conv": lambda w, s: s[1], "concat": _both, "split": _both, "gate": _first}.get(
-            step[0], _as_before
-        )(width, step)
+        kind = step[0]
+        if kind in ("linear", "conv"):
+            width = step[1]
+        elif kind == "gate":
+            width = width_after(step[1], width)
+        elif kind in ("concat", "split"):
+            taken = (width, width) if kind == "concat" else (width // 2, width - width // 2)
+            width = sum(width_after(inner, one) for inner, one in zip(step[1:], taken, strict=True))
     return width
-
-
-def _as_before(width: int, step: Step) -> int:
-    return width
-
-
-def _both(width: int, step: Step) -> int:
-    taken = (width, width) if step[0] == "concat" else (width // 2, width - width // 2)
-    return sum(width_after(inner, one) for inner, one in zip(step[1:], taken, strict=True))
-
-
-def _first(width: int, step: Step) -> int:
-    return width_after(step[1], width)
 
 
 # -- the reference -------------------------------------------------------------------------------------------------------------------------
@@ -133,7 +125,7 @@ def _reference(step: Step, width: int) -> nn.Module:
         "linear": lambda: nn.Linear(width, step[1]),
         "conv": lambda: Conv(width, step[1], step[2], padding=step[2] // 2),
         "norm": lambda: nn.LayerNorm(width) if step[1] == "layer" else nn.RMSNorm(width, eps=1e-5),
-        "act": lambda: {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}[step[1]](),
+        "act": lambda: getattr(nn, ACTIVATIONS[step[1]])(),
         "attention": lambda: Attention(width, step[1] if width % step[1] == 0 else 1),
     }
     return made[kind]()
@@ -196,7 +188,7 @@ def _port(step: Step, width: int) -> mnn.Module:
         "linear": lambda: mnn.Linear(width, step[1]),
         "conv": lambda: mnn.Conv1d(width, step[1], step[2], padding=step[2] // 2),
         "norm": lambda: mnn.LayerNorm(width) if step[1] == "layer" else mnn.RMSNorm(width, eps=1e-5),
-        "act": lambda: {"relu": mnn.ReLU, "gelu": mnn.GELU, "silu": mnn.SiLU, "tanh": mnn.Tanh}[step[1]](),
+        "act": lambda: getattr(mnn, ACTIVATIONS[step[1]])(),
         "attention": lambda: PortAttention(width, step[1] if width % step[1] == 0 else 1),
     }
     return made[kind]()

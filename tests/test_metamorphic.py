@@ -120,4 +120,7 @@ def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transforma
     cases: list[Case] = list(benches(pair).clean(transformation, ("float32",)))
     if not cases:
         pytest.skip("fits nowhere in this pair")
-    assert {(case.mode, case.verdict, case.first if case.is_alarm else "") for case in cases} == {("forced", "same", ""), ("free", "same", "")}
+    assert {(case.mode, case.verdict, case.first if case.is_alarm else "") for case in cases} == {
+        ("forced", "same", ""),
+        ("free", "same", ""),
+    }
