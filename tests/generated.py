@@ -9,7 +9,7 @@ the same in the reference but for convolutions, which it runs channels first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -64,6 +64,12 @@ def width_after(steps: Steps, width: int) -> int:
             taken = (width, width) if kind == "concat" else (width // 2, width - width // 2)
             width = sum(width_after(inner, one) for inner, one in zip(step[1:], taken, strict=True))
     return width
+
+
+def heads_of(step: Step, width: int) -> int:
+    """How many heads an attention has: those it asks for, where they divide the channels."""
+    heads: int = step[1]
+    return heads if width % heads == 0 else 1
 
 
 # -- the reference -------------------------------------------------------------------------------------------------------------------------
@@ -121,14 +127,13 @@ def _reference(step: Step, width: int) -> nn.Module:
     kind = step[0]
     if kind in BRANCHES:
         return Branches(kind, list(step[1:]), width)
-    made: dict[str, Callable[[], nn.Module]] = {
-        "linear": lambda: nn.Linear(width, step[1]),
-        "conv": lambda: Conv(width, step[1], step[2], padding=step[2] // 2),
-        "norm": lambda: nn.LayerNorm(width) if step[1] == "layer" else nn.RMSNorm(width, eps=1e-5),
-        "act": lambda: getattr(nn, ACTIVATIONS[step[1]])(),
-        "attention": lambda: Attention(width, step[1] if width % step[1] == 0 else 1),
-    }
-    return made[kind]()
+    if kind == "linear":
+        return nn.Linear(width, step[1])
+    if kind == "conv":
+        return Conv(width, step[1], step[2], padding=step[2] // 2)
+    if kind == "norm":
+        return nn.LayerNorm(width) if step[1] == "layer" else nn.RMSNorm(width, eps=1e-5)
+    return getattr(nn, ACTIVATIONS[step[1]])() if kind == "act" else Attention(width, heads_of(step, width))
 
 
 # -- the port ------------------------------------------------------------------------------------------------------------------------------
@@ -184,14 +189,13 @@ def _port(step: Step, width: int) -> mnn.Module:
     kind = step[0]
     if kind in BRANCHES:
         return PortBranches(kind, list(step[1:]), width)
-    made: dict[str, Callable[[], mnn.Module]] = {
-        "linear": lambda: mnn.Linear(width, step[1]),
-        "conv": lambda: mnn.Conv1d(width, step[1], step[2], padding=step[2] // 2),
-        "norm": lambda: mnn.LayerNorm(width) if step[1] == "layer" else mnn.RMSNorm(width, eps=1e-5),
-        "act": lambda: getattr(mnn, ACTIVATIONS[step[1]])(),
-        "attention": lambda: PortAttention(width, step[1] if width % step[1] == 0 else 1),
-    }
-    return made[kind]()
+    if kind == "linear":
+        return mnn.Linear(width, step[1])
+    if kind == "conv":
+        return mnn.Conv1d(width, step[1], step[2], padding=step[2] // 2)
+    if kind == "norm":
+        return mnn.LayerNorm(width) if step[1] == "layer" else mnn.RMSNorm(width, eps=1e-5)
+    return getattr(mnn, ACTIVATIONS[step[1]])() if kind == "act" else PortAttention(width, heads_of(step, width))
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------------------------
