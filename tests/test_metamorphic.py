@@ -80,15 +80,43 @@ def mixture(seed: int) -> pairs.Pair:
 
 SMALL: dict[str, Callable[[int], Any]] = {"gpt": partial(pairs.gpt, layers=1), "conv": pairs.conv, "mixture": mixture}
 OTHERS = {
+    "convolution as linear": "conv",
+    "experts permuted": "mixture",
+    "attention scale folded": "mixture",
+    "softmax without maximum": "mixture",
+    "softmax by logarithms": "mixture",
     "batch norm folded": "effnet",
     "zero bias added": "chat",
     "rotations written out": "sampler",
     "prefill in chunks": "llama",
     "token by token": "llama",
 }
-"""Transformations that fit none of the small pairs, and a pair that they fit."""
-MISSING: dict[tuple[str, str], str] = {}
-"""What alarms as tracediff is, and the idea that is missing."""
+"""Transformations that do not fit the small language model, and a pair that they fit."""
+
+PART = "a part of a layer is paired with the whole layer, and not the module around it"
+ABSORBED = "a factor that the next layer takes back is not acquitted: what follows agrees in the free run"
+LONGER = "what holds the reference's rows and more, which are cut off behind, is read as another length"
+ORDER = "forced, a caller's code that puts an order right is handed the order that is right already"
+TWICE = "forced, a call that only the port makes is not told from the one that has a partner"
+MISSING: dict[tuple[str, str], str] = {
+    ("split over the input", "conv"): PART,
+    ("split over the input", "mixture"): PART,
+    ("factor moved between layers", "gpt"): ABSORBED,
+    ("factor moved between layers", "conv"): ABSORBED,
+    ("attention scale folded", "mixture"): ABSORBED,
+    ("norm gain folded", "gpt"): ABSORBED,
+    ("batch norm folded", "effnet"): ABSORBED,
+    ("an extra row", "gpt"): LONGER,
+    ("sequence padded", "gpt"): LONGER,
+    ("batch padded", "gpt"): LONGER,
+    ("experts permuted", "mixture"): ORDER,
+    ("channels exchanged behind", "mixture"): ORDER,
+    ("called twice", "gpt"): TWICE,
+    ("called twice", "mixture"): TWICE,
+}
+"""What alarms as tracediff is, and the idea that is missing. Every other claim held when it was written."""
+
+
 BY_NAME = {one.name: one for one in EVERY}
 
 
@@ -107,8 +135,9 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
 
 def claims() -> Iterator[Any]:
     for one in EVERY:
-        for name in [OTHERS[one.name]] if one.name in OTHERS else SMALL:
+        for name in dict.fromkeys([OTHERS.get(one.name, "gpt"), *(pair for transformation, pair in MISSING if transformation == one.name)]):
             marks = [pytest.mark.xfail(strict=True, reason=MISSING[one.name, name])] if (one.name, name) in MISSING else []
+            marks += [pytest.mark.slow] if name in ("chat", "llama") else []
             yield pytest.param(one, name, id=f"{one.name}-{name}", marks=marks)
 
 
@@ -118,9 +147,28 @@ def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transforma
         pytest.importorskip("mlx_lm", reason="the caches of mlx-lm are what is tried")
         pytest.importorskip("transformers")
     cases: list[Case] = list(benches(pair).clean(transformation, ("float32",)))
-    if not cases:
-        pytest.skip("fits nowhere in this pair")
+    assert cases, "fits nowhere in this pair"
     assert {(case.mode, case.verdict, case.first if case.is_alarm else "") for case in cases} == {
         ("forced", "same", ""),
         ("free", "same", ""),
     }
+
+
+FOLLOWED = (
+    "names anonymised",
+    "wrapped",
+    "moved to another parent",
+    "split in halves",
+    "linear as convolution",
+    "calls exchanged",
+    "results in tuples",
+    "heads permuted",
+    "norms written out",
+    "root nested",
+)
+
+
+def test_a_planted_fault_stays_where_it_is(benches: Callable[[str], Bench]) -> None:
+    cases = list(benches("gpt").faulty([BY_NAME[name] for name in FOLLOWED], 2))
+    assert len({case.transformation for case in cases}) > len(FOLLOWED) // 2
+    assert [(case.transformation, case.mode, case.fault, case.first, case.findings) for case in cases if case.is_lost] == []

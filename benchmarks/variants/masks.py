@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from benchmarks.variants.formulas import Call, lower, rewritten
-from benchmarks.variants.surgery import Spot, flow, spots
+from benchmarks.variants.surgery import Spot, flow, own_class, spots
 from benchmarks.variants.variant import Made, Transformation, Trial
 
 Form = Callable[[mx.array, mx.Dtype], mx.array]
@@ -53,24 +54,58 @@ def masks(form: Form) -> Callable[[Any, random.Random], Made | None]:
 
 def _handed_otherwise(pair: Any, form: Form) -> list[str]:
     """The outermost modules that are handed a mask, and now are handed it in another form."""
-    trial, found = Trial(pair), []
+    return _at_masked(pair, lambda value: _is_other(value, form), lambda spot: _hand(spot, lambda value: _formed(value, form)))
+
+
+def _at_masked(pair: Any, is_wanted: Callable[[Any], bool], change: Callable[[Spot], None]) -> list[str]:
+    """Makes a change at the outermost modules that are handed such a mask; where it was kept."""
+    trial, found = Trial(pair), list[str]()
     calls = flow(pair.port, pair.run_port)
-    masked = {one.path for one in calls if any(_is_other(value, form) for value in (*one.args, *one.kwargs.values()))}
+    masked = {one.path for one in calls if any(map(is_wanted, (*one.args, *one.kwargs.values())))}
     for spot in list(spots(pair.port)):
-        if (
-            spot.path in masked
-            and not any(spot.path.startswith(f"{path}.") for path in found)
-            and trial.keeps(lambda spot=spot: _hand(spot, form))
-        ):
+        is_inside = any(spot.path.startswith(f"{path}.") for path in found)
+        if spot.path in masked and not is_inside and trial.keeps(partial(change, spot)):
             found.append(spot.path)
     return found
 
 
-def _hand(spot: Spot, form: Form) -> None:
+def _hand(spot: Spot, change: Callable[[Any], Any]) -> None:
+    """The caller's code changes what it hands to a module."""
+
     def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return module(*(_formed(one, form) for one in args), **{key: _formed(one, form) for key, one in kwargs.items()})
+        return module(*map(change, args), **{key: change(one) for key, one in kwargs.items()})
 
     spot.aside(call)
+
+
+def turned(pair: Any, chance: random.Random) -> Made | None:
+    """Modules are handed what must not be seen in the place of what may, and their own code turns it round."""
+
+    def change(spot: Spot) -> None:
+        plain = type(spot.module).__call__
+        lows: list[float] = []
+
+        def turn(value: Any) -> Any:
+            if not is_mask(value):
+                return value
+            if value.dtype != mx.bool_:
+                lows.append(float(value.min()))
+            return mx.logical_not(value) if value.dtype == mx.bool_ else value < -1
+
+        def turn_back(value: Any, dtype: mx.Dtype) -> Any:
+            if not isinstance(value, mx.array) or value.dtype != mx.bool_:
+                return value
+            return mx.where(value, mx.array(lows[-1], dtype), mx.array(0, dtype)) if lows else mx.logical_not(value)
+
+        def __call__(self: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            back = partial(turn_back, dtype=x.dtype)
+            return plain(self, x, *map(back, args), **{key: back(one) for key, one in kwargs.items()})
+
+        own_class(spot.module, __call__=__call__)
+        _hand(spot, turn)
+
+    places = _at_masked(pair, is_mask, change)
+    return Made(", ".join([*places[:3], *(["..."] if len(places) > 3 else [])])) if places else None
 
 
 def is_mask(value: Any) -> bool:
@@ -97,6 +132,7 @@ def _is_other(value: Any, form: Form) -> bool:
 
 
 TRANSFORMATIONS = (
+    Transformation("masks of the other polarity", turned),
     Transformation("masks as booleans", masks(lambda seen, dtype: seen)),
     Transformation("masks of minus infinity", masks(additive(-np.inf))),
     Transformation("masks of -1e9", masks(additive(-1e9))),
