@@ -1,9 +1,10 @@
 """Models drawn at random: one description, built on both sides with the same seeded weights.
 
 A description is a tuple of steps, each a tuple that begins with its kind. Steps take and give (batch, length, channels) in the port, and
-the same in the reference but for convolutions, which it runs channels first.
+the same in the reference but for convolutions, which it runs channels first. An activation that is no module is a function of the
+port's own code alone; "twice" is one linear layer called two times.
 
-    ("linear", out)  ("conv", out, kernel)  ("norm", "layer" | "rms")  ("act", name)  ("attention", heads)
+    ("linear", out)  ("conv", out, kernel)  ("norm", "layer" | "rms")  ("act", name, is_module)  ("attention", heads)  ("twice",)
     ("residual", steps)  ("gate", steps, steps)  ("concat", steps, steps)  ("split", steps, steps)
 """
 
@@ -40,7 +41,8 @@ def steps(depth: int) -> st.SearchStrategy[Step]:
         st.tuples(st.just("linear"), widths),
         st.tuples(st.just("conv"), widths, st.sampled_from((1, 3))),
         st.tuples(st.just("norm"), st.sampled_from(("layer", "rms"))),
-        st.tuples(st.just("act"), st.sampled_from(tuple(ACTIVATIONS))),
+        st.tuples(st.just("act"), st.sampled_from(tuple(ACTIVATIONS)), st.booleans()),
+        st.just(("twice",)),
         st.tuples(st.just("attention"), st.sampled_from((1, 2))),
     ]
     if depth:
@@ -94,6 +96,15 @@ class Conv(nn.Conv1d):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+class Twice(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fit = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fit(torch.tanh(self.fit(x)))
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -133,6 +144,8 @@ def _reference(step: Step, width: int) -> nn.Module:
         return Conv(width, step[1], step[2], padding=step[2] // 2)
     if kind == "norm":
         return nn.LayerNorm(width) if step[1] == "layer" else nn.RMSNorm(width, eps=1e-5)
+    if kind == "twice":
+        return Twice(width)
     return getattr(nn, ACTIVATIONS[step[1]])() if kind == "act" else Attention(width, heads_of(step, width))
 
 
@@ -151,6 +164,15 @@ class PortSequence(mnn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class PortTwice(mnn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = mnn.Linear(width, width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.project(mx.tanh(self.project(x)))
 
 
 class PortAttention(mnn.Module):
@@ -185,7 +207,7 @@ class PortBranches(mnn.Module):
         return mx.concatenate(made, axis=-1) if self.kind == "concat" else made[0] * mx.sigmoid(self.project(made[1]))
 
 
-def _port(step: Step, width: int) -> mnn.Module:
+def _port(step: Step, width: int) -> Any:
     kind = step[0]
     if kind in BRANCHES:
         return PortBranches(kind, list(step[1:]), width)
@@ -195,7 +217,11 @@ def _port(step: Step, width: int) -> mnn.Module:
         return mnn.Conv1d(width, step[1], step[2], padding=step[2] // 2)
     if kind == "norm":
         return mnn.LayerNorm(width) if step[1] == "layer" else mnn.RMSNorm(width, eps=1e-5)
-    return getattr(mnn, ACTIVATIONS[step[1]])() if kind == "act" else PortAttention(width, heads_of(step, width))
+    if kind == "twice":
+        return PortTwice(width)
+    if kind == "act":
+        return getattr(mnn, ACTIVATIONS[step[1]])() if step[2] else mx.tanh if step[1] == "tanh" else getattr(mnn, step[1])
+    return PortAttention(width, heads_of(step, width))
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------------------------

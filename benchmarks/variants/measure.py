@@ -36,8 +36,8 @@ UNCHANGED = "as it is"
 class Case:
     """One variant of one pair in one dtype, judged in one mode.
 
-    ``verdict``: what the report says, or what was raised. ``first``: the first line of its text. ``fault`` and ``outcome``: what was
-    planted, and whether the first finding is there.
+    ``verdict``: what the report says; "raised" where tracediff raised, "does not run" where the port by itself does not in that dtype.
+    ``first``: the first line of its text, or of the error. ``fault`` and ``outcome``: what was planted, and where the first finding is.
     """
 
     pair: str
@@ -56,7 +56,7 @@ class Case:
     @property
     def is_alarm(self) -> bool:
         """Whether a clean variant was not called the same."""
-        return not self.fault and self.verdict != "same"
+        return not self.fault and self.verdict not in ("same", "does not run")
 
     @property
     def is_lost(self) -> bool:
@@ -115,7 +115,8 @@ class Bench:
         try:
             report = self.report(pair, made, reference, case.dtype, case.mode)
         except Exception as error:  # noqa: BLE001 - a failure of the tool, or of a port in a dtype, is a result
-            case.verdict, case.first = "raised", f"{type(error).__name__}: {error}".splitlines()[0]
+            case.verdict = "raised" if self._runs(pair, made, case.dtype) else "does not run"
+            case.first = f"{type(error).__name__}: {error}".splitlines()[0]
             return
         case.verdict, case.first = report.verdict or "none", str(report).splitlines()[0]
         case.findings = tuple(
@@ -128,6 +129,15 @@ class Bench:
         if truth is not None:
             culprits = [(one.culprit.reference, one.culprit.port) for one in report.divergences]
             case.outcome = outcome(culprits, [truth], self.truth.called)
+
+    def _runs(self, pair: Any, made: Made, dtype: str) -> bool:
+        """Whether a variant's port runs by itself in a dtype."""
+        try:
+            with in_dtype(pair, dtype), in_force(made):
+                pair.run_port()
+        except Exception:  # noqa: BLE001 - whatever a port raises in a dtype that it was not written for
+            return False
+        return True
 
     def report(self, pair: Any, made: Made, reference: Path, dtype: str, mode: str) -> Any:
         """The report on a variant's port."""

@@ -13,7 +13,7 @@ def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     found = []
     for name in dict.fromkeys(case.transformation for case in cases):
         own = [case for case in cases if case.transformation == name]
-        clean, faulty = [case for case in own if not case.fault], [case for case in own if case.fault]
+        clean, faulty = [case for case in own if not case.fault and case.verdict != "does not run"], [case for case in own if case.fault]
         found.append(
             {
                 "transformation": name,
