@@ -66,12 +66,13 @@ def run(options: argparse.Namespace) -> int:
             except ImportError as error:
                 print(f"{name}: left out, {error}", file=sys.stderr)
                 continue
-            for number, transformation in enumerate([None, *transformations[place % options.share :: options.share]]):
+            own = transformations[place % options.share :: options.share]
+            for number, transformation in enumerate([None, *own]):
                 turn = (place + number + options.seed) % len(options.dtypes)
                 dtypes = options.dtypes if options.every_dtype or transformation is None else options.dtypes[turn : turn + 1]
                 for draw in range(options.draws if transformation else 1):
                     cases += shown(bench.clean(transformation, dtypes, draw), started)
-            cases += shown(bench.faulty(transformations, options.faults), started)
+            cases += shown(bench.faulty(own, options.faults), started)
         if options.json:
             Path(options.json).write_text(
                 json.dumps({"schema": "tracediff.variants/1", "cases": [asdict(case) for case in cases]}, indent=1)
