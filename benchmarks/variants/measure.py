@@ -25,11 +25,14 @@ from benchmarks.faults.plant import Fault
 from benchmarks.faults.score import Planted, outcome
 from benchmarks.variants.variant import Made, Transformation, in_force
 from tracediff.runs.planting import planted
+from tracediff.site import is_below
 from tracediff.trace import Trace
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("forced", "free")
 UNCHANGED = "as it is"
+DRAWS = 6
+"""How often places are drawn until one is at the planted fault."""
 
 
 @dataclass
@@ -180,18 +183,25 @@ class Bench:
         return shows and all(outcome(one, [truth], self.truth.called) == "exact" for one in culprits)
 
     def _planted(self, fault: Fault, transformation: Transformation) -> Iterator[Case]:
-        pair = self.fresh()
-        with planted(pair.port, fault):
-            made = transformation.make(pair, self._chance(transformation.name, 0))
-            if made is None or made.reference or any(path == fault.port or path.startswith(f"{fault.port}.") for path in made.mixed):
-                return
-            truth = self._truth_of(fault, made)
-            for mode in self.modes:
-                started = time.perf_counter()
-                case = Case(self.name, transformation.name, "float32", mode, self.seed, made.text, fault=f"{fault.kind}: {fault.text}")
-                self._judge(case, made.pair or pair, made, self.reference(pair, Made("")), truth)
-                case.seconds = round(time.perf_counter() - started, 2)
-                yield case
+        """A variant of the faulty port: of several draws the first that touches the faulty module, else the last."""
+        for number in range(DRAWS):
+            pair = self.fresh()
+            with planted(pair.port, fault):
+                made = transformation.make(pair, self._chance(transformation.name, number))
+                if made is None or made.reference or any(is_below(path, fault.port) for path in made.mixed):
+                    return
+                if touches(made, fault.port) or number + 1 == DRAWS:
+                    yield from self._judged_faulty(pair, made, fault, transformation.name)
+                    return
+
+    def _judged_faulty(self, pair: Any, made: Made, fault: Fault, name: str) -> Iterator[Case]:
+        truth = self._truth_of(fault, made)
+        for mode in self.modes:
+            started = time.perf_counter()
+            case = Case(self.name, name, "float32", mode, self.seed, made.text, fault=f"{fault.kind}: {fault.text}")
+            self._judge(case, made.pair or pair, made, self.reference(pair, Made("")), truth)
+            case.seconds = round(time.perf_counter() - started, 2)
+            yield case
 
     def _truth_of(self, fault: Fault, made: Made) -> Planted:
         """The reference's modules that correspond to the culprit, and the port's where the variant has it."""
@@ -218,6 +228,11 @@ class Bench:
         opened = td.open_trace(reference)
         self._clean_truth = Truth(pair, opened, traces["free"])
         self._clean_effects = Effects(opened, traces["free"], traces["forced"])
+
+
+def touches(made: Made, path: str) -> bool:
+    """Whether a variant changed a module, what it lies in or what lies in it."""
+    return any(is_below(path, old.rstrip(".")) or is_below(old, path) for old in made.moved)
 
 
 def moved(made: Made, path: str) -> str:
