@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from benchmarks.casting import Arrays
 from benchmarks.clean import reordered
 from benchmarks.variants.surgery import own_class
 from benchmarks.variants.variant import Made, Transformation, Trial
@@ -42,31 +43,33 @@ class StandIn:
         return StandIn(held, below, self._used) if below else held
 
 
-def _is_port_code(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
 @contextmanager
 def instead(others: Mapping[str, Call], used: set[str], packages: tuple[str, ...] = PACKAGES) -> Iterator[None]:
     """Functions of ``mx`` and ``nn``, by names such as ``nn.gelu``, are others for the code of ports. Compilation is off."""
-    core = {name.removeprefix("mx."): value for name, value in others.items() if name.startswith("mx.")}
-    layers = {name.removeprefix("nn."): value for name, value in others.items() if name.startswith("nn.")}
-    names = {f"nn.{name}": name for name in layers}
+    by_module = {
+        prefix: {name.removeprefix(prefix): call for name, call in others.items() if name.startswith(prefix)} for prefix in ("mx.", "nn.")
+    }
     with ExitStack() as stack:
         mx.disable_compile()
         stack.callback(mx.enable_compile)
         for name, module in list(sys.modules.items()):
-            if isinstance(module, ModuleType) and _is_port_code(name, packages):
-                space = vars(module)
-                found = {
-                    key: StandIn(value, core, used) for key, value in space.items() if value is mx or type(value).__name__ == "_Arrays"
-                }
-                found |= {key: StandIn(value, layers, used) for key, value in space.items() if value is nn}
-                found |= {
-                    key: partial(layers[key], value) for key, value in space.items() if key in names.values() and value is getattr(nn, key)
-                }
-                stack.enter_context(patch.dict(space, found))
+            if isinstance(module, ModuleType) and any(name == one or name.startswith(f"{one}.") for one in packages):
+                stand_ins = _stand_ins(vars(module), by_module["mx."], by_module["nn."], used)
+                stack.enter_context(patch.dict(vars(module), stand_ins))
         yield
+
+
+def _stand_ins(space: Mapping[str, Any], core: Mapping[str, Call], layers: Mapping[str, Call], used: set[str]) -> dict[str, Any]:
+    """What stands for ``mx``, for ``nn`` and for functions imported from it among the globals of a file."""
+    found: dict[str, Any] = {}
+    for name, value in space.items():
+        if value is mx or isinstance(value, Arrays):
+            found[name] = StandIn(value, core, used)
+        elif value is nn:
+            found[name] = StandIn(value, layers, used)
+        elif name in layers and value is getattr(nn, name):
+            found[name] = partial(layers[name], value)
+    return found
 
 
 def rewritten(others: Mapping[str, Call], kinds: Mapping[type, Call] | None = None) -> Callable[[Any, random.Random], Made | None]:
