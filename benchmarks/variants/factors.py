@@ -54,9 +54,10 @@ def factor_moved(pair: Any, chance: random.Random) -> Made | None:
     for _, own in families(pair):
         couples = list(itertools.permutations(own, 2))
         for first, second in chance.sample(couples, len(couples)):
-            factor = chance.choice([3.0, 0.3, 5.0])
-            if len(found) < 3 and trial.keeps(lambda first=first, second=second, factor=factor: _shift(first, second, factor)):
-                found.append([first.path, second.path])
+            places = [first.path, second.path]
+            is_new = places not in found and len(found) < 3
+            if is_new and trial.keeps(partial(_shift, first, second, chance.choice([3.0, 0.3, 5.0]))):
+                found.append(places)
                 break
     return listed(found)
 

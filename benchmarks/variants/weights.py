@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -68,15 +69,19 @@ def hidden_permuted(pair: Any, chance: random.Random) -> Made | None:
         for last in own:
             before = [one for one in own if one is not last and _outputs(one) == _width(last)]
             for group in ([before] if len(before) > 1 else []) + [[one] for one in before]:
+                places = [*(one.path for one in group), last.path]
                 order = _drawn(chance, _width(last))
-                if trial.keeps(
-                    lambda group=group, last=last, order=order: [columns(last.module, order), *(rows(one.module, order) for one in group)]
-                ):
-                    found.append([*(one.path for one in group), last.path])
+                is_new = places not in found and len(found) < 3
+                if is_new and trial.keeps(partial(_permute, [one.module for one in group], last.module, order)):
+                    found.append(places)
                     break
-        if len(found) >= 3:
-            break
     return listed(found)
+
+
+def _permute(before: Sequence[Any], last: Any, order: np.ndarray) -> None:
+    columns(last, order)
+    for layer in before:
+        rows(layer, order)
 
 
 def heads_permuted(pair: Any, chance: random.Random) -> Made | None:
