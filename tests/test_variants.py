@@ -17,7 +17,7 @@ import pairs
 
 from benchmarks.variants.catalogue import EVERY, selected
 from benchmarks.variants.joints import split
-from benchmarks.variants.measure import Bench, Case, moved
+from benchmarks.variants.measure import UNCHANGED, Bench, Case, moved
 from benchmarks.variants.surgery import flow, spots
 from benchmarks.variants.table import rate, rows, table
 from benchmarks.variants.variant import Made, Trial, answer, is_same
@@ -82,6 +82,13 @@ def test_whatever_is_not_the_same_is_an_alarm_and_a_variant_alarms_once() -> Non
     assert (row["variants"], row["alarming variants"], row["runs"], row["alarms"]) == (3, 2, 4, 2)
     assert rate(cases) == pytest.approx(200 / 3)
     assert list(table(cases))[-1] == "66.7 % of the 3 variants alarm"
+
+
+def test_what_the_pair_as_it_is_alarms_of_is_told_apart_and_counted() -> None:
+    own = case(transformation=UNCHANGED, verdict="different", dtype="bfloat16")
+    likewise, another = case(verdict="different", dtype="bfloat16"), case(verdict="different", dtype="bfloat16", mode="forced", where="b")
+    assert [(row["alarming variants"], row["of the pair"]) for row in rows([own, likewise, another])] == [(1, 1), (2, 1)]
+    assert rate([own, likewise, another]) == 100
 
 
 def test_a_fault_that_is_not_found_at_its_place_is_lost_and_no_alarm() -> None:

@@ -57,6 +57,11 @@ class Case:
     seconds: float = 0.0
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells variants of one transformation apart: the modes of one are the same variant."""
+        return self.pair, self.dtype, self.where, str(self.seed)
+
+    @property
     def is_alarm(self) -> bool:
         """Whether a clean variant was not called the same."""
         return not self.fault and self.verdict not in ("same", "does not run")
