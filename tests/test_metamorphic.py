@@ -117,18 +117,34 @@ MISSING: dict[tuple[str, str], str] = {
 """What alarms as tracediff is, and the idea that is missing. Every other claim held when it was written."""
 
 
+NAMES = "siblings whose names have changed places are paired by parts of their names, against their weights"
+IDLE = "modules that hand on what they are handed are paired by their place among others of their kind"
+ROWS = "forced, one call for each row is not told from the reference's one call for all rows"
+GATE = "two hidden units that have changed places are not acquitted where the gate behind hardly moves"
+LARGER: tuple[tuple[str, str, str, str], ...] = (
+    ("names exchanged", "llama", "float32", NAMES),
+    ("wrapped", "gpt of four layers", "bfloat16", PART),
+    ("identities inserted", "gpt of four layers", "bfloat16", IDLE),
+    ("split in halves", "conv", "bfloat16", PART),
+    ("split in the caller", "classifier", "float16", PART),
+    ("hidden units permuted", "effnet", "bfloat16", GATE),
+    ("channels exchanged before", "codec", "bfloat16", ORDER),
+    ("row by row", "dinov2", "float16", ROWS),
+)
+"""More that alarms, in larger pairs or in half precision."""
 BY_NAME = {one.name: one for one in EVERY}
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    made: dict[str, Bench] = {}
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bench]:
+    made: dict[tuple[str, str], Bench] = {}
 
-    def bench(name: str) -> Bench:
-        if name not in made:
-            make = SMALL.get(name) or known()[name].make
-            made[name] = Bench(name, make, 0, tmp_path_factory.mktemp(name), ("float32",))
-        return made[name]
+    def bench(name: str, dtype: str = "float32") -> Bench:
+        if (name, dtype) not in made:
+            make = SMALL.get(name) or known()[name.partition(" ")[0]].make
+            folder = tmp_path_factory.mktemp(f"{name}_{dtype}")
+            made[name, dtype] = Bench(name.partition(" ")[0], make, 0, folder, (dtype,))
+        return made[name, dtype]
 
     return bench
 
@@ -142,7 +158,7 @@ def claims() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("transformation", "pair"), claims())
-def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transformation, pair: str, benches: Callable[[str], Bench]) -> None:
+def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transformation, pair: str, benches: Callable[..., Bench]) -> None:
     if OTHERS.get(transformation.name) == "llama":
         pytest.importorskip("mlx_lm", reason="the caches of mlx-lm are what is tried")
         pytest.importorskip("transformers")
@@ -152,6 +168,19 @@ def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transforma
         ("forced", "same", ""),
         ("free", "same", ""),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "pair", "dtype"),
+    [pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason=reason), id=f"{one[0]}-{one[1]}") for *one, reason in LARGER],
+)
+def test_a_larger_clean_pair_said_in_another_way_is_the_same(name: str, pair: str, dtype: str, benches: Callable[..., Bench]) -> None:
+    if pair in ("llama", "dinov2"):
+        pytest.importorskip("mlx_lm")
+        pytest.importorskip("mlx_vlm")
+    cases = list(benches(pair, dtype).clean(BY_NAME[name], (dtype,)))
+    assert [(case.mode, case.first, case.findings) for case in cases if case.is_alarm] == []
 
 
 FOLLOWED = (
@@ -168,7 +197,7 @@ FOLLOWED = (
 )
 
 
-def test_a_planted_fault_stays_where_it_is(benches: Callable[[str], Bench]) -> None:
+def test_a_planted_fault_stays_where_it_is(benches: Callable[..., Bench]) -> None:
     cases = list(benches("gpt").faulty([BY_NAME[name] for name in FOLLOWED], 2))
     assert len({case.transformation for case in cases}) > len(FOLLOWED) // 2
     assert [(case.transformation, case.mode, case.fault, case.first, case.findings) for case in cases if case.is_lost] == []

@@ -59,18 +59,19 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
         counts = f"{row['pairs']:6d}{row['variants']:9d}{row['alarming variants']:9d}{row['of the pair']:8d}"
         counts += f"{row['runs']:6d}{row['alarms']:7d}"
         yield f"{row['transformation']:34s}{counts}{dtypes}{row['faults']:8d}{row['lost']:6d}"
-    yield f"{rate(cases):.1f} % of the {sum(row['variants'] for row in every)} variants alarm"
+    yield f"{rate(cases):.1f} % of the {sum(row['variants'] for row in every if row['transformation'] != UNCHANGED)} variants alarm"
 
 
 def rate(cases: Sequence[Case]) -> float:
     """How many per cent of the clean variants alarm, in one mode at least."""
-    every = rows(cases)
+    every = [row for row in rows(cases) if row["transformation"] != UNCHANGED]
     return 100 * sum(row["alarming variants"] for row in every) / max(1, sum(row["variants"] for row in every))
 
 
 def _total(every: Sequence[dict[str, Any]], cases: Sequence[Case]) -> dict[str, Any]:
-    total = {key: sum(row[key] for row in every) for key in every[0] if key != "transformation"} if every else {}
-    return {**total, "transformation": "all", "pairs": len({case.pair for case in cases})}
+    changed = [row for row in every if row["transformation"] != UNCHANGED]
+    total = {key: sum(row[key] for row in changed) for key in every[0] if key != "transformation"} if every else {}
+    return {**total, "transformation": "all variants", "pairs": len({case.pair for case in cases})}
 
 
 def alarms(cases: Sequence[Case]) -> Iterator[str]:
