@@ -21,11 +21,11 @@ def in_dtype(pair: Any, dtype: str) -> Iterator[None]:
         for key, value in module.items():  # what is kept under a private name is no parameter to MLX, and is cast all the same
             if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
                 module[key] = value.astype(wanted)
-    with patch.dict(pair.run_port.__globals__, {"mx": _Arrays(wanted)}):
+    with patch.dict(pair.run_port.__globals__, {"mx": Arrays(wanted)}):
         yield
 
 
-class _Arrays:
+class Arrays:
     """`mlx.core` for the code that runs a port: real arrays are made in the dtype."""
 
     def __init__(self, wanted: mx.Dtype) -> None:

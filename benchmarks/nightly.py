@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,8 +24,12 @@ STEPS = {
     "golden-chatterbox": ["-m", "benchmarks.golden", "--groups", "chatterbox"],
     "faults": ["-m", "benchmarks.faults", "--quick", "--dtypes", "float32", "bfloat16"],
     "clean": ["-m", "benchmarks.clean", "--seeds", "1"],
+    "variants": ["-m", "benchmarks.variants", "--seed", "today", "--share", "3", "--faults", "1", "--most-alarms", "1"],
+    "generated": ["-m", "pytest", "-n", "auto", "tests/test_generated_models.py"],
     "bisection": ["-m", "benchmarks.bisection"],
 }
+ENVIRONMENT = {"generated": {"TRACEDIFF_EXAMPLES": "300"}}
+"""What a step's process has in its environment besides this one's."""
 LAST_LINES = 12
 RESULT = results.RESULTS / "nightly.json"
 
@@ -47,7 +52,8 @@ def step(name: str) -> dict[str, Any]:
     """Runs one step with its output passed on, and returns how it went."""
     started, lines = time.monotonic(), []
     print(f"== {name}", flush=True)
-    with subprocess.Popen([sys.executable, *STEPS[name]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": {**os.environ, **ENVIRONMENT.get(name, {})}}
+    with subprocess.Popen([sys.executable, *STEPS[name]], text=True, **given) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line.rstrip())

@@ -18,6 +18,7 @@ import tracediff as td
 from tracediff import Report
 from tracediff.causes import from_pair, from_tensors
 from tracediff.causes.explanation import explain
+from tracediff.causes.scene_reader import SceneReader
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import Length, locate
@@ -261,7 +262,7 @@ class TestCauses:
             traces.append(recorder.close())
         alignment = aligned(*traces)
         located = locate(alignment, *traces, mode="forced")
-        assert from_tensors.causes(located, alignment, *traces).unsearched == len(located.findings) - 3 > 0
+        assert from_tensors.causes(located, SceneReader(located, alignment, *traces)).unsearched == len(located.findings) - 3 > 0
         assert len(explain(located, alignment, *traces).notes) == 1
 
     def test_shapes_that_differ_are_told(self, tmp_path: Path) -> None:

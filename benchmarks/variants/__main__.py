@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=("forced", "free"), default=["forced", "free"])
     parser.add_argument("--seed", default="0", help="of weights, inputs and places; 'today' for the day's number [0]")
     parser.add_argument("--draws", type=int, default=1, help="how often each transformation draws its places in a pair [1]")
+    parser.add_argument("--share", type=int, default=1, help="one in so many transformations for each pair, taken in turn [1]")
     parser.add_argument("--faults", type=int, default=0, help="planted faults a pair, each tried in its share of the transformations [0]")
     parser.add_argument("--list", action="store_true", help="list the transformations, and stop")
     parser.add_argument("--most-alarms", type=float, help="exit status 1 if more than so many per cent of the clean variants alarm")
@@ -48,14 +49,16 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.faults.pairs import selected
+    from benchmarks.faults.pairs import known, selected
     from benchmarks.variants import catalogue
     from benchmarks.variants.measure import Bench, Case
     from benchmarks.variants.table import alarms, rate, rows, table
 
     torch.set_num_threads(1)
     transformations, cases, started = catalogue.selected(options.transformations), list[Case](), time.monotonic()
-    for place, (name, entry) in enumerate(selected(options.pairs, options.groups).items()):
+    places = {name: place for place, name in enumerate(known())}
+    for name, entry in selected(options.pairs, options.groups).items():
+        place = places[name]
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(name, entry.make, options.seed, Path(folder), options.dtypes, options.modes)
             try:
@@ -63,12 +66,13 @@ def run(options: argparse.Namespace) -> int:
             except ImportError as error:
                 print(f"{name}: left out, {error}", file=sys.stderr)
                 continue
-            for number, transformation in enumerate([None, *transformations]):
+            own = transformations[place % options.share :: options.share]
+            for number, transformation in enumerate([None, *own]):
                 turn = (place + number + options.seed) % len(options.dtypes)
                 dtypes = options.dtypes if options.every_dtype or transformation is None else options.dtypes[turn : turn + 1]
                 for draw in range(options.draws if transformation else 1):
                     cases += shown(bench.clean(transformation, dtypes, draw), started)
-            cases += shown(bench.faulty(transformations, options.faults), started)
+            cases += shown(bench.faulty(own, options.faults), started)
         if options.json:
             Path(options.json).write_text(
                 json.dumps({"schema": "tracediff.variants/1", "cases": [asdict(case) for case in cases]}, indent=1)

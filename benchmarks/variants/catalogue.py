@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from benchmarks.variants import code, formulas, inputs, names, structure, weights
+from benchmarks.variants import code, factors, formulas, inputs, joints, masks, names, roots, structure, weights
 from benchmarks.variants.variant import Transformation
 
 EVERY: tuple[Transformation, ...] = tuple(
-    one for family in (names, structure, code, weights, formulas, inputs) for one in family.TRANSFORMATIONS
+    one for family in (names, structure, joints, code, weights, factors, formulas, masks, inputs, roots) for one in family.TRANSFORMATIONS
 )
 
 

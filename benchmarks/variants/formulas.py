@@ -1,4 +1,4 @@
-"""The same formulas written otherwise: activations, softmax, attention, norms, rotations, masks, constants, orders of sums.
+"""The same formulas written otherwise: activations, softmax, attention, norms, rotations, constants, orders of sums.
 
 What a port's code calls by ``mx.`` and ``nn.`` is looked up in its file's globals; there a stand-in is put for the time of a run. So the
 call is another one in the port's own code, which is what tracediff sees.
@@ -19,8 +19,9 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from benchmarks.casting import Arrays
 from benchmarks.clean import reordered
-from benchmarks.variants.surgery import Spot, flow, own_class, spots
+from benchmarks.variants.surgery import own_class
 from benchmarks.variants.variant import Made, Transformation, Trial
 
 PACKAGES = ("pairs", "models", "benchmarks.faults.pairs", "mlx_lm.models", "mlx_whisper", "mlx_vlm.models", "mlx_embeddings.models")
@@ -42,31 +43,33 @@ class StandIn:
         return StandIn(held, below, self._used) if below else held
 
 
-def _is_port_code(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
 @contextmanager
 def instead(others: Mapping[str, Call], used: set[str], packages: tuple[str, ...] = PACKAGES) -> Iterator[None]:
     """Functions of ``mx`` and ``nn``, by names such as ``nn.gelu``, are others for the code of ports. Compilation is off."""
-    core = {name.removeprefix("mx."): value for name, value in others.items() if name.startswith("mx.")}
-    layers = {name.removeprefix("nn."): value for name, value in others.items() if name.startswith("nn.")}
-    names = {f"nn.{name}": name for name in layers}
+    by_module = {
+        prefix: {name.removeprefix(prefix): call for name, call in others.items() if name.startswith(prefix)} for prefix in ("mx.", "nn.")
+    }
     with ExitStack() as stack:
         mx.disable_compile()
         stack.callback(mx.enable_compile)
         for name, module in list(sys.modules.items()):
-            if isinstance(module, ModuleType) and _is_port_code(name, packages):
-                space = vars(module)
-                found = {
-                    key: StandIn(value, core, used) for key, value in space.items() if value is mx or type(value).__name__ == "_Arrays"
-                }
-                found |= {key: StandIn(value, layers, used) for key, value in space.items() if value is nn}
-                found |= {
-                    key: partial(layers[key], value) for key, value in space.items() if key in names.values() and value is getattr(nn, key)
-                }
-                stack.enter_context(patch.dict(space, found))
+            if isinstance(module, ModuleType) and any(name == one or name.startswith(f"{one}.") for one in packages):
+                stand_ins = _stand_ins(vars(module), by_module["mx."], by_module["nn."], used)
+                stack.enter_context(patch.dict(vars(module), stand_ins))
         yield
+
+
+def _stand_ins(space: Mapping[str, Any], core: Mapping[str, Call], layers: Mapping[str, Call], used: set[str]) -> dict[str, Any]:
+    """What stands for ``mx``, for ``nn`` and for functions imported from it among the globals of a file."""
+    found: dict[str, Any] = {}
+    for name, value in space.items():
+        if value is mx or isinstance(value, Arrays):
+            found[name] = StandIn(value, core, used)
+        elif value is nn:
+            found[name] = StandIn(value, layers, used)
+        elif name in layers and value is getattr(nn, name):
+            found[name] = partial(layers[name], value)
+    return found
 
 
 def rewritten(others: Mapping[str, Call], kinds: Mapping[type, Call] | None = None) -> Callable[[Any, random.Random], Made | None]:
@@ -134,7 +137,7 @@ def _of_module(function: Call) -> Call:
     return lambda self, x: function(None, x)
 
 
-# -- attention and masks -------------------------------------------------------------------------------------------------------------------
+# -- attention -----------------------------------------------------------------------------------------------------------------------------
 
 
 def attention(original: Call, q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **more: Any) -> mx.array:
@@ -157,89 +160,6 @@ def attention(original: Call, q: mx.array, k: mx.array, v: mx.array, *, scale: f
 def lower(rows: int, columns: int) -> mx.array:
     """The causal mask of the last rows: True where a key may be seen."""
     return mx.arange(columns - rows, columns)[:, None] >= mx.arange(columns)[None]
-
-
-Form = Callable[[mx.array, mx.Dtype], mx.array]
-"""What a mask becomes: told what may be seen, as booleans, and the dtype of the numbers it is for."""
-
-
-def masked_by(form: Form, touched: set[str]) -> Call:
-    """Attention with its mask in another form."""
-
-    def call(original: Call, q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **more: Any) -> mx.array:
-        if isinstance(mask, str):
-            mask = lower(q.shape[2], k.shape[2])
-        if mask is not None:
-            before, mask = mask, form(mask if mask.dtype == mx.bool_ else mask > -1, q.dtype)
-            if before.dtype != mask.dtype or not bool((before == mask).all()):
-                touched.add("attention")
-        return original(q, k, v, mask=mask, **more)
-
-    return call
-
-
-def additive(low: float) -> Form:
-    return lambda seen, dtype: mx.where(seen, mx.array(0, dtype), mx.array(low, dtype))
-
-
-def masks(form: Form) -> Callable[[Any, random.Random], Made | None]:
-    """A transformation: masks have another form in what attention is called with, and in what modules hand one another."""
-
-    def make(pair: Any, chance: random.Random) -> Made | None:
-        touched: set[str] = set()
-        inner = rewritten({"mx.fast.scaled_dot_product_attention": masked_by(form, touched)})(pair, chance)
-        places = _handed_otherwise(pair, form)
-        if not places and not touched:
-            return None
-        text = ", ".join([*touched, *places[:3], *(["..."] if len(places) > 3 else [])])
-        return Made(text, {}, around=inner.around if inner and touched else ())
-
-    return make
-
-
-def _handed_otherwise(pair: Any, form: Form) -> list[str]:
-    """The outermost modules that are handed a mask, and now are handed it in another form."""
-    trial, found = Trial(pair), []
-    calls = flow(pair.port, pair.run_port)
-    masked = {one.path for one in calls if any(_is_other(value, form) for value in (*one.args, *one.kwargs.values()))}
-    for spot in list(spots(pair.port)):
-        if (
-            spot.path in masked
-            and not any(spot.path.startswith(f"{path}.") for path in found)
-            and trial.keeps(lambda spot=spot: _hand(spot, form))
-        ):
-            found.append(spot.path)
-    return found
-
-
-def _hand(spot: Spot, form: Form) -> None:
-    def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return module(*(_formed(one, form) for one in args), **{key: _formed(one, form) for key, one in kwargs.items()})
-
-    spot.aside(call)
-
-
-def is_mask(value: Any) -> bool:
-    """Whether an array says what may be seen: booleans, or zeros and very low numbers."""
-    if not isinstance(value, mx.array) or value.ndim < 2:
-        return False
-    if value.dtype == mx.bool_:
-        return True
-    is_low = value <= -1e4
-    return mx.issubdtype(value.dtype, mx.floating) and bool(((value == 0) | is_low).all()) and bool(is_low.any())
-
-
-def _formed(value: Any, form: Form) -> Any:
-    if not is_mask(value):
-        return value
-    return form(value, mx.float32) if value.dtype == mx.bool_ else form(value > -1, value.dtype)
-
-
-def _is_other(value: Any, form: Form) -> bool:
-    if not is_mask(value):
-        return False
-    formed = _formed(value, form)
-    return formed.dtype != value.dtype or not bool((formed == value).all())
 
 
 # -- norms and rotations -------------------------------------------------------------------------------------------------------------------
@@ -336,10 +256,6 @@ TRANSFORMATIONS = (
     Transformation("attention written out", rewritten({"mx.fast.scaled_dot_product_attention": attention})),
     Transformation("norms written out", rewritten({}, {nn.RMSNorm: rms_norm, nn.LayerNorm: layer_norm, nn.BatchNorm: batch_norm})),
     Transformation("rotations written out", rewritten({}, {nn.RoPE: rope})),
-    Transformation("masks as booleans", masks(lambda seen, dtype: seen)),
-    Transformation("masks of minus infinity", masks(additive(-np.inf))),
-    Transformation("masks of -1e9", masks(additive(-1e9))),
-    Transformation("masks of -1e4", masks(additive(-1e4))),
     Transformation("constants rounded", constants_rounded),
     Transformation("sums in another order", sums("permuted")),
     Transformation("sums in two halves", sums("split")),

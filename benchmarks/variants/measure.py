@@ -25,19 +25,22 @@ from benchmarks.faults.plant import Fault
 from benchmarks.faults.score import Planted, outcome
 from benchmarks.variants.variant import Made, Transformation, in_force
 from tracediff.runs.planting import planted
+from tracediff.site import is_below
 from tracediff.trace import Trace
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("forced", "free")
 UNCHANGED = "as it is"
+DRAWS = 6
+"""How often places are drawn until one is at the planted fault."""
 
 
 @dataclass
 class Case:
     """One variant of one pair in one dtype, judged in one mode.
 
-    ``verdict``: what the report says, or what was raised. ``first``: the first line of its text. ``fault`` and ``outcome``: what was
-    planted, and whether the first finding is there.
+    ``verdict``: what the report says; "raised" where tracediff raised, "does not run" where the port by itself does not in that dtype.
+    ``first``: the first line of its text, or of the error. ``fault`` and ``outcome``: what was planted, and where the first finding is.
     """
 
     pair: str
@@ -54,9 +57,14 @@ class Case:
     seconds: float = 0.0
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells variants of one transformation apart: the modes of one are the same variant."""
+        return self.pair, self.dtype, self.where, str(self.seed)
+
+    @property
     def is_alarm(self) -> bool:
         """Whether a clean variant was not called the same."""
-        return not self.fault and self.verdict != "same"
+        return not self.fault and self.verdict not in ("same", "does not run")
 
     @property
     def is_lost(self) -> bool:
@@ -115,7 +123,8 @@ class Bench:
         try:
             report = self.report(pair, made, reference, case.dtype, case.mode)
         except Exception as error:  # noqa: BLE001 - a failure of the tool, or of a port in a dtype, is a result
-            case.verdict, case.first = "raised", f"{type(error).__name__}: {error}".splitlines()[0]
+            case.verdict = "raised" if self._runs(pair, made, case.dtype) else "does not run"
+            case.first = f"{type(error).__name__}: {error}".splitlines()[0]
             return
         case.verdict, case.first = report.verdict or "none", str(report).splitlines()[0]
         case.findings = tuple(
@@ -128,6 +137,15 @@ class Bench:
         if truth is not None:
             culprits = [(one.culprit.reference, one.culprit.port) for one in report.divergences]
             case.outcome = outcome(culprits, [truth], self.truth.called)
+
+    def _runs(self, pair: Any, made: Made, dtype: str) -> bool:
+        """Whether a variant's port runs by itself in a dtype."""
+        try:
+            with in_dtype(pair, dtype), in_force(made):
+                pair.run_port()
+        except Exception:  # noqa: BLE001 - whatever a port raises in a dtype that it was not written for
+            return False
+        return True
 
     def report(self, pair: Any, made: Made, reference: Path, dtype: str, mode: str) -> Any:
         """The report on a variant's port."""
@@ -170,18 +188,25 @@ class Bench:
         return shows and all(outcome(one, [truth], self.truth.called) == "exact" for one in culprits)
 
     def _planted(self, fault: Fault, transformation: Transformation) -> Iterator[Case]:
-        pair = self.fresh()
-        with planted(pair.port, fault):
-            made = transformation.make(pair, self._chance(transformation.name, 0))
-            if made is None or made.reference or any(path == fault.port or path.startswith(f"{fault.port}.") for path in made.mixed):
-                return
-            truth = self._truth_of(fault, made)
-            for mode in self.modes:
-                started = time.perf_counter()
-                case = Case(self.name, transformation.name, "float32", mode, self.seed, made.text, fault=f"{fault.kind}: {fault.text}")
-                self._judge(case, made.pair or pair, made, self.reference(pair, Made("")), truth)
-                case.seconds = round(time.perf_counter() - started, 2)
-                yield case
+        """A variant of the faulty port: of several draws the first that touches the faulty module, else the last."""
+        for number in range(DRAWS):
+            pair = self.fresh()
+            with planted(pair.port, fault):
+                made = transformation.make(pair, self._chance(transformation.name, number))
+                if made is None or made.reference or any(is_below(path, fault.port) for path in made.mixed):
+                    return
+                if touches(made, fault.port) or number + 1 == DRAWS:
+                    yield from self._judged_faulty(pair, made, fault, transformation.name)
+                    return
+
+    def _judged_faulty(self, pair: Any, made: Made, fault: Fault, name: str) -> Iterator[Case]:
+        truth = self._truth_of(fault, made)
+        for mode in self.modes:
+            started = time.perf_counter()
+            case = Case(self.name, name, "float32", mode, self.seed, made.text, fault=f"{fault.kind}: {fault.text}")
+            self._judge(case, made.pair or pair, made, self.reference(pair, Made("")), truth)
+            case.seconds = round(time.perf_counter() - started, 2)
+            yield case
 
     def _truth_of(self, fault: Fault, made: Made) -> Planted:
         """The reference's modules that correspond to the culprit, and the port's where the variant has it."""
@@ -208,6 +233,11 @@ class Bench:
         opened = td.open_trace(reference)
         self._clean_truth = Truth(pair, opened, traces["free"])
         self._clean_effects = Effects(opened, traces["free"], traces["forced"])
+
+
+def touches(made: Made, path: str) -> bool:
+    """Whether a variant changed a module, what it lies in or what lies in it."""
+    return any(is_below(path, old.rstrip(".")) or is_below(old, path) for old in made.moved)
 
 
 def moved(made: Made, path: str) -> str:

@@ -1,8 +1,7 @@
-"""The same function by other weights: sets permuted, factors and gains folded into what follows or precedes."""
+"""The same function by other weights: hidden units, heads, experts and channels in another order."""
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,13 +13,11 @@ from mlx import nn
 
 from benchmarks.variants import layers
 from benchmarks.variants.structure import at_some
-from benchmarks.variants.surgery import Spot, flow, spots
+from benchmarks.variants.surgery import Spot, spots
 from benchmarks.variants.variant import Made, Transformation, Trial
 
 HEADS = ("n_heads", "num_heads", "heads", "n_head", "num_attention_heads", "nhead", "num_head")
 GROUPS = ("n_kv_heads", "num_key_value_heads", "num_kv_heads", "kv_heads", "groups")
-SCALES = ("scale", "scaling", "attn_scale", "softmax_scale")
-NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 def rows(layer: Any, order: np.ndarray) -> None:
@@ -33,12 +30,6 @@ def rows(layer: Any, order: np.ndarray) -> None:
 def columns(layer: Any, order: np.ndarray) -> None:
     """A layer whose inputs come in another order."""
     layer.weight = mx.take(layer["weight"], mx.array(order), axis=-1)
-
-
-def scaled_rows(layer: Any, factor: float) -> None:
-    layer.weight = layer["weight"] * factor
-    if "bias" in layer:
-        layer.bias = layer["bias"] * factor
 
 
 def families(pair: Any) -> Iterator[tuple[Spot | None, list[Spot]]]:
@@ -78,15 +69,19 @@ def hidden_permuted(pair: Any, chance: random.Random) -> Made | None:
         for last in own:
             before = [one for one in own if one is not last and _outputs(one) == _width(last)]
             for group in ([before] if len(before) > 1 else []) + [[one] for one in before]:
+                places = [*(one.path for one in group), last.path]
                 order = _drawn(chance, _width(last))
-                if trial.keeps(
-                    lambda group=group, last=last, order=order: [columns(last.module, order), *(rows(one.module, order) for one in group)]
-                ):
-                    found.append([*(one.path for one in group), last.path])
+                is_new = places not in found and len(found) < 3
+                if is_new and trial.keeps(partial(_permute, [one.module for one in group], last.module, order)):
+                    found.append(places)
                     break
-        if len(found) >= 3:
-            break
-    return _listed(found)
+    return listed(found)
+
+
+def _permute(before: Sequence[Any], last: Any, order: np.ndarray) -> None:
+    columns(last, order)
+    for layer in before:
+        rows(layer, order)
 
 
 def heads_permuted(pair: Any, chance: random.Random) -> Made | None:
@@ -111,7 +106,7 @@ def heads_permuted(pair: Any, chance: random.Random) -> Made | None:
             ):
                 found.append([*(one.path for one in others), last.path])
                 break
-    return _listed(found)
+    return listed(found)
 
 
 def _permutes_heads(trial: Trial, last: Spot, others: Sequence[Spot], heads: int, groups: int, chance: random.Random) -> bool:
@@ -164,7 +159,7 @@ def experts_permuted(pair: Any, chance: random.Random) -> Made | None:
 
             if (stacked or lists) and len(found) < 3 and [router.path] not in found and trial.keeps(change):
                 found.append([router.path])
-    return _listed(found)
+    return listed(found)
 
 
 def _lists(module: nn.Module) -> list[list[Any]]:
@@ -180,7 +175,7 @@ def channels_exchanged(pair: Any, chance: random.Random) -> Made | None:
         spot.aside(lambda module, x: mx.take(module(x), mx.array(np.argsort(order)), axis=-1))
 
     places = at_some(pair, chance, lambda spot: layers.is_layer(spot.module) and _outputs(spot) > 1, change)
-    return _listed([[path] for path in places])
+    return listed([[path] for path in places])
 
 
 def channels_taken_in_otherwise(pair: Any, chance: random.Random) -> Made | None:
@@ -192,117 +187,10 @@ def channels_taken_in_otherwise(pair: Any, chance: random.Random) -> Made | None
         spot.aside(lambda module, x: module(mx.take(x, mx.array(order), axis=-1)))
 
     places = at_some(pair, chance, lambda spot: layers.is_layer(spot.module) and _width(spot) > 1, change)
-    return _listed([[path] for path in places])
+    return listed([[path] for path in places])
 
 
-# -- factors -------------------------------------------------------------------------------------------------------------------------------
-
-
-def scale_folded(pair: Any, chance: random.Random) -> Made | None:
-    """The scale of some attentions is folded into the projection of the queries."""
-    trial, found = Trial(pair), []
-    for owner, own in families(pair):
-        module = pair.port if owner is None else owner.module
-        name = next((name for name in SCALES if isinstance(getattr(module, name, None), float)), "scale")
-        scale = getattr(module, name, 1.0)
-        if not isinstance(scale, float) or scale == 1.0 or len(found) >= 3:
-            continue
-        for one in own:
-            if trial.keeps(partial(_fold_scale, module, name, one.module)):
-                found.append([one.path])
-                break
-    return _listed(found)
-
-
-def _fold_scale(module: Any, name: str, layer: Any) -> None:
-    scaled_rows(layer, getattr(module, name))
-    setattr(module, name, 1.0)
-
-
-def factor_moved(pair: Any, chance: random.Random) -> Made | None:
-    """Some layers are larger by a factor, and the layer behind smaller by it."""
-    trial, found = Trial(pair), []
-    for _, own in families(pair):
-        couples = list(itertools.permutations(own, 2))
-        for first, second in chance.sample(couples, len(couples)):
-            factor = chance.choice([3.0, 0.3, 5.0])
-            if len(found) < 3 and trial.keeps(lambda first=first, second=second, factor=factor: _shift(first, second, factor)):
-                found.append([first.path, second.path])
-                break
-    return _listed(found)
-
-
-def _shift(first: Spot, second: Spot, factor: float) -> None:
-    scaled_rows(first.module, factor)
-    second.module.weight = second.module["weight"] / factor
-
-
-def gain_folded(pair: Any, chance: random.Random) -> Made | None:
-    """The gain and the offset of some norms are folded into the linear layers behind, and are one and zero."""
-    trial, found = Trial(pair), []
-    calls = flow(pair.port, pair.run_port)
-    held = {spot.path: spot for spot in spots(pair.port)}
-    callers = {one.caller for one in calls}
-    fit = {path for path, spot in held.items() if type(spot.module) in NORMS and "weight" in spot.module}
-    norms = {one.path: one.result for one in calls if one.path in fit}
-    for path, result in chance.sample(list(norms.items()), len(norms)):
-        behind = list(dict.fromkeys(one.path for one in calls if one.x is result and one.path not in callers))
-        is_fit = behind and all(one in held and type(held[one].module) is nn.Linear for one in behind)
-        if (
-            is_fit
-            and len(found) < 3
-            and trial.keeps(lambda path=path, behind=behind: _fold(held[path].module, [held[one].module for one in behind]))
-        ):
-            found.append([path, *behind])
-    return _listed(found)
-
-
-def _fold(norm: Any, behind: Sequence[Any]) -> None:
-    for layer in behind:
-        if "bias" in norm:
-            offset = layer["weight"] @ norm["bias"]
-            layer.bias = layer["bias"] + offset if "bias" in layer else offset
-        layer.weight = layer["weight"] * norm["weight"]
-    norm.weight = mx.ones_like(norm["weight"])
-    if "bias" in norm:
-        norm.bias = mx.zeros_like(norm["bias"])
-
-
-def statistics_folded(pair: Any, chance: random.Random) -> Made | None:
-    """Some batch norms are folded into the layer before, and are not there."""
-    trial, found = Trial(pair), []
-    calls = flow(pair.port, pair.run_port)
-    held = {spot.path: spot for spot in spots(pair.port)}
-    for one in calls:
-        if one.path in held and isinstance(held[one.path].module, nn.BatchNorm) and len(found) < 3:
-            made = [other.path for other in calls if other.result is one.x and other.path in held]
-            before = next((path for path in made if layers.is_layer(held[path].module)), None)
-            if before and trial.keeps(lambda one=one, before=before: _fold_statistics(held[one.path], held[before].module)):
-                found.append([before, one.path])
-    return _listed(found)
-
-
-def _fold_statistics(spot: Spot, layer: Any) -> None:
-    norm = spot.module
-    gain = norm["weight"] * mx.rsqrt(norm["running_var"] + norm.eps)
-    layer.weight = layer["weight"] * gain.reshape(-1, *[1] * (layer["weight"].ndim - 1))
-    before = layer["bias"] if "bias" in layer else mx.zeros_like(gain)
-    layer.bias = (before - norm["running_mean"]) * gain + norm["bias"]
-    spot.take_out()
-    spot.aside(lambda module, x: x)
-
-
-def biased(pair: Any, chance: random.Random) -> Made | None:
-    """Some layers without a bias have one of zeros."""
-
-    def change(spot: Spot) -> None:
-        spot.module.bias = mx.zeros(spot.module["weight"].shape[:1])
-
-    places = at_some(pair, chance, lambda spot: layers.is_layer(spot.module) and "bias" not in spot.module, change)
-    return _listed([[path] for path in places])
-
-
-def _listed(found: Sequence[Sequence[str]]) -> Made | None:
+def listed(found: Sequence[Sequence[str]]) -> Made | None:
     if not found:
         return None
     return Made("; ".join(" + ".join(group) for group in found), {}, frozenset(path for group in found for path in group))
@@ -314,9 +202,4 @@ TRANSFORMATIONS = (
     Transformation("experts permuted", experts_permuted),
     Transformation("channels exchanged behind", channels_exchanged),
     Transformation("channels exchanged before", channels_taken_in_otherwise),
-    Transformation("attention scale folded", scale_folded),
-    Transformation("factor moved between layers", factor_moved),
-    Transformation("norm gain folded", gain_folded),
-    Transformation("batch norm folded", statistics_folded),
-    Transformation("zero bias added", biased),
 )
