@@ -94,25 +94,14 @@ OTHERS = {
 """Transformations that do not fit the small language model, and a pair that they fit."""
 
 PART = "a part of a layer is paired with the whole layer, and not the module around it"
-ABSORBED = "a factor that the next layer takes back is not acquitted: what follows agrees in the free run"
 LONGER = "what holds the reference's rows and more, which are cut off behind, is read as another length"
 ORDER = "forced, a caller's code that puts an order right is handed the order that is right already"
-TWICE = "forced, a call that only the port makes is not told from the one that has a partner"
 MISSING: dict[tuple[str, str], str] = {
     ("split over the input", "conv"): PART,
     ("split over the input", "mixture"): PART,
-    ("factor moved between layers", "gpt"): ABSORBED,
-    ("factor moved between layers", "conv"): ABSORBED,
-    ("attention scale folded", "mixture"): ABSORBED,
-    ("norm gain folded", "gpt"): ABSORBED,
-    ("batch norm folded", "effnet"): ABSORBED,
     ("an extra row", "gpt"): LONGER,
     ("sequence padded", "gpt"): LONGER,
     ("batch padded", "gpt"): LONGER,
-    ("experts permuted", "mixture"): ORDER,
-    ("channels exchanged behind", "mixture"): ORDER,
-    ("called twice", "gpt"): TWICE,
-    ("called twice", "mixture"): TWICE,
 }
 """What alarms as tracediff is, and the idea that is missing. Every other claim held when it was written."""
 

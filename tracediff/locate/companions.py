@@ -8,14 +8,13 @@ shows that directly. Two files show the companion itself: other weights, another
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from itertools import chain
 
+from tracediff.locate.masks import may_mask
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
 from tracediff.site import module_of
-from tracediff.trace import Trace
 
 
 def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int] | None) -> bool:
@@ -25,9 +24,16 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     """
     takers = _takers(verdicts, i, call)
     first = next(takers, None)
-    if flagged is None:
-        return first is not None and all(_has_companion(verdicts, taker) for taker in chain([first], takers))
-    return all(_is_flagged(verdicts, taker, flagged) for taker in chain([call if first is None else first], takers))
+    if first is None:
+        return flagged is not None and _is_flagged(verdicts, call, flagged)
+    return all(_is_made_for(verdicts, taker, flagged) for taker in chain([first], takers))
+
+
+def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None) -> bool:
+    """Whether what takes a difference in is made for it: a forced run shows that where what it returns was compared."""
+    if flagged is not None and _returned(verdicts, taker):
+        return _is_flagged(verdicts, taker, flagged)
+    return _has_companion(verdicts, taker)
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
@@ -36,43 +42,55 @@ def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool
 
 
 def _takers(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
-    """The innermost calls inside a call that are handed something that differs, from a place on, and return what agrees."""
-    flow = verdicts.flow
-    for child in flow.calls.children[call]:
+    """The innermost calls inside a call that take in what differs at a place and return what agrees, or what the port has no partner of."""
+    calls, taken = verdicts.flow.calls, {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
+    for child in calls.children[call]:
         inner = list(_takers(verdicts, i, child))
         yield from inner
-        returned = flow.pairs_at(flow.calls.outputs(child))
-        if not inner and _differing(verdicts, i, child) and returned and all(map(verdicts.expected.agrees, returned)):
+        returned = _returned(verdicts, child)
+        is_alone = not returned and not calls.children[child] and not taken.isdisjoint(calls.inputs(child))
+        agrees = bool(returned) and bool(_carried(verdicts, i, child)) and all(map(verdicts.expected.agrees, returned))
+        if not inner and (is_alone or agrees):
             yield child
 
 
-def _differing(verdicts: Verdicts, i: int, call: int) -> list[int]:
-    """What a call is handed that differs, from a place on."""
+def _returned(verdicts: Verdicts, call: int) -> list[int]:
+    """The pairs of what a call returned."""
+    return verdicts.flow.pairs_at(verdicts.flow.calls.outputs(call))
+
+
+def _carried(verdicts: Verdicts, i: int, call: int) -> list[int]:
+    """What a call is handed that differs, and may carry on what differs at a place."""
+    return [j for j in _differing(verdicts, call) if j >= i and not _is_older(verdicts, j, i)]
+
+
+def _is_older(verdicts: Verdicts, j: int, i: int) -> bool:
+    """Whether the very tensors of a pair were made before a place."""
+    calls, sources = verdicts.flow.calls, verdicts.pairs[j].reference
+    return all(0 <= calls.producers[row] < min(verdicts.pairs[i].reference) for row in sources)
+
+
+def _differing(verdicts: Verdicts, call: int) -> list[int]:
+    """What a call is handed that differs; masks do by convention."""
     handed = verdicts.flow.pairs_at(verdicts.flow.calls.inputs(call))
-    return [j for j in handed if j >= i and not verdicts.expected.agrees(j)]
+    return [j for j in handed if not may_mask(verdicts.pairs.records(j)[0]) and not verdicts.expected.agrees(j)]
 
 
 def _has_companion(verdicts: Verdicts, call: int) -> bool:
-    """Whether a call differs from its partner in something besides one input, and is no normalisation."""
+    """Whether a call differs from its partner in something besides one input, or has weights and no partner; a normalisation never does."""
     path = module_of(verdicts.flow.calls.site_of(call))
-    if "norm" in verdicts.pairs.types.get(path, "").lower():
+    if path in verdicts.pairs.normalising:
         return False
-    return len(_differing(verdicts, 0, call)) > 1 or _has_other_weights(verdicts, path)
+    if not _returned(verdicts, call):
+        return path in verdicts.pairs.norms[0]
+    return len(_differing(verdicts, call)) > 1 or _has_other_weights(verdicts, path)
 
 
 def _has_other_weights(verdicts: Verdicts, path: str) -> bool:
-    """Whether a module of the reference and its partner have parameters of other size."""
+    """Whether a module of the reference and its partners, of which a fused one has several, have parameters of other size."""
     pairs = verdicts.pairs
-    partner = pairs.alignment.port_of.get(path)
-    if partner is None:
-        return False
-    ours, theirs = _norms(pairs.reference).get(path), _norms(pairs.port).get(partner)
-    return bool(ours and theirs) and not math.isclose(ours or 0.0, theirs or 0.0, rel_tol=THRESHOLDS.same_weights)
-
-
-def _norms(trace: Trace) -> dict[str, float]:
-    """By module path the root of the summed squares of a module's own parameters."""
-    squares: dict[str, float] = defaultdict(float)
-    for param in trace.params.values():
-        squares[param.path] += param.stats.l2**2
-    return {path: math.sqrt(square) for path, square in squares.items()}
+    partners = {pair.port for pair in pairs.alignment.pairs if pair.reference == path and pair.port is not None}
+    ours, theirs = (
+        math.hypot(*(norms.get(one, 0.0) for one in paths)) for norms, paths in zip(pairs.norms, ({path}, partners), strict=True)
+    )
+    return bool(ours and theirs) and not math.isclose(ours, theirs, rel_tol=THRESHOLDS.same_weights)

@@ -107,7 +107,7 @@ class Effects:
         by what differs.
         """
         calls, call = self._flow.calls, self._flow.call(i)
-        if "norm" in self._pairs.types.get(module_of(calls.site_of(call)), "").lower():
+        if module_of(calls.site_of(call)) in self._pairs.normalising:
             return False
         outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
         if all(map(self._pairs.is_exact, outputs)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
@@ -98,8 +100,27 @@ class Pairs:
         return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}
 
     @cached_property
+    def normalising(self) -> frozenset[str]:
+        """The paths of the reference's modules that normalise by what they are handed; a batch norm does so in training only."""
+        modules = self.reference.meta.get("modules") or ()
+        norms = (module for module in modules if "norm" in str(module.get("type", "")).lower())
+        return frozenset(str(one["path"]) for one in norms if one.get("training") or "batchnorm" not in str(one.get("type", "")).lower())
+
+    @cached_property
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Of reference and port, by module path, the norm of all parameters that a module owns itself."""
+        return _norms(self.reference), _norms(self.port)
+
+    @cached_property
     def handed_ends(self) -> frozenset[tuple[str, str]]:
         """The reference's sites, each with the inputs that its partner in the port is handed too."""
         kinds = self.reference.calls.kinds
         handed = (self.records(i)[0] for i, pair in enumerate(self._pairs) if kinds[pair.reference[0]] == "input")
         return frozenset((record.site, record.end) for record in handed)
+
+
+def _norms(trace: Trace) -> dict[str, float]:
+    squares: dict[str, float] = defaultdict(float)
+    for param in trace.params.values():
+        squares[param.path] += param.stats.l2**2
+    return {path: math.sqrt(square) for path, square in squares.items()}
