@@ -77,17 +77,23 @@ def _made(path: Path, record: Callable[[Path], Any]) -> Path:
 def models(name: str) -> Source:
     """A pair of the fault benchmark, with a few of its faults. Raises ImportError where its packages are not installed."""
     import heldout
+
+    from benchmarks.faults.pairs import known
+
+    make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
+    return of_models(make(0), FAULTS)[0]
+
+
+def of_models(pair: Any, most: int) -> tuple[Source, list[Any]]:
+    """A pair of models with so many of its faults at most, and these faults."""
     import torch
 
     from benchmarks.faults.catalogue import all_faults, chosen
-    from benchmarks.faults.pairs import known
     from benchmarks.faults.plant import planted
 
-    make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
-    pair = make(0)
     with torch.no_grad():
         faults = chosen(all_faults(pair), 0, 1)
-    spread = faults[:: max(1, -(-len(faults) // FAULTS))]
+    spread = faults[:: max(1, -(-len(faults) // most))]
 
     def reference(to: Path) -> Any:
         torch.manual_seed(0)  # of the pairs whose reference draws random numbers
@@ -97,7 +103,7 @@ def models(name: str) -> Source:
     def port(*wrong: Any) -> Callable[[Path, Path, str], Any]:
         return lambda ours, to, mode: _port(pair.port, pair.run_port, ours, to, mode, state=planted(pair.port, *wrong))
 
-    return Source(reference, [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one)) for one in spread)])
+    return Source(reference, [Port("", port()), *(Port(f"{one.kind}, {one.text}", port(one)) for one in spread)]), spread
 
 
 def _port(

@@ -43,11 +43,24 @@ class SitePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Why tensors are read in a layout where shapes leave a choice: the ``rival``, the next best layout, and who says what.
+
+    ``probability``: of the layout rather than the rival, 0 to 1. ``voices``: (source, what it says for the layout, what for the rival), in
+    natural logarithms of odds; what speaks most for the layout first.
+    """
+
+    rival: str
+    probability: float
+    voices: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RecordPair:
     """Rows of the reference and the port's rows that hold the same tensor: mostly one each, several where calls are split or stacked.
 
     ``layout`` reads the port's rows as the reference's; it is None where no layout reconciles the shapes. ``sites`` is the place of
-    their pair of sites in `Alignment.pairs`.
+    their pair of sites in `Alignment.pairs`. ``account`` says more of a layout that shapes alone do not give.
     """
 
     reference: tuple[int, ...]
@@ -56,6 +69,7 @@ class RecordPair:
     evidence: str
     confidence: float
     sites: int
+    account: Account | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
