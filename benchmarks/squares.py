@@ -70,10 +70,7 @@ def made(name: str, seed: int = 0) -> Any:
     import pairs
 
     square = SQUARES[name]
-    if square.pair in pairs.PAIRS:
-        pair = pairs.PAIRS[square.pair](seed, **square.options)
-    else:
-        pair = _copy_of(square, name).make(seed)
+    pair = pairs.PAIRS[square.pair](seed, **square.options) if square.pair in pairs.PAIRS else _copy_of(square, name).make(seed)
     resize(pair, square)
     return pair
 
@@ -81,9 +78,11 @@ def made(name: str, seed: int = 0) -> Any:
 def _copy_of(square: Square, name: str) -> Any:
     """A pair's module with other constants, beside the module itself: its functions go on reading them when they run."""
     found = importlib.util.find_spec(f"benchmarks.faults.pairs.{square.pair}")
-    assert found is not None and found.origin is not None
+    assert found is not None
+    assert found.origin is not None
     spec = importlib.util.spec_from_file_location(f"benchmarks.faults.pairs.{name.replace('-', '_')}", found.origin)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -212,11 +211,15 @@ class Bench:
                     alignment = td.align(reference, port)
                     spent = time.process_time() - started
                     wrong, seen, open_ = wrong_layouts(alignment, reference, port, accepted)
-                    case = Case(self.name, "float32", run.rpartition(" ")[2], 0, tuple(f.text for f in faults), tuple(f.kind for f in faults))
+                    case = Case(
+                        self.name, "float32", run.rpartition(" ")[2], 0, tuple(f.text for f in faults), tuple(f.kind for f in faults)
+                    )
                     planted = [sites.of(fault) for fault in faults]
                     report = judge(case, td.bisect(reference, port, scan=True), planted, sites.called)
                     names = {name for fault in planted for one in (fault, *fault.others) for name in (one.port, *one.references)}
-                    alarms = [one for one in report.culprits if not names.intersection(one.split(" @ ")[0].replace("root", "").split(" | "))]
+                    alarms = [
+                        one for one in report.culprits if not names.intersection(one.split(" @ ")[0].replace("root", "").split(" | "))
+                    ]
                     yield Outcome(run, seen, open_, wrong, alarms, case.outcome or "clean", spent)
 
 
@@ -300,7 +303,9 @@ def main() -> None:
 def _line(name: str, row: Mapping[str, int]) -> str:
     places = ", ".join(f"{row[f'place {one}']} {one}" for one in ("exact", "near", "wrong", "missed") if row.get(f"place {one}"))
     numbers = [row.get(one, 0) for one in ("runs", "records", "known", "wrong", "clean alarms", "alarms")]
-    return f"{name:24s}" + "".join(f"{number:>{width}d}" for number, width in zip(numbers, (6, 9, 8, 7, 14, 8), strict=True)) + f"  {places}"
+    return (
+        f"{name:24s}" + "".join(f"{number:>{width}d}" for number, width in zip(numbers, (6, 9, 8, 7, 14, 8), strict=True)) + f"  {places}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracediff.alignment.record_table import Rows
-from tracediff.alignment.thresholds import THRESHOLDS
 
 
 class Consumers:
@@ -39,7 +38,7 @@ class Consumers:
 
     def _partner(self, call: int) -> int | None:
         """The port's call that is paired with a call of the reference, by its number among the calls of its site."""
-        ours, theirs = self.rows.sides
-        partner = self.rows.partner.get(int(ours.calls.site[call]))
-        same = [] if partner is None else np.flatnonzero((theirs.calls.site == partner) & (theirs.calls.ordinal == ours.calls.ordinal[call]))
+        ours, theirs = (side.calls for side in self.rows.sides)
+        site = self.rows.partner.get(int(ours.site[call]), -1)
+        same = np.flatnonzero((theirs.site == site) & (theirs.ordinal == ours.ordinal[call]))
         return int(same[0]) if len(same) else None

@@ -1,18 +1,17 @@
 """The layouts of all pairs of records, decided together where shapes leave a choice.
 
-What a tensor is laid out as must fit what it came from and where it goes. So each slot (a boundary of two paired sites, in calls of the same
-shapes) is a variable whose options are the layouts that its shapes allow; `layout_evidence` says what speaks for each by itself, and
+What a tensor is laid out as must fit what it came from and where it goes. So each slot (a boundary of two paired sites, in calls of the
+same shapes) is a variable whose options are the layouts that its shapes allow; `layout_evidence` says what speaks for each by itself, and
 `layout_ties` what must agree. `propagation` finds the layouts that fit best all together. See docs/pairing.md.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from tracediff.alignment import layout_evidence, layout_ties
-from tracediff.alignment.layout_evidence import LayoutEvidence, Source
+from tracediff.alignment.layout_evidence import LayoutEvidence
 from tracediff.alignment.layout_slots import Order, Slot, slots_of
 from tracediff.alignment.layout_ties import LayoutTies
 from tracediff.alignment.layouts import OPEN, LayoutChooser
@@ -61,20 +60,18 @@ class JointLayouts:
         self.decision = JointDecision()
         for slot in slots:
             self.decision.add(len(slot.options))
-        ties, derived = LayoutTies(rows, slots), set[int]()
+        ties = LayoutTies(rows, slots)
         for source in layout_ties.SOURCES:
             for tie in source(ties):
                 self.decision.tie(tie.first, tie.second, tie.matches, tie.weight, WORDS[source.__name__])
-                derived.add(tie.second)
+                slots[tie.second].is_root = False
         for boundaries in layout_ties.siblings(ties):
             self._tie_siblings(boundaries)
         for number, slot in enumerate(slots):
-            if slot.is_open:
-                self._hear(number, slot, layout_evidence.BY_PLACE)
-                if number not in ties.copies:
-                    self._hear(number, slot, layout_evidence.OF_FIRST)
-                if number not in derived:
-                    self._hear(number, slot, layout_evidence.OF_ROOTS)
+            for say in layout_evidence.SOURCES if slot.is_open else ():
+                scores = say(self.evidence, slot)
+                if scores is not None:
+                    self.decision.hear(number, WORDS[say.__name__], scores)
         self.decision.settle()
 
     def decided(self, number: int) -> Settled:
@@ -90,12 +87,6 @@ class JointLayouts:
         if WORDS["values"] in told and errors:
             told[told.index(WORDS["values"])] = f"values agree to {errors[decided.best]:.0e}"
         return ", ".join(told) or "shapes"
-
-    def _hear(self, number: int, slot: Slot, sources: Sequence[Source]) -> None:
-        for source in sources:
-            scores = source(self.evidence, slot)
-            if scores is not None:
-                self.decision.hear(number, WORDS[source.__name__], scores)
 
     def _tie_siblings(self, boundaries: Sequence[Sequence[int]]) -> None:
         """Ties the slots of each boundary to what they have in common, and that to what the boundaries of all siblings have in common."""

@@ -18,7 +18,8 @@ Order = tuple[int, ...] | str
 class Slot:
     """Records that are read in one layout: ``pairs``, places among the pairs of records. ``a``, ``b``: the rows of the first of them.
 
-    ``options``: the layouts that the shapes allow, the plainest first; ``orders``: those in short.
+    ``options``: the layouts that the shapes allow, the plainest first; ``orders``: those in short. ``is_copy``: whether both tensors hold
+    the numbers of an earlier slot's, so that their values say nothing new; ``is_root``: whether its tensors come from no other slot's.
     """
 
     place: int
@@ -29,6 +30,8 @@ class Slot:
     options: Sequence[Layout]
     pairs: list[int] = field(default_factory=list)
     orders: dict[Order, int] = field(default_factory=dict)
+    is_copy: bool = False
+    is_root: bool = True
 
     @property
     def is_open(self) -> bool:

@@ -1,8 +1,8 @@
 """One joint decision of many: each variable takes one of its options, as its own evidence and what it must agree with say together.
 
-Evidence is a number for each option, in natural logarithms of odds. An *agreement* ties two variables: it is worth its weight that they take
-options that match. Max-product propagation passes what each variable knows along all agreements until nothing changes. What an agreement
-passes on is never worth more than its weight, so one variable that is wrong cannot outvote the others around it.
+Evidence is a number for each option, in natural logarithms of odds. An *agreement* ties two variables: it is worth its weight that they
+take options that match. Max-product propagation passes what each variable knows along all agreements until nothing changes. What an
+agreement passes on is never worth more than its weight, so one variable that is wrong cannot outvote the others around it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Message = list[float]
 
 @dataclass(slots=True)
 class _Agreement:
-    """What ties two variables: by options of the first, the options of the second that match; and the messages, to the first and to the second."""
+    """What ties two variables: by options of each, the options of the other that match; and the messages to either."""
 
     variables: tuple[int, int]
     matches: tuple[Mapping[int, int], Mapping[int, int]]
@@ -102,9 +102,9 @@ class JointDecision:
             worth = said.setdefault(voice.source, [0.0, 0.0])
             worth[0] += voice.scores[best]
             worth[1] += voice.scores[rival]
-        voices = sorted(((source, *worth) for source, worth in said.items()), key=lambda one: one[2] - one[1])
+        voices = sorted(((source, chosen, other) for source, (chosen, other) in said.items()), key=lambda one: one[2] - one[1])
         margin = self._total[variable][best] - self._total[variable][rival]
-        return Settled(best, rival, 1.0 / (1.0 + math.exp(-margin)), tuple((source, chosen, other) for source, chosen, other in voices))
+        return Settled(best, rival, 1.0 / (1.0 + math.exp(-margin)), tuple(voices))
 
     def _pass_on(self, tied: _Agreement, end: int) -> float:
         """Renews the message of an agreement to one of its ends; by how much it changed."""

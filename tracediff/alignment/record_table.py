@@ -112,7 +112,8 @@ class Rows:
 
     def varies(self, side: int, row: int) -> bool:
         """Whether a tensor holds more than one number."""
-        return self._varies[side][row]
+        is_told: bool = self._varies[side][row]
+        return is_told
 
     def content(self, row: int) -> tuple[object, ...]:
         """What all the reference's records that hold the same numbers, in any order, have in common."""
