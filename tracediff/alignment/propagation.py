@@ -18,13 +18,17 @@ Message = list[float]
 
 @dataclass(slots=True)
 class _Agreement:
-    """What ties two variables: by options of each, the options of the other that match; and the messages to either."""
+    """What ties two variables: by options of each, the options of the other that match; and the messages to either.
+
+    ``heard``: how often either variable had learnt something when it last passed on what it knows.
+    """
 
     variables: tuple[int, int]
     matches: tuple[Mapping[int, int], Mapping[int, int]]
     weight: float
     source: str
     messages: list[Message] = field(default_factory=lambda: [[], []])
+    heard: list[int] = field(default_factory=lambda: [-1, -1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class JointDecision:
         self._own: list[list[Voice]] = []
         self._sizes: list[int] = []
         self._total: list[Message] = []
+        self._learnt: list[int] = []
         self._ties: list[list[tuple[_Agreement, int]]] = []
         self._agreements: list[_Agreement] = []
 
@@ -63,6 +68,7 @@ class JointDecision:
         self._own.append([])
         self._sizes.append(options)
         self._total.append([0.0] * options)
+        self._learnt.append(0)
         self._ties.append([])
         return len(self._sizes) - 1
 
@@ -83,14 +89,15 @@ class JointDecision:
         self._ties[second].append((tied, 1))
 
     def settle(self) -> None:
-        """Propagates forth and back, in the order in which the agreements were made, until no message changes."""
+        """Propagates forth and back, in the order in which the agreements were made, until nobody learns anything new.
+
+        What goes round in a loop may never come to rest, so that messages are damped after some sweeps.
+        """
         for sweep in range(THRESHOLDS.propagation_sweeps):
-            ordered = self._agreements if sweep % 2 == 0 else reversed(self._agreements)
-            change = 0.0
-            for tied in ordered:
-                for end in (1, 0) if sweep % 2 == 0 else (0, 1):
-                    change = max(change, self._pass_on(tied, end))
-            if change < THRESHOLDS.propagation_settled:
+            ends = (1, 0) if sweep % 2 == 0 else (0, 1)
+            kept = 0.0 if sweep < THRESHOLDS.propagation_undamped else THRESHOLDS.propagation_damping
+            changes = [self._pass_on(tied, end, kept) for tied in self._agreements[:: 1 if ends[0] else -1] for end in ends]
+            if not any(changes):
                 return
 
     def settled(self, variable: int) -> Settled:
@@ -106,16 +113,23 @@ class JointDecision:
         margin = self._total[variable][best] - self._total[variable][rival]
         return Settled(best, rival, 1.0 / (1.0 + math.exp(-margin)), tuple(voices))
 
-    def _pass_on(self, tied: _Agreement, end: int) -> float:
-        """Renews the message of an agreement to one of its ends; by how much it changed."""
+    def _pass_on(self, tied: _Agreement, end: int, kept: float) -> bool:
+        """Renews the message of an agreement to one of its ends, where the other has learnt something; whether that told anything new."""
         giver, taker, before = tied.variables[1 - end], tied.variables[end], tied.messages[end]
+        if tied.heard[1 - end] == self._learnt[giver]:
+            return False
         known = [total - told for total, told in zip(self._total[giver], tied.messages[1 - end], strict=True)]
         highest = max(known)
-        message = [highest] * self._sizes[taker]
+        message = [highest] * len(before)
         for option, other in tied.matches[1 - end].items():
             message[other] = max(highest, known[option] + tied.weight)
-        highest, kept = max(message), THRESHOLDS.propagation_damping
-        tied.messages[end] = [kept * old + (1.0 - kept) * (score - highest) for score, old in zip(message, before, strict=True)]
-        changes = [new - old for new, old in zip(tied.messages[end], before, strict=True)]
+        highest = max(message)
+        changes = [(1.0 - kept) * (score - highest - old) for score, old in zip(message, before, strict=True)]
+        if not kept:
+            tied.heard[1 - end] = self._learnt[giver]
+        if max(map(abs, changes)) < THRESHOLDS.propagation_settled:
+            return False
+        tied.messages[end] = [old + change for old, change in zip(before, changes, strict=True)]
         self._total[taker] = [total + change for total, change in zip(self._total[taker], changes, strict=True)]
-        return max(map(abs, changes))
+        self._learnt[taker] += 1
+        return True

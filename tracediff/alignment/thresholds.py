@@ -253,6 +253,7 @@ class Thresholds:
     layout_told: float = threshold(0.1, "a source that says less is not named", _BY_HAND)
     propagation_sweeps: int = threshold(40, "sweeps after which propagation ends", _BY_HAND)
     propagation_settled: float = threshold(1e-3, "propagation ends where no message changes by more", _BY_HAND)
+    propagation_undamped: int = threshold(10, "sweeps in which messages are renewed whole", _BY_HAND)
     propagation_damping: float = threshold(0.2, "the part of a message that is kept when it is renewed", _BY_HAND)
     layout_elements: int = threshold(1 << 26, "a tensor with more elements is not read to choose a layout", _BY_HAND)
     layout_axes: int = threshold(6, "axes longer than 1 up to which axes are permuted and merged", _BY_HAND)
