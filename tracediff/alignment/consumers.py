@@ -19,8 +19,8 @@ class Consumers:
     def agree(self, row: int, error: float) -> bool | None:
         """Whether the call that takes in a tensor of the reference returns what its partner in the port returns.
 
-        ``error`` is how far the two sides' tensors are apart. Others agree where they are nearer to that than to unrelated numbers. None
-        where the call takes in another tensor that does not agree: then its output tells nothing.
+        ``error`` is how far the two sides' tensors are apart. Others agree where they are nearer to that than to unrelated numbers. Where the
+        output differs, only a layer or function tells, and only if all else that it takes in agrees: None for any other call.
         """
         call = int(self.rows.sides[0].calls.of_row[row])
         partner = self._partner(call)
@@ -29,8 +29,9 @@ class Consumers:
         (taken, returned), (others_taken, others_returned) = self.rows.sides[0].ends_of(call), self.rows.sides[1].ends_of(partner)
         if any(self._agree(output, others_returned, error) for output in returned):
             return True
+        is_leaf = not any(side.children[int(side.calls.site[one])] for side, one in zip(self.rows.sides, (call, partner), strict=True))
         others = [other for other in taken if other != row and self.rows.varies(0, other)]
-        return False if returned and all(self._agree(other, others_taken, error) for other in others) else None
+        return False if is_leaf and returned and all(self._agree(other, others_taken, error) for other in others) else None
 
     def _agree(self, row: int, others: Sequence[int], error: float) -> bool:
         """Whether a tensor of the reference agrees with one of some tensors of the port."""

@@ -107,8 +107,8 @@ def _kept(slot: Slot, kept: Sequence[Layout], weight: float) -> Scores | None:
 def consumed_alike(evidence: LayoutEvidence, slot: Slot) -> Scores | None:
     """What takes in a tensor that agrees in some layouts only: where its output agrees too, it read the tensor so.
 
-    Where its output differs, although all else that it takes in agrees, it did not read it so, or is wrong itself: one error either way.
-    An output that agrees although the input does not would take more than one error.
+    Where its output differs, although all else that it takes in agrees, it did not read it so, or is wrong itself; that is likelier than an
+    error that does no more than turn a tensor. An output that agrees although the input does not would take more than one error.
     """
     if evidence.rows.kind[0][slot.a] != INPUT or evidence.is_fixed(slot):
         return None
@@ -119,7 +119,7 @@ def consumed_alike(evidence: LayoutEvidence, slot: Slot) -> Scores | None:
     is_alike = evidence.consumers.agree(slot.a, min(errors))
     if is_alike is None:
         return None
-    worth = THRESHOLDS.layout_values_most * (THRESHOLDS.layout_consumed if is_alike else 1)
+    worth = THRESHOLDS.layout_consumed_alike if is_alike else THRESHOLDS.layout_consumed_otherwise
     return [worth * (is_agreeing == is_alike) for is_agreeing in agree]
 
 
