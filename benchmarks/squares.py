@@ -178,7 +178,7 @@ class Outcome:
     seconds: float
 
 
-Key = tuple[str, int, str, str, int, str]
+Key = tuple[object, ...]
 
 
 class Bench:
@@ -225,7 +225,7 @@ class Bench:
 
 def _key(reference: Any, port: Any, pair: Any) -> Key:
     a, b = reference.records[pair.reference[0]], port.records[pair.port[0]]
-    return a.site, a.ordinal, a.end, b.site, b.ordinal, b.end
+    return a.site, a.ordinal, a.end, a.shape, b.site, b.ordinal, b.end, b.shape
 
 
 def truth_of_layouts(reference: Any, clean: Any) -> dict[Key, frozenset[str]]:

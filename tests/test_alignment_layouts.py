@@ -115,7 +115,9 @@ def test_an_output_that_a_fault_turned_is_not_excused_by_a_layout(read, where):
 
 def test_the_account_of_a_layout_names_its_rival_and_who_speaks_for_it(tmp_path):
     alignment, traces = both(tmp_path, b0_inner=noise)
-    (pair,) = (one for one in alignment.records if traces[0].records[one.reference[0]].row == one.reference[0] and _is(traces[0], one, "b2"))
+    (pair,) = (
+        one for one in alignment.records if traces[0].records[one.reference[0]].row == one.reference[0] and _is(traces[0], one, "b2")
+    )
     assert pair.account is not None
     assert pair.account.rival == "same"
     assert pair.account.probability > 0.5

@@ -70,7 +70,9 @@ def test_of_a_graph_without_loops_the_best_of_all_choices_is_found(seed):
     chance = np.random.default_rng(seed)
     count = 7
     evidence = chance.normal(0, 2, (count, 3))
-    ties = [(int(chance.integers(0, place)), place, chance.permutation(3).tolist(), float(chance.uniform(0, 3))) for place in range(1, count)]
+    ties = [
+        (int(chance.integers(0, place)), place, chance.permutation(3).tolist(), float(chance.uniform(0, 3))) for place in range(1, count)
+    ]
     decision = JointDecision()
     for place in range(count):
         decision.add(3)

@@ -19,8 +19,8 @@ class Consumers:
     def agree(self, row: int, error: float) -> bool | None:
         """Whether the call that takes in a tensor of the reference returns what its partner in the port returns.
 
-        ``error`` is how far the two sides' tensors are apart. Others agree where they are nearer to that than to unrelated numbers. Where the
-        output differs, only a layer or function tells, and only if all else that it takes in agrees: None for any other call.
+        ``error`` is how far the two sides' tensors are apart. Others agree where they are nearer to that than to unrelated numbers. Where
+        the output differs, only a layer or function tells, and only if all else that it takes in agrees: None for any other call.
         """
         call = int(self.rows.sides[0].calls.of_row[row])
         partner = self._partner(call)

@@ -46,7 +46,8 @@ def settled(chooser: LayoutChooser, found: Sequence[RecordPair]) -> list[RecordP
             if slot.is_open:
                 decided = layouts.decided(number)
                 layout, evidence = slot.options[decided.best], layouts.words(slot, decided)
-                account = Account(str(slot.options[decided.rival]), decided.probability, decided.voices)
+                ends = chooser.rows.sides[0].text("end", slot.a), chooser.rows.sides[1].text("end", slot.b)
+                account = Account(ends, str(slot.options[decided.rival]), decided.probability, decided.voices)
                 for place in slot.pairs:
                     result[place] = replace(found[place], layout=layout, evidence=evidence, account=account)
     return result
