@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tracediff.alignment.propagation import JointDecision
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.thresholds import changed
 
 SAME = {0: 0, 1: 1}
 CROSSED = {0: 1, 1: 0}
@@ -33,6 +35,17 @@ def test_what_is_known_at_one_end_turns_a_whole_chain_at_once():
         decision.hear(place, "plain", [0.0, -0.02])
     decision.hear(29, "channels", [-6.0, 0.0])
     assert chosen(decision, 30) == [1] * 30
+
+
+def test_a_long_chain_settles_in_a_few_sweeps_in_whatever_order_it_was_tied():
+    decision = JointDecision()
+    for _ in range(400):
+        decision.add(2)
+    for place in (*range(0, 399, 2), *range(1, 399, 2)):
+        decision.tie(place, place + 1, SAME, 2.0, "handed on")
+    decision.hear(0, "channels", [-6.0, 0.0])
+    with changed(THRESHOLDS, "propagation_sweeps", 4):
+        assert chosen(decision, 400) == [1] * 400
 
 
 def test_one_that_is_wrong_however_sure_does_not_outvote_those_around_it():

@@ -185,18 +185,23 @@ def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
     return _layouts(tuple(reference), tuple(port), _limits())
 
 
-def readings(candidates: Sequence[Layout], port: Shape) -> list[list[Layout]]:
-    """Layouts of tensors of equal size grouped by what they do to the values, the plainest group first: axes of length 1 move for nothing.
+def readings(reference: Shape, port: Shape) -> tuple[tuple[Layout, ...], ...]:
+    """The layouts of two shapes grouped by what they do to the values, the plainest group first: axes of length 1 move for nothing.
 
-    >>> [list(map(str, same)) for same in readings(layouts((2, 1, 20), (2, 20, 1)), (2, 20, 1))]
+    >>> [list(map(str, same)) for same in readings((2, 1, 20), (2, 20, 1))]
     [['reshape', '(0, 2, 1)']]
     """
+    return _readings(tuple(reference), tuple(port), _limits())
+
+
+@lru_cache(maxsize=1 << 14)
+def _readings(reference: Shape, port: Shape, limits: tuple[int, ...]) -> tuple[tuple[Layout, ...], ...]:
     groups: dict[tuple[Shape, tuple[int, ...]], list[Layout]] = {}
-    for layout in candidates:
+    for layout in _layouts(reference, port, limits):
         seen = layout.split or port
         order = [axis for axis in layout.permutation or range(len(seen)) if seen[axis] != 1]
         groups.setdefault((_without_ones(seen), tuple(np.argsort(np.argsort(order)).tolist())), []).append(layout)
-    return list(groups.values())
+    return tuple(map(tuple, groups.values()))
 
 
 def _limits() -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class LayoutChooser:
             choice = step(self, tensors)
             if choice is not None:
                 return choice
-        return self.among(tensors, axes.readings(tensors.candidates, tensors.shape_b), "shapes")
+        return self.among(tensors, axes.readings(tensors.shape_a, tensors.shape_b), "shapes")
 
     def among(self, tensors: Tensors, ways: Sequence[Sequence[Layout]], evidence: str) -> Choice:
         """The plainest of the layouts that shapes allow, given by what they do to the values; open where there are several ways."""

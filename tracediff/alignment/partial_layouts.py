@@ -44,7 +44,7 @@ def of_fused_part(part: Part, whole: str, shape_a: Shape, shape_b: Shape) -> lis
             continue
         here = replace(part, axis=axis)
         shapes = (cut, shape_b) if whole == "reference" else (shape_a, cut)
-        for same in axes.readings(axes.layouts(*shapes), shapes[1]):
+        for same in axes.readings(*shapes):
             ways.append([replace(one, part_reference=here) if whole == "reference" else replace(one, part=here) for one in same])
     return ways
 

@@ -89,10 +89,11 @@ class JointDecision:
         self._ties[second].append((tied, 1))
 
     def settle(self) -> None:
-        """Propagates forth and back, in the order in which the agreements were made, until nobody learns anything new.
+        """Propagates forth and back, in the order in which the variables were added, until nobody learns anything new.
 
         What goes round in a loop may never come to rest, so that messages are damped after some sweeps.
         """
+        self._agreements.sort(key=lambda tied: (max(tied.variables), min(tied.variables)))
         for sweep in range(THRESHOLDS.propagation_sweeps):
             ends = (1, 0) if sweep % 2 == 0 else (0, 1)
             kept = 0.0 if sweep < THRESHOLDS.propagation_undamped else THRESHOLDS.propagation_damping
