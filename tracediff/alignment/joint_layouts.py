@@ -65,7 +65,7 @@ class JointLayouts:
         for source in layout_ties.SOURCES:
             for tie in source(ties):
                 self.decision.tie(tie.first, tie.second, tie.matches, tie.weight, WORDS[source.__name__])
-                slots[tie.second].is_root = False
+                slots[tie.second].is_root &= not tie.matches
         for boundaries in layout_ties.siblings(ties):
             self._tie_siblings(boundaries)
         for number, slot in enumerate(slots):
