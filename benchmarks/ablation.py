@@ -44,6 +44,8 @@ PASSES = (
     ("tracediff.alignment.scores", "TERMS"),
     ("tracediff.alignment.records", "PASSES"),
     ("tracediff.alignment.layouts", "CASCADE"),
+    ("tracediff.alignment.layout_evidence", "SOURCES"),
+    ("tracediff.alignment.layout_ties", "SOURCES"),
     ("tracediff.alignment.arguments", "INPUT_PASSES"),
     ("tracediff.alignment.functions", "EVIDENCE"),
     ("tracediff.alignment.functions", "TERMS"),

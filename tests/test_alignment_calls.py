@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: E402
 import tracediff as td  # noqa: E402
 from tracediff.alignment import align  # noqa: E402
 from tracediff.alignment.axes import apply, apply_reference, relative_error  # noqa: E402
-from tracediff.alignment.split_calls import joined_layout, piece_layouts  # noqa: E402
+from tracediff.alignment.split_calls import joined_layouts, piece_layouts  # noqa: E402
 from tracediff.alignment.split_work import regrouped  # noqa: E402
 from tracediff.locate import locate  # noqa: E402
 
@@ -216,11 +216,10 @@ def test_a_correct_port_that_splits_its_calls_is_the_same_by_force(tmp_path, is_
 def test_calls_without_the_split_axis_count_as_one_step():
     (pair,) = regrouped([0], range(5), [[(64, 40)], [(60, 40), (40,), (40,), (40,), (40,)]])
     assert pair.lengths == ((64,), (60, 1, 1, 1, 1))
-    assert str(joined_layout([(1, 64, 40)], [(1, 60, 40), (1, 40), (1, 40), (1, 40), (1, 40)])) == "joined along axis 1"
+    assert str(joined_layouts([(1, 64, 40)], [(1, 60, 40), (1, 40), (1, 40), (1, 40), (1, 40)])[0]) == "joined along axis 1"
 
 
 def test_what_was_joined_is_dealt_out_again():
-    layout = joined_layout([(1, 4, 3)], [(1, 3, 3), (1, 3)])
-    assert layout is not None
+    (layout,) = joined_layouts([(1, 4, 3)], [(1, 3, 3), (1, 3)])
     x = np.random.default_rng(0).standard_normal((1, 4, 3)).astype(np.float32)
     assert relative_error(x, apply([x[:, :3], x[:, 3]], layout)) == 0

@@ -124,6 +124,23 @@ def test_one_call_of_a_sequence_is_many_calls_of_its_steps(aligned):
         assert relative_error(apply_reference(a.records[pair.reference[0]].read(), pair.layout), theirs) < 1e-6
 
 
+@pytest.mark.parametrize("fault", [0.0, 5.0])
+def test_steps_as_many_as_sequences_are_stacked_on_the_axis_that_values_say(aligned, fault):
+    """Also where a fault silenced what the steps return."""
+    x = drawn(4, 4, 4)
+
+    def reference(run):
+        linear(run, "f")
+        run.call("f", x @ W.T, _0=x)
+
+    def port(run):
+        linear(run, "g")
+        for step in range(4):
+            run.call("g", x[:, step] @ W.T + fault * drawn(4, 6, seed=step), _0=np.ascontiguousarray(x[:, step]))
+
+    assert {layout for _, _, layout in found(aligned(reference, port)).values()} == {"stacked on axis 1"}
+
+
 def test_a_prefill_in_unequal_chunks_and_a_last_token_are_joined(aligned):
     x = drawn(1, 9, 4)
 

@@ -21,8 +21,10 @@ FOLDER = Path(tracediff.alignment.__file__).parent
 LISTS = {
     "sites.PASSES": 11,
     "scores.TERMS": 7,
-    "records.PASSES": 4,
-    "layouts.CASCADE": 10,
+    "records.PASSES": 5,
+    "layouts.CASCADE": 6,
+    "layout_evidence.SOURCES": 6,
+    "layout_ties.SOURCES": 3,
     "arguments.INPUT_PASSES": 2,
     "functions.EVIDENCE": 3,
     "functions.TERMS": 2,

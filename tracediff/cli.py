@@ -220,8 +220,9 @@ def show(trace: str, as_json: bool, **options: Any) -> int:
 @click.option("--map", "mapping", type=click.Path(exists=True), help="A mapping file that overrides the alignment.")
 @click.option("--write-map", type=click.Path(), help="Write the pairs as a mapping file to edit.")
 @click.option("--unpaired", is_flag=True, help="Only what found no partner or is ambiguous.")
+@click.option("--why", metavar="SITE", help="Only this site: what speaks for its pair, and for the layouts of its tensors.")
 @json_option
-def align(reference: str, port: str, mapping: str | None, write_map: str | None, unpaired: bool, as_json: bool) -> int:
+def align(reference: str, port: str, mapping: str | None, write_map: str | None, unpaired: bool, why: str | None, as_json: bool) -> int:
     """Show which sites of two traces correspond, with the evidence.
 
     \b
@@ -234,6 +235,10 @@ def align(reference: str, port: str, mapping: str | None, write_map: str | None,
     alignment = api.align(reference, port, mapping=mapping)
     if write_map:
         alignment.write_map(write_map)
+    if why is not None:
+        told = alignment.why(why)
+        _print(told.to_json() if as_json else tables.why(told), as_json)
+        return SAME
     _print(alignment.to_map() if as_json else tables.alignment(alignment, unpaired=unpaired), as_json)
     return SAME
 

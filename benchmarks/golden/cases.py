@@ -79,17 +79,23 @@ def _made(path: Path, record: Callable[[Path], Any]) -> Path:
 def models(name: str, seed: int = 0) -> Source:
     """A pair of the fault benchmark, with a few faults drawn by the seed. Raises ImportError where its packages are not installed."""
     import heldout
+
+    from benchmarks.faults.pairs import known
+
+    make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
+    return of_models(make(seed), FAULTS, seed)
+
+
+def of_models(pair: Any, most: int, seed: int = 0) -> Source:
+    """A pair of models with so many of its faults at most, drawn by the seed."""
     import torch
 
     from benchmarks.faults.catalogue import all_faults, chosen
-    from benchmarks.faults.pairs import known
     from benchmarks.faults.plant import planted
 
-    make = known()[name].make if name in known() else heldout.PAIRS[name.removeprefix("heldout-")]
-    pair = make(seed)
     with torch.no_grad():
         faults = chosen(all_faults(pair), seed, 1)
-    spread = faults[:: max(1, -(-len(faults) // FAULTS))]
+    spread = faults[:: max(1, -(-len(faults) // most))]
 
     def reference(to: Path) -> Any:
         torch.manual_seed(seed)  # of the pairs whose reference draws random numbers

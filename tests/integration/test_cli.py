@@ -148,6 +148,15 @@ def test_a_mapping_file_goes_out_and_comes_in(traces: dict[str, Path], tmp_path:
     assert tracediff("bisect", traces["reference"], traces["same"], "--map", tmp_path / "map.json").returncode == SAME
 
 
+def test_align_says_why_a_site_is_paired_and_refuses_one_that_is_in_neither_trace(traces: dict[str, Path]) -> None:
+    answer = json.loads(tracediff("align", traces["reference"], traces["same"], "--why", "encoder", "--json").stdout)
+    assert [(pair["reference"], pair["port"]) for pair in answer["pairs"]] == [("encoder", "enc")]
+    assert "encoder | enc: " in tracediff("align", traces["reference"], traces["same"], "--why", "encoder").stdout
+    missing = tracediff("align", traces["reference"], traces["same"], "--why", "encodr")
+    assert missing.returncode == TROUBLE
+    assert "nearest: 'encoder'" in missing.stderr
+
+
 def test_weights_of_equal_traces_are_the_same(traces: dict[str, Path]) -> None:
     answer = tracediff("weights", traces["reference"], traces["same"], "--json")
     assert json.loads(answer.stdout)["verdict"] in ("same", None)

@@ -185,6 +185,25 @@ def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
     return _layouts(tuple(reference), tuple(port), _limits())
 
 
+def readings(reference: Shape, port: Shape) -> tuple[tuple[Layout, ...], ...]:
+    """The layouts of two shapes grouped by what they do to the values, the plainest group first: axes of length 1 move for nothing.
+
+    >>> [list(map(str, same)) for same in readings((2, 1, 20), (2, 20, 1))]
+    [['reshape', '(0, 2, 1)']]
+    """
+    return _readings(tuple(reference), tuple(port), _limits())
+
+
+@lru_cache(maxsize=1 << 14)
+def _readings(reference: Shape, port: Shape, limits: tuple[int, ...]) -> tuple[tuple[Layout, ...], ...]:
+    groups: dict[tuple[Shape, tuple[int, ...]], list[Layout]] = {}
+    for layout in _layouts(reference, port, limits):
+        seen = layout.split or port
+        order = [axis for axis in layout.permutation or range(len(seen)) if seen[axis] != 1]
+        groups.setdefault((_without_ones(seen), tuple(np.argsort(np.argsort(order)).tolist())), []).append(layout)
+    return tuple(map(tuple, groups.values()))
+
+
 def _limits() -> tuple[int, ...]:
     """The thresholds on which the layouts of two shapes depend: what is remembered of the shapes holds for these only."""
     windows = THRESHOLDS.window_rank, THRESHOLDS.window_axes, THRESHOLDS.window_factor, THRESHOLDS.window_extra
@@ -263,6 +282,11 @@ def relative_error(reference: Array, port: Array) -> float:
     if not math.isfinite(error):
         return math.inf
     return error / scale if scale else (0.0 if error == 0.0 else math.inf)
+
+
+def error_in(reference: Array, port: Array, layout: Layout) -> float:
+    """The relative error of a port's tensor that is read in a layout."""
+    return relative_error(apply_reference(reference, layout), apply(port, layout))
 
 
 def choose(reference: Array, port: Array | Sequence[Array], candidates: Sequence[Layout]) -> tuple[Layout, float]:

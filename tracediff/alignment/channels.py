@@ -71,13 +71,22 @@ class Channels:
         return found
 
 
+def of_layers(sides: tuple[Channels, Channels], a: int, b: int, same: Sequence[Layout]) -> Layout:
+    """Of layouts that do the same to the values the one that lays channels on channels where two rows are of layers, else the plainest."""
+    return keeping(same, sides[0].of_layer(a), sides[1].of_layer(b))[0]
+
+
 def keeping(candidates: Sequence[Layout], ours: int | None, theirs: int | None) -> list[Layout]:
     """The layouts that lay the port's channels (axis ``theirs``) on the reference's (``ours``); all where either is unknown."""
     if ours is None or theirs is None:
         return list(candidates)
-    found = [layout for layout in candidates if layout.split is None and layout.window is None and _axis(layout, ours) == theirs]
+    found = [layout for layout in candidates if _lays(layout, ours, theirs)]
     return found or list(candidates)
 
 
-def _axis(layout: Layout, axis: int) -> int:
-    return axis if layout.permutation is None else tuple(layout.permutation)[axis]
+def _lays(layout: Layout, ours: int, theirs: int) -> bool:
+    """Whether a layout lays axis ``theirs`` of the port on axis ``ours`` of the reference, and cuts a part from these axes only."""
+    if layout.split is not None or layout.window is not None:
+        return False
+    is_cut_there = all(part is None or part.axis == axis for part, axis in ((layout.part_reference, ours), (layout.part, theirs)))
+    return is_cut_there and (ours if layout.permutation is None else layout.permutation[ours]) == theirs

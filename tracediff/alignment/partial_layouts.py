@@ -22,25 +22,31 @@ UNREAD = "the values were not looked at"
 """Part of the evidence of a pair whose layout depends on values that were not stored."""
 
 
+FUSED = "part of a fused projection"
+"""The evidence of a part whose layout shapes give."""
+
+
 def unreadable(shape_a: Shape, shape_b: Shape) -> str:
     """The evidence of a pair that no layout reconciles."""
     return f"no layout reads {shape_b} as {shape_a}"
 
 
-def of_fused_part(part: Part, whole: str, shape_a: Shape, shape_b: Shape) -> Choice:
-    """The layout of one part of a fused site's output; ``whole`` is the side of the fused site."""
+def of_fused_part(part: Part, whole: str, shape_a: Shape, shape_b: Shape) -> list[list[Layout]]:
+    """The layouts of one part of a fused site's output, those that do the same together; ``whole`` is the side of the fused site.
+
+    The part may be cut from every axis that is long enough; the last comes first.
+    """
     shape_whole, shape_part = (shape_b, shape_a) if whole == "port" else (shape_a, shape_b)
+    ways: list[list[Layout]] = []
     for axis in reversed(range(len(shape_whole))):
         cut = _cut_to(shape_whole, axis, part)
         if cut is None or math.prod(cut) != math.prod(shape_part):
             continue
         here = replace(part, axis=axis)
-        if whole == "reference":
-            layout = next((replace(one, part_reference=here) for one in axes.layouts(cut, shape_b)), None)
-        else:
-            layout = next((replace(one, part=here) for one in axes.layouts(shape_a, cut)), None)
-        return layout, "part of a fused projection"
-    return None, f"no part of {shape_whole} holds {shape_part}"
+        shapes = (cut, shape_b) if whole == "reference" else (shape_a, cut)
+        for same in axes.readings(*shapes):
+            ways.append([replace(one, part_reference=here) if whole == "reference" else replace(one, part=here) for one in same])
+    return ways
 
 
 def _cut_to(whole: Shape, axis: int, part: Part) -> Shape | None:
@@ -70,7 +76,7 @@ def _errors(rows: Rows, a: int, b: int, candidates: Sequence[Layout]) -> list[fl
     read = rows.read(a, b) if candidates else None
     if read is None:
         return []
-    return [axes.relative_error(axes.apply_reference(read[0], layout), axes.apply(read[1], layout)) for layout in candidates]
+    return [axes.error_in(*read, layout) for layout in candidates]
 
 
 class OnePosition:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Part, Shape
+from tracediff.alignment.channels import Channels
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.values import features
@@ -96,6 +97,27 @@ class Rows:
         if not all(record.stored and record.stats.count <= THRESHOLDS.layout_elements for record in records):
             return None
         return records[0].read(), records[1].read()
+
+    @cached_property
+    def channels(self) -> tuple[Channels, Channels]:
+        """Which axis of each side's tensors holds the channels."""
+        return Channels(self.sides[0]), Channels(self.sides[1])
+
+    def read_own(self, side: int, row: int, other: int) -> tuple[Array, Array] | None:
+        """The values of two records of one side, where both were stored and are not too large to look at."""
+        records = [self.sides[side].trace.records[one] for one in (row, other)]
+        if not all(record.stored and record.stats.count <= THRESHOLDS.layout_elements for record in records):
+            return None
+        return records[0].read(), records[1].read()
+
+    def varies(self, side: int, row: int) -> bool:
+        """Whether a tensor holds more than one number."""
+        is_told: bool = self._varies[side][row]
+        return is_told
+
+    def content(self, row: int) -> tuple[object, ...]:
+        """What all the reference's records that hold the same numbers, in any order, have in common."""
+        return (self.count[0][row], *np.round(self.tables[0][row], THRESHOLDS.content_digits).tolist())
 
     def are_of_functions(self, a: int, b: int) -> bool:
         """Whether two rows are of calls of functions."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from tracediff.alignment.arguments import Arguments
 from tracediff.alignment.boundaries import without_moved
 from tracediff.alignment.calls import CallPairs
+from tracediff.alignment.joint_layouts import settled
 from tracediff.alignment.record_plans import RecordPlans
 from tracediff.alignment.record_table import CallPair, PairedSites, Rows
 from tracediff.alignment.result import RecordPair
@@ -56,6 +57,11 @@ def pair_boundaries(records: RecordPairs) -> None:
             records.found.extend(one for one in found if not sites.outputs_only or records.rows.kind[0][one.reference[0]] == OUTPUT)
 
 
+def settle_layouts(records: RecordPairs) -> None:
+    """Decides the layouts that shapes leave open, all together."""
+    records.found = settled(records.plans.layouts, records.found)
+
+
 def leave_out_moved(records: RecordPairs) -> None:
     """Leaves out boundaries that lie in different places: a module that ends in its activation on one side only."""
     records.found = without_moved(records.rows, records.found)
@@ -67,5 +73,5 @@ def add_stray_errors(records: RecordPairs) -> None:
     records.found = [*records.found, *strays.paired(records.found)]
 
 
-PASSES: tuple[Callable[[RecordPairs], None], ...] = (learn_boundaries, pair_boundaries, leave_out_moved, add_stray_errors)
+PASSES: tuple[Callable[[RecordPairs], None], ...] = (learn_boundaries, pair_boundaries, settle_layouts, leave_out_moved, add_stray_errors)
 """The passes in order. An ablation leaves one out by its name."""

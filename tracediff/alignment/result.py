@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tracediff.alignment.axes import Layout, Part
-from tracediff.errors import AlignmentError
+from tracediff.alignment.names import nearest
+from tracediff.errors import AlignmentError, SiteError
 from tracediff.site import module_of
 
 if TYPE_CHECKING:
@@ -43,11 +44,59 @@ class SitePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Why the tensors of two boundaries (``ends``) are read in a layout where shapes leave a choice: the ``rival``, and who says what.
+
+    ``rival``: the next best layout. ``probability``: of the layout rather than the rival, 0 to 1. ``voices``: (source, what it says for the
+    layout, what for the rival), in natural logarithms of odds; what speaks most for the layout first.
+    """
+
+    ends: tuple[str, str]
+    rival: str
+    probability: float
+    voices: tuple[tuple[str, float, float], ...]
+
+    def to_json(self, layout: str) -> dict[str, Any]:
+        """The account of a layout as one JSON object."""
+        voices = [{"source": source, "layout": round(chosen, 3), "rival": round(rival, 3)} for source, chosen, rival in self.voices]
+        return {
+            "reference": self.ends[0],
+            "port": self.ends[1],
+            "layout": layout,
+            "rival": self.rival,
+            "probability": round(self.probability, 4),
+            "voices": voices,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """All that is known of why a site is paired as it is: its pairs, and the accounts of the layouts that shapes leave open, with them."""
+
+    pairs: tuple[SitePair, ...]
+    layouts: tuple[tuple[str, Account], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as one JSON object."""
+        pairs = [
+            {
+                "reference": pair.reference,
+                "port": pair.port,
+                "evidence": pair.evidence,
+                "confidence": pair.confidence,
+                "candidates": list(pair.ambiguous),
+            }
+            for pair in self.pairs
+        ]
+        return {"schema": "tracediff.why/1", "pairs": pairs, "layouts": [account.to_json(layout) for layout, account in self.layouts]}
+
+
+@dataclass(frozen=True, slots=True)
 class RecordPair:
     """Rows of the reference and the port's rows that hold the same tensor: mostly one each, several where calls are split or stacked.
 
     ``layout`` reads the port's rows as the reference's; it is None where no layout reconciles the shapes. ``sites`` is the place of
-    their pair of sites in `Alignment.pairs`.
+    their pair of sites in `Alignment.pairs`. ``account`` says more of a layout that shapes alone do not give.
     """
 
     reference: tuple[int, ...]
@@ -56,6 +105,7 @@ class RecordPair:
     evidence: str
     confidence: float
     sites: int
+    account: Account | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +175,17 @@ class Alignment:
     def ambiguous(self) -> tuple[SitePair, ...]:
         """The pairs whose rivals only order rules out."""
         return tuple(pair for pair in self.pairs if pair.is_paired and pair.ambiguous)
+
+    def why(self, site: str) -> Why:
+        """Why a site of either side is paired as it is, and its tensors are read as they are. Raises SiteError where no side has it."""
+        places = {place for place, pair in enumerate(self.pairs) if site in (pair.reference, pair.port)}
+        if not places:
+            known = [name for pair in self.pairs for name in (pair.reference, pair.port) if name is not None]
+            close = ", ".join(map(repr, nearest(site, dict.fromkeys(known))))
+            raise SiteError(f"No site {site!r} in either trace; nearest: {close or 'none'}. List them with: tracediff align REFERENCE PORT")
+        accounts = ((str(pair.layout), pair.account) for pair in self.records if pair.sites in places)
+        told = dict.fromkeys((layout, account) for layout, account in accounts if account is not None)
+        return Why(tuple(self.pairs[place] for place in sorted(places)), tuple(told))
 
     def layout_of(self, place: int) -> str:
         """The layout of a pair of sites in a word: the first that is not plain, else "same"; "" where the pair has no records."""

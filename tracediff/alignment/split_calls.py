@@ -19,6 +19,12 @@ from tracediff.dtype import Array
 Joined = tuple[list[int], list[int], Layout]
 """The rows of a boundary in the calls of either side, and the layout that joins them."""
 
+Joinable = tuple[list[int], list[int], list[Layout]]
+"""The rows of a boundary in the calls of either side, and the layouts that may join them: several where two axes are equally long."""
+
+Way = tuple[Join | None, Join | None]
+"""How the calls of the port, and of the reference, are joined."""
+
 
 class SplitCalls:
     """Pairs the records of calls of which one side makes more."""
@@ -26,24 +32,26 @@ class SplitCalls:
     def __init__(self, rows: Rows, arguments: Arguments) -> None:
         self.rows, self.arguments = rows, arguments
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._ways: dict[tuple[int, int], Way] = {}
 
     def of(self, sites: PairedSites, calls: CallPair) -> list[RecordPair]:
         """The pairs of records: each boundary joined over the calls, or else each call's tensor as a part of the whole."""
         numbers = calls.reference, calls.port
         rows = [[side.calls.rows_of(call).tolist() for call in own] for side, own in zip(self.rows.sides, numbers, strict=True)]
-        joined: list[Joined] = []
+        joinable: list[Joinable] = []
         pieces: list[tuple[int, int, Layout]] = []
         for i, j, _ in self.arguments.paired(rows[0][0], rows[1][0]):
             ours, theirs = self._same_boundary(0, rows[0], rows[0][0][i]), self._same_boundary(1, rows[1], rows[1][0][j])
             if len(ours) != len(calls.reference) or len(theirs) != len(calls.port):
                 continue
             shapes = [[self.rows.shape(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
-            layout = joined_layout(shapes[0], shapes[1])
-            if layout is not None:
-                joined.append((ours, theirs, layout))
+            layouts = joined_layouts(shapes[0], shapes[1])
+            if layouts:
+                joinable.append((ours, theirs, layouts))
                 continue
             parts = piece_layouts(shapes[0], shapes[1], calls.lengths) or self._repeated(ours, theirs, shapes)
             pieces.extend((ours[a], theirs[b], part) for a, b, part in parts)
+        joined = self._joined(joinable)
         order = self._order(sites.place, joined)
         dealt = [(_dealt(ours, order), _dealt(theirs, order), layout) for ours, theirs, layout in joined]
         evidence = f"{len(calls.reference)} calls of the reference, {len(calls.port)} of the port"
@@ -52,6 +60,32 @@ class SplitCalls:
             RecordPair(ours, theirs, layout, evidence, confidence, sites.place)
             for ours, theirs, layout in [*dealt, *(((a,), (b,), layout) for a, b, layout in pieces)]
         ]
+
+    def _joined(self, joinable: Sequence[Joinable]) -> list[Joined]:
+        """Each boundary with the layout that joins it: all boundaries of two calls along one axis, which values tell where two are as long.
+
+        Where they do not, after a fault, calls of other sites that were split into as many tell.
+        """
+        for ours, theirs, layouts in joinable:
+            told = self._told_apart(ours, theirs, layouts) if len(layouts) > 1 else None
+            if told is not None:
+                self._ways[len(ours), len(theirs)] = told
+                break
+        found = []
+        for ours, theirs, layouts in joinable:
+            way = self._ways.get((len(ours), len(theirs)))
+            found.append((ours, theirs, next((one for one in layouts if (one.join, one.join_reference) == way), layouts[0])))
+        return found
+
+    def _told_apart(self, ours: Sequence[int], theirs: Sequence[int], layouts: Sequence[Layout]) -> Way | None:
+        """The way to join a boundary that its values clearly say; None where they do not."""
+        left, right = self._values(0, ours), self._values(1, theirs)
+        if left is None or right is None:
+            return None
+        errors = [axes.relative_error(axes.apply_reference(left, one), axes.apply(right, one)) for one in layouts]
+        best, second = sorted(range(len(layouts)), key=errors.__getitem__)[:2]
+        is_clear = errors[best] < THRESHOLDS.clearly_better * errors[second]
+        return (layouts[best].join, layouts[best].join_reference) if is_clear else None
 
     def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
         """What one call takes in or returns, and each of the several calls of the other side too: a scale, a mask, positions.
@@ -105,13 +139,15 @@ class SplitCalls:
         return [row for rows in calls for row in rows if self.rows.end[side][row] == self.rows.end[side][like]]
 
 
-def joined_layout(reference: Sequence[Shape], port: Sequence[Shape]) -> Layout | None:
-    """The plainest layout that joins the port's tensors, and the reference's, into one; None where there is none.
+def joined_layouts(reference: Sequence[Shape], port: Sequence[Shape]) -> list[Layout]:
+    """The plainest layouts that join the port's tensors, and the reference's, into one: several where two axes are equally long.
 
-    >>> print(joined_layout([(1, 4, 40)], [(1, 40)] * 4))
-    stacked on axis 1
-    >>> print(joined_layout([(1, 6, 40)], [(1, 4, 40), (1, 2, 40)]))
-    joined along axis 1
+    >>> [str(layout) for layout in joined_layouts([(1, 4, 40)], [(1, 40)] * 4)]
+    ['stacked on axis 1']
+    >>> [str(layout) for layout in joined_layouts([(1, 6, 40)], [(1, 4, 40), (1, 2, 40)])]
+    ['joined along axis 1']
+    >>> [str(layout) for layout in joined_layouts([(4, 4, 40)], [(4, 40)] * 4)]
+    ['stacked on axis 0', 'stacked on axis 1']
     """
     found = []
     for join_a, shape_a in _joins(reference):
@@ -119,7 +155,8 @@ def joined_layout(reference: Sequence[Shape], port: Sequence[Shape]) -> Layout |
             for layout in axes.layouts(shape_a, shape_b)[:1]:
                 if layout.window is None and not layout.repeat:
                     found.append(replace(layout, join=join_b, join_reference=join_a))
-    return min(found, key=_joined_plainness, default=None)
+    least = min(map(_joined_plainness, found), default=None)
+    return [layout for layout in found if _joined_plainness(layout) == least]
 
 
 def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:

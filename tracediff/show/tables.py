@@ -13,6 +13,7 @@ from tracediff.show.words import counted, listed, number
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment, SitePair
+    from tracediff.alignment.result import Why
     from tracediff.doctor import Check
     from tracediff.trace import Trace
     from tracediff.trace.listing import Listing
@@ -72,6 +73,22 @@ def alignment(aligned: Alignment, *, unpaired: bool = False) -> RenderableType:
     alone = f"{counted(len(aligned.pairs) - paired, 'site')} without partner"
     head = f"{counted(paired, 'pair')} of sites, {counted(len(aligned.records), 'pair')} of records; {alone}"
     return Group(Text(head, "bold"), table, *(Text(warning, "yellow") for warning in aligned.warnings))
+
+
+def why(told: Why) -> RenderableType:
+    """Why a site is paired as it is, and who says what of the layouts that shapes leave open, in nats."""
+    lines: list[RenderableType] = []
+    for pair in told.pairs:
+        names = " | ".join("-" if side is None else side or "(root)" for side in (pair.reference, pair.port))
+        rivals = f"; or {listed(list(pair.ambiguous), 3)}" if pair.ambiguous else ""
+        lines.append(Text(f"{names}: {pair.evidence or 'no partner'}{rivals} ({pair.confidence:.2f})", "bold"))
+    for layout, account in told.layouts:
+        head = f"{account.ends[0]} | {account.ends[1]}: read as {layout} rather than {account.rival}, {account.probability:.1%} sure"
+        table = _table("", layout, account.rival)
+        for source, chosen, rival in account.voices:
+            table.add_row(Text(source), *(Text(f"{worth + 0.0:.2f}") for worth in (chosen, rival)))
+        lines += [Text(head), table]
+    return Group(*lines)
 
 
 def _pair_cells(aligned: Alignment, place: int, pair: SitePair) -> tuple[Text, ...]:
