@@ -75,7 +75,8 @@ class Part:
 class Layout:
     """How the port's tensor (or tensors) are read as the reference's.
 
-    The port's tensors are joined, a part is taken, the result is seen as shape ``split``, its axes are permuted, a window is cut, and
+    The port's tensors are joined, cut at the front to the lengths ``crop`` (where its run has more rows or places than the reference's), a
+    part is taken, the result is seen as shape ``split``, its axes are permuted, a window is cut, and
     what remains is seen as ``shape``, the shape compared. On the reference's side tensors may be joined and a part taken too.
     """
 
@@ -87,12 +88,13 @@ class Layout:
     window: tuple[tuple[int, int], ...] | None = None
     join_reference: Join | None = None
     part_reference: Part | None = None
+    crop: Shape | None = None
     repeat: Literal["", "reference", "port"] = ""  # which side's slices are repeated along axes on which it is shorter (a mask, heads)
 
     @property
     def is_same(self) -> bool:
         """Whether both tensors hold the values in the same order, so that they can be compared as they are stored."""
-        moved = self.join or self.part or self.permutation or self.window or self.join_reference or self.part_reference
+        moved = self.join or self.crop or self.part or self.permutation or self.window or self.join_reference or self.part_reference
         return not (moved or self.repeat)
 
     @property
@@ -101,6 +103,8 @@ class Layout:
 
     def __str__(self) -> str:
         parts = [_side_text("reference", self.join_reference, self.part_reference), _side_text("", self.join, self.part)]
+        if self.crop is not None:
+            parts.append(f"cut to {_shape_text(self.crop)}")
         if self.permutation is not None:
             parts.append((f"reshape {_shape_text(self.split)} " if self.split and self.window is None else "") + str(self.permutation))
         elif self.split is not None and not parts[1]:
@@ -119,6 +123,8 @@ def apply(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     [[[0, 3], [1, 4], [2, 5]]]
     """
     array = _joined(arrays, layout.join)
+    if layout.crop is not None:
+        array = array[_front(layout.crop)]
     if layout.part is not None:
         array = layout.part(array)
     if layout.split is not None:
@@ -150,7 +156,8 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
     """
     if layout.repeat == "port":
         return [reference[tuple(slice(None, None, length // size) for size, length in zip(np.shape(port[0]), layout.shape, strict=True))]]
-    whole = np.array(_joined(port, layout.join))
+    uncut = np.array(_joined(port, layout.join))
+    whole = uncut if layout.crop is None else np.array(uncut[_front(layout.crop)])
     inner = layout.part(whole) if layout.part is not None else whole
     seen = inner.reshape(layout.split) if layout.split is not None else inner
     seen = seen.transpose(layout.permutation) if layout.permutation is not None else seen
@@ -165,6 +172,9 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
         spot = (slice(None),) * (layout.part.axis + 1) + (slice(layout.part.start, layout.part.stop),)
         runs[spot] = seen.reshape(runs[spot].shape)
         seen = runs.reshape(whole.shape)
+    if layout.crop is not None:
+        uncut[_front(layout.crop)] = seen
+        seen = uncut
     return layout.join.parts(seen, [array.shape for array in port]) if layout.join is not None else [seen]
 
 
@@ -492,6 +502,11 @@ def _repeated_to(array: Array, shape: Shape) -> Array:
         for axis, length in enumerate(shape):
             array = np.repeat(array, length // array.shape[axis], axis)
     return np.broadcast_to(array, shape)
+
+
+def _front(lengths: Shape) -> tuple[slice, ...]:
+    """The front of each axis."""
+    return tuple(slice(0, length) for length in lengths)
 
 
 def _grouped(array: Array, axis: int, groups: int) -> Array:

@@ -51,7 +51,7 @@ class LayoutEvidence:
 
     def _may_agree(self, slot: Slot) -> bool:
         """Whether the statistics of a slot's first records are alike; those of a part and of a whole say nothing."""
-        is_part = any(one.part is not None or one.part_reference is not None for one in slot.options)
+        is_part = any(one.crop or one.part or one.part_reference for one in slot.options)
         return is_part or self.rows.apart(slot.a, slot.b) <= THRESHOLDS.layout_too_far
 
     def is_unread(self, slot: Slot) -> bool:

@@ -53,7 +53,7 @@ def order_of(layout: Layout, shape: Shape) -> Order:
     >>> order_of(Layout((2, 3, 5)), (2, 3, 5)), order_of(Layout((2, 5, 3), permutation=(0, 2, 1)), (2, 3, 5))
     ((0, 1, 2), (0, 2, 1))
     """
-    if layout.split is not None or layout.window is not None or layout.repeat or layout.is_joined:
+    if layout.split is not None or layout.crop is not None or layout.window is not None or layout.repeat or layout.is_joined:
         return str(layout)
     return layout.permutation or tuple(range(len(shape)))
 

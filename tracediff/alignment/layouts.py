@@ -6,7 +6,7 @@ Where shapes leave several, all tensors are decided together: see `joint_layouts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracediff.alignment import axes, channels, partial_layouts
 from tracediff.alignment.axes import Layout, Shape
@@ -31,6 +31,7 @@ class Tensors:
     shape_a: Shape
     shape_b: Shape
     candidates: tuple[Layout, ...]  # the layouts that the two shapes allow, the plainest first
+    crop: Shape | None = None  # the lengths to which the port's tensor is cut first; ``shape_b`` has them
 
 
 class LayoutChooser:
@@ -41,10 +42,13 @@ class LayoutChooser:
         self.one_position, self.cut_outputs = OnePosition(rows), CutOutputs(rows)
         self.options: dict[Key, Sequence[Layout]] = {}
 
-    def of(self, sites: PairedSites, a: int, b: int) -> Choice:
-        """The layout of a pair of records, and the evidence for it: what the first of `CASCADE` says that says anything."""
-        shapes = self.rows.shape(0, a), self.rows.shape(1, b)
-        tensors = Tensors(sites, a, b, *shapes, axes.layouts(*shapes))
+    def of(self, sites: PairedSites, a: int, b: int, crop: Shape | None = None) -> Choice:
+        """The layout of a pair of records, and the evidence for it: what the first of `CASCADE` says that says anything.
+
+        ``crop``: the lengths to which the port's tensor is cut first.
+        """
+        shapes = self.rows.shape(0, a), crop or self.rows.shape(1, b)
+        tensors = Tensors(sites, a, b, *shapes, axes.layouts(*shapes), crop)
         for step in CASCADE:
             choice = step(self, tensors)
             if choice is not None:
@@ -54,6 +58,7 @@ class LayoutChooser:
     def among(self, tensors: Tensors, ways: Sequence[Sequence[Layout]], evidence: str) -> Choice:
         """The plainest of the layouts that shapes allow, given by what they do to the values; open where there are several ways."""
         options = [channels.of_layers(self.rows.channels, tensors.a, tensors.b, same) for same in ways]
+        options = [replace(one, crop=tensors.crop) for one in options] if tensors.crop is not None else options
         if not options:
             return None, unreadable(tensors.shape_a, tensors.shape_b)
         if len(options) > 1:
@@ -102,18 +107,20 @@ def of_grouped_heads(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
 
 def of_one_position(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
     """A single position of a sequence on one side, all positions on the other."""
-    return chooser.one_position.of(tensors.a, tensors.b) if tensors.shape_a != tensors.shape_b else None
+    if tensors.crop is not None or tensors.shape_a == tensors.shape_b:
+        return None
+    return chooser.one_position.of(tensors.a, tensors.b)
 
 
 def of_cut_output(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
     """Outputs of which one side cuts an end off inside the module and the other side outside."""
-    return chooser.cut_outputs.of(tensors.a, tensors.b) if not tensors.candidates else None
+    return chooser.cut_outputs.of(tensors.a, tensors.b) if not tensors.candidates and tensors.crop is None else None
 
 
 def of_padded_or_repeated(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
     """Inputs that one side pads, or repeats along an axis (a mask), before the call."""
     candidates = tensors.candidates
-    if not candidates or not (candidates[0].repeat or candidates[0].window is not None):
+    if not candidates or tensors.crop is not None or not (candidates[0].repeat or candidates[0].window is not None):
         return None
     return partial_layouts.padded_or_repeated(chooser.rows, tensors.a, tensors.b, candidates)
 

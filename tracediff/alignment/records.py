@@ -8,6 +8,7 @@ from tracediff.alignment.arguments import Arguments
 from tracediff.alignment.boundaries import without_moved
 from tracediff.alignment.calls import CallPairs
 from tracediff.alignment.joint_layouts import settled
+from tracediff.alignment.longer_runs import cut_to_reference
 from tracediff.alignment.record_plans import RecordPlans
 from tracediff.alignment.record_table import CallPair, PairedSites, Rows
 from tracediff.alignment.result import RecordPair
@@ -57,6 +58,11 @@ def pair_boundaries(records: RecordPairs) -> None:
             records.found.extend(one for one in found if not sites.outputs_only or records.rows.kind[0][one.reference[0]] == OUTPUT)
 
 
+def cut_longer_runs(records: RecordPairs) -> None:
+    """Reads what holds the reference's rows and more as these rows."""
+    records.found = cut_to_reference(records.plans.layouts, records.sites, records.found)
+
+
 def settle_layouts(records: RecordPairs) -> None:
     """Decides the layouts that shapes leave open, all together."""
     records.found = settled(records.plans.layouts, records.found)
@@ -73,5 +79,12 @@ def add_stray_errors(records: RecordPairs) -> None:
     records.found = [*records.found, *strays.paired(records.found)]
 
 
-PASSES: tuple[Callable[[RecordPairs], None], ...] = (learn_boundaries, pair_boundaries, settle_layouts, leave_out_moved, add_stray_errors)
+PASSES: tuple[Callable[[RecordPairs], None], ...] = (
+    learn_boundaries,
+    pair_boundaries,
+    cut_longer_runs,
+    settle_layouts,
+    leave_out_moved,
+    add_stray_errors,
+)
 """The passes in order. An ablation leaves one out by its name."""

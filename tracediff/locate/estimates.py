@@ -73,7 +73,7 @@ def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layo
 
 def _is_partial(layout: Layout) -> bool:
     """Whether only a part, or a window, of a tensor is compared, so that its statistics are of more values than that."""
-    return bool(layout.part or layout.part_reference or layout.window)
+    return bool(layout.crop or layout.part or layout.part_reference or layout.window)
 
 
 def _gaps(r: Stats, p: Stats) -> tuple[float, ...]:

@@ -77,8 +77,8 @@ def _is_plain(record: Record) -> bool:
 
 def _in_port(places: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
     """Where in the port's tensor of this shape the values stand that a layout puts at flat places of the compared shape."""
-    part = layout.part
-    inner = _part_shape(part, shape) if part is not None else shape
+    part, cut = layout.part, layout.crop or shape
+    inner = _part_shape(part, cut) if part is not None else cut
     seen = layout.split or inner
     if layout.permutation is not None or layout.window is not None:
         order = layout.permutation or tuple(range(len(seen)))
@@ -88,7 +88,8 @@ def _in_port(places: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
         indices = np.unravel_index(places, tuple(sizes))
         moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
         places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
-    return _in_part(places, part, shape)
+    places = _in_part(places, part, cut)
+    return places if layout.crop is None else np.asarray(np.ravel_multi_index(np.unravel_index(places, cut), shape))
 
 
 def _in_part(places: Array, part: Part | None, shape: tuple[int, ...]) -> Array:
