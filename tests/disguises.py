@@ -49,6 +49,7 @@ class Disguised:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.path = self.trace.path
+        self.returned = None
         self.known: dict[str, str] = {"": ""}
         self.strings = list(self.trace.strings)
         self.index = self._index()

@@ -33,7 +33,7 @@ def blamed(verdicts: Verdicts, i: int) -> tuple[Blame, Modules]:
     if owner is not None:
         return "module", owner
     caller = _author(verdicts, i)
-    return _outside(verdicts, i) if caller is None else ("caller", (caller[0], _port_maker(verdicts, i, caller[1])))
+    return _outside(verdicts, i) if caller is None else ("caller", _makers(verdicts, i, caller))
 
 
 def _outside(verdicts: Verdicts, i: int) -> tuple[Blame, Modules]:
@@ -105,6 +105,24 @@ def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
         if not any(flow.port_calls.kinds[row] == "input" for row in uncompared):
             makers.append(module_of(flow.port_calls.site_of(call)))
     return not makers or caller in makers
+
+
+def _makers(verdicts: Verdicts, i: int, caller: Modules) -> Modules:
+    """The modules whose code made an input: where a part of the port that has no partner did, the reference's innermost such part too."""
+    port = _port_maker(verdicts, i, caller[1])
+    return (caller[0] if port == caller[1] else _reference_maker(verdicts, i, caller[0])), port
+
+
+def _reference_maker(verdicts: Verdicts, i: int, caller: str) -> str:
+    """The innermost module of the reference around an input, inside a caller, that was not handed the very tensor; else the caller."""
+    left, calls, records = verdicts.pairs.records(i)[0], verdicts.flow.calls, verdicts.pairs.reference.records
+    for call in calls.above(verdicts.flow.call(i)):
+        module = module_of(calls.site_of(call))
+        if module == caller:
+            break
+        if not any(row < left.row and records[row].digest == left.digest for row in calls.rows_of(call).tolist()):
+            return module
+    return caller
 
 
 def _port_maker(verdicts: Verdicts, i: int, caller: str) -> str:
