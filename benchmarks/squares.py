@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.held_inputs import found_in, held_arrays
 
 AGREES = 1e-3
 """Relative error below which the values of two clean runs in float32 agree in a layout."""
@@ -93,7 +93,7 @@ def _copy_of(square: Square, name: str) -> Any:
 def resize(pair: Any, square: Square) -> None:
     """Gives the inputs that a pair's runs hold their sizes, all rows different, the same on both sides."""
     random = np.random.default_rng(0)
-    ours, theirs = _held(pair.run_reference), _held(pair.run_port)
+    ours, theirs = held_arrays(pair.run_reference), held_arrays(pair.run_port)
     before = [one.value for one in ours]
     rows = max((len(value) for value in before if value.ndim), default=0)
     changed = []
@@ -101,12 +101,20 @@ def resize(pair: Any, square: Square) -> None:
         for axis in range(1, value.ndim):
             value = _as_long(value, axis, square.lengths.get(value.shape[axis], value.shape[axis]), random)
         changed.append(_as_long(value, 0, square.batch, random) if value.ndim and len(value) == rows else value)
-    found = [_found_in(one.value, before) for one in theirs]
+    found = [_known(one.value, before) for one in theirs]
     for one, value in zip(ours, changed, strict=True):
         one.set(value)
     for one, place in zip(theirs, found, strict=True):
         if place is not None:
             one.set(np.ascontiguousarray(changed[place[0]].transpose(place[1])))
+
+
+def _known(value: np.ndarray, inputs: list[np.ndarray]) -> tuple[int, tuple[int, ...]] | None:
+    """Which of the reference's inputs an array is, and in which order of axes; None for an array of the port's own."""
+    try:
+        return found_in(value, inputs)
+    except LookupError:
+        return None
 
 
 def _as_long(value: np.ndarray, axis: int, length: int, random: np.random.Generator) -> np.ndarray:
@@ -120,46 +128,6 @@ def _shuffled(row: np.ndarray, random: np.random.Generator) -> np.ndarray:
     for axis in range(np.ndim(row)):
         row = random.permutation(row, axis=axis)
     return row
-
-
-@dataclass(frozen=True)
-class Held:
-    """An array that a run's code has in hand: in a cell of its closure, or in a list there."""
-
-    cell: Any
-    index: int | None
-
-    @property
-    def value(self) -> np.ndarray:
-        held = self.cell.cell_contents
-        found: np.ndarray = held if self.index is None else held[self.index]
-        return found
-
-    def set(self, value: np.ndarray) -> None:
-        if self.index is None:
-            self.cell.cell_contents = value
-        else:
-            self.cell.cell_contents[self.index] = value
-
-
-def _held(run: Callable[[], Any]) -> list[Held]:
-    found = []
-    for cell in run.__closure__ or ():
-        held = cell.cell_contents
-        if isinstance(held, np.ndarray):
-            found.append(Held(cell, None))
-        elif isinstance(held, list):
-            found += [Held(cell, index) for index, one in enumerate(held) if isinstance(one, np.ndarray)]
-    return found
-
-
-def _found_in(value: np.ndarray, known: list[np.ndarray]) -> tuple[int, tuple[int, ...]] | None:
-    """Which of the arrays this one is, and in which order of axes; None for an array of the port's own."""
-    for place, one in enumerate(known):
-        for order in itertools.permutations(range(one.ndim)) if one.ndim == value.ndim else ():
-            if one.transpose(order).shape == value.shape and np.array_equal(one.transpose(order), value):
-                return place, order
-    return None
 
 
 # -- what is measured ----------------------------------------------------------------------------------------------------------------------

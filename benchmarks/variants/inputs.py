@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import CellType
 from typing import Any
 
 import mlx.core as mx
@@ -15,39 +12,8 @@ import numpy as np
 import torch
 from mlx import nn
 
+from benchmarks.held_inputs import found_in, held_arrays
 from benchmarks.variants.variant import Made, Transformation, answer
-
-
-@dataclass(frozen=True)
-class Held:
-    """An array that a run's code has in hand: in a cell of its closure, or in a list there."""
-
-    cell: CellType
-    index: int | None
-
-    @property
-    def value(self) -> np.ndarray:
-        held = self.cell.cell_contents
-        found: np.ndarray = held if self.index is None else held[self.index]
-        return found
-
-    def set(self, value: np.ndarray) -> None:
-        if self.index is None:
-            self.cell.cell_contents = value
-        else:
-            self.cell.cell_contents[self.index] = value
-
-
-def held_arrays(run: Callable[[], Any]) -> list[Held]:
-    """The arrays that a run's code holds."""
-    found = []
-    for cell in run.__closure__ or ():
-        held = cell.cell_contents
-        if isinstance(held, np.ndarray):
-            found.append(Held(cell, None))
-        elif isinstance(held, list):
-            found += [Held(cell, index) for index, one in enumerate(held) if isinstance(one, np.ndarray)]
-    return found
 
 
 def resized(pair: Any, size: int, axis_of: Callable[[np.ndarray], int | None]) -> None:
@@ -60,7 +26,7 @@ def resized(pair: Any, size: int, axis_of: Callable[[np.ndarray], int | None]) -
         changed.append(value if axis is None else drawn_to(value, axis, size))
     if all(new.shape == old.shape for new, old in zip(changed, before, strict=True)):
         raise LookupError("no such axis")
-    layouts = [_found_in(one.value, before) for one in others]
+    layouts = [found_in(one.value, before) for one in others]
     for one, value in zip(ours, changed, strict=True):
         one.set(value)
     for one, (place, order) in zip(others, layouts, strict=True):
@@ -72,15 +38,6 @@ def drawn_to(value: np.ndarray, axis: int, size: int) -> np.ndarray:
     have = value.shape[axis]
     parts = [np.roll(value, turn, axis=-1) if axis != value.ndim - 1 else np.roll(value, turn) for turn in range(-(-size // have))]
     return np.ascontiguousarray(np.concatenate(parts, axis=axis).take(range(size), axis=axis))
-
-
-def _found_in(value: np.ndarray, known: Sequence[np.ndarray]) -> tuple[int, tuple[int, ...]]:
-    """Which of the arrays this one is, and in which order of axes."""
-    for place, one in enumerate(known):
-        for order in itertools.permutations(range(one.ndim)):
-            if one.ndim == value.ndim and one.transpose(order).shape == value.shape and np.array_equal(one.transpose(order), value):
-                return place, order
-    raise LookupError("an input that only the port has")
 
 
 def says_the_same(pair: Any) -> bool:
