@@ -19,7 +19,7 @@ from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
-from tracediff.site import INPUTS, RETURNED, is_returned, module_of
+from tracediff.site import INPUTS, RETURNED, is_below, is_returned, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP
 
@@ -253,6 +253,7 @@ def not_compared(trace: Trace, rows: Iterable[int], compared: Set[int]) -> list[
 def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]:
     """The port's weights that differ by more than rounding, where no compared output tells that this has no effect.
 
+    The nearest module around a weight tells of which something was compared; the root stands for too much to tell.
     A module that is handed ids alone looks some of its weights up. Its outputs say nothing of the others, unless one change of the whole
     tensor gives the port's.
     """
@@ -260,7 +261,9 @@ def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]
     found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
     told = _told(seen) if found else {}
     for finding in found:
-        size, param, module = finding.numbers.get("rel_l2", math.inf), params.get(finding.port), told.get(parent(finding.port))
+        size, param = finding.numbers.get("rel_l2", math.inf), params.get(finding.port)
+        around = [path for path in told if path and is_below(parent(finding.port), path)]
+        module = told.get(max(around, key=len) if around else parent(finding.port))
         if param is not None and size <= rounding(dtypes.named(param.dtype)):
             continue
         if module is None or size <= module.limit or (module.looks_up and not finding.confirmed):
