@@ -21,7 +21,7 @@ FOLDER = Path(tracediff.alignment.__file__).parent
 LISTS = {
     "sites.PASSES": 11,
     "scores.TERMS": 7,
-    "records.PASSES": 5,
+    "records.PASSES": 6,
     "layouts.CASCADE": 6,
     "layout_evidence.SOURCES": 6,
     "layout_ties.SOURCES": 3,

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from test_returned import first_line, told
-from torch.nn import Embedding, LayerNorm, Linear, Module, ModuleList
 
-import tracediff as td
+torch = pytest.importorskip("torch")
+
+from test_returned import first_line, told  # noqa: E402
+from torch.nn import Embedding, LayerNorm, Linear, Module, ModuleList  # noqa: E402
+
+import tracediff as td  # noqa: E402
 
 X = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
 
