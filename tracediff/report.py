@@ -223,7 +223,7 @@ class Report:
             "weights": asdict(self.weights),
             "certificate": dict(self.certificate),
             "equivalent": [asdict(form) for form in self.equivalent],
-            "borderline": [asdict(divergence) for divergence in self.borderline],
+            "borderline": [_divergence_dict(divergence) for divergence in self.borderline],
             "caveats": list(self.caveats),
             "withheld": asdict(self.withheld) if self.withheld else None,
             "outputs": self.outputs,

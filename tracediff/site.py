@@ -17,7 +17,7 @@ The characters ``% / [ ] @ # ! : ^`` inside a name are percent-escaped, and so i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import unquote
@@ -32,6 +32,9 @@ INPUTS: tuple[EndKind, ...] = ("input", "attr")
 
 RETURNED = "##returned"
 """The reserved tap that holds what a run returned. No tap of a model's code has this site, since ``#`` is escaped in a name."""
+
+MOST_NAMES = 4
+"""So many names are listed where nobody asks for another number."""
 
 _SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
 _SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
@@ -254,3 +257,9 @@ def frame_text(site: str, number: int, enclosing: str) -> str:
     elif enclosing and not path:
         site = f"^{site}"
     return f"{site}[{number}]"
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
+    """The first few names, "" as the root, and how many more there are."""
+    shown = ", ".join(name or "the root" for name in names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

@@ -19,7 +19,7 @@ from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
-from tracediff.site import INPUTS, RETURNED, is_below, is_returned, module_of
+from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP
 
@@ -86,17 +86,21 @@ def _reasons(seen: _Seen, weights: WeightsReport | None) -> Iterator[Withheld]:
         yield Withheld(
             "cannot tell",
             untold,
-            f"cannot tell {listed(untold)}, which the run returned: rounding alone changes it in the reference by as much as its values, "
+            f"cannot tell {_few(untold)}, which the run returned: rounding alone changes it in the reference by as much as its values, "
             "so that no fault would show",
         )
     for name, side in zip(("reference", "port"), seen.sides, strict=True):
         if modules := tuple(side.unreached()):
             yield Withheld(
-                "modules", modules, f"nothing that was compared depends on {listed(modules)}, which the {name} has parameters for"
+                "modules",
+                modules,
+                f"nothing that was compared depends on {_few(modules)}, which the {name} has parameters for",
             )
     if names := tuple(_untold_weights(seen, weights)):
         yield Withheld(
-            "weights", names, f"weights of the port differ ({listed(names)}), and nothing that was compared tells that this has no effect"
+            "weights",
+            names,
+            f"weights of the port differ ({_few(names)}), and nothing that was compared tells that this has no effect",
         )
 
 
@@ -117,7 +121,7 @@ def _outputs_missed(seen: _Seen) -> Iterator[Withheld]:
             yield Withheld("outputs", (kind,), f"nothing that the {name}'s run returned could be recorded (its type is {kind!r})")
     if seen.outputs == "not compared":
         names = ours.names(ours.left_out)
-        yield Withheld("outputs", names, f"nothing that the run returned was compared ({listed(names)}), so nothing is said of the whole")
+        yield Withheld("outputs", names, f"nothing that the run returned was compared ({_few(names)}), so nothing is said of the whole")
     elif theirs.left_out:
         names = theirs.names(theirs.left_out)
         yield Withheld("port outputs", names, f"of what the port returned {few(names)} not compared")
@@ -296,12 +300,10 @@ def _told(seen: _Seen) -> Mapping[str, _Told]:
     return found
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return f"{', '.join(name or 'the root' for name in names[:MOST_NAMES])}{more}"
+def _few(names: Sequence[str]) -> str:
+    return listed(names, MOST_NAMES)
 
 
 def few(names: Sequence[str]) -> str:
     """The first few names with their verb in the past."""
-    return f"{listed(names)} {'was' if len(names) == 1 else 'were'}"
+    return f"{_few(names)} {'was' if len(names) == 1 else 'were'}"

@@ -13,8 +13,9 @@ import mlx.core as mx
 from benchmarks.faults.plant import rewritten, running
 from benchmarks.variants.names import is_built_in
 from benchmarks.variants.structure import at_some, is_composite, made
-from benchmarks.variants.surgery import Spot, own_class
+from benchmarks.variants.surgery import Spot
 from benchmarks.variants.variant import Made, Transformation, Trial
+from tracediff.runs.planting import reclassed
 
 # -- order ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,7 @@ def returned_in(name: str) -> Any:
                 raise TypeError("not one tensor")
             return pack(result)
 
-        own_class(spot.module, __call__=__call__)
+        reclassed(spot.module, __call__=__call__)
         spot.aside(lambda module, *args, **kwargs: _unpacked(module(*args, **kwargs)))
 
     return lambda pair, chance: made(at_some(pair, chance, is_composite, change))

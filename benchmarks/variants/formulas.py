@@ -21,8 +21,8 @@ from mlx import nn
 
 from benchmarks.casting import Arrays
 from benchmarks.clean import reordered
-from benchmarks.variants.surgery import own_class
 from benchmarks.variants.variant import Made, Transformation, Trial
+from tracediff.runs.planting import reclassed
 
 PACKAGES = ("pairs", "models", "benchmarks.faults.pairs", "mlx_lm.models", "mlx_whisper", "mlx_vlm.models", "mlx_embeddings.models")
 Call = Callable[..., Any]
@@ -80,7 +80,7 @@ def rewritten(others: Mapping[str, Call], kinds: Mapping[type, Call] | None = No
         changed = []
         for path, module in pair.port.named_modules():
             call = (kinds or {}).get(type(module))
-            if call is not None and trial.keeps(lambda module=module, call=call: own_class(module, __call__=call)):
+            if call is not None and trial.keeps(lambda module=module, call=call: reclassed(module, __call__=call)):
                 changed.append(path)
         force = partial(instead, others, used, (*PACKAGES, type(pair.port).__module__))
         with force():

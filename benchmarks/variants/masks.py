@@ -11,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.variants.formulas import Call, lower, rewritten
-from benchmarks.variants.surgery import Spot, flow, own_class, spots
+from benchmarks.variants.surgery import Spot, flow, spots
 from benchmarks.variants.variant import Made, Transformation, Trial
+from tracediff.runs.planting import reclassed
 
 Form = Callable[[mx.array, mx.Dtype], mx.array]
 """What a mask becomes: told what may be seen, as booleans, and the dtype of the numbers it is for."""
@@ -101,7 +102,7 @@ def turned(pair: Any, chance: random.Random) -> Made | None:
             back = partial(turn_back, dtype=x.dtype)
             return plain(self, x, *map(back, args), **{key: back(one) for key, one in kwargs.items()})
 
-        own_class(spot.module, __call__=__call__)
+        reclassed(spot.module, __call__=__call__)
         _hand(spot, turn)
 
     places = _at_masked(pair, is_mask, change)

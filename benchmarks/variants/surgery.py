@@ -12,6 +12,8 @@ from typing import Any
 
 from mlx import nn
 
+from tracediff.runs.planting import reclassed
+
 Call = Callable[..., Any]
 
 
@@ -129,12 +131,6 @@ def _held(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], 
             yield from _held(one, (*keys, key))
 
 
-def own_class(module: Any, **members: Any) -> None:
-    """Gives one module other methods, in a class of the same name."""
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members})
-
-
 # -- what a run passes on ------------------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +156,7 @@ def flow(port: nn.Module, run: Callable[[], Any]) -> list[Seen]:
     stack = [""]
     kinds = [(module, type(module)) for module in port.modules()]
     for path, module in port.named_modules():
-        own_class(module, __call__=_watching(path, type(module).__call__, stack, found))
+        reclassed(module, __call__=_watching(path, type(module).__call__, stack, found))
     try:
         run()
     finally:

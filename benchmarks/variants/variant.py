@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from benchmarks.clean import reordered
 from benchmarks.variants.surgery import flow
+from tracediff.runs.planting import restore
 
 CLOSE, TIMES = 2e-6, 5.0
 """Two answers in float32 are the same within this relative L2, or within so many times what another order of sums does to the pair."""
@@ -157,19 +158,14 @@ class Trial:
 
     def keeps(self, change: Callable[[], Any]) -> bool:
         """Makes the change; takes it back and returns False where the answer is another, or there is none."""
-        kept = [(module, _copied(dict(module)), _copied(dict(vars(module))), type(module)) for module in self.pair.port.modules()]
+        kept = [(module, type(module), _copied(dict(module)), _copied(dict(vars(module)))) for module in self.pair.port.modules()]
         try:
             change()
             if is_same(self.before, answer(self.pair), self.close):
                 return True
         except Exception:  # noqa: BLE001 - a change that does not fit raises whatever the port raises
             pass
-        for module, items, own, kind in kept:
-            module.__class__ = kind
-            module.clear()
-            dict.update(module, items)
-            vars(module).clear()
-            vars(module).update(own)
+        restore(kept)
         return False
 
 

@@ -98,6 +98,16 @@ class Layout:
         return not (moved or self.repeat)
 
     @property
+    def leaves_some(self) -> bool:
+        """Whether the port's tensors hold values that are not compared: beyond a cut, a part or a window."""
+        return bool(self.crop or self.part or self.window)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether either side's tensors hold values that are not compared."""
+        return self.leaves_some or self.part_reference is not None
+
+    @property
     def is_joined(self) -> bool:
         return self.join is not None or self.join_reference is not None
 

@@ -8,7 +8,7 @@ shows that directly. Two files show the companion itself: other weights, another
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
@@ -22,7 +22,8 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
-    takers = _takers(verdicts, i, call)
+    taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
+    takers = _takers(verdicts, i, call, taken)
     first = next(takers, None)
     if first is None:
         return flagged is not None and _is_flagged(verdicts, call, flagged)
@@ -41,11 +42,14 @@ def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool
     return any(row in flagged for row in verdicts.flow.calls.outputs(call))
 
 
-def _takers(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
-    """The innermost calls inside a call that take in what differs at a place and return what agrees, or what the port has no partner of."""
-    calls, taken = verdicts.flow.calls, {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
+def _takers(verdicts: Verdicts, i: int, call: int, taken: Set[int]) -> Iterator[int]:
+    """The innermost calls inside a call that take in what differs at a place and return what agrees, or what the port has no partner of.
+
+    ``taken``: the reference's rows at which the place's own tensors are taken in.
+    """
+    calls = verdicts.flow.calls
     for child in calls.children[call]:
-        inner = list(_takers(verdicts, i, child))
+        inner = list(_takers(verdicts, i, child, taken))
         yield from inner
         returned = _returned(verdicts, child)
         is_alone = not returned and not calls.children[child] and not taken.isdisjoint(calls.inputs(child))

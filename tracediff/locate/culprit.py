@@ -10,7 +10,7 @@ from tracediff.locate.masks import may_mask
 from tracediff.locate.result import Blame
 from tracediff.locate.verdicts import Verdicts
 from tracediff.site import INPUTS, End, module_of, pattern_of
-from tracediff.trace import Record
+from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP
 
 Modules = tuple[str, str]
@@ -83,11 +83,10 @@ def _port_calls_around(verdicts: Verdicts, i: int) -> Iterator[int]:
     return filter(calls.is_recorded, calls.above(int(calls.of_row[verdicts.pairs.records(i)[1].row])))
 
 
-def _seen_before(verdicts: Verdicts, call: int, record: Record) -> list[int]:
-    """The rows before a record of the port at which a call of the port saw the very same tensor."""
-    records = verdicts.pairs.port.records
-    rows = verdicts.flow.port_calls.rows_of(call).tolist()
-    return [row for row in rows if row < record.row and records[row].digest == record.digest]
+def _seen_before(trace: Trace, call: int, record: Record) -> list[int]:
+    """The rows before a record of a trace at which a call of it saw the very same tensor."""
+    rows = trace.calls.rows_of(call).tolist()
+    return [row for row in rows if row < record.row and trace.records[row].digest == record.digest]
 
 
 def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
@@ -101,7 +100,7 @@ def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
         return True
     makers = []
     for call in _port_calls_around(verdicts, i):
-        uncompared = [row for row in _seen_before(verdicts, call, right) if row not in flow.pairs_of_port_row]
+        uncompared = [row for row in _seen_before(verdicts.pairs.port, call, right) if row not in flow.pairs_of_port_row]
         if not any(flow.port_calls.kinds[row] == "input" for row in uncompared):
             makers.append(module_of(flow.port_calls.site_of(call)))
     return not makers or caller in makers
@@ -115,12 +114,12 @@ def _makers(verdicts: Verdicts, i: int, caller: Modules) -> Modules:
 
 def _reference_maker(verdicts: Verdicts, i: int, caller: str) -> str:
     """The innermost module of the reference around an input, inside a caller, that was not handed the very tensor; else the caller."""
-    left, calls, records = verdicts.pairs.records(i)[0], verdicts.flow.calls, verdicts.pairs.reference.records
+    left, calls = verdicts.pairs.records(i)[0], verdicts.flow.calls
     for call in calls.above(verdicts.flow.call(i)):
         module = module_of(calls.site_of(call))
         if module == caller:
             break
-        if not any(row < left.row and records[row].digest == left.digest for row in calls.rows_of(call).tolist()):
+        if not _seen_before(verdicts.pairs.reference, call, left):
             return module
     return caller
 
@@ -135,7 +134,7 @@ def _port_maker(verdicts: Verdicts, i: int, caller: str) -> str:
         alignment, (site, module) = verdicts.pairs.alignment, returned_by
         return module if alignment.reference_of.get(site) is None else caller
     right, calls = verdicts.pairs.records(i)[1], verdicts.flow.port_calls
-    around = [call for call in _port_calls_around(verdicts, i) if not _seen_before(verdicts, call, right)]
+    around = [call for call in _port_calls_around(verdicts, i) if not _seen_before(verdicts.pairs.port, call, right)]
     makers = [module_of(calls.site_of(call)) for call in around]
     if caller in makers:
         makers = makers[: makers.index(caller)]
@@ -153,7 +152,7 @@ def _unpaired_return(verdicts: Verdicts, i: int) -> tuple[str, str] | None:
     row = calls.producers[verdicts.pairs.records(i)[1].row]
     while row >= 0 and row not in flow.pairs_of_port_row and calls.kinds[row] == "output":
         returned = records[row]
-        before = _seen_before(verdicts, int(calls.of_row[row]), returned)
+        before = _seen_before(verdicts.pairs.port, int(calls.of_row[row]), returned)
         if not before:
             return returned.site, returned.module
         row = calls.producers[before[0]]

@@ -87,7 +87,7 @@ def _offset(verdicts: Verdicts, i: int, metrics: Metrics) -> float:
 
 def _holds_the_same_values(layout: Layout | None) -> bool:
     """Whether a layout only moves values: neither side has any that the other lacks."""
-    return layout is not None and not (layout.crop or layout.part or layout.part_reference or layout.window or layout.repeat)
+    return layout is not None and not (layout.is_partial or layout.repeat)
 
 
 LIKE: Mapping[str, float] = {

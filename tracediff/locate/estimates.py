@@ -34,7 +34,7 @@ def at_least(reference: Record, port: Record, layout: Layout) -> Bounds:
     They do not depend on the order of the axes.
     """
     r, p = reference.stats, port.stats
-    if layout.is_joined or _is_partial(layout) or r.count != p.count or not r.count:
+    if layout.is_joined or layout.is_partial or r.count != p.count or not r.count:
         return Bounds()
     differs = layout.is_same and reference.dtype == port.dtype and named(reference.dtype).is_exact and reference.digest != port.digest
     if r.nan != p.nan:
@@ -55,7 +55,7 @@ def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layo
     They do not where the two sides do not hold the same values (a part, a window, a repeated mask), and where as many infinite or missing
     values, or masked ones, stand among them.
     """
-    if _is_partial(layout) or layout.repeat or references[0].dtype == "text":
+    if layout.is_partial or layout.repeat or references[0].dtype == "text":
         return None
     r, p = _joined([record.stats for record in references]), _joined([record.stats for record in ports])
     if r.count != p.count or not r.count or min(r.min, p.min) <= MASKED:
@@ -69,11 +69,6 @@ def expected(references: Sequence[Record], ports: Sequence[Record], layout: Layo
     if r.l2:
         return spread * moved / r.l2
     return math.inf if moved else 0.0
-
-
-def _is_partial(layout: Layout) -> bool:
-    """Whether only a part, or a window, of a tensor is compared, so that its statistics are of more values than that."""
-    return bool(layout.crop or layout.part or layout.part_reference or layout.window)
 
 
 def _gaps(r: Stats, p: Stats) -> tuple[float, ...]:

@@ -66,7 +66,7 @@ def planted(models: Any, *faults: Fault) -> Iterator[None]:
 def changed(models: Any, *changes: Change) -> Iterator[None]:
     """The models, one or a dict of roots, with these changes. Afterwards every module is what it was, bit for bit, whatever a run did."""
     with ExitStack() as undo:
-        undo.callback(_restore, [(module, type(module), dict(module), dict(vars(module))) for module in _modules_of(models)])
+        undo.callback(restore, [(module, type(module), dict(module), dict(vars(module))) for module in _modules_of(models)])
         for change in changes:
             change(models, undo)
         yield
@@ -77,7 +77,8 @@ def _modules_of(models: Any) -> list[Any]:
     return [module for root in roots for module in root.modules()]
 
 
-def _restore(states: list[tuple[Any, type, dict[str, Any], dict[str, Any]]]) -> None:
+def restore(states: list[tuple[Any, type, dict[str, Any], dict[str, Any]]]) -> None:
+    """Puts modules back into states that were kept: each module, its class, what it holds, and its attributes."""
     for module, kind, items, attributes in states:
         module.__class__ = kind
         module.clear()

@@ -118,8 +118,7 @@ class Replacements:
     def _port_tensors(self, pair: RecordPair, place: int, own: Array) -> list[Array] | None:
         """The port's tensors of a pair: of those that are not here now, what the discovery run saw, where more than their shape counts."""
         port: list[Array] = []
-        keeps_own = pair.layout is not None and (pair.layout.window or pair.layout.part or pair.layout.crop)
-        by_shape = pair.layout is not None and not keeps_own
+        by_shape = pair.layout is not None and not pair.layout.leaves_some
         for other, row in enumerate(pair.port):
             shape = self._discovery.shape(row)
             if by_shape and (other != place or own.shape != shape):

@@ -19,7 +19,6 @@ from tracediff.show.words import (
     QUIET,
     counted,
     grouped,
-    listed,
     markdown_table,
     markdown_text,
     module,
@@ -28,6 +27,7 @@ from tracediff.show.words import (
     short_call,
     table,
 )
+from tracediff.site import listed
 from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
 
 if TYPE_CHECKING:

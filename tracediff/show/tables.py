@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracediff.show.words import counted, listed, number
+from tracediff.show.words import counted, number
+from tracediff.site import listed
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment, SitePair

@@ -30,7 +30,6 @@ from tracediff.show.words import (
     grouped,
     html,
     lengths,
-    listed,
     markdown_table,
     markdown_text,
     module,
@@ -42,7 +41,7 @@ from tracediff.show.words import (
     short_length,
     table,
 )
-from tracediff.site import RETURNED
+from tracediff.site import RETURNED, listed
 
 if TYPE_CHECKING:
     from tracediff.report import Cause, Divergence, Report, Stage, Where

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from tracediff.show.words import BAD, DOUBTFUL, GOOD, LABEL, QUIET, counted, listed, plain
+from tracediff.show.words import BAD, DOUBTFUL, GOOD, LABEL, QUIET, counted, plain
+from tracediff.site import listed
 
 if TYPE_CHECKING:
     from tracediff.parameters.diagnosis import Compared, FindingGroup, WeightsReport

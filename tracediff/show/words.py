@@ -20,14 +20,11 @@ from rich.table import Table
 from tracediff.site import RETURNED, pattern_of
 
 if TYPE_CHECKING:
-    from tracediff.report import Report
-
-if TYPE_CHECKING:
     from tracediff.locate import Length
+    from tracediff.report import Report
 
 GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "bold"
 PLAIN_WIDTH = 120
-MOST_NAMES = 4
 
 
 def console(*, file: Any = None, width: int | None = None) -> Console:
@@ -101,12 +98,6 @@ def grouped(names: Iterable[str]) -> list[str]:
     patterns = Counter(pattern_of(name) for name in kept)
     first = {pattern_of(name): name for name in reversed(kept)}
     return [f"{patterns[p]} x {p}" if patterns[p] > 1 else first[p] for p in dict.fromkeys(pattern_of(name) for name in kept)]
-
-
-def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
-    """The first few names and how many more there are."""
-    shown = ", ".join(name or "the root" for name in names[:most])
-    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 def short_call(call: str) -> str:
