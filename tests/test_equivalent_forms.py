@@ -243,6 +243,36 @@ def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_pa
     assert report.verdict == "different"
 
 
+class Unnamed(torch.nn.Module):
+    """An RMS norm whose class does not say so, and whose gain is one more than its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(0.3 * np.random.default_rng(5).standard_normal(WIDTH).astype(np.float32)))
+
+    def forward(self, x: Any) -> Any:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-12) * (1 + self.gain)
+
+
+class UnnamedPort(nn.Module):
+    """The same, the one added to its parameter."""
+
+    def __init__(self, reference: Unnamed) -> None:
+        super().__init__()
+        self.weight = 1 + mx.array(reference.gain.detach().numpy())
+
+    def __call__(self, x: Any) -> Any:
+        return mx.fast.rms_norm(x, self.weight, 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("gain", "verdict"), [(1.0, "same"), (1.5, "different")])
+def test_other_weights_behind_a_gain_excuse_it_only_where_they_take_it_back(gain: float, verdict: str, mode: str, tmp_path: Path) -> None:
+    reference = Hidden(Unnamed())
+    report = reports(reference, HiddenPort(reference, UnnamedPort(reference.hide), gain), tmp_path)[mode]
+    assert report.verdict == verdict
+
+
 class Scaled(torch.nn.Module):
     """A branch that adds next to nothing."""
 

@@ -34,8 +34,10 @@ def test_a_report_on_old_traces_says_what_it_said_under_the_same_keys(mode: str)
     now = json.loads(td.bisect(OLD / "reference.h5", OLD / f"{mode}.h5").to_json())
     assert missing_keys(was, now) == []
     assert [now[key] for key in ("schema", "verdict", "mode", "method")] == [was[key] for key in ("schema", "verdict", "mode", "method")]
-    for key in ("site", "culprit", "introduced", "floor", "shapes", "layout"):
+    for key in ("site", "culprit", "floor", "shapes", "layout"):
         assert [one[key] for one in now["divergences"]] == [one[key] for one in was["divergences"]]
+    # Which processor sums an error up moves its last digits.
+    assert [one["introduced"] for one in now["divergences"]] == pytest.approx([one["introduced"] for one in was["divergences"]], rel=1e-6)
 
 
 def test_an_old_trace_gives_its_records_and_their_values() -> None:

@@ -17,8 +17,7 @@ from tracediff.alignment import Alignment
 from tracediff.locate.companions import is_put_right
 from tracediff.locate.result import Comparison
 from tracediff.locate.search import in_order, introduced, scanned
-from tracediff.locate.structure import left_by_affine
-from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.structure import is_affine
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import INPUTS
 from tracediff.trace import Trace
@@ -31,7 +30,7 @@ def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
-    return {i: call for i, call in absorbers.items() if not is_affine(verdicts, i) or is_put_right(verdicts, i, call, flagged)}
+    return {i: call for i, call in absorbers.items() if not is_affine(verdicts.pairs, i) or is_put_right(verdicts, i, call, flagged)}
 
 
 def acquit(verdicts: Verdicts, places: Sequence[int], flagged: Collection[int] | None = None) -> dict[int, int]:
@@ -89,12 +88,6 @@ def _chooses_by(verdicts: Verdicts, i: int) -> bool:
     """Whether the call that takes in a tensor returns ids or truth values alone: it chose by what differs."""
     outputs = returned(verdicts, verdicts.flow.call(i)) if verdicts.flow.kind(i) in INPUTS else []
     return bool(outputs) and all(map(verdicts.pairs.is_exact, outputs))
-
-
-def is_affine(verdicts: Verdicts, i: int) -> bool:
-    """Whether the port's values are the reference's by a gain and an offset: of the whole tensor, or of each index along some axis."""
-    left = left_by_affine(verdicts.pairs, i, rows=False)
-    return left is not None and left < THRESHOLDS.left_of_affine
 
 
 def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[int, str]:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
+from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
-from tracediff.site import module_of
+from tracediff.site import INPUTS, module_of
 
 
 def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int] | None) -> bool:
@@ -25,6 +26,8 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
     takers = _takers(verdicts, i, call, taken)
     first = next(takers, None)
+    if first is None and verdicts.flow.kind(i) in INPUTS:
+        return _is_made_for(verdicts, call, flagged)
     if first is None:
         return flagged is not None and _is_flagged(verdicts, call, flagged)
     return all(_is_made_for(verdicts, taker, flagged) for taker in chain([first], takers))
@@ -86,15 +89,26 @@ def _has_companion(verdicts: Verdicts, call: int) -> bool:
     if path in verdicts.pairs.normalising:
         return False
     if not _returned(verdicts, call):
-        return path in verdicts.pairs.norms[0]
-    return len(_differing(verdicts, call)) > 1 or _has_other_weights(verdicts, path)
+        return any((path, is_matrix) in verdicts.pairs.norms[0] for is_matrix in (False, True))
+    differing = _differing(verdicts, call)
+    return len(differing) > 1 or _has_other_weights(verdicts, path, differing[0])
 
 
-def _has_other_weights(verdicts: Verdicts, path: str) -> bool:
-    """Whether a module of the reference and its partners, of which a fused one has several, have parameters of other size."""
+def _has_other_weights(verdicts: Verdicts, path: str, taken: int) -> bool:
+    """Whether a module and its partners, of which a fused one has several, have parameters of another size than the reference's.
+
+    Where what is taken in is the reference's times a factor, they have to take this factor back.
+    """
     pairs = verdicts.pairs
     partners = {pair.port for pair in pairs.alignment.pairs if pair.reference == path and pair.port is not None}
-    ours, theirs = (
-        math.hypot(*(norms.get(one, 0.0) for one in paths)) for norms, paths in zip(pairs.norms, ({path}, partners), strict=True)
-    )
-    return bool(ours and theirs) and not math.isclose(ours, theirs, rel_tol=THRESHOLDS.same_weights)
+    gain = whole_gain(pairs, taken)
+    for is_matrix in (False, True):
+        sides = zip(pairs.norms, ({path}, partners), strict=True)
+        ours, theirs = (math.hypot(*(norms.get((one, is_matrix), 0.0) for one in paths)) for norms, paths in sides)
+        if ours and theirs and (_are_equal(ours, theirs * abs(gain)) if gain is not None else not _are_equal(ours, theirs)):
+            return True
+    return False
+
+
+def _are_equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=THRESHOLDS.same_weights)

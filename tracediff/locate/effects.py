@@ -11,9 +11,10 @@ from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.expectations import Expectations
 from tracediff.locate.flow import PairFlow, is_moved_boundary
 from tracediff.locate.limits import Limits
-from tracediff.locate.masks import has_two_conventions
+from tracediff.locate.masks import has_two_conventions, may_mask
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, Effect
+from tracediff.locate.structure import is_affine
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.site import INPUTS, module_of
 from tracediff.trace import schema
@@ -103,7 +104,7 @@ class Effects:
     def _is_without_effect(self, i: int) -> bool:
         """Whether all that a call computes from an input agrees although the input differs.
 
-        Not so for a normalisation, which hides an error in its input that others may see, and for a call that returns ids alone: it chose
+        Not so for a gain or an offset, which anything that normalises hides, a mask apart, and for a call that returns ids alone: it chose
         by what differs.
         """
         calls, call = self._flow.calls, self._flow.call(i)
@@ -112,7 +113,8 @@ class Effects:
         outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
         if all(map(self._pairs.is_exact, outputs)):
             return False
-        return all(map(self._expected.vouches, self._expected.doubtful_first(outputs)))
+        agree = all(map(self._expected.vouches, self._expected.doubtful_first(outputs)))
+        return agree and (may_mask(self._pairs.records(i)[0]) or not is_affine(self._pairs, i))
 
     def _is_unclear(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.

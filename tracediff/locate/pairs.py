@@ -13,6 +13,9 @@ from tracediff.alignment.axes import side_by_side
 from tracediff.dtype import Array
 from tracediff.trace import Record, Trace, schema
 
+Norms = dict[tuple[str, bool], float]
+"""The norm of a module's own parameters together, by its path, and by whether they are matrices (and kernels) or vectors."""
+
 
 class Pairs:
     """The pairs of two aligned traces in the reference's execution order, each known by its place."""
@@ -107,8 +110,8 @@ class Pairs:
         return frozenset(str(one["path"]) for one in norms if one.get("training") or "batchnorm" not in str(one.get("type", "")).lower())
 
     @cached_property
-    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Of reference and port, by module path, the norm of all parameters that a module owns itself."""
+    def norms(self) -> tuple[Norms, Norms]:
+        """Of reference and port the norms of the parameters that modules own themselves."""
         return _norms(self.reference), _norms(self.port)
 
     @cached_property
@@ -119,8 +122,8 @@ class Pairs:
         return frozenset((record.site, record.end) for record in handed)
 
 
-def _norms(trace: Trace) -> dict[str, float]:
-    squares: dict[str, float] = defaultdict(float)
+def _norms(trace: Trace) -> Norms:
+    squares: dict[tuple[str, bool], float] = defaultdict(float)
     for param in trace.params.values():
-        squares[param.path] += param.stats.l2**2
-    return {path: math.sqrt(square) for path, square in squares.items()}
+        squares[param.path, len(param.shape) > 1] += param.stats.l2**2
+    return {key: math.sqrt(square) for key, square in squares.items()}

@@ -25,14 +25,38 @@ def left_by_affine(pairs: Pairs, i: int, *, rows: bool = True) -> float | None:
     0 is an error that is nothing else, 1 one that has nothing of it. None where the values tell nothing: not stored, exact, not
     finite, without a layout, or too few.
     """
+    values = _finite_values(pairs, i)
+    if values is None:
+        return None
+    ways = (_index_to_row, _along_axis) if rows else (_index_to_row,)
+    fits = (_left_by_fit(*sides) for sides in _groupings(*values, ways))
+    return min(fits, default=None)
+
+
+def is_affine(pairs: Pairs, i: int) -> bool:
+    """Whether the port's values are the reference's by a gain and an offset: of the whole tensor, or of each index along some axis."""
+    left = left_by_affine(pairs, i, rows=False)
+    return left is not None and left < THRESHOLDS.left_of_affine
+
+
+def whole_gain(pairs: Pairs, i: int) -> float | None:
+    """The factor that makes a pair's reference the port's tensor, up to a small share of the error; None where there is none."""
+    values = _finite_values(pairs, i)
+    if values is None:
+        return None
+    reference, port = values
+    power, difference = float(np.vdot(reference, reference).real), float(np.linalg.norm(port - reference))
+    gain = float(np.vdot(reference, port).real) / power if power else 0.0
+    left = float(np.linalg.norm(port - gain * reference))
+    return gain if gain and left < THRESHOLDS.left_of_affine * difference else None
+
+
+def _finite_values(pairs: Pairs, i: int) -> tuple[Array, Array] | None:
+    """The values of a pair, wide; None where they tell nothing: not stored, exact, not finite, or without a layout."""
     if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
         return None
     reference, port = (values.astype(wide_type(values)) for values in pairs.values(i))
-    if not (np.isfinite(reference).all() and np.isfinite(port).all()):
-        return None
-    ways = (_index_to_row, _along_axis) if rows else (_index_to_row,)
-    fits = (_left_by_fit(*sides) for sides in _groupings(reference, port, ways))
-    return min(fits, default=None)
+    return (reference, port) if np.isfinite(reference).all() and np.isfinite(port).all() else None
 
 
 def _groupings(reference: Array, port: Array, ways: Sequence[Grouping]) -> Iterator[tuple[Array, Array]]:
