@@ -9,7 +9,7 @@ from synthetic import stack
 
 from tracediff.alignment import align
 from tracediff.alignment.mapping import read
-from tracediff.errors import AlignmentError
+from tracediff.errors import AlignmentError, TraceExistsError
 from tracediff.trace import open_trace
 
 REFERENCE = ["encoder.layers.0.attn", "encoder.layers.1.attn", "encoder.norm", "head"]
@@ -82,5 +82,5 @@ def test_a_written_map_gives_the_same_alignment_again(traces, tmp_path):
         (pair.reference, pair.port, str(pair.layout)) for pair in first.records
     ]
     assert set(json.loads(path.read_text())) == {"pairs", "ignore", "unpaired"}
-    with pytest.raises(AlignmentError, match="exists already"):
+    with pytest.raises(TraceExistsError, match="exists already"):
         first.write_map(path)

@@ -22,7 +22,7 @@ import pytest
 
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
 from tracediff.trace import TraceWriter, open_trace, reader, recover, schema
-from tracediff.trace.amend import amend, amend_meta
+from tracediff.trace.amend import amend
 from tracediff.trace.background_writer import BackgroundWriter
 from tracediff.trace.container import Output
 from tracediff.trace.journal import MAGIC, ROW, frames, journal_of
@@ -237,7 +237,7 @@ def test_an_old_trace_survives_a_new_one_that_cannot_be_opened(path: Path, monke
     assert os.listdir(path.parent) == ["a.h5"]
 
 
-@pytest.mark.parametrize(("path_of", "why"), [(lambda p: p, "a folder"), (lambda p: p / "no" / "a.h5", "folder is not")])
+@pytest.mark.parametrize(("path_of", "why"), [(lambda p: p, "a folder"), (lambda p: p / "no" / "a.h5", "there is no folder")])
 def test_an_output_that_cannot_be_is_refused(tmp_path: Path, path_of: Callable[[Path], Path], why: str) -> None:
     with pytest.raises(TraceFileError, match=why):
         TraceWriter(path_of(tmp_path), force=True)
@@ -318,7 +318,7 @@ def test_what_is_known_later_can_be_added_to_a_closed_trace(path: Path) -> None:
     floor = np.zeros(5, schema.FLOOR)
     floor["noise"] = np.arange(5)
     amend(closed(path), meta={"repeats": True}, floor=floor)
-    amend_meta(path, repeats=False, seed=1)
+    amend(path, meta={"repeats": False, "seed": 1})
     check(path, 5)
     with open_trace(path) as trace:
         assert (trace.meta["repeats"], trace.meta["seed"], trace.meta["impl"], trace.complete) == (False, 1, "numpy", True)
@@ -337,7 +337,7 @@ def test_a_kill_while_a_trace_is_added_to_leaves_it_as_it_was(path: Path, monkey
 
     monkeypatch.setattr("tracediff.trace.amend._replace", fails)
     with pytest.raises(TraceFileError, match="tracediff recover"):
-        amend_meta(path, repeats=True)
+        amend(path, meta={"repeats": True})
     for _ in ("through the journal", "recovered"):
         check(path, 5)
         with open_trace(path) as trace:
@@ -350,22 +350,22 @@ def test_a_kill_while_a_trace_is_added_to_leaves_it_as_it_was(path: Path, monkey
 
 def test_a_large_trace_whose_segments_are_checked_late_can_be_added_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "EAGER_SEGMENTS", 0)
-    amend_meta(closed(path), repeats=True)
+    amend(closed(path), meta={"repeats": True})
     check(path, 5)
 
 
 def test_a_trace_that_cannot_be_opened_for_writing_stays_as_it_was(path: Path) -> None:
     before = closed(path).read_bytes()
     with h5py.File(path, "r"), pytest.raises(TraceFileError, match="as it was"):
-        amend_meta(path, repeats=True)
+        amend(path, meta={"repeats": True})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["a.h5"]
 
 
 def test_only_a_closed_trace_can_be_added_to_and_only_with_json(path: Path) -> None:
     with pytest.raises(TraceFileError, match="first run: tracediff recover"):
-        amend_meta(killed(path), repeats=True)
+        amend(killed(path), meta={"repeats": True})
     with pytest.raises(TracediffError, match="meta item 'x'"):
-        amend_meta(recover(path), x=float("nan"))
+        amend(recover(path), meta={"x": float("nan")})
     check(path, 10)
     assert json.loads(json.dumps(open_trace(path).meta)) == open_trace(path).meta

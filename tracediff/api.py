@@ -100,13 +100,15 @@ def capture(
 
     What a selection did not match is among the trace's ``not_seen``. A selection that leaves nothing to record is warned of, and so is a
     run in training mode, or one that does not repeat itself. Raises
-    CaptureError, TraceExistsError unless ``force``, and whatever the run raises; what was recorded until then is kept.
+    CaptureError; before anything runs, TraceExistsError unless ``force`` or the run of the trace that is there failed; and whatever the
+    run raises; what was recorded until then is kept.
 
     >>> import tracediff as td
     >>> td.capture(model, {"tokens": tokens}, to="ref.h5")                       # doctest: +SKIP
     """
     from tracediff.runs.captured import captured
 
+    _check_free(to, force, random, feed)
     path = captured(
         model,
         run,
@@ -140,6 +142,7 @@ def record(
     """
     from tracediff.observe import record as record_block
 
+    _check_free(to, force, random)
     with record_block(model, to, observers=_draws(random, seed), force=force, **options):
         yield
     with open_trace(to) as trace:
@@ -193,6 +196,8 @@ def capture_recipe(
     from tracediff.observe.selection import unmatched_lines
     from tracediff.runs.captured import captured
 
+    if output is not None and Path(output).exists():
+        _check_free(output, force, random, feed, start)
     asked = CaptureOptions.of(**options)
     asked = replace(
         asked,
@@ -554,6 +559,14 @@ def _draws(random: TraceLike | None, seed: int | None) -> list[Observer]:
     if random is not None:
         return [Playback(open_trace(random))]
     return [] if seed is None else [SeededDraws(Tape(seed))]
+
+
+def _check_free(to: PathLike, force: bool, *sources: TraceLike | None) -> None:
+    """Raises, before anything runs, where the output is there already, or is one of the traces that the run reads."""
+    from tracediff.trace.writer import check_trace_output
+
+    read = [source.path if isinstance(source, Trace) else source for source in sources if source is not None]
+    check_trace_output(Path(to), force=force, sources=read)
 
 
 @contextmanager

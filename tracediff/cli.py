@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+from tracediff.outputs import check_output, write_output
 
 if TYPE_CHECKING:
     from tracediff.report import Report
@@ -221,8 +222,11 @@ def show(trace: str, as_json: bool, **options: Any) -> int:
 @click.option("--write-map", type=click.Path(), help="Write the pairs as a mapping file to edit.")
 @click.option("--unpaired", is_flag=True, help="Only what found no partner or is ambiguous.")
 @click.option("--why", metavar="SITE", help="Only this site: what speaks for its pair, and for the layouts of its tensors.")
+@click.option("--force", is_flag=True, help="Overwrite the mapping file.")
 @json_option
-def align(reference: str, port: str, mapping: str | None, write_map: str | None, unpaired: bool, why: str | None, as_json: bool) -> int:
+def align(
+    reference: str, port: str, mapping: str | None, write_map: str | None, unpaired: bool, why: str | None, force: bool, as_json: bool
+) -> int:
     """Show which sites of two traces correspond, with the evidence.
 
     \b
@@ -232,9 +236,11 @@ def align(reference: str, port: str, mapping: str | None, write_map: str | None,
     from tracediff import api
     from tracediff.show import tables
 
+    if write_map:
+        check_output(write_map, force=force)
     alignment = api.align(reference, port, mapping=mapping)
     if write_map:
-        alignment.write_map(write_map)
+        alignment.write_map(write_map, force=force)
     if why is not None:
         told = alignment.why(why)
         _print(told.to_json() if as_json else tables.why(told), as_json)
@@ -248,8 +254,9 @@ def align(reference: str, port: str, mapping: str | None, write_map: str | None,
 @click.argument("port", type=click.Path())
 @click.argument("checkpoint", type=click.Path(), required=False)
 @click.option("--write-rules", type=click.Path(), help="Write the renamings and transposes that would mend the port, as Python.")
+@click.option("--force", is_flag=True, help="Overwrite the file of rules.")
 @json_option
-def weights(reference: str, port: str, checkpoint: str | None, write_rules: str | None, as_json: bool) -> int:
+def weights(reference: str, port: str, checkpoint: str | None, write_rules: str | None, force: bool, as_json: bool) -> int:
     """Compare weights without running anything: traces, .safetensors, .npz or .pt files, or folders of them.
 
     A third file, the checkpoint, tells which side is wrong.
@@ -261,9 +268,11 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
     from tracediff import api
     from tracediff.show import weight_findings as shown
 
+    if write_rules:
+        check_output(write_rules, force=force)
     report = api.weights(reference, port, checkpoint=checkpoint)
     if write_rules:
-        report.write_rules(write_rules)
+        report.write_rules(write_rules, force=force)
     _print(report.to_dict() if as_json else shown.render(report), as_json)
     return _status(report.verdict)
 
@@ -350,10 +359,10 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
     """
     from tracediff import api
 
-    path = _free(Path(output), force)
+    path = check_output(output, force=force)
     report = api.diff(reference, port, progress=_progress, **options)
-    report.plot("culprit" if culprit else "sites").savefig(path, dpi=150)
-    click.echo(path)
+    figure = report.plot("culprit" if culprit else "sites")
+    click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
     return _status(report.verdict)
 
 
@@ -379,10 +388,15 @@ def status(
     from tracediff import api
     from tracediff.show import stage_table as shown
 
-    path = None if output is None else _free(Path(output), force)
+    path = None if output is None else check_output(output, force=force)
     table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **options)
     form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
-    _deliver(shown.written(table, form), path, shown.render(table) if form == "text" else None)
+    if path is not None:
+        click.echo(write_output(path, shown.written(table, form), force=force))
+    elif form == "text":
+        _print(shown.render(table), False)
+    else:
+        click.echo(shown.written(table, form), nl=False)
     return _status(table.verdict)
 
 
@@ -399,9 +413,9 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     """
     from tracediff import api
 
-    path = _free(Path(output), force)
+    path = check_output(output, force=force)
     compared = api.diff(reference, port, progress=_progress, **options)
-    click.echo(compared.save(path))
+    click.echo(compared.save(path, force=force))
     return _status(compared.verdict)
 
 
@@ -568,17 +582,6 @@ def _print(answer: Any, as_json: bool) -> None:
     text.console().print(answer)
 
 
-def _deliver(text: str, path: Path | None, shown: Any = None) -> None:
-    """An answer as a file, whose name is then printed, or on stdout, where what is ``shown`` goes to the terminal in its colours."""
-    if path is not None:
-        path.write_text(text, encoding="utf-8")
-        click.echo(path)
-    elif shown is not None:
-        _print(shown, False)
-    else:
-        click.echo(text, nl=False)
-
-
 def _progress(message: str) -> None:
     click.echo(message, err=True)
 
@@ -594,11 +597,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not (before and mark and after):
         raise TracediffError(f"{text!r} is no pair of names; write REFERENCE=PORT, for instance --arg x=hidden_states.")
     return before, after
-
-
-def _free(path: Path, force: bool) -> Path:
-    from tracediff.errors import TracediffError
-
-    if path.exists() and not force:
-        raise TracediffError(f"{str(path)!r} exists already; give another name with -o, or --force to overwrite it.")
-    return path

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tracediff.alignment.axes import Layout, Part
 from tracediff.alignment.names import nearest
-from tracediff.errors import AlignmentError, SiteError
+from tracediff.errors import SiteError
+from tracediff.outputs import write_output
 from tracediff.site import module_of
 
 if TYPE_CHECKING:
@@ -226,13 +227,9 @@ class Alignment:
     def write_map(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Writes the pairs as a mapping file that can be edited and given back to `align`; returns its path.
 
-        Raises AlignmentError where the file exists, unless ``force``.
+        Raises TraceExistsError where the file exists, unless ``force``.
         """
-        to = Path(path)
-        if to.exists() and not force:
-            raise AlignmentError(f"{str(path)!r} exists already; name another file, or replace it with --force (force=True).")
-        to.write_text(json.dumps(self.to_map(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return to
+        return write_output(path, json.dumps(self.to_map(), indent=2, ensure_ascii=False) + "\n", force=force)
 
     def to_map(self) -> dict[str, Any]:
         """The pairs as a mapping: what `align` takes as ``mapping``. Sites without partner are listed too, for whoever edits it."""

@@ -91,7 +91,7 @@ def record(
 
     with TraceWriter(to, force=force, save=chosen.save) as writer, session(Recorder(writer, chosen)) as opened:
         yield opened.run
-    note_blind_spots(to)
+    note_blind_spots(to, writer.identity)
 
 
 def tap(name: str, value: T) -> T:

@@ -17,7 +17,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.site import is_below, module_of
 from tracediff.trace import Param, Trace, open_trace, schema
-from tracediff.trace.amend import amend_meta
+from tracediff.trace.amend import amend
 
 _CACHE = re.compile(r"cache|past_key|past_kv|layer_past")
 _SCALES = frozenset({"weight", "gamma", "scale", "g", "alpha", "original0"})
@@ -235,8 +235,8 @@ KINDS: tuple[Callable[[_Seen], Iterable[str]], ...] = (
 """The kinds of blind spots, in the order of their lines."""
 
 
-def note_blind_spots(path: str | os.PathLike[str], **items: Any) -> None:
-    """Writes the blind spots of a closed trace's run into its meta, and further items."""
+def note_blind_spots(path: str | os.PathLike[str], identity: bytes, **items: Any) -> None:
+    """Writes the blind spots of a closed trace's run into its meta, and further items; ``identity`` is the trace's."""
     with open_trace(path) as trace:
         lines = blind_spots(trace)
-    amend_meta(path, blind_spots=lines, **items)
+    amend(path, identity=identity, meta={"blind_spots": lines, **items})

@@ -27,28 +27,27 @@ def record_run(
     observers: Sequence[Observer] = (),
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    identity: bytes | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Records a run to a new trace and returns its path; with ``options.repeat`` it runs once more and the trace says whether it repeats.
 
     ``models`` and ``run`` are those of `tracediff.observe.observe`; ``observers`` see each boundary before the recorder does. No noise
-    floor is measured. The generators are afterwards as one run leaves them. Raises what the run raises; the trace then holds what was
-    recorded until there.
+    floor is measured. ``identity`` is the trace's, by which its caller knows it again. The generators are afterwards as one run leaves
+    them. Raises what the run raises; the trace then holds what was recorded until there.
     """
     adapter = adapter_of(models, run, impl=options.impl)
     options = replace(options, impl=adapter.name)
     before = adapter.rng_state()
-    with TraceWriter(to, force=force, meta=meta, save=options.save) as writer:
+    with TraceWriter(to, force=force, meta=meta, save=options.save, identity=identity) as writer:
         recorder = Recorder(writer, options)
         observe(models, run, [*observers, recorder], **options.observing())
         progress(f"{recorder.records:,} records")
         writer.set_meta(repeats=None)
+    found = {}
     if options.repeat:
-        note_blind_spots(
-            to, **repeats_meta(run_again(models, run, Path(to), before, options=options, observers=observers, progress=progress))
-        )
-    else:
-        note_blind_spots(to)
+        found = repeats_meta(run_again(models, run, Path(to), before, options=options, observers=observers, progress=progress))
+    note_blind_spots(to, writer.identity, **found)
     return Path(to)
 
 

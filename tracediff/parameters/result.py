@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tracediff import dtype as dtypes
+from tracediff.outputs import write_output
 from tracediff.parameters.findings import GRAVITY, Kind, WeightFinding
 from tracediff.parameters.layout_rules import Origin
 from tracediff.parameters.matching import rounding_limit
@@ -185,12 +186,13 @@ class WeightsReport:
         table = DataFrame(rows, columns=["count", "pattern", "kind", "what", "evidence"]).to_html(index=False) if rows else ""
         return f"<div><p><b>{escape(self.headline())}</b></p>{table}</div>"
 
-    def write_rules(self, path: str | Path) -> Path:
-        """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold."""
+    def write_rules(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold.
+
+        Raises TraceExistsError where the file exists, unless ``force``.
+        """
         origins = {pair.port: pair.origin for pair in self.pairs}
-        goal = Path(path)
-        goal.write_text(rules_text(origins, self.shapes, self._title()), encoding="utf-8")
-        return goal
+        return write_output(path, rules_text(origins, self.shapes, self._title()), force=force)
 
     def _title(self) -> str:
         return f"Weights of {_bare(self.reference.source)} for {_bare(self.port.source)}: {len(self.pairs)} of {self.total} tensors."

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from tracediff.observe.repeat import repeats_meta
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
+from tracediff.trace.container import new_identity
+from tracediff.trace.writer import check_trace_output
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment
@@ -55,6 +57,7 @@ def captured(
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
     asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
+    check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
     return _free(asked) if feed is None else _forced(asked, feed, mapping)
 
 
@@ -70,6 +73,7 @@ class _Capture:
     meta: Mapping[str, Any]
     force: bool
     progress: Progress
+    identity: bytes = field(default_factory=new_identity)
 
     def record(self) -> Path:
         """Records one run, without feeding it or measuring its floor."""
@@ -81,8 +85,21 @@ class _Capture:
             observers=self.observers,
             meta=self.meta,
             force=self.force,
+            identity=self.identity,
             progress=self.progress,
         )
+
+    def amend(self, **found: Any) -> None:
+        """Adds to the recorded trace, if it is still there."""
+        amend(self.to, identity=self.identity, **found)
+
+    def is_recorded(self) -> bool:
+        """Whether the trace at the output is this capture's."""
+        try:
+            with open_trace(self.to) as trace:
+                return trace.identity[0] == self.identity
+        except TracediffError:
+            return False
 
 
 def _free(asked: _Capture) -> Path:
@@ -106,7 +123,7 @@ def _free(asked: _Capture) -> Path:
             found, failed = _no_floor(path), None
         found["meta"] = {**found.get("meta", {}), **repeats_meta(first)}
     if found:
-        amend(path, **found)
+        asked.amend(**found)
     if failed is not None:
         raise failed
     return path
@@ -170,12 +187,13 @@ def calibrated(
     """
     path = Path(to)
     with open_trace(path) as trace:
+        identity = trace.identity[0]
         _check_can_have_floor(trace)
         _check_parameters(models, run, trace, options.impl)
         progress("a first run, to see whether it is the one that was captured")
         _check_outputs(models, run, trace, options)
     found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
-    amend(path, meta={**found["meta"], "repeats": True}, floor=found["floor"])
+    amend(path, identity=identity, meta={**found["meta"], "repeats": True}, floor=found["floor"])
     return path
 
 
@@ -259,8 +277,8 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
                     adapter.set_rng_state(before)
                     replace(forced, force=True).record()
             finally:
-                if to.is_file():
-                    amend(to, meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
+                if asked.is_recorded():
+                    asked.amend(meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
             _add_let_through(asked, reference, discovery, alignment, mapping, Path(folder), before)
     return to
 
@@ -295,7 +313,7 @@ def _add_let_through(
         except TracediffError as error:
             found = {"meta": {"not_seen": [*not_seen, f"what was flagged was not let through: {error}"]}}
     if found:
-        amend(asked.to, **found)
+        asked.amend(**found)
 
 
 def _gets_along(forced: _Capture, forcing: Forcing, discovery: Trace) -> bool:

@@ -102,7 +102,7 @@ def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) ->
     adapter.set_rng_state(after)
     with open_trace(to) as trace:
         first = digests.first_difference(trace)
-    amend(to, meta={**repeats_meta(first), **({"raised": raised} if raised else {})})
+    amend(to, identity=writer.identity, meta={**repeats_meta(first), **({"raised": raised} if raised else {})})
 
 
 def _played_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:

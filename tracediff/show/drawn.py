@@ -43,9 +43,12 @@ class Report(_Drawn, plain_report.Report):
 
         return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf), replacing such a file; returns the path."""
-        return formats.save(self, path)
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf) and returns the path.
+
+        Raises TracediffError for another suffix, TraceExistsError where the file is there and not ``force``.
+        """
+        return formats.save(self, path, force=force)
 
     def _rendered(self) -> RenderableType:
         return text.report(self)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracediff.errors import TracediffError
+from tracediff.outputs import write_output
 from tracediff.report import Report
 from tracediff.show import text
 
@@ -50,15 +51,19 @@ REPORTERS: tuple[Reporter, ...] = (
 )
 
 
-def save(report: Report, path: str | Path) -> Path:
-    """Writes a report in the form that the suffix of ``path`` names, replacing such a file; returns the path.
+def save(report: Report, path: str | Path, *, force: bool = False) -> Path:
+    """Writes a report in the form that the suffix of ``path`` names, and returns the path.
 
-    Raises TracediffError for a suffix that `REPORTERS` does not list.
+    Raises as `reporter_of` and `write_output` do.
     """
+    return write_output(path, reporter_of(path).content(report), force=force)
+
+
+def reporter_of(path: str | Path) -> Reporter:
+    """What writes a report to this path; TracediffError for a suffix that `REPORTERS` does not list."""
     to = Path(path)
     reporter = next((reporter for reporter in REPORTERS if reporter.suffix == to.suffix.lower()), None)
     if reporter is None:
         *others, last = (reporter.suffix for reporter in REPORTERS)
         raise TracediffError(f"A report cannot be saved as {to.name!r}; the suffixes are {', '.join(others)} and {last}.")
-    to.write_bytes(reporter.content(report))
-    return to
+    return reporter

@@ -22,14 +22,10 @@ from tracediff.trace.reader import Trace, open_trace
 from tracediff.trace.tables import Meta, checked_meta, dump_meta
 
 
-def amend_meta(path: str | os.PathLike[str], **items: Any) -> None:
-    """Merges items into the meta of a closed trace; raises as `amend` does."""
-    amend(path, meta=items)
-
-
-def amend(path: str | os.PathLike[str], *, meta: Mapping[str, Any] | None = None, **tables: Array) -> None:
+def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: Mapping[str, Any] | None = None, **tables: Array) -> None:
     """Merges items into the meta of a closed trace, and adds or replaces its optional tables (`schema.OPTIONAL_TABLES`).
 
+    With ``identity`` only the trace that has it is amended, and not what was put in its place meanwhile: TraceFileError.
     Raises TraceFileError where the trace is not closed (recover it first) or cannot be written (it is then as it was, if need be by
     recovering it); TracediffError for a meta item that JSON cannot hold.
     """
@@ -38,6 +34,8 @@ def amend(path: str | os.PathLike[str], *, meta: Mapping[str, Any] | None = None
     with open_trace(path) as trace:
         if trace.was_killed:
             raise TraceFileError(f"{str(path)!r} was not closed, so nothing can be added to it; first run: tracediff recover {path}")
+        if identity not in (None, trace.identity[0]):
+            raise TraceFileError(f"{str(path)!r} is no longer the file of this run: it was replaced meanwhile. Nothing was added to it.")
         new[schema.META] = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
         before = trace.identity, trace.meta, b"".join(_frames(trace))
     try:

@@ -41,6 +41,11 @@ class Place:
     shape: tuple[int, ...]
 
 
+def new_identity() -> bytes:
+    """Random bytes that tell a file from any other."""
+    return secrets.token_bytes(schema.IDENTITY_BYTES)
+
+
 class Output:
     """A new HDF5 file (or an old one, to amend its tables): hands out places in it, to be filled with `write_at`."""
 
@@ -49,11 +54,20 @@ class Output:
         self.fd = os.open(path, os.O_RDWR)
         self._tensors = self.file.require_group(schema.TENSORS).id
         self._plist = _contiguous_early_unfilled()
+        self._identity: tuple[bytes, int] | None = None
 
-    def identify(self) -> tuple[bytes, int]:
-        """Gives the file its identity; that, and where it lies."""
-        identity = secrets.token_bytes(schema.IDENTITY_BYTES)
-        return identity, self.add_table(schema.IDENTITY, np.frombuffer(identity, np.uint8)).offset
+    def identify(self, identity: bytes) -> int:
+        """Gives the file its identity, and returns where that lies."""
+        place = self.add_table(schema.IDENTITY, np.frombuffer(identity, np.uint8))
+        self._identity = identity, place.offset
+        return place.offset
+
+    def is_intact(self) -> bool:
+        """Whether the identity is where it was written: another program that wrote this file anew has overwritten it."""
+        if self._identity is None:
+            return True
+        identity, offset = self._identity
+        return os.pread(self.fd, len(identity), offset) == identity
 
     def add_segment(self, number: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place:
         """A new segment, not yet written."""
@@ -115,6 +129,14 @@ def lock(fd: int) -> None:
     """Holds a file as its writer, until the descriptor is closed or the process ends however it ends."""
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_file_of(fd: int, path: Path) -> bool:
+    """Whether the file that is open lies at this path: it may have been removed, renamed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
 
 
 def is_locked(path: Path) -> bool:

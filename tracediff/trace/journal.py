@@ -21,7 +21,7 @@ import numpy as np
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import TraceFileError
 from tracediff.trace import schema
-from tracediff.trace.container import Place, lock
+from tracediff.trace.container import Place, is_file_of, lock
 from tracediff.trace.tables import Meta, Tables, check_meta, decode, dump_meta, encode
 
 MAGIC = b"tracediff journal 1\n"
@@ -91,7 +91,7 @@ class Journal:
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
-        if remove:
+        if remove and is_file_of(fd, self.path):
             self.path.unlink(missing_ok=True)
         os.close(fd)
 

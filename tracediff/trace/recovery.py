@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tracediff.errors import TraceExistsError, TraceFileError
-from tracediff.trace.container import Output, Place, read_at, write_at
+from tracediff.errors import TraceFileError
+from tracediff.outputs import check_output
+from tracediff.trace.container import Output, Place, new_identity, read_at, write_at
 from tracediff.trace.journal import journal_of
 from tracediff.trace.reader import Trace, open_trace
 from tracediff.trace.writer import write_tables
@@ -23,8 +24,8 @@ def recover(path: str | os.PathLike[str], to: str | os.PathLike[str] | None = No
     """
     path = Path(path)
     target = path if to is None else Path(to)
-    if to is not None and target.exists():
-        raise TraceExistsError(f"{str(target)!r} exists already; name another file to recover {str(path)!r} to.")
+    if to is not None:
+        check_output(target)
     part = target.with_name(f"{target.name}.recovering")
     part.unlink(missing_ok=True)
     with open_trace(path) as trace:
@@ -44,7 +45,7 @@ def recover(path: str | os.PathLike[str], to: str | os.PathLike[str] | None = No
 def _copy(trace: Trace, part: Path) -> None:
     output = Output(part)
     try:
-        output.identify()
+        output.identify(new_identity())
         for number in range(trace.segments.count):
             place = trace.segments.place(number)
             _copy_segment(trace.fd, place, output.fd, output.add_segment(number, place.dtype, place.shape))

@@ -8,7 +8,7 @@ import secrets
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -20,12 +20,14 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
+from tracediff.outputs import check_output
 from tracediff.trace import journal, schema
 from tracediff.trace.background_writer import BackgroundWriter, Job
-from tracediff.trace.container import Output, Place, is_locked, write_at
+from tracediff.trace.container import Output, Place, is_file_of, is_locked, new_identity, write_at
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
 from tracediff.trace.links import add_links
+from tracediff.trace.reader import open_trace
 from tracediff.trace.tables import Meta, Tables, checked_meta, dump_meta, pack_strings
 
 IN_FLIGHT = 32 * 1024 * 1024
@@ -59,8 +61,9 @@ class Moment(TypedDict, total=False):
 class TraceWriter:
     """Writes a new trace. A context manager: an exception in its block closes the trace as incomplete, keeping what was recorded.
 
-    ``path`` must not exist unless ``force``; an old file is replaced only once the new one is open. ``meta`` is a JSON object without
-    NaN. With ``save="stats"`` no values are stored, only their statistics and digests.
+    ``path`` must not exist unless ``force``, but for the trace of a run that failed; an old file is replaced only once the new one is
+    open. ``meta`` is a JSON object without NaN. With ``save="stats"`` no values are stored, only their statistics and digests.
+    ``identity``: the bytes that tell this file from any other, by which `tracediff.trace.amend` knows it again; by default random ones.
 
     Values are digested, measured and written on a thread of the writer's own, in order; an error there is raised by the next call.
     After `flush` returned, every record is readable even if the process is killed. Raises TraceExistsError, TraceFileError
@@ -82,11 +85,13 @@ class TraceWriter:
         force: bool = False,
         meta: Mapping[str, Any] | None = None,
         save: Literal["full", "stats"] = "full",
+        identity: bytes | None = None,
     ) -> None:
         self.path = Path(path)
+        self.identity = identity or new_identity()
         self._save = save
         self._meta = checked_meta({"format_version": schema.FORMAT_VERSION, "complete": False, **(meta or {})})
-        self._output, self._journal = _open(self.path, force, self._meta)
+        self._output, self._journal = _open(self.path, force, self._meta, self.identity)
         self._lock = threading.RLock()
         self._strings: dict[str, int] = {"": 0}
         self._new_strings: list[bytes] = []
@@ -298,6 +303,11 @@ class TraceWriter:
     def _finish(self) -> None:
         self._closed = True
         self._background.close()
+        path = str(self.path)
+        if not self._output.is_intact():
+            self._abandon()
+            raise TraceFileError(f"Another program has overwritten {path!r} while it was being written: record it again, to another file.")
+        is_in_place = is_file_of(self._output.fd, self.path)
         try:
             write_tables(self._output, self._tables())
             self._output.close()
@@ -307,6 +317,8 @@ class TraceWriter:
                 raise self._failure(error) from error
             raise
         self._journal.close(remove=True)
+        if not is_in_place:
+            raise TraceFileError(f"{path!r} is not this run's: its file was removed, renamed or replaced meanwhile. Record it again.")
 
     def _abandon(self) -> None:
         """Lets go of both files, leaving the journal: the trace can be recovered from it."""
@@ -380,26 +392,43 @@ def write_tables(output: Output, tables: Tables) -> None:
     output.add_table(schema.META, np.frombuffer(dump_meta(tables.meta), np.uint8))
 
 
-def _open(path: Path, force: bool, meta: Meta) -> tuple[Output, Journal]:
-    if path.exists() and not force:
-        raise TraceExistsError(f"{str(path)!r} exists already; name another file, or replace it with --force (force=True).")
-    if path.is_dir() or not path.parent.is_dir():
-        raise TraceFileError(f"{str(path)!r} cannot be a trace: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
+def check_trace_output(path: Path, *, force: bool = False, sources: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raises what `TraceWriter` would raise, before anything runs, where it could not write this file.
+
+    The trace of a run that failed may be replaced, none of the ``sources``, which are the traces that the run reads: TracediffError.
+    """
+    for source in map(Path, sources):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise TracediffError(f"{str(path)!r} is what this run is fed from, so it cannot be its output too. Name another file with -o.")
+    check_output(path, force=force or _is_of_failed_run(path))
     if path.exists() and is_locked(path):
         raise TraceFileError(f"{str(path)!r} is in progress: another process is writing it, so it cannot be replaced now.")
+
+
+def _is_of_failed_run(path: Path) -> bool:
+    """Whether this is the closed trace of a run that raised, which holds no answer."""
+    try:
+        with open_trace(path) as trace:
+            return not trace.complete and not trace.was_killed
+    except TracediffError:
+        return False
+
+
+def _open(path: Path, force: bool, meta: Meta, identity: bytes) -> tuple[Output, Journal]:
+    check_trace_output(path, force=force)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new") if path.exists() else path
     try:
-        return _open_new(new, path, meta)
+        return _open_new(new, path, meta, identity)
     except FileExistsError as error:
         raise TraceExistsError(f"{str(path)!r} was created by another process just now; name another file.") from error
     except OSError as error:
         raise TraceFileError(f"{str(path)!r} cannot be written: {error}.") from error
 
 
-def _open_new(new: Path, path: Path, meta: Meta) -> tuple[Output, Journal]:
+def _open_new(new: Path, path: Path, meta: Meta, identity: bytes) -> tuple[Output, Journal]:
     output = Output(new)
     try:
-        log = Journal(journal_of(new), *output.identify(), meta)
+        log = Journal(journal_of(new), identity, output.identify(identity), meta)
         if new != path:  # journal first: in between, it belongs to no file, and the old trace stands
             log.rename(journal_of(path))
             os.replace(new, path)
