@@ -21,7 +21,6 @@ from tracediff.trace.amend import amend
 from tracediff.trace.journal import journal_of
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.frameworks
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 

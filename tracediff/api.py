@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
 
+from tracediff.errors import DamagedRecordError
 from tracediff.observe.options import (
     FLOOR_DTYPES,
     BlockKeywords,
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 TraceLike: TypeAlias = "PathLike | Trace"
+T = TypeVar("T")
+
+_MOST_DAMAGED = 100
+"""So many damaged records are left out one after the other; a file with more is not worth comparing."""
 
 __all__ = [
     "align",
@@ -275,7 +280,7 @@ def align(reference: TraceLike, port: TraceLike, *, mapping: PathLike | Mapping[
     from tracediff.alignment import align as align_traces
 
     with _opened(reference, port) as (first, second):
-        return align_traces(first, second, mapping=mapping)
+        return _despite_damage(lambda: align_traces(first, second, mapping=mapping))
 
 
 def bisect(
@@ -303,14 +308,28 @@ def bisect(
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
-    with _opened(reference, port) as (first, second):
-        first.check_is_reference(second)
+    def compare() -> Report:
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
+
+    with _opened(reference, port) as (first, second):
+        first.check_is_reference(second)
+        return _despite_damage(compare)
+
+
+def _despite_damage(compare: Callable[[], T]) -> T:
+    """What comparing gives: a record that it finds damaged counts as not stored from then on, and all is compared again.
+
+    Raises DamagedRecordError where that comes to no end.
+    """
+    for _ in range(_MOST_DAMAGED):
+        with suppress(DamagedRecordError):
+            return compare()
+    return compare()
 
 
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:

@@ -199,6 +199,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
 @click.option("--modules", is_flag=True, help="The module tree instead of the records.")
 @click.option("--params", is_flag=True, help="The parameters instead of the records.")
 @click.option("--limit", default=200, show_default=True, help="Rows at most; 0 for all.")
+@click.option("--verify", is_flag=True, help="First compare all stored values with their digests; exit status 2 where one is damaged.")
 @json_option
 def show(trace: str, as_json: bool, **options: Any) -> int:
     """List what a trace holds: its records in execution order, its modules, or its parameters.

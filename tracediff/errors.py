@@ -28,6 +28,10 @@ class UnsafeTraceError(TraceFileError, ValueError):
     """A trace holds what a trace never holds (external storage, soft links to elsewhere, filters, object dtypes)."""
 
 
+class DamagedRecordError(TraceFileError):
+    """The values of a record are not those that were written; from then on they count as not stored."""
+
+
 class SiteError(TracediffError, KeyError):
     """No such site, call or record; the message names the nearest ones."""
 

@@ -484,7 +484,8 @@ def _measured(metrics: Metrics | None) -> Measured | None:
 def _side(trace: Trace) -> dict[str, Any]:
     """What a report says of one side."""
     known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
-    return {"path": str(trace.path), **known, "complete": trace.complete, "repeats": trace.meta.get("repeats")}
+    found = {"complete": trace.complete, "repeats": trace.meta.get("repeats"), "damaged": list(trace.damaged.values())}
+    return {"path": str(trace.path), **known, **found}
 
 
 def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int], unseen: Sequence[str]) -> Coverage:

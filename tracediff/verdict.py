@@ -26,7 +26,17 @@ from tracediff.trace.calls import TOP
 Verdict = Literal["same", "different"] | None
 Outputs = Literal["compared", "in part", "not compared", "not recorded"]
 Code = Literal[
-    "noise", "unfinished", "nothing paired", "no values", "served", "outputs", "port outputs", "cannot tell", "modules", "weights"
+    "damaged",
+    "noise",
+    "unfinished",
+    "nothing paired",
+    "no values",
+    "served",
+    "outputs",
+    "port outputs",
+    "cannot tell",
+    "modules",
+    "weights",
 ]
 MOST_NAMES = 3
 _WITHOUT_EFFECT: tuple[Effect, ...] = ("moved", "no effect", "equivalent")
@@ -66,6 +76,9 @@ def decide(located: Located, alignment: Alignment, reference: Trace, port: Trace
 
 def _reasons(seen: _Seen, weights: WeightsReport | None) -> Iterator[Withheld]:
     """What keeps two runs in which nothing diverged from being the same, the gravest first."""
+    for name, side in zip(("reference", "port"), seen.sides, strict=True):
+        if damaged := tuple(side.trace.damaged.values()):
+            yield Withheld("damaged", damaged, f"the {name}'s file is damaged: {few(damaged)} not compared")
     for name, side in zip(("reference", "port"), seen.sides, strict=True):
         if not side.trace.complete and side.compared:
             yield Withheld("unfinished", (name,), f"the {name}'s run did not come to its end")

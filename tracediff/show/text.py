@@ -401,7 +401,8 @@ def _not_compared(result: Report) -> str:
         return "."
     rest = counted(coverage.paired - coverage.compared, "record")
     if result.method not in ("bisect", "live"):
-        absent = "served from a trace" if any(row.how == "served" for row in result.rows) else "not stored"
+        is_damaged = result.reference.get("damaged") or result.port.get("damaged")
+        absent = "served from a trace" if any(row.how == "served" for row in result.rows) else "damaged" if is_damaged else "not stored"
         return f". {rest} could not be compared: their values were {absent}."
     text = f" ({coverage.read:,} by reading their values). The other {rest} with a partner were not needed to name the first divergence"
     sampled = result.certificate.get("sampled") or 0

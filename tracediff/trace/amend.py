@@ -59,6 +59,7 @@ def _replace(output: Output, tables: Mapping[str, Array]) -> None:
     try:
         for name, table in tables.items():
             output.add_table(name, table)
+        output.seal()
     finally:
         output.close()
 

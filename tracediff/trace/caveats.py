@@ -1,14 +1,16 @@
-"""What of a run makes every verdict on it doubtful: it ran in training mode, or does not repeat itself."""
+"""What of a run makes every verdict on it doubtful: its file is damaged, it ran in training mode, or it does not repeat itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from tracediff.site import listed
 from tracediff.trace.reader import Trace
 
 _TRAIN_OTHERWISE = ("dropout", "batchnorm", "instancenorm")
 """Modules with these words in their class names work otherwise in training mode."""
+_MOST_NAMES = 3
 
 
 def trains_otherwise(module: Mapping[str, Any]) -> bool:
@@ -28,6 +30,11 @@ def caveats(trace: Trace, side: str) -> list[str]:
     Of others than a reference training mode is said only where a module works otherwise in it: modules are in it until `eval` is called.
     """
     meta, said = trace.meta, []
+    if damaged := list(trace.damaged.values()):
+        said.append(
+            f"{str(trace.path)!r} is damaged: of {listed(damaged, _MOST_NAMES)} the values are not those that were recorded, so they were "
+            f"not compared. Record the {side} again."
+        )
     module = next((module for module in meta.get("modules") or () if trains_otherwise(module)), None)
     if module is not None:
         said.append(f"The {side} is in training mode, in which {module['path'] or 'the root'!r} ({module['type']}) works otherwise.")

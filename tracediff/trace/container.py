@@ -19,13 +19,15 @@ from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import TraceFileError, UnsafeTraceError
 from tracediff.trace import schema
 
 _STORED = frozenset(row.stored for row in BY_CODE.values())
-_TABLES = schema.TABLES | schema.OPTIONAL_TABLES
+_TABLES = schema.TABLES | schema.OPTIONAL_TABLES | {schema.DIGEST: np.dtype("u1")}
+_DIGESTED = _TABLES.keys() - {schema.DIGEST}
 _AT_ONCE = 1 << 30  # bytes of one write; macOS takes less than 2 GB
 _MOST_AXES = 32  # of an HDF5 dataset
 _LIBVER = ("v108", "v108")  # "latest" marks the file as open, and a kill leaves that mark
@@ -39,6 +41,15 @@ class Place:
     nbytes: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+
+def _digest(tables: Mapping[str, Array]) -> bytes:
+    """The bytes that vouch for tables, given by their names."""
+    state = xxhash.xxh3_128()
+    for name in sorted(tables):
+        state.update(name.encode())
+        state.update(np.ascontiguousarray(tables[name]).view(np.uint8).data)
+    return state.digest()
 
 
 def new_identity() -> bytes:
@@ -81,6 +92,12 @@ class Output:
         place = self._create(self.file.id, name, table.dtype, table.shape)
         write_at(self.fd, table, place.offset)
         return place
+
+    def seal(self) -> None:
+        """Writes the digest of all tables, by which a reader knows them again."""
+        found = {name: self.file[name].id for name in _DIGESTED if name in self.file}
+        tables = {name: read_at(self.fd, dataset.get_offset() or 0, dataset.get_storage_size()) for name, dataset in found.items()}
+        self.add_table(schema.DIGEST, np.frombuffer(_digest(tables), np.uint8))
 
     def _create(self, group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place:
         space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
@@ -226,6 +243,13 @@ class Input:
             raise UnsafeTraceError(f"/{name} in {str(self.path)!r} has type {place.dtype} and shape {place.shape}, not a trace's.")
         with open(self.path, "rb", buffering=0) as file:
             return read_at(file.fileno(), place.offset, place.nbytes).view(place.dtype)
+
+    def are_tables_intact(self) -> bool:
+        """Whether the tables are those that were written, as far as the file says."""
+        names = self.names()
+        if schema.DIGEST not in names:
+            return True
+        return _digest({name: self.table(name) for name in _DIGESTED & names}) == self.table(schema.DIGEST).tobytes()
 
     def _place(self, group: Any, name: str) -> Place:
         where = f"Dataset {name!r} in {str(self.path)!r}"

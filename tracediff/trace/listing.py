@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tracediff.errors import SiteError
-from tracediff.site import module_of
+from tracediff.errors import DamagedRecordError, SiteError
+from tracediff.site import listed, module_of
 from tracediff.trace.reader import Param, Record, Trace
 
+_MOST_NAMES = 10
 Cell = str | int | float | None
 
 RECORDS = ("row", "site", "number", "end", "stage", "dtype", "shape", "min", "max", "mean", "std", "note")
@@ -35,11 +36,24 @@ class Listing:
 
 
 def listing(
-    trace: Trace, pattern: str = "", *, stages: Sequence[str] = (), modules: bool = False, params: bool = False, limit: int = 200
+    trace: Trace,
+    pattern: str = "",
+    *,
+    stages: Sequence[str] = (),
+    modules: bool = False,
+    params: bool = False,
+    limit: int = 200,
+    verify: bool = False,
 ) -> Listing:
     """The records whose site fits ``pattern`` (a glob in which ``*`` stays inside one name and ``**`` does not), or the modules or the
-    parameters that do; at most ``limit`` rows, all if 0. Raises SiteError where nothing fits.
+    parameters that do; at most ``limit`` rows, all if 0. Raises SiteError where nothing fits; with ``verify``, DamagedRecordError where
+    stored values, of the whole trace, are not those that were written.
     """
+    if verify and (damaged := trace.verify()):
+        raise DamagedRecordError(
+            f"{str(trace.path)!r} is damaged: the values of {len(damaged)} of its tensors are not those that were written: "
+            f"{listed(damaged, _MOST_NAMES)}. Record the run again."
+        )
     if modules:
         return _cut(trace, f"modules of {trace.path}", MODULES, _modules(trace, pattern), pattern, limit)
     if params:

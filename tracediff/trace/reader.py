@@ -7,7 +7,9 @@ import html
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, overload
@@ -15,12 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, overload
 import numpy as np
 
 from tracediff.dtype import BY_CODE, Array
-from tracediff.errors import SiteError, TracediffError, TraceFileError, TraceNotFoundError, UnsafeTraceError
+from tracediff.errors import DamagedRecordError, SiteError, TracediffError, TraceFileError, TraceNotFoundError, UnsafeTraceError
 from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
-from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats
+from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
 from tracediff.trace.tables import Meta, Tables, check, load_meta, unpack_strings
 
@@ -45,7 +47,8 @@ class Trace:
     """A recorded run, read-only. A context manager; closing it ends reading.
 
     ``records`` in execution order, ``params`` by name, ``meta`` the run's description, ``index`` the table behind the records
-    (columns of `schema.INDEX`, texts as numbers into ``strings``), ``complete`` whether the run came to its end.
+    (columns of `schema.INDEX`, texts as numbers into ``strings``), ``complete`` whether the run came to its end. ``damaged``: what was
+    found by now not to hold what was written, by segment and offset, each with the first record or parameter that met it.
 
     >>> import tempfile
     >>> from tracediff.trace import TraceWriter
@@ -67,6 +70,7 @@ class Trace:
         for table in (self.tables.index, self.tables.params, self.tables.sketches, *self.tables.optional.values()):
             table.flags.writeable = False
         self._shapes: dict[int, tuple[int, ...]] = {}
+        self.damaged: dict[tuple[int, int], str] = {}
 
     @property
     def meta(self) -> Meta:
@@ -161,6 +165,14 @@ class Trace:
         raise SiteError(
             f"No {what} {name!r}{of} in {str(self.path)!r} ({len(known)} {what}s{hint}). List them with: tracediff show {self.path}"
         )
+
+    def verify(self) -> list[str]:
+        """Compares all stored values with their digests, and returns the names of the records and parameters that are damaged."""
+        for one in chain(self.records, self.params.values()):
+            with suppress(DamagedRecordError):
+                if one.stored:
+                    one.verify()
+        return list(self.damaged.values())
 
     @property
     def identity(self) -> tuple[bytes, int]:
@@ -298,16 +310,27 @@ class _Recorded:
 
     @property
     def stored(self) -> bool:
-        """Whether the values are in the file, not only their statistics."""
-        return self._cell("segment") >= 0 or not self.nbytes
+        """Whether the values are in the file, not only their statistics; not so once they were found damaged."""
+        return (self._cell("segment") >= 0 or not self.nbytes) and self._place not in self._trace.damaged
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self._cell("segment"), self._cell("offset")
 
     def read(self) -> Array:
-        """The values, as a new array of the dtype that was seen (bfloat16 and float8 by `ml_dtypes`); TraceFileError if not stored."""
+        """The values, as a new array of the dtype that was seen (bfloat16 and float8 by `ml_dtypes`).
+
+        Raises TraceFileError if they are not stored, DamagedRecordError if they are not what was written.
+        """
         kind = BY_CODE[self._cell("dtype")]
-        return self._bytes(0, self.nbytes).view(kind.view).reshape(self.shape)
+        return self._whole().view(kind.view).reshape(self.shape)
+
+    def verify(self) -> None:
+        """Compares the values with their digest; DamagedRecordError where they are not what was written."""
+        self._whole()
 
     def blocks(self, size: int = 65536) -> Iterator[Array]:
-        """The values in C order, as flat arrays of so many elements (the last one shorter)."""
+        """The values in C order, as flat arrays of so many elements (the last one shorter), not compared with their digest."""
         kind = BY_CODE[self._cell("dtype")]
         for start in range(0, self.nbytes, size * kind.itemsize):
             yield self._bytes(start, min(size * kind.itemsize, self.nbytes - start)).view(kind.view)
@@ -322,9 +345,21 @@ class _Recorded:
         """The text of a record of dtype ``text``."""
         if self.dtype != "text":
             raise TracediffError(f"{self!r} holds {self.dtype} values, not text; use read().")
-        return self._bytes(0, self.nbytes).tobytes().decode("utf-8", "surrogatepass")
+        return self._whole().tobytes().decode("utf-8", "surrogatepass")
+
+    def _whole(self) -> Array:
+        """All bytes, compared with their digest."""
+        found = self._bytes(0, self.nbytes)
+        if found.size and digest(found) != self.digest:
+            self._trace.damaged[self._place] = str(self)
+            raise DamagedRecordError(
+                f"{self!r} is damaged: its values in {str(self._trace.path)!r} are not those that were written. Record the run again."
+            )
+        return found
 
     def _bytes(self, start: int, nbytes: int) -> Array:
+        if self._place in self._trace.damaged:
+            raise DamagedRecordError(f"{self!r} is damaged: its values in {str(self._trace.path)!r} are not those that were written.")
         if not self.stored:
             raise TraceFileError(f"{self!r} was recorded without its values (statistics only). Capture again with --save full.")
         if not self.nbytes:
@@ -410,6 +445,9 @@ class Record(_Recorded):
         note = _json(text, self) if text else {}
         return note if isinstance(note, dict) else {"note": note}
 
+    def __str__(self) -> str:
+        return f"{self.call or '(root)'} {self.end}"
+
     def __repr__(self) -> str:
         return f"<Record {self.row} {self.call} {self.end}: {self.dtype} {self.shape}>"
 
@@ -450,6 +488,9 @@ class Param(_Recorded):
             axes.append(pool[:kept])
             pool = pool[kept:]
         return Sketch(self._cell("quantiles"), tuple(axes))
+
+    def __str__(self) -> str:
+        return self.name
 
     def __repr__(self) -> str:
         return f"<Param {self.name}: {self.dtype} {self.shape}>"
@@ -568,6 +609,8 @@ def _read(source: Input) -> tuple[Tables, _ClosedSegments]:
     strings = unpack_strings(source.table(schema.STRINGS), source.table(schema.STRING_ENDS), path)
     index, params, sketches = (source.table(name) for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
     optional = {name: source.table(name) for name in names & set(schema.OPTIONAL_TABLES)}
+    if not source.are_tables_intact():
+        raise UnsafeTraceError(f"{path!r} is damaged: its tables are not those that were written. Record the run again.")
     tables = Tables(index, params, sketches, strings, meta, optional)
     segments = _ClosedSegments(source)
     check(tables, segments.limits, path)

@@ -8,6 +8,8 @@ A trace is one HDF5 file:
 - ``/sketches`` float64, the pooled axis vectors of the parameters' sketches;
 - ``/strings`` uint8, all texts behind one another as UTF-8; ``/string_ends`` uint64, where each ends. Text 0 is empty;
 - ``/meta`` uint8, one JSON object; ``/identity`` 16 random bytes, which the journal repeats;
+- ``/digest`` 16 bytes of xxh3_128 over the name and the bytes of each table, those of ``/meta`` among them, in the order of their names
+  (absent in files of version 0.1.0);
 - ``/floor`` where it was measured: one row of `FLOOR` a record;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
@@ -32,6 +34,7 @@ STRING_ENDS: Final = "string_ends"
 META: Final = "meta"
 IDENTITY: Final = "identity"
 SITES: Final = "sites"
+DIGEST: Final = "digest"
 FLOOR_TABLE: Final = "floor"
 THROUGH_TABLE: Final = "through"
 

@@ -20,7 +20,7 @@ class Subtrace(Trace):
 
     def __init__(self, whole: Trace, rows: Sequence[int], path: str) -> None:
         self._whole, self._rows, self._below = whole, list(rows), path
-        self.path, self.segments, self.was_killed = whole.path, whole.segments, whole.was_killed
+        self.path, self.segments, self.was_killed, self.damaged = whole.path, whole.segments, whole.was_killed, whole.damaged
         modules = [module for module in whole.meta.get("modules") or () if is_below(str(module["path"]), path)]
         not_seen = [what for what in whole.meta.get("not_seen") or () if path in what]
         meta = {**whole.meta, "modules": modules, "not_seen": not_seen, "returned": None}  # the whole run's, which is not the part's

@@ -390,6 +390,7 @@ def write_tables(output: Output, tables: Tables) -> None:
         output.add_table(name, table)
     add_links(output, tables)
     output.add_table(schema.META, np.frombuffer(dump_meta(tables.meta), np.uint8))
+    output.seal()
 
 
 def check_trace_output(path: Path, *, force: bool = False, sources: Iterable[str | os.PathLike[str]] = ()) -> None:
