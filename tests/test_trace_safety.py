@@ -137,6 +137,7 @@ def spoil(path: Path, deed: str) -> None:
     with h5py.File(path.with_name("other.h5"), "w") as other:
         other["x"] = np.zeros(30_000, "<f4")
     with h5py.File(path, "r+") as file:
+        del file["digest"]  # a file of whoever means harm has none, or the right one
         HOSTILE[deed](file)
 
 

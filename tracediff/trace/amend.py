@@ -18,8 +18,8 @@ from tracediff.errors import TraceFileError
 from tracediff.trace import journal, schema
 from tracediff.trace.container import Output
 from tracediff.trace.journal import Journal, journal_of
+from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import Trace, open_trace
-from tracediff.trace.tables import Meta, checked_meta, dump_meta
 
 
 def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: Mapping[str, Any] | None = None, **tables: Array) -> None:
@@ -37,7 +37,7 @@ def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: 
         if identity not in (None, trace.identity[0]):
             raise TraceFileError(f"{str(path)!r} is no longer the file of this run: it was replaced meanwhile. Nothing was added to it.")
         new[schema.META] = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
-        before = trace.identity, trace.meta, b"".join(_frames(trace))
+        before = trace.identity, trace.meta, b"".join(_frames(trace)), len(trace.index)
     try:
         output = Output(path, amend=True)
         try:
@@ -76,9 +76,9 @@ def _frames(trace: Trace) -> Iterator[bytes]:
     yield from (journal.table_frame(name, table) for name, table in tables.optional.items())
 
 
-def _journal(path: Path, identity: tuple[bytes, int], meta: Meta, frames: bytes) -> Journal:
+def _journal(path: Path, identity: tuple[bytes, int], meta: Meta, frames: bytes, rows: int) -> Journal:
     """A journal beside the trace, in its place only once it is whole."""
-    log = Journal(journal_of(path.with_name(f"{path.name}.amending")), *identity, meta)
+    log = Journal(journal_of(path.with_name(f"{path.name}.amending")), *identity, meta, rows=rows)
     try:
         log.append(frames)
         log.rename(journal_of(path))

@@ -9,6 +9,7 @@ A clean close removes the journal.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
@@ -22,7 +23,8 @@ from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import TraceFileError
 from tracediff.trace import schema
 from tracediff.trace.container import Place, is_file_of, lock
-from tracediff.trace.tables import Meta, Tables, check_meta, decode, dump_meta, encode
+from tracediff.trace.meta import Meta, check_meta, dump_meta, parse_json
+from tracediff.trace.tables import Tables, decode, encode
 
 MAGIC = b"tracediff journal 1\n"
 HEADER, META, STRING, SEGMENT, ROW, PARAM, TABLE = b"HMSGRPT"
@@ -30,6 +32,7 @@ _STORED = {row.stored.str: row.stored for row in BY_CODE.values()}
 _FRAME = struct.Struct("<BII")
 _NUMBER = struct.Struct("<I")
 _PLACE = struct.Struct("<QQ")
+_MOST_BYTES = 1 << 60  # of a file
 
 
 def journal_of(path: Path) -> Path:
@@ -69,11 +72,12 @@ def meta_frame(meta: Meta) -> bytes:
 class Journal:
     """A journal being written."""
 
-    def __init__(self, path: Path, identity: bytes, offset: int, meta: Meta) -> None:
+    def __init__(self, path: Path, identity: bytes, offset: int, meta: Meta, *, rows: int | None = None) -> None:
+        """``rows``: how many rows it will hold, where that is known."""
         self.path = path
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         lock(self.fd)
-        header = {"identity": identity.hex(), "offset": offset, "pid": os.getpid(), "format_version": schema.FORMAT_VERSION}
+        header = {"identity": identity.hex(), "offset": offset, "pid": os.getpid(), "format_version": schema.FORMAT_VERSION, "rows": rows}
         self.append(MAGIC + frame(HEADER, json.dumps(header).encode()) + meta_frame(meta))
 
     def append(self, frames: bytes) -> None:
@@ -122,7 +126,7 @@ class Replay:
             name, _, rows = payload.partition(b"\0")
             self.optional[name.decode()] = np.frombuffer(rows, schema.OPTIONAL_TABLES[name.decode()])
         elif kind == META:
-            self.meta.update(json.loads(payload))
+            self.meta.update(parse_json(payload, "A frame of the meta"))
         else:
             raise ValueError(f"frame of unknown kind {kind}")
 
@@ -140,8 +144,11 @@ class Replay:
 
 def _segment(payload: bytes) -> Place:
     offset, nbytes = _PLACE.unpack_from(payload)
-    dtype, _, shape = payload[_PLACE.size :].decode().rpartition("|")  # "|u1|2,3"
-    return Place(offset, nbytes, _STORED[dtype], schema.shape_of(shape))
+    dtype, _, text = payload[_PLACE.size :].decode().rpartition("|")  # "|u1|2,3"
+    shape = schema.shape_of(text)
+    if math.prod(shape) * _STORED[dtype].itemsize != nbytes or offset + nbytes > _MOST_BYTES:
+        raise ValueError(f"a segment of {nbytes} bytes at {offset} that holds {text!r} of {dtype}")
+    return Place(offset, nbytes, _STORED[dtype], shape)
 
 
 def _exactly(payload: bytes, size: int) -> bytes:
@@ -160,11 +167,15 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
     if kind != HEADER or not _belongs(header, trace):
         return None
     try:
-        replayed = Replay(meta={"format_version": json.loads(header)["format_version"]})
+        said = parse_json(header, "The header")
+        replayed = Replay(meta={"format_version": said["format_version"]})
         for kind, payload in parts:
             replayed.take(kind, payload)
-        return replayed.tables(trace), replayed.segments
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        tables = replayed.tables(trace)
+        if said.get("rows") not in (None, tables.index.size):
+            raise ValueError(f"it ends after {tables.index.size} of {said['rows']} rows")
+        return tables, replayed.segments
+    except (TraceFileError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise TraceFileError(f"The journal {str(path)!r} is damaged ({error!r}); the trace cannot be recovered from it.") from error
 
 
@@ -188,5 +199,5 @@ def _belongs(header: bytes, trace: Path) -> bool:
         with trace.open("rb") as file:
             file.seek(claimed["offset"])
             return len(identity) == schema.IDENTITY_BYTES and file.read(len(identity)) == identity
-    except (ValueError, LookupError, TypeError, OverflowError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError):
         return False

@@ -116,8 +116,14 @@ def _modules(trace: Trace, pattern: str) -> Iterator[tuple[Cell, ...]]:
         owned[param.path] = owned.get(param.path, 0) + 1
     for module in trace.meta.get("modules") or ():
         if fits(module["path"]):
-            attributes = ", ".join(f"{name}={value}" for name, value in module.get("attrs", {}).items() if name != "training")
-            yield module["path"], module["type"], owned.get(module["path"], 0), "train" if module["training"] else "eval", attributes
+            attributes = ", ".join(f"{name}={value}" for name, value in (module.get("attrs") or {}).items() if name != "training")
+            yield (
+                module["path"],
+                module.get("type") or "",
+                owned.get(module["path"], 0),
+                "train" if module.get("training") else "eval",
+                attributes,
+            )
 
 
 def _numbers(entry: Record | Param) -> tuple[Cell, ...]:

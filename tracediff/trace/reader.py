@@ -24,7 +24,8 @@ from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
-from tracediff.trace.tables import Meta, Tables, check, load_meta, unpack_strings
+from tracediff.trace.meta import Meta, load_meta
+from tracediff.trace.tables import Tables, check, unpack_strings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracediff.dtype import BY_CODE, Array
-from tracediff.errors import TracediffError, TraceFileError, UnsafeTraceError
+from tracediff.errors import UnsafeTraceError
 from tracediff.trace import schema
-from tracediff.trace.fingerprint import Floats
+from tracediff.trace.fingerprint import LONGEST_AXIS, Floats
+from tracediff.trace.meta import Meta
 
-Meta = dict[str, Any]
+_ROUNDING = 1e-6
+"""Statistics are sums of float64 in some order: they are off by so much of the largest value at most."""
+_LARGE, _TINY = 1e100, 1e-300
+"""Beyond these values squares and cubes leave float64."""
+_BY_DTYPE = np.ones(256, [("itemsize", "<u8"), ("parts", "<u8")])
+for _code, _kind in BY_CODE.items():
+    _BY_DTYPE[_code] = _kind.itemsize, 2 if _kind.is_complex else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +70,6 @@ def unpack_strings(blob: Array, ends: Array, path: str) -> list[str]:
         raise UnsafeTraceError(f"The text table of {path!r} is not UTF-8 ({error}).") from error
 
 
-def dump_meta(meta: Meta) -> bytes:
-    """The meta object as JSON; TypeError or ValueError where it holds what JSON cannot (NaN and infinities among it)."""
-    return json.dumps(meta, allow_nan=False, separators=(",", ":")).encode()
-
-
-def checked_meta(items: Mapping[str, Any]) -> Meta:
-    """The items as a new object; TracediffError, naming the item, where JSON cannot hold one."""
-    for name, value in items.items():
-        try:
-            dump_meta({name: value})
-        except (TypeError, ValueError) as error:
-            raise TracediffError(f"The meta item {name!r} cannot be stored as JSON ({error}): {value!r}.") from error
-    return dict(items)
-
-
-def load_meta(blob: bytes, path: str) -> Meta:
-    """The meta object that `dump_meta` wrote; TraceFileError where it is none or of a newer format version."""
-    try:
-        meta = json.loads(blob)
-    except ValueError as error:
-        raise TraceFileError(f"/{schema.META} of {path!r} is not JSON ({error}): not a trace, or a damaged one.") from error
-    return check_meta(meta, path)
-
-
-def check_meta(meta: Any, path: str) -> Meta:
-    """The meta object, if it is that of a format version that this program reads; TraceFileError otherwise."""
-    version = meta.get("format_version") if isinstance(meta, dict) else None
-    if not isinstance(version, int) or version < 1:
-        raise TraceFileError(f"/{schema.META} of {path!r} names no format version: not a trace.")
-    if version > schema.FORMAT_VERSION:
-        raise TraceFileError(
-            f"{path!r} has format version {version}, which is newer than this tracediff reads ({schema.FORMAT_VERSION}). "
-            "Upgrade it: pip install -U tensor-tracediff"
-        )
-    return dict(meta)
-
-
 def check(tables: Tables, limits: NDArray[np.uint64], path: str) -> None:
     """UnsafeTraceError where a row points outside its tables, or outside its segment, of which ``limits`` gives each one's bytes."""
     index, params, texts = tables.index, tables.params, len(tables.strings)
@@ -116,6 +84,8 @@ def check(tables: Tables, limits: NDArray[np.uint64], path: str) -> None:
         ("its flags are known", index["flags"] < 2 * max(schema.FLAGS.values())),
         ("it is a parameter or a buffer", params["kind"] < len(schema.KINDS)),
         ("its sketch lies in the pool", (start <= pool) & (length <= pool) & (start + length <= pool)),
+        ("its sketch is as long as its axes", length == _by_shape(params["shape"], tables.strings, _sketch_length)),
+        ("what was raised stands in the place of an output", _may_be_raised(index, tables.strings)),
     ]
     for table in (index, params):
         claims += _content_claims(table, tables.strings, limits)
@@ -130,21 +100,63 @@ def _content_claims(table: Array, strings: Sequence[str], limits: NDArray[np.uin
     segment = table["segment"].astype(np.int64)
     yield "its dtype is known", np.isin(table["dtype"], list(BY_CODE))
     yield "its segment exists", (segment >= -1) & (segment < limits.size)
-    room = np.append(limits, np.uint64(2**63))[np.where(segment < limits.size, segment, -1)]
+    room = np.append(limits, np.uint64(2**63))[np.where((segment >= 0) & (segment < limits.size), segment, -1)]
     yield "its values lie in its segment", (table["offset"] <= room) & (table["nbytes"] <= room - np.minimum(table["offset"], room))
     kinds, rows = np.unique(table[["dtype", "shape", "nbytes"]], return_inverse=True)
     fits = [_nbytes(strings, shape, code) == nbytes for code, shape, nbytes in kinds.tolist()]
     yield "its bytes are as many as its shape and dtype need", np.array(fits, np.bool_)[rows.reshape(-1)]
+    yield from _statistics_claims(table)
+
+
+def _statistics_claims(table: Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """What the statistics of any array fulfil, up to rounding."""
+    size, parts = (_BY_DTYPE[name][table["dtype"]] for name in ("itemsize", "parts"))
+    count, bad = table["count"], table["nan"] + table["inf"]
+    yield "it counts as many values as it has", count == table["nbytes"] // size * parts
+    yield (
+        "no more values are NaN, infinite or zero than there are",
+        ((table["nan"] <= count) & (table["inf"] <= count) & (bad <= count) & (table["zero"] <= count - np.minimum(bad, count))),
+    )
+    numbers = [table[name] for name in ("min", "max", "mean", "std", "l2", "absmean", "cube")]
+    yield "its statistics are finite", np.logical_and.reduce([np.isfinite(column) for column in numbers])
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high, mean, std, norm, absolute, cube = (np.nan_to_num(column) for column in numbers)
+        most = np.maximum(np.abs(low), np.abs(high)) * (1 + _ROUNDING)
+        is_small = (low <= high) & (std >= 0) & (absolute >= 0) & (norm >= 0)
+        for column, bound in ((np.abs(mean), most), (std, most), (absolute, most), (norm, most * np.sqrt(count)), (np.abs(cube), most**3)):
+            is_small &= (column <= bound + _TINY) | (most > _LARGE)
+        yield "its statistics fit its least and largest value", is_small
+
+
+def _by_shape(shapes: Array, strings: Sequence[str], value: Callable[[tuple[int, ...]], int]) -> NDArray[np.int64]:
+    """A number that follows from the shape, for each row; -1 where there is no such shape."""
+    numbers, rows = np.unique(shapes, return_inverse=True)
+    found = [value(_shape(strings, number) or ()) if _shape(strings, number) is not None else -1 for number in numbers.tolist()]
+    return np.array(found, np.int64)[rows.reshape(-1)]
+
+
+def _sketch_length(shape: tuple[int, ...]) -> int:
+    return sum(length for length in shape if length <= LONGEST_AXIS)
+
+
+def _may_be_raised(index: Array, strings: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether a row is not marked as raised, or is no input."""
+    ends = {number: strings[number].startswith(("input", "attr")) for number in np.unique(index["end"]).tolist() if number < len(strings)}
+    is_input = np.array([ends.get(number, False) for number in index["end"].tolist()], np.bool_)
+    raised: NDArray[np.bool_] = (index["flags"] & schema.RAISED) != 0
+    return np.logical_not(is_input & raised)
 
 
 def _nbytes(strings: Sequence[str], shape: int, code: int) -> int:
     """The bytes of an array; -1 where there can be none of that dtype and shape."""
-    if shape >= len(strings) or code not in BY_CODE:
-        return -1
+    lengths = _shape(strings, shape)
+    return -1 if lengths is None or code not in BY_CODE else math.prod(lengths) * BY_CODE[code].itemsize
+
+
+def _shape(strings: Sequence[str], number: int) -> tuple[int, ...] | None:
+    """The shape that a text stands for; None where there can be none."""
     try:
-        lengths = schema.shape_of(strings[shape])
-    except ValueError:
-        return -1
-    if len(lengths) > schema.MOST_AXES or max(lengths, default=0) >= 2**48:
-        return -1
-    return math.prod(lengths) * BY_CODE[code].itemsize
+        lengths = schema.shape_of(strings[number])
+    except (ValueError, IndexError):
+        return None
+    return lengths if len(lengths) <= schema.MOST_AXES and max(lengths, default=0) < 2**48 else None

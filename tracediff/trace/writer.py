@@ -27,8 +27,9 @@ from tracediff.trace.container import Output, Place, is_file_of, is_locked, new_
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
 from tracediff.trace.links import add_links
+from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import open_trace
-from tracediff.trace.tables import Meta, Tables, checked_meta, dump_meta, pack_strings
+from tracediff.trace.tables import Tables, pack_strings
 
 IN_FLIGHT = 32 * 1024 * 1024
 """Bytes of values that may wait to be written; a tensor larger than this waits alone."""

@@ -1,0 +1,180 @@
+"""The meta of a trace: one JSON object, checked once where it is read, so that whoever uses an item finds what it has to be."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from tracediff.errors import TracediffError, TraceFileError, UnsafeTraceError
+from tracediff.trace import schema
+
+Meta = dict[str, Any]
+
+MOST_DEPTH: Final = 64
+"""How deep objects and lists may lie inside one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """An object whose items, as far as they are there, are of these shapes; ``needed`` are there. Others may be anything."""
+
+    items: Mapping[str, Shape]
+    needed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """A list, or with ``by_name`` an object, of which each member is of this shape."""
+
+    member: Shape
+    by_name: bool = False
+
+
+Shape: TypeAlias = "type | tuple[type, ...] | Items | Each"
+
+_MODULE = Items(
+    {
+        "path": str,
+        "type": str,
+        "package": str,
+        "file": str,
+        "training": bool,
+        "arguments": Each(str),
+        "attrs": dict,
+        "aliases": Each(str),
+        "children": Each(str),
+    },
+    needed=("path",),
+)
+ITEMS: Final[Mapping[str, Shape]] = {
+    "format_version": int,
+    "complete": bool,
+    "modules": Each(_MODULE),
+    "stages": Each(str, by_name=True),
+    "not_seen": Each(str),
+    "warnings": Each(str),
+    "blind_spots": Each(str),
+    "wanted": Each(str),
+    "raised": (list, str),
+    "versions": Each(str, by_name=True),
+    "converted": dict,
+    "repeats": bool,
+    "repeats_first": Items({"site": str, "call": str, "end": str}, needed=("site", "call", "end")),
+    "returned": Items({"call": str, "type": str}, needed=("call", "type")),
+    "observed": Items({"methods": Each(str), "functions": Each(str)}),
+    "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),
+    "left_out": int,
+    "wall_seconds": (int, float),
+    "seed": int,
+    **dict.fromkeys(("impl", "dtype", "device", "mode", "mode_run", "save", "recipe", "weights"), str),
+    **dict.fromkeys(("feed", "from", "random", "created", "git", "command", "platform", "cast"), str),
+}
+"""What is relied on of a meta object, item by item; null stands for an item that is not there."""
+
+
+def dump_meta(meta: Meta) -> bytes:
+    """The meta object as JSON; TypeError or ValueError where it holds what JSON cannot (NaN and infinities among it)."""
+    return json.dumps(meta, allow_nan=False, separators=(",", ":")).encode()
+
+
+def checked_meta(items: Mapping[str, Any]) -> Meta:
+    """The items as a new object; TracediffError, naming the item, where JSON cannot hold one."""
+    for name, value in items.items():
+        try:
+            dump_meta({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TracediffError(f"The meta item {name!r} cannot be stored as JSON ({error}): {value!r}.") from error
+    wrong = misfit(dict(items), Items(ITEMS), "")
+    if wrong is not None:
+        raise TracediffError(f"A trace's meta has its own use for this item: {wrong}. Give it another name.")
+    return dict(items)
+
+
+def load_meta(blob: bytes, path: str) -> Meta:
+    """The meta object that `dump_meta` wrote; raises as `check_meta` does."""
+    return check_meta(parse_json(blob, f"/{schema.META} of {path!r}"), path)
+
+
+def check_meta(meta: Any, path: str) -> Meta:
+    """The meta object of the trace ``path``, if it is one that this program reads.
+
+    Raises TraceFileError for none, or one of a newer format version; UnsafeTraceError, naming the item, where one is not of its shape.
+    """
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise TraceFileError(f"/{schema.META} of {path!r} names no format version: not a trace.")
+    if version > schema.FORMAT_VERSION:
+        raise TraceFileError(
+            f"{path!r} has format version {version}, which is newer than this tracediff reads ({schema.FORMAT_VERSION}). "
+            "Upgrade it: pip install -U tensor-tracediff"
+        )
+    wrong = misfit(meta, Items(ITEMS), "")
+    if wrong is not None:
+        raise UnsafeTraceError(f"/{schema.META} of {path!r} is not sound: {wrong}.")
+    return dict(meta)
+
+
+def parse_json(blob: bytes, where: str) -> Any:
+    """A JSON value from a file; TraceFileError, which says ``where``, for what is none, too deep, or holds no finite number."""
+    try:
+        text = blob.decode("utf-8", "surrogatepass")
+        if _depth(text) > MOST_DEPTH:
+            raise ValueError(f"more than {MOST_DEPTH} levels")
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except ValueError as error:
+        raise TraceFileError(f"{where} is not JSON ({error}): not a trace, or a damaged one.") from error
+
+
+def _depth(text: str) -> int:
+    """How deep lists and objects lie inside one another."""
+    marks = re.sub(r"[^][{}]+", "", re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)).encode()
+    opened = np.isin(np.frombuffer(marks, np.uint8), (ord("["), ord("{")))
+    return int(np.cumsum(np.where(opened, 1, -1)).max(initial=0))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no finite number")
+
+
+def misfit(value: Any, shape: Shape, where: str) -> str | None:
+    """What is wrong with a JSON value that ought to be of a shape, and where; None where nothing is."""
+    if isinstance(shape, Items):
+        return _items_misfit(value, shape, where)
+    if isinstance(shape, Each):
+        return _each_misfit(value, shape, where)
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    return None if type(value) in kinds else _is_no(value, " or ".join(kind.__name__ for kind in kinds), where)
+
+
+def _items_misfit(value: Any, shape: Items, where: str) -> str | None:
+    if not isinstance(value, dict):
+        return _is_no(value, "object", where)
+    given = {name: inner for name, inner in value.items() if inner is not None}
+    missing = next((name for name in shape.needed if name not in given), None)
+    if missing is not None:
+        return f"{where or 'it'} has no {missing!r}"
+    found = (misfit(given[name], inner, f"{where}.{name}".lstrip(".")) for name, inner in shape.items.items() if name in given)
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def _each_misfit(value: Any, shape: Each, where: str) -> str | None:
+    if not isinstance(value, dict if shape.by_name else list):
+        return _is_no(value, "object" if shape.by_name else "list", where)
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    found = (misfit(member, shape.member, f"{where}[{key!r}]") for key, member in members)
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def _is_no(value: Any, wanted: str, where: str) -> str:
+    return f"{where or 'it'} is {str(value)[:40]!r}, not {wanted}"
