@@ -9,7 +9,6 @@ A ``*`` stands for any text without a dot, ``**`` for any text; what it stands f
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any
 from tracediff.alignment.axes import Part, parse_permutation
 from tracediff.alignment.names import nearest
 from tracediff.errors import AlignmentError
+from tracediff.json_text import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,10 @@ def _load(mapping: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, A
         name = "the mapping"
     else:
         name = f"the mapping file {str(mapping)!r}"
+        if Path(mapping).exists() and not Path(mapping).is_file():
+            raise AlignmentError(f"{name[0].upper()}{name[1:]} is no file.")
         try:
-            content = json.loads(Path(mapping).read_text(encoding="utf-8"))
+            content = parse_json(Path(mapping).read_bytes())
         except OSError as error:
             raise AlignmentError(
                 f"Cannot read {name}: {error.strerror or error}. Write one with: tracediff align A B --write-map FILE"
@@ -117,9 +119,10 @@ def _part(entry: Any) -> tuple[Part | None, str]:
     try:
         part = Part(int(entry["axis"]), int(entry["start"]), int(entry["stop"]), int(entry.get("groups", 1)))
         whole = str(entry["of"])
-    except (KeyError, TypeError, ValueError):
-        whole = "?"
-    if whole not in ("reference", "port"):
+        is_cut = 0 <= part.start < part.stop and part.axis >= 0 and part.groups > 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        is_cut = False
+    if not is_cut or whole not in ("reference", "port"):
         raise AlignmentError(
             f'A part of a fused site in the mapping looks like {{"of": "port", "axis": 0, "start": 0, "stop": 64}}, not {entry!r}.'
         )
@@ -140,7 +143,10 @@ def _no_duplicates(pairs: Sequence[Stated], reference: Sequence[str], port: Sequ
 
 def _ignored(ignore: Mapping[str, Any], side: str, known: Mapping[str, int]) -> frozenset[int]:
     found: set[int] = set()
-    for text in ignore.get(side, ()):
+    listed = ignore.get(side, [])
+    if not isinstance(listed, list | tuple):
+        raise AlignmentError(f"What the mapping ignores of the {side} is a list of sites, not {listed!r}.")
+    for text in listed:
         pattern = _compiled(str(text))
         fits = [number for name, number in known.items() if pattern.fullmatch(name)]
         if not fits:

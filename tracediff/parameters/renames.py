@@ -19,7 +19,9 @@ Numbers = tuple[int, ...]
 Fits = Callable[[str, str], bool]
 """Whether a tensor of the reference could be held by one of the port, by shape."""
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_HASH = "\ue023"
+"""Stands in a template for the # of a name itself."""
 _TIE = 1e-9
 """Shares that differ by less are equal."""
 
@@ -31,7 +33,7 @@ def template(name: str) -> tuple[str, Numbers]:
     >>> template("layers.3.norm1.weight")
     ('layers.#.norm#.weight', (3, 1))
     """
-    return _NUMBER.sub("#", name), tuple(map(int, _NUMBER.findall(name)))
+    return _NUMBER.sub("#", name.replace("#", _HASH)), tuple(map(int, _NUMBER.findall(name)))
 
 
 def filled(text: str, numbers: Sequence[int]) -> str:
@@ -41,7 +43,7 @@ def filled(text: str, numbers: Sequence[int]) -> str:
     'layers.3.norm1.weight'
     """
     parts = text.split("#")
-    return "".join(part + str(number) for part, number in zip(parts, numbers, strict=False)) + parts[-1]
+    return ("".join(part + str(number) for part, number in zip(parts, numbers, strict=False)) + parts[-1]).replace(_HASH, "#")
 
 
 def parent(name: str) -> str:

@@ -7,8 +7,8 @@ is executed.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import MissingDependencyError, WeightsError
+from tracediff.json_text import parse_json
 from tracediff.observe.adapters.registry import named
 from tracediff.tensors.files import ArrayFileError, open_npz, open_safetensors
 from tracediff.trace import fingerprint
@@ -341,6 +342,8 @@ def _from_path(path: Path) -> Weights:
         return _from_folder(path)
     if not path.exists():
         raise WeightsError(f"No file or folder {str(path)!r}.{_nearest(path)}")
+    if not path.is_file():
+        raise WeightsError(f"{str(path)!r} is a pipe or a device, not a weights file.")
     suffix = _kind_of_file(path)
     if suffix in ARRAY_SUFFIXES:
         return _from_array_file(path, suffix)
@@ -401,11 +404,11 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(map(str, parse_json(index.read_bytes())["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"The index {str(index)!r} lists no weights (a 'weight_map' of names and files is expected): {error}.") from None
     files = [index.parent / Path(name).name for name in names]
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not os.path.isfile(file) or file.parent != index.parent]
     if missing:
         lacking = f"{len(missing)} of {len(files)} files that {index.name!r} lists"
         raise WeightsError(f"{lacking} are not in {str(index.parent)!r}: {missing[:3]}.")

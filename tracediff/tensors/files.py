@@ -6,7 +6,6 @@ Nothing is unpickled. The file stays open for as long as one of its arrays is ke
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -26,6 +25,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import TracediffError
+from tracediff.json_text import parse_json
 
 Shape = tuple[int, ...]
 
@@ -196,7 +196,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"it is only {size} bytes long")
         if length > min(MOST_HEADER, size - 8):
             raise ValueError(f"its header would be {length} bytes long")
-        header = json.loads(stream.read(length), object_pairs_hook=unique)
+        header = parse_json(stream.read(length), object_pairs_hook=unique)
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     return header, 8 + length

@@ -73,6 +73,8 @@ def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool =
     origin, goal = Path(source), Path(target)
     if not origin.exists():
         raise TraceNotFoundError(f"There is no {os.fspath(origin)!r} to convert.")
+    if not (origin.is_file() or origin.is_dir()):
+        raise TracediffError(f"{os.fspath(origin)!r} is a pipe or a device, so it cannot be converted. Save it as a file first.")
     is_from_trace, is_to_trace = _form(origin, is_source=True) in TRACES, _form(goal) in TRACES
     if is_from_trace == is_to_trace:
         both = "both are traces" if is_from_trace else "neither is a trace (.h5)"

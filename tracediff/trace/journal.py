@@ -21,9 +21,10 @@ import numpy as np
 
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import TraceFileError
+from tracediff.json_text import parse_json
 from tracediff.trace import schema
 from tracediff.trace.container import Place, is_file_of, lock
-from tracediff.trace.meta import Meta, check_meta, dump_meta, parse_json
+from tracediff.trace.meta import Meta, check_meta, dump_meta
 from tracediff.trace.tables import Tables, decode, encode
 
 MAGIC = b"tracediff journal 1\n"
@@ -126,7 +127,7 @@ class Replay:
             name, _, rows = payload.partition(b"\0")
             self.optional[name.decode()] = np.frombuffer(rows, schema.OPTIONAL_TABLES[name.decode()])
         elif kind == META:
-            self.meta.update(parse_json(payload, "A frame of the meta"))
+            self.meta.update(parse_json(payload))
         else:
             raise ValueError(f"frame of unknown kind {kind}")
 
@@ -167,7 +168,7 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
     if kind != HEADER or not _belongs(header, trace):
         return None
     try:
-        said = parse_json(header, "The header")
+        said = parse_json(header)
         replayed = Replay(meta={"format_version": said["format_version"]})
         for kind, payload in parts:
             replayed.take(kind, payload)
@@ -175,7 +176,7 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
         if said.get("rows") not in (None, tables.index.size):
             raise ValueError(f"it ends after {tables.index.size} of {said['rows']} rows")
         return tables, replayed.segments
-    except (TraceFileError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as error:
+    except (TraceFileError, ValueError, LookupError, TypeError, OverflowError, struct.error) as error:
         raise TraceFileError(f"The journal {str(path)!r} is damaged ({error!r}); the trace cannot be recovered from it.") from error
 
 
@@ -194,10 +195,10 @@ def frames(blob: bytes) -> Iterator[tuple[int, bytes]]:
 def _belongs(header: bytes, trace: Path) -> bool:
     """Whether the trace carries the identity that the journal's header claims, where it says."""
     try:
-        claimed = json.loads(header)
+        claimed = parse_json(header)
         identity = bytes.fromhex(claimed["identity"])
         with trace.open("rb") as file:
             file.seek(claimed["offset"])
             return len(identity) == schema.IDENTITY_BYTES and file.read(len(identity)) == identity
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError):
+    except (ValueError, LookupError, TypeError, OverflowError, OSError):
         return False

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-import numpy as np
-
 from tracediff.errors import TracediffError, TraceFileError, UnsafeTraceError
+from tracediff.json_text import parse_json
 from tracediff.trace import schema
 
 Meta = dict[str, Any]
 
-MOST_DEPTH: Final = 64
-"""How deep objects and lists may lie inside one another."""
-
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """An object whose items, as far as they are there, are of these shapes; ``needed`` are there. Others may be anything."""
+    """An object whose items, as far as they are there, are of these shapes; ``needed`` are there. Others may be anything.
+
+    With ``nullable`` null stands for an item that is not there.
+    """
 
     items: Mapping[str, Shape]
     needed: tuple[str, ...] = ()
+    nullable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ def checked_meta(items: Mapping[str, Any]) -> Meta:
             dump_meta({name: value})
         except (TypeError, ValueError, RecursionError) as error:
             raise TracediffError(f"The meta item {name!r} cannot be stored as JSON ({error}): {value!r}.") from error
-    wrong = misfit(dict(items), Items(ITEMS), "")
+    wrong = misfit(dict(items), Items(ITEMS, nullable=True), "")
     if wrong is not None:
         raise TracediffError(f"A trace's meta has its own use for this item: {wrong}. Give it another name.")
     return dict(items)
@@ -98,7 +96,11 @@ def checked_meta(items: Mapping[str, Any]) -> Meta:
 
 def load_meta(blob: bytes, path: str) -> Meta:
     """The meta object that `dump_meta` wrote; raises as `check_meta` does."""
-    return check_meta(parse_json(blob, f"/{schema.META} of {path!r}"), path)
+    try:
+        meta = parse_json(blob)
+    except ValueError as error:
+        raise TraceFileError(f"/{schema.META} of {path!r} is not JSON ({error}): not a trace, or a damaged one.") from error
+    return check_meta(meta, path)
 
 
 def check_meta(meta: Any, path: str) -> Meta:
@@ -114,37 +116,10 @@ def check_meta(meta: Any, path: str) -> Meta:
             f"{path!r} has format version {version}, which is newer than this tracediff reads ({schema.FORMAT_VERSION}). "
             "Upgrade it: pip install -U tensor-tracediff"
         )
-    wrong = misfit(meta, Items(ITEMS), "")
+    wrong = misfit(meta, Items(ITEMS, nullable=True), "")
     if wrong is not None:
         raise UnsafeTraceError(f"/{schema.META} of {path!r} is not sound: {wrong}.")
     return dict(meta)
-
-
-def parse_json(blob: bytes, where: str) -> Any:
-    """A JSON value from a file; TraceFileError, which says ``where``, for what is none, too deep, or holds no finite number."""
-    try:
-        text = blob.decode("utf-8", "surrogatepass")
-        if _depth(text) > MOST_DEPTH:
-            raise ValueError(f"more than {MOST_DEPTH} levels")
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
-    except ValueError as error:
-        raise TraceFileError(f"{where} is not JSON ({error}): not a trace, or a damaged one.") from error
-
-
-def _depth(text: str) -> int:
-    """How deep lists and objects lie inside one another."""
-    marks = re.sub(r"[^][{}]+", "", re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)).encode()
-    opened = np.isin(np.frombuffer(marks, np.uint8), (ord("["), ord("{")))
-    return int(np.cumsum(np.where(opened, 1, -1)).max(initial=0))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no finite number")
 
 
 def misfit(value: Any, shape: Shape, where: str) -> str | None:
@@ -160,7 +135,7 @@ def misfit(value: Any, shape: Shape, where: str) -> str | None:
 def _items_misfit(value: Any, shape: Items, where: str) -> str | None:
     if not isinstance(value, dict):
         return _is_no(value, "object", where)
-    given = {name: inner for name, inner in value.items() if inner is not None}
+    given = {name: inner for name, inner in value.items() if inner is not None} if shape.nullable else value
     missing = next((name for name in shape.needed if name not in given), None)
     if missing is not None:
         return f"{where or 'it'} has no {missing!r}"

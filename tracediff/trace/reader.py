@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import html
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ import numpy as np
 
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import DamagedRecordError, SiteError, TracediffError, TraceFileError, TraceNotFoundError, UnsafeTraceError
+from tracediff.json_text import parse_json
 from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
@@ -192,11 +192,11 @@ class Trace:
 
         texts = np.array([*self.strings, None], object)[:-1]
         index = self.index
-        columns: dict[str, Any] = {name: texts[index[name]] for name in ("site", "call", "end", "stage", "scope")}
+        names = (*schema.INDEX_STRINGS[:5], "file")  # as objects: pandas' own texts hold no lone surrogates
+        columns: dict[str, Any] = {name: pd.Series(texts[index[name]], dtype=object) for name in names}
         columns["dtype"] = [BY_CODE[code].name for code in index["dtype"].tolist()]
         columns["shape"] = [self.shape(number) for number in index["shape"].tolist()]
         columns |= {name: index[name] for name in (*schema.STATS_NAMES, "ordinal", "parent", "producer", "nbytes", "flags", "line")}
-        columns["file"] = texts[index["file"]]
         columns["stored"] = (index["segment"] >= 0) | (index["nbytes"] == 0)
         return pd.DataFrame(columns, index=pd.RangeIndex(index.size, name="row"))
 
@@ -499,7 +499,7 @@ class Param(_Recorded):
 
 def _json(text: str, where: object) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise TraceFileError(f"{where!r} carries a note that is not JSON ({error}).") from error
 

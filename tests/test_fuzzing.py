@@ -1,0 +1,91 @@
+"""Every reader gives what a file holds or refuses it with an error of ours, whatever the file is."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from fuzzing import FORMATS, at_most, corpus, tried
+
+import tracediff as td
+from tracediff.errors import TracediffError
+from tracediff.json_text import MOST_DEPTH, parse_json
+
+INPUTS = {"trace": 200, "tables": 200}
+"""Of formats whose reading takes long; of the others 800. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_hostile_file_is_read_or_refused(name: str, good: Path) -> None:
+    if name == "torch":
+        pytest.importorskip("torch")
+    wrong = {f"{seed}: {how}" for seed in range(INPUTS.get(name, 800)) if (how := tried(name, seed, good)) not in ("read", "refused")}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_corpus_itself_is_read(name: str, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mutations nothing is refused, so what the fuzzing refuses is refused for its mutation."""
+    if name == "torch":
+        pytest.importorskip("torch")
+    for changed in ("bytes_of", "json_of", "cells_of", "_other_member"):
+        monkeypatch.setattr(f"fuzzing.{changed}", lambda drawn, *given: given[-1])
+    monkeypatch.setattr("fuzzing._replace_strings", lambda *_: None)
+    monkeypatch.setattr("random.Random", First)
+    assert tried(name, 0, good) == "read"
+
+
+class First(random.Random):
+    """Draws the first of all choices, which are the harmless ones."""
+
+    def choice(self, choices):  # type: ignore[no-untyped-def]
+        return choices[0]
+
+    def random(self) -> float:
+        return 0.9
+
+    def randrange(self, *_: int) -> int:
+        return 4
+
+
+READERS = (
+    td.weights,
+    td.bisect,
+    lambda _, path: td.convert(path, path.with_name("made.h5")),
+    lambda reference, path: td.align(reference, reference, mapping=path),
+)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz", ".safetensors", ".pt", ".json"])
+def test_a_pipe_is_refused_at_once(suffix: str, good: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / f"x{suffix}"
+    os.mkfifo(pipe)
+    with at_most(5):
+        for read in (
+            td.weights,
+            td.bisect,
+            lambda ref, x: td.convert(x, tmp_path / "made.h5"),
+            lambda ref, x: td.align(ref, ref, mapping=x),
+        ):
+            with pytest.raises(TracediffError):
+                read(good / "ref.h5", pipe)
+
+
+@pytest.mark.parametrize("text", ["[" * (MOST_DEPTH + 1) + "]" * (MOST_DEPTH + 1), "[" * 100_000, "NaN", "[1e999]", "[-Infinity]", "{", ""])
+def test_json_that_no_reader_can_follow_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_json(text)
+
+
+def test_json_as_deep_as_allowed_is_read() -> None:
+    value: object = '"]'
+    for _ in range(MOST_DEPTH):
+        value = [value]
+    assert parse_json(str(value).replace("'", '"').replace('""]"', '"\\"]"')) == value
