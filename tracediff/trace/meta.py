@@ -129,7 +129,8 @@ def misfit(value: Any, shape: Shape, where: str) -> str | None:
     if isinstance(shape, Each):
         return _each_misfit(value, shape, where)
     kinds = shape if isinstance(shape, tuple) else (shape,)
-    return None if type(value) in kinds else _is_no(value, " or ".join(kind.__name__ for kind in kinds), where)
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    return None if fits else _is_no(value, " or ".join(kind.__name__ for kind in kinds), where)
 
 
 def _items_misfit(value: Any, shape: Items, where: str) -> str | None:
