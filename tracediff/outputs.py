@@ -19,6 +19,12 @@ def check_output(path: PathLike, *, force: bool = False) -> Path:
     folder that it would lie in is not.
     """
     to = Path(path)
+    try:
+        to.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise TraceFileError(f"{str(to)!r} cannot be written: {error.strerror}.") from error
     if not to.parent.is_dir():
         raise TraceFileError(f"{str(to)!r} cannot be written: there is no folder {str(to.parent)!r}. Make it, or name another file.")
     if to.is_dir() or (to.exists() and not to.is_file()):

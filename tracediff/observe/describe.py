@@ -141,7 +141,7 @@ def _arguments(module: Any, adapter: Adapter) -> list[str]:
     entry = adapter.entry(module)
     try:
         signature = inspect.signature(getattr(type(module), entry)) if entry else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):  # written in C, or what torch.jit made
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds][1:] if signature else []

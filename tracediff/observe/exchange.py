@@ -110,5 +110,8 @@ def imitating(original: Any, wrapper: Any) -> Any:
 
 
 def original_of(function: Any) -> Any:
-    """The original of a wrapper; any other function itself."""
-    return getattr(function, "__tracediff_original__", function)
+    """The original of a wrapper; any other function itself, and whatever fails when it is asked."""
+    try:
+        return getattr(function, "__tracediff_original__", function)
+    except Exception:  # noqa: BLE001 - an attribute that is computed, such as a device's property without the device
+        return function

@@ -130,6 +130,11 @@ def leave(session: Any) -> None:
     _chain.set(tuple(frame for frame in _chain.get() if frame.session is not session))
 
 
+def forget() -> None:
+    """Takes the frames of all sessions out of this context."""
+    _chain.set(())
+
+
 OURS = frozenset(str(path) for path in Path(__file__).parent.rglob("*.py"))
 """The source files of this folder, which are never the caller."""
 

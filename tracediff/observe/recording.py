@@ -14,6 +14,7 @@ from tracediff.observe.observer import Observer
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recorder import Recorder
 from tracediff.observe.repeat import Digests, Place, repeats_meta
+from tracediff.observe.world import State, World
 from tracediff.trace import open_trace
 from tracediff.trace.writer import TraceWriter
 
@@ -33,12 +34,13 @@ def record_run(
     """Records a run to a new trace and returns its path; with ``options.repeat`` it runs once more and the trace says whether it repeats.
 
     ``models`` and ``run`` are those of `tracediff.observe.observe`; ``observers`` see each boundary before the recorder does. No noise
-    floor is measured. ``identity`` is the trace's, by which its caller knows it again. The generators are afterwards as one run leaves
-    them. Raises what the run raises; the trace then holds what was recorded until there.
+    floor is measured. ``identity`` is the trace's, by which its caller knows it again. Models and generators are afterwards as one run
+    leaves them. Raises what the run raises; the trace then holds what was recorded until there.
     """
     adapter = adapter_of(models, run, impl=options.impl)
     options = replace(options, impl=adapter.name)
-    before = adapter.rng_state()
+    world = World(models, adapter)
+    before = world.state()
     with TraceWriter(to, force=force, meta=meta, save=options.save, identity=identity) as writer:
         recorder = Recorder(writer, options)
         observe(models, run, [*observers, recorder], **options.observing())
@@ -55,7 +57,7 @@ def run_again(
     models: Any,
     run: Any,
     recorded: Path,
-    generators: Any,
+    before: State,
     *,
     options: CaptureOptions,
     observers: Sequence[Observer] = (),
@@ -63,16 +65,16 @@ def run_again(
 ) -> Place | None:
     """Runs once more, unperturbed, and returns the first place that differs from the closed trace ``recorded``; None where it repeats.
 
-    ``generators`` is the state of the adapter's random generators in which the recorded run began; they are afterwards as before this call.
+    ``before`` is the state of models and generators in which the recorded run began; they are afterwards as before this call.
     """
-    adapter = adapter_of(models, run, impl=options.impl)
-    after = adapter.rng_state()
-    adapter.set_rng_state(generators)
+    world = World(models, adapter_of(models, run, impl=options.impl))
+    after = world.state()
+    world.back_to(before)
     progress("running once more to see whether it repeats")
     digests = Digests()
     try:
         observe(models, run, [*observers, digests], **options.observing())
     finally:
-        adapter.set_rng_state(after)
+        world.back_to(after)
     with open_trace(recorded) as trace:
         return digests.first_difference(trace)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tracediff.errors import CaptureError
-from tracediff.observe import frames
+from tracediff.observe import frames, recursion
 from tracediff.observe.audience import Audience
 from tracediff.observe.call_values import ORDINARY, CallValues, Input, Swap
 from tracediff.observe.containers import Leaves, Nest, built
@@ -25,7 +25,7 @@ from tracediff.observe.returned import code_of, leaves_of
 from tracediff.observe.steps import Steps
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Args, Call, Function, Kwargs, Random, Tensor
-from tracediff.observe.unseen import hidden_regions, made_later, uncalled
+from tracediff.observe.unseen import changed_later, hidden_regions, made_later, uncalled
 from tracediff.site import RETURNED, escape
 
 
@@ -50,6 +50,7 @@ class Session:
         self.nodes = discover(models, adapter, compile=compile)
         self.run = Run(adapter, tuple(self.nodes))
         self.finished = False
+        self.thread = threading.get_ident()
         self.watched: set[int] = set()
         self._models = models
         self._audience = Audience(observers, self.run)
@@ -68,6 +69,7 @@ class Session:
 
     def __enter__(self) -> Session:
         with ExitStack() as ending:
+            ending.enter_context(recursion.room())
             self._audience.start(ending)
             ending.callback(self._list_unseen)
             ending.callback(frames.leave, self)
@@ -99,6 +101,7 @@ class Session:
         sites = set(self._ordinals)
         for what in (
             *hidden_regions(self.nodes),
+            *changed_later(self.nodes, self.adapter),
             *self._installation.unused(sites),
             *uncalled(self.nodes, sites, self.adapter, self._entered_from),
             *made_later(self._models, self.nodes, self.adapter),

@@ -147,6 +147,15 @@ class Modules(Protocol):
     def parameters(self, module: Module) -> Iterator[tuple[Keys, Tensor, ParameterKind]]:
         """The module's own parameters and buffers, with the keys that lead to each."""
 
+    def tables(self, module: Module) -> list[dict[str, Any]]:
+        """The tables in which a module holds all that it has: tensors, modules, other attributes."""
+
+    def gradient(self, tensor: Tensor) -> Tensor | None:
+        """The gradient that was accumulated for a tensor."""
+
+    def set_gradient(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        """Gives a tensor the very gradient that `gradient` returned earlier."""
+
     def attributes(self, module: Module) -> dict[str, Any]:
         """The module's own attributes apart from parameters, buffers and modules."""
 
@@ -168,6 +177,9 @@ class Interception(Protocol):
 
     def hidden(self, module: Module, *, compile: bool | None) -> str:
         """Why nothing below a module can be seen ("compiled by torch.compile"), or the empty text; ``compile`` as in `switches`."""
+
+    def changed_later(self, module: Module) -> str:
+        """Why what a module returns may reach its caller as something else ("changed by a hook"), or the empty text."""
 
     def compiling(self) -> Callable[[], bool]:
         """A function that says whether code is being compiled; the framework's own compiler understands it."""

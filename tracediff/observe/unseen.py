@@ -17,6 +17,13 @@ def hidden_regions(nodes: Sequence[Node]) -> Iterator[str]:
             yield f"modules below {_named(node.path)}: {node.hidden}"
 
 
+def changed_later(nodes: Sequence[Node], adapter: Adapter) -> Iterator[str]:
+    """The modules whose outputs somebody else's code may change after they were seen."""
+    for node in nodes:
+        if node.is_model and (why := adapter.changed_later(node.module)):
+            yield f"output of {_named(node.path)}: {why}"
+
+
 def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_from: Mapping[str, str]) -> Iterator[str]:
     """The topmost modules that were never called, and those that were passed by while modules inside them were called.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,9 @@ from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
+from tracediff.observe.world import World
 from tracediff.runs.stubs import feeding
+from tracediff.site import listed
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 from tracediff.trace.container import new_identity
@@ -106,21 +108,28 @@ def _free(asked: _Capture) -> Path:
     """A recorded run; the runs that measure its noise floor; and last, unperturbed, the one that tells whether it repeats."""
     options = asked.options
     adapter = adapter_of(asked.models, asked.run, impl=options.impl)
-    before = adapter.rng_state()
+    world = World(asked.models, adapter)
+    before = world.state()
     path = replace(asked, options=replace(options, repeat=False)).record()
     has_floor = options.floor
     if has_floor is None:
         has_floor = adapter.name == "torch" and not asked.meta.get("random")
+    if lost := world.lost(before):
+        asked.amend(**_missed(path, f"repeat and noise floor: a run changes {listed(lost, 3)}, so that none can be as the first was"))
+        return path
+    after = world.state()
     found, failed = {}, None
     if has_floor and options.save == "full":
+        world.back_to(before)
         try:
             found = _floor_of(asked.models, asked.run, path, dtypes=options.floor_dtypes, options=options, progress=asked.progress)
         except CaptureError as error:
             failed = error
+        world.back_to(after)
     if options.repeat:
         first = run_again(asked.models, asked.run, path, before, options=options, observers=asked.observers, progress=asked.progress)
         if first is not None and (found or failed):
-            found, failed = _no_floor(path), None
+            found, failed = _missed(path, "noise floor: not measured, since the run does not repeat itself"), None
         found["meta"] = {**found.get("meta", {}), **repeats_meta(first)}
     if found:
         asked.amend(**found)
@@ -129,11 +138,10 @@ def _free(asked: _Capture) -> Path:
     return path
 
 
-def _no_floor(path: Path) -> dict[str, Any]:
-    """What a trace says where its floor was measured in vain: what changed by itself cannot be told from what noise changed."""
+def _missed(path: Path, text: str) -> dict[str, Any]:
+    """What `amend` is to add to a trace for something more that was not seen."""
     with open_trace(path) as trace:
-        not_seen = list(trace.meta.get("not_seen") or ())
-    return {"meta": {"not_seen": [*not_seen, "noise floor: not measured, since the run does not repeat itself"]}}
+        return {"meta": {"not_seen": [*(trace.meta.get("not_seen") or ()), text]}}
 
 
 def _floor_of(models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: CaptureOptions, progress: Progress) -> dict[str, Any]:
@@ -236,11 +244,12 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
     from tracediff.runs.variations import Redrawing
 
     adapter = adapter_of(models, run, impl=options.impl)
-    digests, state = Digests(), adapter.rng_state()
+    world = World(models, adapter)
+    digests, state = Digests(), world.state()
     try:
         observe(models, run, [Redrawing(trace), digests], **options.observing())
     finally:
-        adapter.set_rng_state(state)
+        world.back_to(state)
     first = digests.first_difference(trace)
     if first is None:
         return
@@ -263,10 +272,13 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
         stack.enter_context(feeding(reference))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
         asked.progress("a free run first, to find out what corresponds")
-        before = adapter.rng_state()
-        discovery, forcing, alignment = _discovered(asked, Path(folder), reference, mapping)
+        world = World(asked.models, adapter)
+        before = world.state()
+        discovery, forcing, alignment = _discovered(asked, Path(folder), reference, mapping, lambda: world.back_to(before))
         with discovery:
-            adapter.set_rng_state(before)
+            after = world.state()
+            stack.callback(world.back_to, after)
+            world.back_to(before)
             asked.progress("the forced run: each site is fed the reference's tensors")
             meta = {**asked.meta, "mode_run": "forced", "feed": str(reference.path)}
             forced = replace(asked, observers=(*asked.observers, forcing), meta=meta)
@@ -274,12 +286,12 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
                 if not _gets_along(forced, forcing, discovery):
                     asked.progress("once more: the port raises where it is handed a tensor of another shape than its own")
                     forcing.keep_shapes()
-                    adapter.set_rng_state(before)
+                    world.back_to(before)
                     replace(forced, force=True).record()
             finally:
                 if asked.is_recorded():
                     asked.amend(meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
-            _add_let_through(asked, reference, discovery, alignment, mapping, Path(folder), before)
+            _add_let_through(asked, reference, discovery, alignment, mapping, Path(folder), lambda: world.back_to(before))
     return to
 
 
@@ -290,28 +302,26 @@ def _add_let_through(
     alignment: Alignment,
     mapping: Mapping[str, Any] | None,
     folder: Path,
-    generators: Any,
+    begin: Callable[[], None],
 ) -> None:
     """Adds to a forced trace what became of the records that it flags; where that fails they stay findings, and the trace says why.
 
-    ``generators`` is the state in which the port's random generators begin each run.
+    ``begin`` puts the port and the generators into the state in which each run begins.
     """
     from tracediff.runs.let_through import let_through
 
-    adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
     again = replace(asked, to=folder / "disturbed.h5", options=replace(asked.options, save="full"), force=True)
 
     def run(observer: Observer) -> Path | None:
         asked.progress("a run with random errors, to see whether what was flagged matters")
-        adapter.set_rng_state(generators)
+        begin()
         return again.to if _raised_by(replace(again, observers=(*asked.observers, observer))) is None else None
 
     with open_trace(asked.to) as forced:
-        not_seen = list(forced.meta.get("not_seen") or ())
         try:
             found = let_through(reference, discovery, alignment, forced, mapping=mapping, run=run)
         except TracediffError as error:
-            found = {"meta": {"not_seen": [*not_seen, f"what was flagged was not let through: {error}"]}}
+            found = _missed(asked.to, f"what was flagged was not let through: {error}")
     if found:
         asked.amend(**found)
 
@@ -334,11 +344,14 @@ def _gets_along(forced: _Capture, forcing: Forcing, discovery: Trace) -> bool:
     return not forcing.reshaped or by_itself.issuperset(forcing.failures)
 
 
-def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mapping[str, Any] | None) -> tuple[Trace, Forcing, Alignment]:
+def _discovered(
+    asked: _Capture, folder: Path, reference: Trace, mapping: Mapping[str, Any] | None, begin: Callable[[], None]
+) -> tuple[Trace, Forcing, Alignment]:
     """A free run of the port, the forcing that its alignment allows, and that alignment.
 
     Where the port raises, the run is made again with everything handed over that is known so far, so that it comes one failing call
-    further. It is not made again once it comes no further: the forced run will end there too.
+    further. It is not made again once it comes no further: the forced run will end there too. ``begin`` puts the port and the generators
+    into the state in which each run begins.
     """
     from tracediff.alignment import align
     from tracediff.runs.forcing import Forcing
@@ -347,6 +360,7 @@ def _discovered(asked: _Capture, folder: Path, reference: Trace, mapping: Mappin
     observers = asked.observers
     reached = 0
     for attempt in range(ROUNDS):
+        begin()
         path = folder / f"{attempt}.h5"
         error = _raised_by(replace(asked, to=path, options=whole, observers=observers, force=True))
         trace = open_trace(path)

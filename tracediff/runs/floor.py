@@ -38,6 +38,7 @@ from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover, path_of
+from tracediff.observe.world import World
 from tracediff.runs.floor_limits import DTYPES, FREE, HALF, NOISE, SENSITIVE, measured_dtypes
 from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise
@@ -79,20 +80,21 @@ def measure(
 
 
 class _Reruns:
-    """Runs the reference again, with an observer that varies its values; the generators are put back after each run."""
+    """Runs the reference again, with an observer that varies its values; what a run changes is put back after each."""
 
     def __init__(self, models: Any, run: Any, observed: Mapping[str, Any]) -> None:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
+        self._world = World(models, self._adapter)
 
     def again(self, observer: Observer, *, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
-        state = self._adapter.rng_state()
+        state = self._world.state()
         try:
             with self._adapter.rounding(THRESHOLDS.operation_units) if rounded else nullcontext():
                 observe(self._models, self._run, [observer], **self._observed)
         finally:
-            self._adapter.set_rng_state(state)
+            self._world.back_to(state)
 
     def in_dtype(self, cast: Cast, name: str, kept: Iterable[str]) -> Exception | None:
         """One run with the models in a dtype, but for the modules of the sites in ``kept``; returns what the models raise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -10,10 +11,14 @@ Job = Callable[[], None]
 
 
 class BackgroundWriter:
-    """Runs jobs in the order in which they were put; the first error stops it and is raised by every later call."""
+    """Runs jobs in the order in which they were put; the first error stops it and is raised by every later call.
+
+    In a forked child, which lacks the thread, nothing is done and nothing waits.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Job | None, int]] = queue.SimpleQueue()
         self._waiting = 0
         self._changed = threading.Condition()
@@ -23,6 +28,8 @@ class BackgroundWriter:
 
     def put(self, job: Job, nbytes: int = 0) -> None:
         """Queues a job that holds so many bytes; waits while more than the limit are held."""
+        if self._is_elsewhere():
+            return
         cost = nbytes + 512
         with self._changed:
             self._changed.wait_for(lambda: self._waiting == 0 or self._waiting + cost <= self._limit)
@@ -32,20 +39,29 @@ class BackgroundWriter:
 
     def drain(self) -> None:
         """Waits until every job was done; raises the first error."""
+        if self._is_elsewhere():
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._waiting == 0)
             self._raise()
 
     def settle(self) -> None:
         """Waits until every job was done or skipped; never raises."""
+        if self._is_elsewhere():
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._waiting == 0)
 
     def close(self) -> None:
         """Does what waits, then ends the thread; never raises."""
+        if self._is_elsewhere():
+            return
         self._jobs.put((None, 0))
         if self._thread is not threading.current_thread():
             self._thread.join()
+
+    def _is_elsewhere(self) -> bool:
+        return os.getpid() != self._owner
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,7 @@ _TABLES = schema.TABLES | schema.OPTIONAL_TABLES | {schema.DIGEST: np.dtype("u1"
 _DIGESTED = _TABLES.keys() - {schema.DIGEST}
 _AT_ONCE = 1 << 30  # bytes of one write; macOS takes less than 2 GB
 _MOST_AXES = 32  # of an HDF5 dataset
+_TRIES, _PAUSE = 10, 0.02  # seconds; while a program starts
 _LIBVER = ("v108", "v108")  # "latest" marks the file as open, and a kill leaves that mark
 
 
@@ -157,15 +159,21 @@ def is_file_of(fd: int, path: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a live process writes this file (HDF5 takes the same lock)."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks, or a file that may not be read
-        return False
-    return False
+    """Whether a live process writes this file (HDF5 takes the same lock).
+
+    A process that another thread is just starting holds the locks of this one for a moment, until it runs its own program.
+    """
+    for _ in range(_TRIES):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+        except OSError:  # a file system without locks, or a file that may not be read
+            return False
+        else:
+            return False
+    return True
 
 
 def write_at(fd: int, values: Array | bytes, offset: int) -> None:

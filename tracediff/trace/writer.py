@@ -93,6 +93,7 @@ class TraceWriter:
         self._save = save
         self._meta = checked_meta({"format_version": schema.FORMAT_VERSION, "complete": False, **(meta or {})})
         self._output, self._journal = _open(self.path, force, self._meta, self.identity)
+        self._owner = os.getpid()
         self._lock = threading.RLock()
         self._strings: dict[str, int] = {"": 0}
         self._new_strings: list[bytes] = []
@@ -172,6 +173,9 @@ class TraceWriter:
 
     def close(self, complete: bool = True) -> None:
         """Writes the tables and removes the journal. Without ``complete`` the trace says that its run did not come to its end."""
+        if os.getpid() != self._owner:  # a forked child's: the parent goes on writing
+            self._closed = True
+            return
         with self._lock:
             if self._closed:
                 return
@@ -399,10 +403,12 @@ def check_trace_output(path: Path, *, force: bool = False, sources: Iterable[str
 
     The trace of a run that failed may be replaced, none of the ``sources``, which are the traces that the run reads: TracediffError.
     """
+    check_output(path, force=True)
     for source in map(Path, sources):
         if path.exists() and source.exists() and path.samefile(source):
             raise TracediffError(f"{str(path)!r} is what this run is fed from, so it cannot be its output too. Name another file with -o.")
-    check_output(path, force=force or _is_of_failed_run(path))
+    if not force and not _is_of_failed_run(path):
+        check_output(path)
     if path.exists() and is_locked(path):
         raise TraceFileError(f"{str(path)!r} is in progress: another process is writing it, so it cannot be replaced now.")
 

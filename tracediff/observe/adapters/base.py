@@ -168,6 +168,16 @@ class FrameworkAdapter(ABC):
         for name, value in list(vars(module).items()):
             yield from held_in(value, (name,), kind, closed=self.module_type)
 
+    def tables(self, module: Module) -> list[dict[str, Any]]:
+        own = getattr(module, "__dict__", None)
+        return [own] if isinstance(own, dict) else []
+
+    def gradient(self, tensor: Tensor) -> Tensor | None:
+        return None
+
+    def set_gradient(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        return None
+
     def attributes(self, module: Module) -> dict[str, Any]:
         return dict(vars(module))
 
@@ -186,6 +196,9 @@ class FrameworkAdapter(ABC):
         return "__call__" if callable(module) else None
 
     def hidden(self, module: Module, *, compile: bool | None) -> str:
+        return ""
+
+    def changed_later(self, module: Module) -> str:
         return ""
 
     def compiling(self) -> Callable[[], bool]:

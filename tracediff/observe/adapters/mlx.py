@@ -107,6 +107,9 @@ class Mlx(FrameworkAdapter):
         if unpacked is not None:
             yield ("weight",), unpacked, "parameter"
 
+    def tables(self, module: Module) -> list[dict[str, Any]]:
+        return [module, *super().tables(module)] if isinstance(module, nn.Module) else super().tables(module)
+
     def attributes(self, module: Module) -> dict[str, Any]:
         both = {**module, **vars(module)}
         return {name: value for name, value in both.items() if name not in _INTERNAL}

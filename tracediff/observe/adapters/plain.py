@@ -74,6 +74,16 @@ class Plain:
     def parameters(self, module: Module) -> Iterator[tuple[Keys, Tensor, ParameterKind]]:
         return self._modules(module).parameters(module)
 
+    def tables(self, module: Module) -> list[dict[str, Any]]:
+        return self._modules(module).tables(module)
+
+    def gradient(self, tensor: Tensor) -> Tensor | None:
+        return next((gradient for adapter in self.adapters if (gradient := adapter.gradient(tensor)) is not None), None)
+
+    def set_gradient(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        for adapter in self.adapters:
+            adapter.set_gradient(tensor, gradient)
+
     def attributes(self, module: Module) -> dict[str, Any]:
         return self._modules(module).attributes(module)
 
@@ -99,6 +109,9 @@ class Plain:
 
     def hidden(self, module: Module, *, compile: bool | None) -> str:
         return self._modules(module).hidden(module, compile=compile)
+
+    def changed_later(self, module: Module) -> str:
+        return self._modules(module).changed_later(module)
 
     def compiling(self) -> Callable[[], bool]:
         tests = [adapter.compiling() for adapter in self.adapters]

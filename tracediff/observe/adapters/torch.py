@@ -111,6 +111,17 @@ class Torch(FrameworkAdapter):
         yield from (((name,), value, "parameter") for name, value in module._parameters.items() if value is not None)
         yield from (((name,), value, "buffer") for name, value in module._buffers.items() if value is not None)
 
+    def tables(self, module: Module) -> list[dict[str, Any]]:
+        own = [module._parameters, module._buffers] if isinstance(module, nn.Module) else []
+        return [*(table for table in own if isinstance(table, dict)), *super().tables(module)]  # a ScriptModule has none
+
+    def gradient(self, tensor: Tensor) -> Tensor | None:
+        return tensor.grad if isinstance(tensor, torch.Tensor) and tensor.is_leaf else None
+
+    def set_gradient(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        if self.gradient(tensor) is not gradient:
+            tensor.grad = gradient
+
     def attributes(self, module: Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
 
@@ -126,7 +137,7 @@ class Torch(FrameworkAdapter):
                 undo.callback(torch.set_default_dtype, torch.get_default_dtype())
                 torch.set_default_dtype(wanted)
             for module in modules:
-                for table in (module._parameters, module._buffers, module.__dict__):
+                for table in self.tables(module):
                     for name, value in list(table.items()):
                         if isinstance(value, torch.Tensor) and value.is_floating_point():
                             undo.callback(table.__setitem__, name, value)
@@ -155,6 +166,10 @@ class Torch(FrameworkAdapter):
         if compile is not False and _is_compiled(module):
             return "compiled by torch.compile"
         return ""
+
+    def changed_later(self, module: Module) -> str:
+        hooks = getattr(module, "_forward_hooks", None)
+        return "a forward hook runs after it, and may change what its caller gets" if hooks else ""
 
     def compiling(self) -> Callable[[], bool]:
         return torch.compiler.is_compiling  # type: ignore[no-any-return]
@@ -249,6 +264,8 @@ def _frames_compiled() -> int:
 
 
 def _unreadable(tensor: torch.Tensor) -> str:
+    if nn.parameter.is_lazy(tensor):
+        return "it has no shape before its first call"
     if tensor.is_meta or type(tensor).__name__ in ("FakeTensor", "FunctionalTensor"):
         return "its tensors have no values (meta device)"
     if tensor.dtype not in _RECORDED and not tensor.is_quantized:

@@ -16,10 +16,11 @@ FoundKind = Literal["function", "method", "static", "class"]
 class Observation(Protocol):
     """What patching asks of the session that it serves.
 
-    ``watched`` are the ids of the functions whose calls the session wants to see.
+    ``watched`` are the ids of the functions whose calls the session wants to see; ``thread`` is the one that opened it.
     """
 
     adapter: Adapter
+    thread: int
     watched: set[int]
 
     @property

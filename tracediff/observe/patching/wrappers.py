@@ -7,11 +7,13 @@ observe the present thread. Inside an observer, inside another recorded function
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
 from typing import Any
 
+from tracediff.errors import CaptureError
 from tracediff.observe import frames
 from tracediff.observe.exchange import imitating, original_of
 from tracediff.observe.frames import Frame
@@ -28,21 +30,34 @@ _lock = threading.Lock()
 
 
 def track(instance: Any, attribute: str, place: Place) -> None:
-    """Makes calls of an object's attribute lead to a place, until `untrack`; the session keeps the object alive."""
+    """Makes calls of an object's attribute lead to a place, until `untrack`; the session keeps the object alive.
+
+    Raises CaptureError where another thread observes this object: the calls of the two could not be told apart.
+    """
     key = (id(instance), attribute)
     with _lock:
-        _tracked[key] = (*_tracked.get(key, ()), place)
+        known = _tracked.get(key, ())
+        if any(other.session.thread != place.session.thread for other in known):
+            raise CaptureError(f"{place.site or 'The model'!r} is being captured in another thread. Capture a copy of it here, or wait.")
+        _tracked[key] = (*known, place)
+
+
+def _forget() -> None:
+    """In a forked child nothing is observed: what records lives in the parent."""
+    _tracked.clear()
+    frames.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def untrack(instance: Any, attribute: str, place: Place) -> None:
     """Takes back one `track`."""
     key = (id(instance), attribute)
     with _lock:
-        left = tuple(other for other in _tracked[key] if other is not place)
+        left = tuple(other for other in _tracked.pop(key, ()) if other is not place)
         if left:
             _tracked[key] = left
-        else:
-            del _tracked[key]
 
 
 def dispatch(places: Sequence[Place], original: Call, args: Args, kwargs: Kwargs) -> Any:
