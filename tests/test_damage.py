@@ -18,6 +18,7 @@ from judging import Fault, Run, bumped, inputs, noisy, weights
 import tracediff as td
 from tracediff import cli
 from tracediff.errors import DamagedRecordError, TracediffError, UnsafeTraceError
+from tracediff.site import escape, printable, unescape
 from tracediff.trace import Record, open_trace, schema
 from tracediff.trace.amend import amend
 
@@ -142,3 +143,47 @@ def test_a_trace_without_a_digest_of_its_tables_is_read(pair: tuple[Path, Path],
         file[schema.DIGEST] = np.zeros(16, np.uint8)
     with pytest.raises(UnsafeTraceError, match="its tables are not those that were written"):
         open_trace(old)
+
+
+NASTY = ("\x1b]0;owned\x07", "\x1b[2J", "\x9b31m", "\r", "\u202egnp.exe", "\u2066", "\ud83d", "\u200b")
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=[f"{ord(text[0]):x}{len(text)}" for text in NASTY])
+def test_names_are_text_wherever_they_are_shown(nasty: str, tmp_path: Path) -> None:
+    """A stranger's names cannot speak to a terminal, nor turn a line of a page round, nor keep a trace from being converted."""
+    paths = {}
+    for name, faults in (("ref", {}), ("port", {f"en{nasty}c": bumped})):
+        run = Run(tmp_path / f"{name}.h5", faults=faults, modules=[{"path": f"en{nasty}c", "type": f"T{nasty}"}], not_seen=[nasty])
+        run.stage = f"st{nasty}age"
+        run.writer.add_param(f"en{nasty}c.w", weights(1)[0], path=f"en{nasty}c", kind="parameter", store=True)
+        run.layer(f"en{nasty}c", inputs(), weights(1)[0])
+        run.close().close()
+        paths[name] = str(tmp_path / f"{name}.h5")
+    shown = []
+    commands = (["bisect"], ["diff"], ["status"], ["weights"], ["align"], ["bisect", "--json"])
+    for command in [[*command, *paths.values()] for command in commands] + [["show", paths["ref"]], ["show", paths["ref"], "--modules"]]:
+        ran = CliRunner().invoke(cli.main, command, color=True)
+        shown.append(ran.output)
+    with pytest.raises(TracediffError) as refused:
+        open_trace(paths["ref"]).find(f"x{nasty}")
+    CliRunner().invoke(cli.main, ["show", paths["ref"], f"x{nasty}"])
+    report = td.bisect(*paths.values())
+    for suffix in (".html", ".md", ".txt", ".json"):
+        shown.append(report.save(tmp_path / f"report{suffix}").read_text(encoding="utf-8"))
+    assert not [text for text in shown if nasty in text]
+    assert str(refused.value)
+    open_trace(paths["ref"]).to_frame()
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=[f"{ord(text[0]):x}{len(text)}" for text in NASTY])
+def test_a_name_that_no_file_can_hold_is_escaped_when_it_is_recorded_and_comes_back(nasty: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "ref.h5")
+    site = escape(f"en{nasty}c")
+    run.layer(site, inputs(), weights(1)[0])
+    run.close().close()
+    td.convert(tmp_path / "ref.h5", tmp_path / "ref.npz")
+    td.convert(tmp_path / "ref.npz", tmp_path / "again.h5")
+    with td.open_trace(tmp_path / "again.h5") as trace:
+        assert list(trace.sites) == [site]
+    assert printable(site) == site
+    assert unescape(site) == f"en{nasty}c"

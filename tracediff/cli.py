@@ -68,10 +68,10 @@ def _trouble(error: Exception) -> int:
 
         traceback.print_exception(error)
     elif isinstance(error, TracediffError | OSError):
-        click.echo(f"Error: {error}", err=True)
+        _say(f"Error: {error}")
     else:
         hint = "set TRACEDIFF_TRACEBACK=1 to see where"
-        click.echo(f"Error: {type(error).__name__}: {error} ({hint})", err=True)
+        _say(f"Error: {type(error).__name__}: {error} ({hint})")
     return TROUBLE
 
 
@@ -163,7 +163,7 @@ def capture(as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.capture_recipe(progress=_progress, **options) as trace:
+    with api.capture_recipe(progress=_say, **options) as trace:
         _print(api.summary(trace) if as_json else tables.captured(trace), as_json)
     return SAME
 
@@ -187,7 +187,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.calibrate_recipe(trace, progress=_progress, **options) as calibrated:
+    with api.calibrate_recipe(trace, progress=_say, **options) as calibrated:
         _print(api.summary(calibrated) if as_json else tables.captured(calibrated), as_json)
     return SAME
 
@@ -292,7 +292,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff import api
     from tracediff.show import text
 
-    report = api.diff(reference, port, progress=_progress, **options)
+    report = api.diff(reference, port, progress=_say, **options)
     _print(report.to_dict() if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
 
@@ -320,7 +320,7 @@ def bisect(as_json: bool, live: bool, **options: Any) -> int:
     from tracediff import api
 
     given = _of_live(options) if live else _of_traces(options)
-    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
+    report = (api.bisect_recipe if live else api.bisect)(progress=_say, **given)
     return _show_report(report, as_json)
 
 
@@ -361,7 +361,7 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
     from tracediff import api
 
     path = check_output(output, force=force)
-    report = api.diff(reference, port, progress=_progress, **options)
+    report = api.diff(reference, port, progress=_say, **options)
     figure = report.plot("culprit" if culprit else "sites")
     click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
     return _status(report.verdict)
@@ -390,7 +390,7 @@ def status(
     from tracediff.show import stage_table as shown
 
     path = None if output is None else check_output(output, force=force)
-    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **options)
+    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_say, **options)
     form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
     if path is not None:
         click.echo(write_output(path, shown.written(table, form), force=force))
@@ -415,7 +415,7 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     from tracediff import api
 
     path = check_output(output, force=force)
-    compared = api.diff(reference, port, progress=_progress, **options)
+    compared = api.diff(reference, port, progress=_say, **options)
     click.echo(compared.save(path, force=force))
     return _status(compared.verdict)
 
@@ -471,7 +471,7 @@ def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], 
     from tracediff import api
 
     stated = dict(_pair(text) for text in arguments)
-    report = api.try_named(reference, site, name, arguments=stated, progress=_progress, **options)
+    report = api.try_named(reference, site, name, arguments=stated, progress=_say, **options)
     return _show_report(report, as_json)
 
 
@@ -545,7 +545,7 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> in
         for name, announcement in demo_module.faults().items():
             click.echo(f"{name:24}{announcement}")
         return SAME
-    report = demo_module.run(fault, folder=folder, seed=seed, progress=_progress)
+    report = demo_module.run(fault, folder=folder, seed=seed, progress=_say)
     return _show_report(report, as_json)
 
 
@@ -583,8 +583,11 @@ def _print(answer: Any, as_json: bool) -> None:
     text.console().print(answer)
 
 
-def _progress(message: str) -> None:
-    click.echo(message, err=True)
+def _say(message: str) -> None:
+    """A line on stderr; names in it may come from a stranger's file."""
+    from tracediff.site import printable
+
+    click.echo(printable(message), err=True)
 
 
 def _status(verdict: str | None) -> int:

@@ -23,7 +23,7 @@ from tracediff.causes.from_pair import scalars
 from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
-from tracediff.site import RETURNED, is_returned, stage_chain
+from tracediff.site import RETURNED, is_returned, printable, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.caveats import caveats
 from tracediff.verdict import Decision, Outputs, Verdict, Withheld, decide, free_notes, name_of, not_compared
@@ -233,7 +233,7 @@ class Report:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON text without NaN literals."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+        return printable(json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False))
 
     @classmethod
     def from_json(cls, text: str) -> Self:

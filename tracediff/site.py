@@ -36,24 +36,42 @@ RETURNED = "##returned"
 MOST_NAMES = 4
 """So many names are listed where nobody asks for another number."""
 
-_SPECIAL = re.compile(r"[%/\[\]@#!:^\x00-\x1f]")
-_SPECIAL_OR_DOT = re.compile(r"[%/\[\]@#!:^.\x00-\x1f]")
+_HIDDEN = "\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+"""Characters that move the cursor, reorder a line, end it, cannot be seen or cannot be encoded; not the new line of a text of ours."""
+_SPECIAL = re.compile(rf"[%/\[\]@#!:^\n{_HIDDEN}]")
+_SPECIAL_OR_DOT = re.compile(rf"[%/\[\]@#!:^.\n{_HIDDEN}]")
+_UNSEEN = re.compile(f"[{_HIDDEN}]")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
 _MARKS = {":": "method", "#": "tap", "!": "function"}
 
 
+def printable(text: str) -> str:
+    """A text that shows what it holds: names come from files, and a control character in one is no instruction to a terminal.
+
+    What stands for such a character is JSON's own escape, so that a JSON text stays one.
+
+    >>> print(printable("enc" + chr(27) + "[2J.0"))
+    enc\\u001b[2J.0
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def escape(name: str, *, dots: bool = False) -> str:
-    """``name`` with the grammar's own characters percent-escaped, dots too where asked.
+    """``name`` with the grammar's own characters percent-escaped, and those that cannot be seen or encoded; dots too where asked.
 
     >>> escape("a/b[0]")
     'a%2Fb%5B0%5D'
     """
-    return (_SPECIAL_OR_DOT if dots else _SPECIAL).sub(lambda match: f"%{ord(match[0]):02X}", name)
+    return (_SPECIAL_OR_DOT if dots else _SPECIAL).sub(_escaped, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
 
 
 def unescape(name: str) -> str:
     """The name that `escape` was given."""
-    return unquote(name)
+    return unquote(name, errors="surrogatepass")
 
 
 def join(*segments: str) -> str:

@@ -27,7 +27,7 @@ from tracediff.report import (
     plain_json,
     unseen_outputs,
 )
-from tracediff.site import RETURNED, is_in_stage, stage_chain
+from tracediff.site import RETURNED, is_in_stage, printable, stage_chain
 from tracediff.trace import Trace
 from tracediff.verdict import Verdict, few
 
@@ -168,7 +168,7 @@ class Status:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The status as JSON text without NaN literals."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+        return printable(json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False))
 
 
 def _stage_dict(stage: StageStatus) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tracediff.errors import TracediffError
 from tracediff.outputs import write_output
 from tracediff.report import Report
 from tracediff.show import text
+from tracediff.site import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Reporter:
 def _html(report: Report) -> bytes:
     from tracediff.show import html  # loads matplotlib
 
-    return html.page(report).encode()
+    return printable(html.page(report)).encode()
 
 
 def _picture(form: str) -> Callable[[Report], bytes]:
@@ -42,7 +43,7 @@ def _picture(form: str) -> Callable[[Report], bytes]:
 
 REPORTERS: tuple[Reporter, ...] = (
     Reporter(".html", _html),
-    Reporter(".md", lambda report: text.markdown(report).encode()),
+    Reporter(".md", lambda report: printable(text.markdown(report)).encode()),
     Reporter(".json", lambda report: (report.to_json() + "\n").encode()),
     Reporter(".txt", lambda report: text.plain(text.report(report)).encode()),
     Reporter(".png", _picture("png")),

@@ -25,6 +25,7 @@ from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED
 from tracediff.show.words import counted, lengths, module, number, same, short_call
+from tracediff.site import printable
 from tracediff.trace import open_trace
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _draw_stages(ax: Axes, rows: Sequence[Row], scale: _Scale) -> None:
     for place, (start, stop) in enumerate(pairwise(starts)):
         if place % 2 == 0:
             ax.axvspan(start - 0.5, stop - 0.5, color=PALE, zorder=0, linewidth=0)
-        name = rows[start].where.stage
+        name = printable(rows[start].where.stage)
         room = (stop - start) / len(rows) * 120  # characters of small print across the whole figure
         if room >= 2.5:
             upright = len(name) > room
@@ -295,7 +296,7 @@ def _tick_places(ax: Axes, rows: Sequence[Row]) -> None:
     if len(rows) > NAMED_SITES:
         ax.set_xlabel("pair of records, in execution order")
         return
-    names = [f"{_short(module(row.where.port), 26)} {row.where.end}" for row in rows]
+    names = [f"{_short(module(row.where.port), 26)} {printable(row.where.end)}" for row in rows]
     ax.set_xticks(range(len(rows)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
 
 

@@ -27,7 +27,7 @@ from tracediff.show.words import (
     short_call,
     table,
 )
-from tracediff.site import listed
+from tracediff.site import listed, printable
 from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def render(status: Status) -> RenderableType:
 
 def written(status: Status, form: str) -> str:
     """The status as ``text``, ``markdown`` or ``json``, with its last line end."""
-    forms = {"text": lambda: plain(render(status)), "markdown": lambda: markdown(status), "json": lambda: status.to_json() + "\n"}
+    forms = {
+        "text": lambda: plain(render(status)),
+        "markdown": lambda: printable(markdown(status)),
+        "json": lambda: status.to_json() + "\n",
+    }
     return forms[form]()
 
 

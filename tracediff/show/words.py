@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
-from tracediff.site import RETURNED, pattern_of
+from tracediff.site import RETURNED, pattern_of, printable
 
 if TYPE_CHECKING:
     from tracediff.locate import Length
@@ -27,24 +28,32 @@ GOOD, BAD, DOUBTFUL, QUIET, LABEL = "bold green", "bold red", "yellow", "dim", "
 PLAIN_WIDTH = 120
 
 
+class _Console(Console):
+    """A console on which what names hold is shown and does nothing."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def console(*, file: Any = None, width: int | None = None) -> Console:
     """The console for answers: stdout, coloured on a terminal unless NO_COLOR is set, as wide as the terminal (else 120)."""
     stream = file or sys.stdout
     if width is None and not stream.isatty() and "COLUMNS" not in os.environ:
         width = PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False)
+    return _Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False)
 
 
 def plain(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
     """What would be printed, without colour, as one string."""
     stream = io.StringIO()
-    Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(shown)
+    _Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(shown)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def html(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
     """What would be printed, as HTML for a notebook's cell, in the page's own colours."""
-    recorded = Console(
+    recorded = _Console(
         file=io.StringIO(), width=width, highlight=False, markup=False, record=True, force_terminal=True, color_system="standard"
     )
     recorded.print(shown)
@@ -79,7 +88,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def module(path: str) -> str:
     """A module path as it is printed."""
-    return {"": "the root", RETURNED: "what the run returned"}.get(path, path)
+    return printable({"": "the root", RETURNED: "what the run returned"}.get(path, path))
 
 
 def same(result: Report) -> str:
