@@ -33,7 +33,8 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError, TraceExistsError, TraceNotFoundError
-from tracediff.site import End, escape
+from tracediff.json_text import parse_json
+from tracediff.site import End, escape, printable
 from tracediff.tensors.files import StoredArray, open_npy, open_npz, open_safetensors
 from tracediff.trace import schema
 from tracediff.trace.reader import Param, Record, Trace, open_trace
@@ -276,9 +277,11 @@ def _write_trace(ordered: _Ordered, part: Path, meta: dict[str, Any]) -> None:
 def _add_param(writer: TraceWriter, name: Name, values: Array, dtype: str, row: Mapping[str, Any]) -> None:
     local = ".".join(map(str, End.parse(name.end).keys))
     full = f"{name.site}.{local}" if name.site else local
-    aliases = [str(alias) for alias in row.get("aliases") or ()]
+    aliases = row.get("aliases") or []
+    if not isinstance(aliases, list):
+        raise TracediffError(f"The header says of {row['name']!r} that its aliases are {aliases!r}, which are no list of names.")
     kind: Literal["parameter", "buffer"] = "buffer" if row.get("kind") == "buffer" else "parameter"
-    writer.add_param(full, values, path=name.site, kind=kind, aliases=aliases, store=True, dtype=dtype)
+    writer.add_param(full, values, path=name.site, kind=kind, aliases=[str(alias) for alias in aliases], store=True, dtype=dtype)
 
 
 def _moment(name: Name, dtype: str, row: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -337,13 +340,13 @@ def _open_safetensors(path: Path) -> _Arrays:
     unknown = next((array.name for array in file.arrays if array.dtype is None), None)
     if unknown is not None:
         raise TracediffError(f"{unknown!r} in {os.fspath(path)!r} has a dtype that no trace holds.")
-    header = _header(str(file.metadata[METADATA]).encode(), path) if METADATA in file.metadata else {}
+    header = _header(str(file.metadata[METADATA]).encode("utf-8", "surrogatepass"), path) if METADATA in file.metadata else {}
     return _Arrays({array.name: array for array in file.arrays}, header)
 
 
 def _header(blob: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(blob)
+        header = parse_json(blob)
     except ValueError as error:
         raise TracediffError(f"The header {HEADER!r} of {os.fspath(path)!r} is no JSON: {error}.") from error
     if not isinstance(header, dict):
@@ -395,7 +398,7 @@ def _items(trace: Trace) -> Iterator[tuple[str, tuple[dict[str, Any], Record | P
 def _safe(name: Name, trace: Trace) -> str:
     """A record's name as part of a path. Refuses names that no capture gives: a stranger's trace could hold one that leads elsewhere."""
     with suppress(TracediffError):
-        if Name.parse(str(name)) == name:
+        if Name.parse(str(name)) == name and printable(str(name)) == str(name):
             return str(name)
     raise TracediffError(
         f"{os.fspath(trace.path)!r} holds {str(name)!r}, which is no name that a capture gives; it is not written to a file."

@@ -477,7 +477,10 @@ class Param(_Recorded):
 
     @property
     def aliases(self) -> list[str]:
-        return [str(alias) for alias in _json(self._text("aliases") or "[]", self)]
+        aliases = _json(self._text("aliases") or "[]", self)
+        if not isinstance(aliases, list):
+            raise UnsafeTraceError(f"{self!r} has aliases that are no list of names: the trace is not sound.")
+        return [str(alias) for alias in aliases]
 
     @property
     def sketch(self) -> Sketch:
