@@ -14,8 +14,9 @@ from typing import Any
 OWN = (
     *("sampler", "flow", "vocoder", "vision", "codec", "perceiver", "mixer", "graph", "duration"),
     *("chat", "translator", "detector", "classifier", "clip", "conformer", "effnet", "wavenet", "rvq", "vae"),
+    *("windows", "scan", "experts", "adaln", "mels", "film", "listener", "rays", "tagger", "forecast"),
 )
-HELD_OUT = ("mixer", "graph", "duration", "clip")
+HELD_OUT = ("mixer", "graph", "duration", "clip", "listener", "rays", "tagger", "forecast")
 PACKAGED = ("bert", "dinov2", "olmoe", "mixtral")
 REAL_HELD_OUT = ("phi",)
 LANGUAGE = ("granite", "glm4", "gemma3_text", "apertus")
