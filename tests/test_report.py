@@ -72,7 +72,7 @@ class TestJson:
         ]
         assert list(data["coverage"]) == [
             *("reference_records", "port_records", "paired", "compared", "read", "bytes_read"),
-            *("unpaired_reference", "unpaired_port", "not_seen", "unseen_outputs"),
+            *("unpaired_reference", "unpaired_port", "not_seen", "unseen_outputs", "not_returned"),
         ]
         first = data["first"]
         assert first == data["divergences"][0]

@@ -292,6 +292,21 @@ def test_what_only_the_reference_returned_is_named_in_the_first_line(tmp_path: P
     assert first_line(report).startswith("Same as far as compared: returned.extra was not; 1 of 2 records")
 
 
+def test_what_the_port_computes_and_does_not_return_is_named_in_the_first_line(tmp_path: Path) -> None:
+    def run(**more: Any) -> Any:
+        td.tap("logits", B)
+        return {"a": A, **more}
+
+    report = judged(lambda: run(logits=B), run, tmp_path)
+    assert (report.verdict, report.outputs, report.coverage.not_returned) == ("same", "compared", ("returned.logits",))
+    assert first_line(report).startswith("Same: the port does not return returned.logits; 2 of 3 records")
+
+
+def test_what_the_port_returns_in_another_container_counts_as_returned(tmp_path: Path) -> None:
+    report = judged(lambda: {"a": A, "logits": B}, lambda: (A, B), tmp_path)
+    assert report.coverage.not_returned == ()
+
+
 def test_where_nothing_returned_was_compared_there_is_no_verdict(tmp_path: Path) -> None:
     def run(value: Any) -> Any:
         td.tap("a", A)

@@ -102,6 +102,7 @@ class Coverage:
     """How much was compared. ``paired`` and ``compared`` count records of the reference; ``read`` pairs whose values were read.
 
     ``unseen_outputs``: what the reference's run, and the last calls of its stages, returned and nothing of the port was compared with.
+    ``not_returned``: what the reference's run returned and the port's did not, also where the port computes it and it was compared there.
     """
 
     reference_records: int
@@ -114,6 +115,7 @@ class Coverage:
     unpaired_port: tuple[str, ...] = ()
     not_seen: tuple[str, ...] = ()
     unseen_outputs: tuple[str, ...] = ()
+    not_returned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +390,7 @@ def build(
         method=located.method,
         reference=_side(reference),
         port=_side(port),
-        coverage=_coverage(located, alignment, reference, port, compared, decision.unseen),
+        coverage=_coverage(located, alignment, reference, port, compared, decision),
         divergences=divergences,
         stages=stages,
         weights=Weights() if weights is None else _weight_lines(weights),
@@ -488,7 +490,7 @@ def _side(trace: Trace) -> dict[str, Any]:
     return {"path": str(trace.path), **known, **found}
 
 
-def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int], unseen: Sequence[str]) -> Coverage:
+def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Trace, compared: Set[int], decision: Decision) -> Coverage:
     not_seen = [(side, text) for side, trace in (("reference", reference), ("port", port)) for text in trace.meta.get("not_seen") or ()]
     not_seen += _blind_spots(reference, port)
     return Coverage(
@@ -501,7 +503,10 @@ def _coverage(located: Located, alignment: Alignment, reference: Trace, port: Tr
         unpaired_reference=tuple(_names(reference, alignment.unpaired_reference, set(alignment.port_of))),
         unpaired_port=tuple(_names(port, alignment.unpaired_port, set(alignment.reference_of))),
         not_seen=tuple(f"{side}: {text}" for side, text in not_seen),
-        unseen_outputs=tuple(dict.fromkeys((*unseen, *(name for names in unseen_outputs(reference, compared).values() for name in names)))),
+        unseen_outputs=tuple(
+            dict.fromkeys((*decision.unseen, *(name for names in unseen_outputs(reference, compared).values() for name in names)))
+        ),
+        not_returned=decision.not_returned,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class Decision:
     """The verdict; why it is withheld; how much of what the runs returned was compared, and of what only the reference returned the names.
 
     ``untold``: the places in `Located.comparisons` of what was returned and cannot be told, since rounding alone changes it as much.
-    ``outputs`` is "not recorded" where a block or a selection was recorded, or a run returned nothing.
+    ``outputs`` is "not recorded" where a block or a selection was recorded, or a run returned nothing. ``not_returned``: the names of what
+    the reference returned and the port did not, whether or not the same values were compared where the port computed them.
     """
 
     verdict: Verdict
@@ -64,6 +65,7 @@ class Decision:
     outputs: Outputs
     unseen: tuple[str, ...]
     untold: tuple[int, ...] = ()
+    not_returned: tuple[str, ...] = ()
 
 
 def decide(located: Located, alignment: Alignment, reference: Trace, port: Trace, weights: WeightsReport | None) -> Decision:
@@ -71,7 +73,9 @@ def decide(located: Located, alignment: Alignment, reference: Trace, port: Trace
     seen = _Seen(located, alignment, reference, port)
     withheld = None if located.findings else next(_reasons(seen, weights), None)
     verdict: Verdict = "different" if located.findings else "same" if withheld is None else None
-    return Decision(verdict, withheld, seen.outputs, seen.sides[0].names(seen.sides[0].left_out), seen.places_of(seen.untold_returned))
+    ours = seen.sides[0]
+    untold, not_returned = seen.places_of(seen.untold_returned), ours.names(seen.not_returned)
+    return Decision(verdict, withheld, seen.outputs, ours.names(ours.left_out), untold, not_returned)
 
 
 def _reasons(seen: _Seen, weights: WeightsReport | None) -> Iterator[Withheld]:
@@ -177,6 +181,22 @@ class _Seen:
         return "not recorded" if is_unknown else "compared"
 
     @property
+    def not_returned(self) -> list[int]:
+        """The rows of what only the reference returned: they, or the same values elsewhere, are paired with nothing that the port returned.
+
+        None where a run returned nothing that was recorded.
+        """
+        ours, theirs = self.sides
+        if not ours.returned or not theirs.returned:
+            return []
+        returned = {*theirs.returned, *(theirs.trace.calls.producers[row] for row in theirs.returned)}
+        values = theirs.digests(theirs.returned)
+        pairs = (one.pair for one in self.comparisons)
+        both = {row for pair in pairs if not returned.isdisjoint(pair.port) or values & theirs.digests(pair.port) for row in pair.reference}
+        known = ours.digests(both)
+        return [row for row in ours.returned if row not in both and not ours.digests([row]) & known]
+
+    @property
     def untold_returned(self) -> set[int]:
         """The rows of what the reference returned that cannot be told, there or where the same values were compared."""
         ours = self.sides[0]
@@ -222,6 +242,10 @@ class _Side:
     def missed(self, rows: Iterable[int]) -> list[int]:
         """The rows that were not compared, neither themselves nor as the same values elsewhere."""
         return not_compared(self.trace, rows, self.compared)
+
+    def digests(self, rows: Iterable[int]) -> set[Any]:
+        """The digests of the values of some rows."""
+        return {self.trace.records[row].digest for row in rows}
 
     def site(self, row: int) -> str:
         return self.trace.records[row].site

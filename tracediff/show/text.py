@@ -94,10 +94,22 @@ def _headline(result: Report) -> Text:
     if result.verdict == "same":
         unseen, words = result.coverage.unseen_outputs, same(result)
         missed = f"{listed(unseen)} {'was' if len(unseen) == 1 else 'were'} not; " if unseen else ""
+        missed += _not_returned(result, besides=unseen)
         return Text.assemble((words, GOOD if words == "Same" else DOUBTFUL), f": {missed}{_agreement(result)}")
     if result.first is None:
-        return Text.assemble(("No verdict", DOUBTFUL), f": {_no_verdict(result)}")
+        return Text.assemble(("No verdict", DOUBTFUL), f": {_not_returned(result, besides=_withheld(result))}{_no_verdict(result)}")
     return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
+
+
+def _withheld(result: Report) -> Sequence[str]:
+    """The names that the reason for no verdict gives."""
+    return result.withheld.names if result.withheld is not None else ()
+
+
+def _not_returned(result: Report, besides: Sequence[str] = ()) -> str:
+    """What the reference returned and the port did not, as the beginning of a sentence; without names that stand there already."""
+    names = [name for name in result.coverage.not_returned if name not in besides]
+    return f"the port does not return {listed(names)}; " if names else ""
 
 
 def _caveats(result: Report) -> list[Text]:
