@@ -104,6 +104,20 @@ class Node:
     children: list[str] = field(default_factory=list)
 
 
+class Operations(AbstractContextManager[Any], Protocol):
+    """Operations that are being written down."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything so far is written down; very long runs are not."""
+
+    def name(self, tensor: Tensor, site: str, ordinal: int, end: str) -> None:
+        """Notes that a tensor is seen at a boundary."""
+
+    def graph(self) -> dict[str, Any]:
+        """The operations as `tracediff.trace.operations` reads them."""
+
+
 class Tensors(Protocol):
     """Reads, makes and changes the tensors of a framework, and NumPy arrays."""
 
@@ -229,6 +243,9 @@ class Adapter(Tensors, Modules, Interception, Randomness, Protocol):
 
         So float32 arithmetic is off in another library or in another order. Without effect where a framework has no such thing.
         """
+
+    def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
+        """A context that writes down every operation that is computed in it, unless ``is_quiet``; None where a framework shows none."""
 
     def info(self) -> dict[str, Any]:
         """What a trace says of the framework: ``versions``, and the seed or state of its ``generator``."""

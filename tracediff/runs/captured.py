@@ -20,6 +20,7 @@ from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
 from tracediff.observe.world import World
+from tracediff.runs.operations import operations_meta
 from tracediff.runs.stubs import feeding
 from tracediff.site import listed
 from tracediff.trace import Trace, open_trace, schema
@@ -53,8 +54,9 @@ def captured(
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
     ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
-    Otherwise the run is *free*. With ``options.floor`` it is run seven times more to measure its noise floor, and once or twice for each
-    further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see whether it repeats. The rest is as in
+    Otherwise the run is *free*. With ``options.floor`` it is run seven times more to measure its noise floor, once to write down its
+    operations, and once or twice for each further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see whether
+    it repeats. The rest is as in
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
@@ -125,6 +127,8 @@ def _free(asked: _Capture) -> Path:
             found = _floor_of(asked.models, asked.run, path, dtypes=options.floor_dtypes, options=options, progress=asked.progress)
         except CaptureError as error:
             failed = error
+        world.back_to(before)
+        found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
         world.back_to(after)
     if options.repeat:
         first = run_again(asked.models, asked.run, path, before, options=options, observers=asked.observers, progress=asked.progress)

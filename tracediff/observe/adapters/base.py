@@ -15,7 +15,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe import python_rng
 from tracediff.observe.containers import is_array
 from tracediff.observe.provenance import digest_of, version_of
-from tracediff.observe.types import Call, Function, Keys, Module, ParameterKind, Random, Tensor, Warn
+from tracediff.observe.types import Call, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Warn
 
 DEEPEST = 6
 """Nested lists and dicts below a module's attribute that are searched for modules and tensors; it also ends lists that hold themselves."""
@@ -79,7 +79,7 @@ class FrameworkAdapter(ABC):
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
     - records gradients: `no_grad`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`; shows every
-      operation: `rounding`.
+      operation: `rounding`, `operations`.
     """
 
     name: str
@@ -251,6 +251,9 @@ class FrameworkAdapter(ABC):
 
     def rounding(self, units: float) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
+        return None
 
     def info(self) -> dict[str, Any]:
         return {"versions": {self.name: version_of(self.name)}, "generator": self.generator()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.observe import python_rng
 from tracediff.observe.adapters.base import ARRAYS
-from tracediff.observe.types import Adapter, Call, Function, Keys, Module, ParameterKind, Random, Tensor, Tensors, Warn
+from tracediff.observe.types import Adapter, Call, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Tensors, Warn
 
 
 class Plain:
@@ -101,6 +101,10 @@ class Plain:
 
     def rounding(self, units: float) -> AbstractContextManager[None]:
         return _all_of([adapter.rounding(units) for adapter in self.adapters])
+
+    def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
+        given = list(parameters)
+        return next((found for adapter in self.adapters if (found := adapter.operations(given, is_quiet)) is not None), None)
 
     # -- calls
 

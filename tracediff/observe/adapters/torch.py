@@ -34,6 +34,7 @@ from tracediff.observe.types import (
     Keys,
     Kwargs,
     Module,
+    Operations,
     ParameterKind,
     Random,
     Tensor,
@@ -150,6 +151,11 @@ class Torch(FrameworkAdapter):
 
         context: AbstractContextManager[None] = Rounding(units)
         return context
+
+    def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
+        from tracediff.observe.adapters import torch_operations
+
+        return torch_operations.Operations(parameters, is_quiet)
 
     # -- calls
 
