@@ -11,7 +11,8 @@ from cause_scenes import B, C, D, H, T, attend, branch, causal, draw, given, k, 
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.from_tensors import causes_of_scene
 from tracediff.causes.functions import FUNCTIONS
-from tracediff.causes.scene import CulpritSide, InHand, Scene
+from tracediff.causes.in_hand import InHand
+from tracediff.causes.scene import CulpritSide, Scene
 
 
 def first(made: Scene) -> str:
@@ -294,3 +295,13 @@ def test_dropout_in_a_module_that_was_left_in_training_mode_says_so() -> None:
     kept = np.random.default_rng(3).random(x.shape) > 0.1
     sides = (CulpritSide("m"), CulpritSide("m", is_training=True))
     assert first(scene(x, x * kept / 0.9, sides=sides)) == "mode.train"
+
+
+def test_a_module_that_is_called_in_the_place_of_another_of_its_class_is_another_role() -> None:
+    from dataclasses import replace
+
+    made, kinds_of = scene(x, branch), {"b.ln_1": "LayerNorm", "b.ln_2": "LayerNorm", "b.attn": "Attention"}
+    sides = replace(made.sides[0], calls=("b.ln_1", "b.attn")), replace(made.sides[1], calls=("b.ln_2", "b.attn"))
+    moved = replace(made, sides=sides, paired=frozenset(kinds_of), types=kinds_of)
+    assert first(moved) == "order.roles"
+    assert {"norm.missing", "branch.extra"} <= set(kinds(replace(moved, types={**kinds_of, "b.ln_2": "Dropout"})))

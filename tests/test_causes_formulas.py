@@ -7,7 +7,8 @@ import pytest
 
 from tracediff.causes import formulas
 from tracediff.causes.from_tensors import causes_of_scene
-from tracediff.causes.scene import CulpritSide, InHand, Scene
+from tracediff.causes.in_hand import InHand
+from tracediff.causes.scene import CulpritSide, Scene
 
 RANDOM = np.random.default_rng(3)
 X, H = RANDOM.standard_normal((2, 6, 9)), RANDOM.standard_normal((2, 12, 9))

@@ -462,6 +462,16 @@ Causes that the weights show come first, then confirmed ones, then the more like
 [performance](performance.md#confidence) has the table.
 """
 _CLOSING = """\
+## How operations are changed
+
+The capture of a PyTorch reference writes down which operations it computes, and the line of code that asks for each. For a divergence these
+operations are computed again in float64, from the tensors that both sides have to the one that differs, with one of them changed: a term,
+a factor, a function, a mask or a norm left out, also several in a row; another function, reduction, axis, denominator, epsilon, convention
+of groups, order, part, view, place, padding or enlargement; a mask inverted, moved or one place wider; rotary positions of neighbouring
+channels; a function that the reference does not apply; another tensor in the place of one; rounding; last each number fitted to the port.
+What one line asks for in every turn of a loop is changed in every turn. The first change that gives the port's tensor is the cause, with
+its line. Operations of more than {most_operations} in a row, or without arithmetic here, are not looked at.
+
 ## How formulas are found
 
 Where nothing else is sure, a short formula is looked for: the reference as a multiple of one tensor in hand, or of a product of two, each
@@ -483,6 +493,7 @@ def page() -> str:
     introduction = _INTRODUCTION.format(reproduced=THRESHOLDS.reproduced, amplification=THRESHOLDS.amplification)
     closing = _CLOSING.format(
         functions=len(FUNCTIONS),
+        most_operations=THRESHOLDS.most_operations,
         formulas_searched=THRESHOLDS.formulas_searched,
         largest=THRESHOLDS.largest_tensor / 1e6 // 1,
         latest_in_hand=THRESHOLDS.latest_in_hand,

@@ -17,6 +17,7 @@ from tracediff.causes.detectors import (
     calls,
     combination,
     normalisation,
+    operations,
     pointwise,
     rotation,
     rounding,
@@ -38,6 +39,7 @@ DETECTORS: tuple[Detector, ...] = tuple(
         normalisation,
         pointwise,
         combination,
+        operations,
         arrangement,
         calls,
         attributes,
@@ -75,6 +77,9 @@ def causes(located: Located, reader: SceneReader) -> Seen:
                 if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
                     found += _formulas(scene)
                 explained[place] = one_of_each_kind(without_other_words(found))
+        elif finding.blame == "input":  # made by the run's own code, before anything was called
+            with np.errstate(all="ignore"):
+                explained[place] = list(judged(reader.scene(finding), operations.detect))
     return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched))
 
 

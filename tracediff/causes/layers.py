@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tracediff.alignment.axes import restore
+from tracediff.causes.in_hand import InHand
 from tracediff.causes.proof import Edit
-from tracediff.causes.scene import InHand, Scene
+from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.parameters.findings import WeightFinding

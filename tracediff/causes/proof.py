@@ -5,8 +5,8 @@ A detector hands over a *claim*: a kind, and where it can the *edit* that it nam
 1. the form that the edit starts from gives the reference's tensor, so that it is what the reference does;
 2. the edited form gives the port's tensor, up to a small share of the difference or to what noise explains;
 3. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
-   random error as large as the port's, once with its values in other places and signs, once with its spectrum. What explains a control
-   as well would explain anything.
+   random error as large as the port's, once with its values in other places and signs, once with its spectrum; where nothing differs but
+   what a mask hides, as many other places hidden or shown. What explains a control as well would explain anything.
 
 What rests on no prediction is a likelihood. A few kinds name what was recorded rather than an edit (an exception, a lone NaN): `recorded`.
 """
@@ -96,9 +96,22 @@ def controls(scene: Scene) -> Iterator[Scene]:
     elif port.dtype.kind == "f":
         hides = np.minimum(reference, port) <= MASKED
         error = np.where(hides | ~np.isfinite(reference - port), 0, port - reference)
+        start = _hidden_elsewhere(reference, port, chance)
         for made in (_in_other_places(error, chance), _of_the_spectrum(error, chance)):
             if made is not None:
-                yield replace(scene, port=np.where(hides, port, reference + made))
+                yield replace(scene, port=np.where(np.minimum(start, reference) <= MASKED, start, start + made))
+
+
+def _hidden_elsewhere(reference: Array, port: Array, chance: np.random.Generator) -> Array:
+    """The reference with as many places hidden, or shown, that were not, as there are in the port, but others; hidden as in the port."""
+    hidden = reference <= MASKED
+    made: Array = np.where(hidden & (port <= MASKED), port, reference)
+    count = int((hidden != (port <= MASKED)).sum())
+    if count:
+        places = np.unravel_index(chance.permutation(reference.size)[:count], reference.shape)
+        shown = chance.choice(reference[~hidden], count) if not hidden.all() else np.zeros(count)
+        made[places] = np.where(hidden[places], shown, min(float(reference.min()), float(port.min())))
+    return made
 
 
 def _in_other_places(error: Array, chance: np.random.Generator) -> Array:

@@ -12,42 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from tracediff.causes.in_hand import InHand
+from tracediff.causes.program import Program
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
 NOT_ZERO = 1e-300
 """What a norm is divided by where it is 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class InHand:
-    """A tensor that the code had in hand when it made the divergent one: the reference's values, float64.
-
-    ``name`` is what people read, ``end`` the record's end, ``type`` the class name of the module that made it. ``is_input``: whether the
-    code was handed the tensor (rather than got it from a call that the code made). ``dtypes``: the tensor's on either side. ``calls``:
-    how often the code calls the module that made it. ``is_taken``: whether a later call that the code made was handed the tensor.
-    """
-
-    name: str
-    end: str
-    type: str
-    is_input: bool
-    values: Array
-    dtypes: tuple[str, str] = ("", "")
-    calls: int = 1
-    is_taken: bool = False
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether something is added to it, rather than it to something: it was handed in, or a later call was made from it."""
-        return self.is_input or self.is_taken
-
-    def kind_if_left_out(self, *, is_stream: bool) -> str:
-        """The kind of cause that it is not to add this tensor; ``is_stream``: whether the code added something else to it."""
-        words = (self.type + self.name).lower()
-        if any(word in words for word in ("embed", "posit", "pos_")):
-            return "position.missing"
-        return "residual.missing" if is_stream else "branch.missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +48,7 @@ class Scene:
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
     site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
     reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
+    ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known.
     """
 
     site: str
@@ -97,6 +69,7 @@ class Scene:
     has_frames: bool = True
     balanced: frozenset[str] = frozenset()
     paired: frozenset[str] = frozenset()
+    program: Program | None = None
 
     @property
     def is_numeric(self) -> bool:

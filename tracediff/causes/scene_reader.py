@@ -12,14 +12,18 @@ import numpy as np
 
 from tracediff.alignment import Alignment
 from tracediff.alignment.axes import side_by_side
-from tracediff.causes.scene import CulpritSide, InHand, Scene
+from tracediff.causes.in_hand import InHand
+from tracediff.causes.program import Program, program_of
+from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.errors import TraceFileError
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
 from tracediff.trace.caveats import trains_otherwise
+from tracediff.trace.operations import Graph, Where, graph_of
 
 _WIDE = 8
 """Bytes of a float64."""
@@ -53,6 +57,11 @@ class _HandReader:
             if row != record.row and calls.kinds[row] == "input" and _is_readable(one):
                 yield self._read(one, is_input=True)
 
+    def seen(self, row: int) -> InHand | None:
+        """What is recorded in a row; None where that is no tensor that can be read."""
+        record = self._reference.records[row]
+        return self._read(record, is_input=record.end.startswith("input")) if _is_readable(record) else None
+
     def _made(self, call: int) -> Iterator[int]:
         """The rows of what the calls inside a call returned; for an unpaired call also of what was made inside it."""
         for child in self._calls.children[call]:
@@ -78,7 +87,8 @@ class _HandReader:
         return self._times[call][site]
 
     def _read(self, record: Record, *, is_input: bool) -> InHand:
-        name = f"the input {record.end.removeprefix('input')} of {record.site}" if is_input else f"the output of {record.site}"
+        site = record.site or "the root"
+        name = f"the input {record.end.removeprefix('input')} of {site}" if is_input else f"the output of {site}"
         port = self._port_rows.get(record.row)
         dtypes = record.dtype, record.dtype if port is None else self._port.records[port].dtype
         caller = self._calls.outer[self._calls.of_row[record.row]]
@@ -134,7 +144,24 @@ class SceneReader:
             has_frames=self._correspond(*frames),
             balanced=self._balanced(left.stage),
             paired=self._paired,
+            program=self._program(comparison, left),
         )
+
+    def _program(self, comparison: Comparison, record: Record) -> Program | None:
+        """The operations that made the reference's tensor, back to what the port has as well; None where they are not known."""
+        graph = self._graph
+        target = None if graph is None else graph.at.get((record.site, record.ordinal, record.end))
+        if graph is None or target is None or len(comparison.pair.reference) != 1:
+            return None
+        hand, names, kinds = self._hand, graph.names, self._call_trees[0].kinds
+
+        def leaf_of(node: int, must: bool) -> InHand | None:
+            rows = (self._row_at.get(place, record.row) for place in names.get(node, ()))
+            earlier = sorted(row for row in rows if row < record.row and (must or row in self._in_common))
+            made = [row for row in earlier if kinds[row] == "output"]  # the latest is the outermost call's
+            return hand.seen((made or earlier[::-1])[-1]) if earlier else None
+
+        return program_of(graph, target, leaf_of)
 
     def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
         """Both tensors of a pair in the reference's layout, floats widened; None where no layout reconciles them, or not all is stored."""
@@ -225,6 +252,32 @@ class SceneReader:
         for site, partner in reference_of.items():
             theirs[site] = partner if port_of.get(partner, site) == site else ""
         return ours, theirs
+
+    @cached_property
+    def _graph(self) -> Graph | None:
+        try:
+            return graph_of(self._traces[0])
+        except TraceFileError:
+            return None
+
+    @cached_property
+    def _row_at(self) -> dict[Where, int]:
+        """The row of each place of the reference."""
+        trace = self._traces[0]
+        columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
+        texts = trace.strings
+        return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+
+    @cached_property
+    def _in_common(self) -> frozenset[int]:
+        """The rows of the reference whose tensors the port goes on with too: what agrees and, in a forced run, what it was handed."""
+        kinds, is_forced = self._call_trees[0].kinds, self._traces[1].meta.get("mode_run") == "forced"
+        return frozenset(
+            row
+            for one in self._located.comparisons
+            for row in one.pair.reference
+            if (one.diverged is False or not one.how) or (is_forced and one.how == "forced" and kinds[row] != "input")
+        )
 
     @cached_property
     def _hand(self) -> _HandReader:

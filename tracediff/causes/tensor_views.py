@@ -12,7 +12,7 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from tracediff.causes.scene import InHand
+from tracediff.causes.in_hand import InHand
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 

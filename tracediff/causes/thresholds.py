@@ -209,6 +209,22 @@ class Thresholds:
     )
     sure_formula: float = threshold(0.9, "two formulas that differ in one place give the two sides", _RANK)
 
+    # -------------------------------------------------------------------------------------------------- recorded operations
+    most_operations: int = threshold(600, "of more operations between what is in hand and a tensor none is changed", _WORK)
+    operations_spent: int = threshold(400_000_000, "elements computed again, at most, while the changes of one divergence are tried", _WORK)
+    operation_overhead: int = threshold(2_000, "what computing one operation again costs besides, in elements", _WORK)
+    farthest_left_out: int = threshold(8, "so many operations in a row, at most, are left out together", _WORK)
+    exchanged_at_most: int = threshold(12, "so many tensors of one shape are tried in the place of each other", _WORK)
+    changed_alone: int = threshold(
+        3, "of so many operations, at most, that one place in the code asks for, each is changed alone too", _WORK
+    )
+    glance: int = threshold(512, "values at which it is first looked whether a change may give the port's tensor", _WORK)
+    glance_leaves: float = threshold(0.5, "share of the difference there from which on it cannot", _SCENES)
+    dial_rounds: int = threshold(8, "steps that refine a number that operations are given", _SCENES)
+    dial_step: float = threshold(1e-3, "relative step from which the effect of such a number is estimated", _NEVER)
+    sure_operation_changed: float = threshold(0.93, "the reference's own operations, one of them changed, give the port's tensor", _RANK)
+    sure_number_changed: float = threshold(0.92, "the same with one number fitted to the port's tensor", _RANK)
+
     # --------------------------------------------------------------------------------------------------------- tensor views
     latest_viewed: int = threshold(10, "so many of the latest tensors in hand are viewed", _WORK)
     largest_viewed: int = threshold(1 << 22, "tensors of more elements are not viewed", _WORK)

@@ -29,6 +29,7 @@ def detect(scene: Scene) -> Iterable[Claim]:
             yield from found
             if found:
                 return
+    yield from _half_reversed(scene, reference)
     yield from _heads(scene, reference)
     yield from _taken_apart(scene, reference)
     yield from _roles(scene)
@@ -58,6 +59,20 @@ def _along(scene: Scene, reference: Array, port: Array, axis: int) -> Iterable[C
         return
     found = list(_parts_exchanged(scene, reference, axis)) or list(_shifted(scene, reference, port, axis))
     yield from found or _matched(scene, reference, port, axis)
+
+
+def _half_reversed(scene: Scene, reference: Array) -> Iterable[Claim]:
+    """One half of the channels in reverse along another axis, as what a recurrent layer gives of the other direction."""
+    for split in range(reference.ndim - 1, 0, -1):
+        if reference.shape[split] % 2:
+            continue
+        first, second = np.split(reference, 2, split)
+        for axis in (axis for axis in range(reference.ndim) if axis != split and reference.shape[axis] > 1):
+            for name, parts in (("second", (first, np.flip(second, axis))), ("first", (np.flip(first, axis), second))):
+                if scene.reproduces(theirs := np.concatenate(parts, split)):
+                    evidence = f"the {name} half along axis {split} is the reference's in reverse along axis {axis}"
+                    yield Claim("order.reversed", THRESHOLDS.sure_reversed, evidence, Edit(theirs))
+                    return
 
 
 def _parts_exchanged(scene: Scene, reference: Array, axis: int) -> Iterable[Claim]:

@@ -14,15 +14,20 @@ def detect(scene: Scene) -> Iterable[Claim]:
     ours, theirs = (side.calls for side in scene.sides)
     if not ours or not theirs or not scene.has_frames or _loops_otherwise(ours, theirs):
         return
-    for name in dict.fromkeys(ours):
-        if name in scene.paired - scene.balanced and _calls_more_often(name, *scene.sides):
-            type_ = scene.types.get(name, "")
-            evidence = f"the reference calls {name} ({type_}) {ours.count(name)} times here, the port {theirs.count(name)}"
-            yield Claim(_kind_of_lacking(name, type_), THRESHOLDS.sure_call_lacking, evidence)
-    for name in dict.fromkeys(theirs):
-        if name in scene.paired - scene.balanced and _calls_more_often(name, *reversed(scene.sides)):
-            evidence = f"the port calls {name} {theirs.count(name)} times here, the reference {ours.count(name)}"
-            yield Claim("branch.extra", THRESHOLDS.sure_call_extra, evidence)
+    candidates = scene.paired - scene.balanced
+    lacking = [name for name in dict.fromkeys(ours) if name in candidates and _calls_more_often(name, *scene.sides)]
+    extra = [name for name in dict.fromkeys(theirs) if name in candidates and _calls_more_often(name, *reversed(scene.sides))]
+    if len(lacking) == len(extra) == 1 and scene.types.get(lacking[0]) == scene.types.get(extra[0], ""):
+        evidence = f"the port calls {extra[0]} where the reference calls {lacking[0]}, both a {scene.types[extra[0]]}"
+        yield Claim("order.roles", THRESHOLDS.sure_call_lacking, evidence)
+        return
+    for name in lacking:
+        type_ = scene.types.get(name, "")
+        evidence = f"the reference calls {name} ({type_}) {ours.count(name)} times here, the port {theirs.count(name)}"
+        yield Claim(_kind_of_lacking(name, type_), THRESHOLDS.sure_call_lacking, evidence)
+    for name in extra:
+        evidence = f"the port calls {name} {theirs.count(name)} times here, the reference {ours.count(name)}"
+        yield Claim("branch.extra", THRESHOLDS.sure_call_extra, evidence)
     yield from _moved(scene, ours, theirs)
 
 

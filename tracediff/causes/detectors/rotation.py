@@ -11,8 +11,9 @@ from itertools import product
 
 import numpy as np
 
+from tracediff.causes.in_hand import InHand
 from tracediff.causes.proof import Claim, Edit
-from tracediff.causes.scene import InHand, Scene
+from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 

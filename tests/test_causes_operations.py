@@ -1,0 +1,174 @@
+"""Causes among the reference's own operations: what is changed in them, what proves it, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cause_scenes import draw
+
+from tracediff.causes.cause import Cause
+from tracediff.causes.detectors import operations
+from tracediff.causes.in_hand import InHand
+from tracediff.causes.program import CannotComputeError, Program, Replay, program_of
+from tracediff.causes.proof import judged
+from tracediff.causes.scene import CulpritSide, Scene
+from tracediff.trace.operations import Graph, Node, Ref
+
+Array = np.ndarray
+B, T, C = 3, 6, 8
+X, GATE, BOTH = draw(B, T, C), draw(B, T, C, seed=1), draw(B, T, 2 * C, seed=2)
+MASK = np.arange(T)[None, :, None] < np.array([6, 4, 5])[:, None, None]
+
+
+def node(name: str, *args: Any, role: int = -1, **kwargs: Any) -> Node:
+    flat = [one for arg in args for one in (arg if isinstance(arg, list) else [arg])]
+    return Node(name, args, kwargs, role=role, refs=tuple(one.node for one in flat if isinstance(one, Ref)))
+
+
+def program(leaves: list[Array], *operations_: Node) -> Program:
+    """Operations that follow on leaves; node 0 is the first leaf."""
+    seen = {number: InHand(f"tensor {number}", "output", "", is_input=False, values=np.asarray(one)) for number, one in enumerate(leaves)}
+    nodes = dict(enumerate([*(Node("@seen") for _ in leaves), *operations_]))
+    return Program(nodes, tuple(range(len(leaves), len(nodes))), seen)
+
+
+def causes(made: Program, port: Array | Callable[[Array], Array]) -> list[Cause]:
+    reference = Replay(made).values[made.target]
+    values = port(reference) if callable(port) else port
+    scene = Scene("block", "output", "module", reference, values, 1e-6, (), (CulpritSide("block"), CulpritSide("block")), program=made)
+    with np.errstate(all="ignore"):
+        return list(judged(scene, operations.detect))
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    raised = np.exp(x - x.max(axis, keepdims=True))
+    return raised / raised.sum(axis, keepdims=True)
+
+
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+GATED = (node("split", Ref(0), C, 2), node("@item", Ref(1), 0), node("@item", Ref(1), 1), node("silu", Ref(2)), node("mul", Ref(4), Ref(3)))
+POOLED = (node("mul", Ref(0), Ref(1)), node("sum", Ref(2), [1]), node("sum", Ref(1), [1]), node("div", Ref(3), Ref(4)))
+GROUPED = (node("native_group_norm", Ref(0), None, None, B, T, C, 2, 1e-5), node("@item", Ref(1), 0))
+ROTATED = (
+    node("mul", Ref(0), Ref(1)), node("slice", Ref(0), 2, 0, C // 2), node("slice", Ref(0), 2, C // 2, C), node("neg", Ref(5)),
+    node("cat", [Ref(6), Ref(4)], -1), node("mul", Ref(7), Ref(2)), node("add", Ref(3), Ref(8)),
+)  # fmt: skip
+ANGLES = np.concatenate([np.arange(T)[:, None] / 10.0 ** np.arange(C // 2)] * 2, -1)
+
+
+def groups_spread(x: Array) -> Array:
+    seen = x.reshape(B, T // 2, 2, C)
+    return ((seen - seen.mean((1, 3), keepdims=True)) / np.sqrt(seen.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+
+
+def rotated_pairs(x: Array) -> Array:
+    cos, sin = np.cos(ANGLES[:, : C // 2]), np.sin(ANGLES[:, : C // 2])
+    even, odd = x[..., ::2], x[..., 1::2]
+    return np.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
+
+
+CASES: dict[str, tuple[str, Program, Array]] = {
+    "the halves of a gate are exchanged": ("order.roles", program([BOTH], *GATED), silu(BOTH[..., C:]) * BOTH[..., :C]),
+    "a mask is forgotten": (
+        "mask.missing",
+        program([X, ~MASK], node("masked_fill", Ref(0), Ref(1), -np.inf), node("_softmax", Ref(2), 1, False)),
+        softmax(X, 1),
+    ),
+    "an additive mask is forgotten": (
+        "mask.missing",
+        program([X, np.where(MASK, 0.0, -1e4)], node("add", Ref(0), Ref(1)), node("_softmax", Ref(2), 1, False)),
+        softmax(X, 1),
+    ),
+    "a mask has its border one place further": (
+        "mask.wrong",
+        program([X, np.arange(T)[:, None], np.array([[2]])], node("lt", Ref(1), Ref(2)), node("where", Ref(3), Ref(0), Ref(0)),
+                node("mul", Ref(4), Ref(3))),
+        X * (np.arange(T) <= 2)[:, None],
+    ),
+    "GELU is approximated": ("activation", program([X], node("gelu", Ref(0))), gelu(X)),
+    "a tanh is left out of a gate": ("activation", program([X, GATE], node("tanh", Ref(1)), node("mul", Ref(0), Ref(2))), X * GATE),
+    "groups are taken as MLX does": ("norm.missing", program([X], *GROUPED), groups_spread(X)),
+    "a mean divides by all places": ("scale", program([X, MASK.astype(float)], *POOLED), (X * MASK).mean(1)),
+    "another eps": ("norm.eps", program([X], node("native_layer_norm", Ref(0), [C], None, None, 1e-6), node("@item", Ref(1), 0)),
+                    (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 3e-2)),
+    "a residual is left out": ("residual.missing",
+                               Program({0: Node("@seen"), 1: Node("@seen"), 2: node("add", Ref(0), Ref(1))}, (2,), {
+                                   0: InHand("x", "input[0]", "", is_input=True, values=X),
+                                   1: InHand("branch", "output", "", is_input=False, values=GATE)}), GATE),
+    "softmax runs along another axis": ("heads.layout", program([X], node("_softmax", Ref(0), 2, False)), softmax(X, 1)),
+    "neighbouring channels are rotated": ("rope.variant", program([X, np.cos(ANGLES), np.sin(ANGLES)], *ROTATED), rotated_pairs(X)),
+    "positions count from 0": (
+        "position.offset",
+        program([X], node("arange", 5, 5 + T), node("unsqueeze", Ref(1), -1), node("mul", Ref(0), Ref(2)), node("cos", Ref(3))),
+        np.cos(X * np.arange(T)[:, None]),
+    ),
+    "a border is not reflected": (
+        "padding.mode",
+        program([X], node("reflection_pad1d", Ref(0), [2, 2]), node("unfold", Ref(1), -1, 3, 1), node("sum", Ref(2), [-1])),
+        np.lib.stride_tricks.sliding_window_view(np.pad(X, ((0, 0), (0, 0), (2, 2))), 3, -1).sum(-1),
+    ),
+    "times are in other units": (
+        "scale", program([X], node("mul", Ref(0), 1.0), node("sin", Ref(1))), np.sin(1000 * X),
+    ),
+    "a ReLU too much": ("activation", program([X, GATE], node("add", Ref(0), Ref(1))), np.maximum(X + GATE, 0)),
+    "log for log10": ("units.log", program([np.abs(X) + 1], node("log10", Ref(0)), node("add", Ref(1), 1.0)), np.log(np.abs(X) + 1) + 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_change_of_the_operations_names_the_cause_and_is_proven(name: str) -> None:
+    kind, made, port = CASES[name]
+    found = causes(made, port)
+    assert [cause.kind for cause in found] == [kind]
+    assert found[0].confirmed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_change_explains_an_error_by_chance(name: str) -> None:
+    _, made, port = CASES[name]
+    error = np.random.default_rng(7).standard_normal(port.shape) * np.std(port[np.isfinite(port)])
+    assert causes(made, lambda reference: reference + error) == []
+
+
+def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
+    decay = np.full((B, C), 0.5)
+    turns = [node("select", Ref(0), 1, 0, role=0)]
+    state = 2
+    for turn in range(1, T):
+        turns += [node("mul", Ref(1), Ref(state), role=1), node("select", Ref(0), 1, turn, role=0)]
+        state = 2 + len(turns)
+        turns.append(node("add", Ref(state - 2), Ref(state - 1), role=2))
+    made = program([X, decay], *turns)
+    found = causes(made, X[:, -1])  # no state is carried
+    assert [cause.confirmed for cause in found] == [True]
+    assert found[0].kind in ("branch.missing", "residual.missing")
+
+
+def test_operations_that_do_not_give_the_reference_say_nothing() -> None:
+    made = program([X], node("gelu", Ref(0)))
+    scene = Scene("block", "output", "module", X, gelu(X), 1e-6, (), (CulpritSide("block"), CulpritSide("block")), program=made)
+    assert list(operations.detect(scene)) == []
+
+
+def test_an_operation_without_arithmetic_cannot_be_computed() -> None:
+    with pytest.raises(CannotComputeError, match="no arithmetic for fancy"):
+        Replay(program([X], node("fancy", Ref(0)))).values  # noqa: B018
+
+
+def test_a_program_begins_at_what_was_seen_and_lacks_where_nothing_was() -> None:
+    graph = Graph((Node("@seen"), node("fancy", Ref(0)), node("gelu", Ref(1))), {}, {})
+    seen = InHand("what fancy gives", "output", "", is_input=False, values=X)
+    assert program_of(graph, 2, lambda number, must: None) is None
+    begun = program_of(graph, 2, lambda number, must: seen if number == 1 and must else None)
+    assert begun is not None
+    assert (begun.steps, list(begun.leaves)) == ((2,), [1])

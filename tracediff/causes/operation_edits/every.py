@@ -1,0 +1,88 @@
+"""All changes that are tried, in order: the plainer families first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tracediff.causes.operation_edits.base import (
+    Change,
+    Family,
+)
+from tracediff.causes.operation_edits.functions import (
+    exchanged_in_order,
+    other_function,
+    other_norm,
+    other_reduction,
+    other_sum,
+    rounded,
+    something_more,
+)
+from tracediff.causes.operation_edits.left_out import left_out
+from tracediff.causes.operation_edits.masks import other_attention, other_mask
+from tracediff.causes.operation_edits.places import (
+    other_enlarging,
+    other_order,
+    other_padding,
+    other_place,
+    other_view,
+    other_whole_number,
+)
+from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_pairs, other_tensor
+from tracediff.causes.program import Compute, Replay
+from tracediff.causes.thresholds import THRESHOLDS
+
+
+def changes(replay: Replay) -> Iterator[Change]:
+    """Every change that takes no number from the port, the plainer families first, the latest operations first.
+
+    What one place in the code asks for in many turns of a loop, or in many calls, is changed in all of them.
+    """
+    program = replay.program
+    for family in FAMILIES:
+        for number in reversed(program.steps):
+            alike = program.roles[number]
+            if len(alike) == 1:
+                yield from family(replay, number, program.nodes[number])
+            elif number == alike[-1]:
+                yield from _together(replay, family, alike)
+        for number in reversed(program.steps):
+            if 1 < len(program.roles[number]) <= THRESHOLDS.changed_alone:
+                yield from family(replay, number, program.nodes[number])
+
+
+def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[Change]:
+    """The changes that a family makes of all of some operations at once; one of them may lack a change (the first turn of a loop)."""
+    found: dict[Any, list[Change]] = {}
+    for number in alike:
+        for place, change in enumerate(family(replay, number, replay.program.nodes[number])):
+            found.setdefault((place, change.kind) if change.key is None else change.key, []).append(change)
+    for same in found.values():
+        if len(same) >= max(2, len(alike) - 1):
+            merged: dict[int, Compute] = {}
+            for change in same:
+                merged.update(change.at)
+            yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged)
+
+
+FAMILIES: tuple[Family, ...] = (
+    left_out,
+    other_function,
+    other_reduction,
+    other_norm,
+    other_mask,
+    other_attention,
+    other_order,
+    other_place,
+    other_view,
+    other_padding,
+    other_sum,
+    exchanged_in_order,
+    leaves_exchanged,
+    other_pairs,
+    other_enlarging,
+    something_more,
+    other_whole_number,
+    other_tensor,
+    rounded,
+)

@@ -1,0 +1,267 @@
+"""Another function, reduction, norm, sign or order of two operations; a function that the reference does not apply; rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tracediff.causes.arithmetic import OPERATIONS, axes_of, group_norm, rms_norm
+from tracediff.causes.functions import FUNCTIONS
+from tracediff.causes.operation_edits.base import (
+    FUNCTION_OF,
+    LOGARITHMS,
+    NORMS,
+    POWERS,
+    PRODUCTS,
+    REDUCTIONS,
+    SOFTMAX,
+    SUMS,
+    Change,
+    applied_to,
+    is_float,
+    redone,
+    ref_at,
+    shape_at,
+)
+from tracediff.causes.program import Compute, Replay, Values
+from tracediff.dtype import Array
+from tracediff.trace.operations import Node
+
+
+def other_function(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Another function of single values, logarithm or power."""
+    ref = ref_at(node, 0)
+    if ref is None:
+        return
+    text = replay.program.text(ref)
+    if node.name in FUNCTION_OF:
+        for name, function in FUNCTIONS.items():
+            if name not in ("identity", "log", "exp", "exp of half"):
+                yield Change(
+                    "activation", f"the reference applies {node.name} to {text}, the port {name}", {number: applied_to(function, ref)}
+                )
+    for family, kind in ((LOGARITHMS, "units.log"), (POWERS, "activation")):
+        if node.name in family:
+            for name, function in family.items():
+                if name != node.name:
+                    yield Change(kind, f"the reference applies {node.name} to {text}, the port {name}", {number: applied_to(function, ref)})
+
+
+def other_reduction(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Another reduction, other axes, another denominator; softmax along another axis."""
+    ref = ref_at(node, 0)
+    if ref is None or not is_float(replay, ref):
+        return
+    name, text, ndim = node.name, replay.program.text(ref), len(shape_at(replay, ref))
+    if name in SOFTMAX:
+        for axis in range(ndim):
+            if axis != node.args[1] % ndim:
+                said = f"the port takes the softmax of {text} along axis {axis}, the reference along {node.args[1] % ndim}"
+                yield Change("heads.layout", said, {number: redone(replay, node, (node.args[0], axis, *node.args[2:]))})
+        if name == "_log_softmax":
+            yield Change(
+                "activation",
+                f"the port takes no logarithm of the softmax of {text}",
+                {number: redone(replay, node, name="_softmax")},
+            )
+    if name in REDUCTIONS:
+        for other, reduce in REDUCTIONS.items():
+            if other != name:
+                kind = "scale" if {name, other} == {"sum", "mean"} else "transform"
+                yield Change(kind, f"the reference takes the {name} of {text}, the port the {other}", {number: _reduced(node, ref, reduce)})
+    if name in REDUCTIONS or name in ("var", "std", "linalg_vector_norm", "cumsum", "cumprod"):
+        yield from _other_axes(replay, number, node, ref)
+    if name in ("var", "std"):
+        correction = node.kwargs.get("correction", 1)
+        less = 0 if correction in (1, None) else 1
+        said = f"the port takes the {name} of {text} with {less} less in the denominator, the reference with {correction}"
+        yield Change("norm.missing", said, {number: redone(replay, node, correction=less)})
+    if name in ("cumsum", "cumprod"):
+        yield from _other_running(number, node, ref, text)
+
+
+def _axis_place(node: Node) -> int:
+    return 2 if node.name == "linalg_vector_norm" else 1
+
+
+def _other_axes(replay: Replay, number: int, node: Node, ref: int) -> Iterator[Change]:
+    ndim, place = len(shape_at(replay, ref)), _axis_place(node)
+    given = node.args[place] if place < len(node.args) else None
+    axes = axes_of(given)
+    own = tuple(range(ndim)) if axes is None else tuple(axis % ndim for axis in axes)
+    is_norm = node.name in ("var", "std", "linalg_vector_norm")
+    for other in [(axis,) for axis in range(ndim)] + [tuple(range(start, ndim)) for start in range(ndim - 1)]:
+        if set(other) == set(own) or place >= len(node.args):
+            continue
+        new = list(node.args)
+        new[place] = list(other) if isinstance(given, list) else other[0]
+        if not isinstance(given, list) and len(other) > 1:
+            continue
+        said = f"the port takes the {node.name} of {replay.program.text(ref)} along {other}, the reference along {own}"
+        yield Change("norm.missing" if is_norm else "transform", said, {number: redone(replay, node, tuple(new))})
+
+
+def _other_running(number: int, node: Node, ref: int, text: str) -> Iterator[Change]:
+    axis, run, first = node.args[1], (np.cumsum if node.name == "cumsum" else np.cumprod), (0.0 if node.name == "cumsum" else 1.0)
+
+    def shifted(values: Values) -> Array:
+        made = np.roll(run(values[ref], axis), 1, axis)
+        made[(slice(None),) * (axis % made.ndim) + (0,)] = first
+        return made
+
+    yield Change("position.offset", f"the port's {node.name} of {text} begins one place later", {number: shifted})
+    yield Change("order.reversed", f"the port takes the {node.name} of {text} from the end",
+                 {number: lambda values: np.flip(run(np.flip(values[ref], axis), axis), axis)})  # fmt: skip
+
+
+def _reduced(node: Node, ref: int, reduce: Callable[..., Array]) -> Compute:
+    axes = axes_of(node.args[1] if len(node.args) > 1 else None)
+    is_kept = bool(node.args[2]) if len(node.args) > 2 else False
+    return lambda values: np.asarray(reduce(values[ref], axis=axes, keepdims=is_kept))
+
+
+def other_norm(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A norm of another type, over other axes, without gain or offset, with its groups taken otherwise."""
+    name, args = node.name, node.args
+    ref = ref_at(node, 0)
+    if name not in NORMS or ref is None or len(args) < 4:
+        return
+    text = f"the {name.strip('_')} of {replay.program.text(ref)}"
+    if name == "native_layer_norm":
+
+        def as_rms(values: Values) -> Any:
+            gain = ref_at(node, 2)
+            weight = None if gain is None else values[gain]
+            return rms_norm(values[ref], args[1], weight, args[4])[0], None, None
+
+        yield Change("norm.missing", f"the port takes no mean off in {text}", {number: as_rms})
+    if name == "native_group_norm":
+        yield from _other_groups(replay, number, node, text)
+    if name.endswith("no_training"):
+
+        def of_batch(values: Values) -> Any:
+            return replay.apply(node, values, args=(*args[:3], None, None, True, *args[5:]), name="native_batch_norm")
+
+        yield Change("mode.train", f"the port takes {text} with the statistics of its batch", {number: of_batch})
+    for place, what in (
+        (1 if "group" in name or "batch" in name else 2, "gain"),
+        (2 if "group" in name or "batch" in name else 3, "offset"),
+    ):
+        if ref_at(node, place) is not None:
+            without = (*args[:place], None, *args[place + 1 :])
+            yield Change("branch.missing", f"the port applies no {what} in {text}", {number: redone(replay, node, without)})
+
+
+def _other_groups(replay: Replay, number: int, node: Node, text: str) -> Iterator[Change]:
+    batch, channels, size, groups, eps = node.args[3:8]
+    places = [ref_at(node, place) for place in range(3)]
+
+    def grouped(count: int, *, is_spread: bool) -> Compute:
+        def compute(values: Values) -> Any:
+            given = [None if place is None else values[place] for place in places]
+            return group_norm(given[0], given[1], given[2], batch, channels, size, count, eps, is_spread=is_spread)  # type: ignore[arg-type]
+
+        return compute
+
+    said = f"the port groups every {groups}th channel in {text}, the reference {channels // groups} neighbouring ones (pytorch_compatible)"
+    yield Change("norm.missing", said, {number: grouped(groups, is_spread=True)})
+    for count in (one for one in range(1, channels + 1) if channels % one == 0 and one != groups):
+        yield Change(
+            "norm.missing", f"the port takes {count} groups in {text}, the reference {groups}", {number: grouped(count, is_spread=False)}
+        )
+
+
+def other_sum(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """The other sign, the operands exchanged, the square matrix transposed."""
+    program = replay.program
+    refs = [ref_at(node, 0), ref_at(node, 1)]
+    if node.name in ("mm", "bmm", "addmm", "baddbmm", "mv"):
+        place = len(node.args) - 1
+        ref = ref_at(node, place)
+        if ref is not None and len(shape_at(replay, ref)) > 1 and shape_at(replay, ref)[-1] == shape_at(replay, ref)[-2]:
+
+            def turned(values: Values) -> Any:
+                return replay.apply(node, {**values, ref: np.swapaxes(values[ref], -1, -2)})
+
+            yield Change(
+                "weights.layout" if ref in program.names else "transform", f"the port transposes {program.text(ref)}", {number: turned}
+            )
+        return
+    if node.name in SUMS and refs[0] is not None:
+        other = "sub" if node.name == "add" else "add"
+        text = "a number" if refs[1] is None else program.text(refs[1])
+        kind = "order.roles" if refs[1] is None else "scale"
+        yield Change(kind, f"the port {'subtracts' if other == 'sub' else 'adds'} {text}", {number: redone(replay, node, name=other)})
+    if node.name in ("sub", "rsub", "div", "pow", "atan2", "maximum", "minimum") and None not in refs:
+        said = f"the port exchanges {program.text(refs[0])} and {program.text(refs[1])} in {node.name}"  # type: ignore[arg-type]
+        yield Change("order.roles", said, {number: redone(replay, node, (node.args[1], node.args[0], *node.args[2:]))})
+    if node.name in ("maximum", "minimum"):
+        other = "minimum" if node.name == "maximum" else "maximum"
+        yield Change("clamp", f"the port takes the {other} in the place of the {node.name}", {number: redone(replay, node, name=other)})
+    if node.name in PRODUCTS and refs[0] is not None:
+        other = "div" if node.name == "mul" else "mul"
+        yield Change(
+            "scale",
+            f"the port applies {other} in the place of {node.name} to {program.text(refs[0])}",
+            {number: redone(replay, node, name=other)},
+        )
+
+
+def exchanged_in_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Two operations in a row on one tensor, the later one first."""
+    program, ref = replay.program, ref_at(node, 0)
+    if ref is None or ref in program.leaves or shape_at(replay, ref) != shape_at(replay, number) or node.name == "@item":
+        return
+    inner = program.nodes[ref]
+    source = ref_at(inner, 0)
+    if source is None or shape_at(replay, source) != shape_at(replay, ref) or inner.name.startswith("@") or inner.name == node.name:
+        return
+
+    def compute(values: Values) -> Any:
+        first = replay.apply(node, {**values, ref: values[source]})
+        return replay.apply(inner, {**values, source: first[0] if isinstance(first, tuple) else first})
+
+    is_norm = bool({inner.name, node.name} & NORMS)
+    said = f"the port applies {node.name.strip('_')} before {inner.name.strip('_')} to {program.text(source)}"
+    yield Change("norm.placement" if is_norm else "transform", said, {number: compute})
+
+
+def something_more(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A function or a norm that the reference does not apply."""
+    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param"):
+        return
+    text = replay.program.text(number)
+    for kind, name, function in _MORE:
+        yield Change(kind, f"the port applies {name} to {text}, the reference does not", {number: _after(replay, node, function)})
+
+
+def _after(replay: Replay, node: Node, function: Callable[[Array], Array]) -> Compute:
+    return lambda values: function(np.asarray(replay.apply(node, values)))
+
+
+_MORE: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
+    *(("activation", name, FUNCTIONS[name]) for name in ("ReLU", "sigmoid", "tanh", "SiLU", "GELU (exact)", "absolute value", "square")),
+    ("activation", "a softmax", lambda x: OPERATIONS["_softmax"](x, -1)),
+    ("branch.extra", "a division by the sum along the last axis", lambda x: x / x.sum(-1, keepdims=True)),
+    ("branch.extra", "unit length along the last axis", lambda x: x / np.sqrt((x * x).sum(-1, keepdims=True))),
+    (
+        "branch.extra",
+        "a layer norm along the last axis",
+        lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
+    ),
+)
+
+
+def rounded(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A tensor rounded to half precision."""
+    if not is_float(replay, number):
+        return
+    for name, kind in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
+
+        def compute(values: Values, kind: Any = kind) -> Array:
+            return np.asarray(replay.apply(node, values)).astype(kind).astype(np.float64)
+
+        yield Change("precision", f"the port rounds {replay.program.text(number)} to {name}", {number: compute})

@@ -1,0 +1,169 @@
+"""Operations left out: a term, a factor, a function, a mask, a norm, or several in a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tracediff.causes.operation_edits.base import (
+    FUNCTION_OF,
+    LOGARITHMS,
+    MASKS,
+    MOVES,
+    NORMS,
+    POWERS,
+    PRODUCTS,
+    REDUCTIONS,
+    SOFTMAX,
+    SUMS,
+    VIEWS,
+    Change,
+    is_float,
+    is_mask,
+    shape_at,
+)
+from tracediff.causes.program import Compute, Replay
+from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.trace.operations import Node
+
+
+def left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """One operation, or some in a row, give what they were handed: a term, a factor, a function, a mask or a norm is left out."""
+    program, shape = replay.program, shape_at(replay, number)
+    if not is_float(replay, number):
+        return
+    layer, above = [number], {number: number}
+    for hop in range(THRESHOLDS.farthest_left_out):
+        below = [(ref, one) for one in layer if one not in program.leaves for ref in program.nodes[one].refs]
+        layer = []
+        for ref, one in below:
+            if ref in above:
+                continue
+            above[ref] = one
+            layer.append(ref)
+            if is_float(replay, ref) and replay.values[ref].size and _broadcasts(shape_at(replay, ref), shape):
+                kind, text = _kind_of_left_out(replay, ref, number, _way(above, ref))
+                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, key=(kind, hop, program.role(ref)))
+
+
+def _way(above: Mapping[int, int], start: int) -> list[int]:
+    """The operations on the shortest way from a node to the last one."""
+    found, node = [], start
+    while above[node] != node:
+        node = above[node]
+        found.append(node)
+    return found
+
+
+def _broadcast_to(node: int, shape: tuple[int, ...]) -> Compute:
+    return lambda values: np.broadcast_to(values[node], shape)
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)) and math.prod(shape) > 1
+
+
+def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int]) -> tuple[str, str]:
+    program = replay.program
+    names = {program.nodes[node].name for node in between} - {"@item"}
+    inside = set(between) | {kept}
+    lost = [ref for node in between for ref in program.nodes[node].refs if ref not in inside]
+    others = sorted(set(lost), key=lambda ref: -replay.values[ref].size if isinstance(replay.values[ref], np.ndarray) else 0)
+    other = others[0] if others else None
+    made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
+    what = " and ".join(program.text(one) for one in others[:2])
+    last = program.nodes[end].name
+    if names & MASKS or any(is_mask(replay, ref) for ref in others):
+        return "mask.missing", f"the port leaves out the mask ({program.text(end)})"
+    if (
+        names & NORMS
+        or (names & PRODUCTS and made & (NORMS | {"rsqrt"}))
+        or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, others))
+    ):
+        return "norm.missing", f"the port hands on {program.text(kept)} where the reference normalises it"
+    if other is not None and {"sin", "cos"} & made and names & {"mul", "cat"} and names & {"add", "cat", "sub"}:
+        return "rope.missing", f"the port does not rotate {program.text(kept)}"
+    if names <= {"t", "transpose", "permute"}:
+        return ("weights.layout" if kept in program.names else "transform"), f"the port does not transpose {program.text(kept)}"
+    if names <= SUMS and other is not None:
+        return _kind_of_term(replay, kept, other), f"the port leaves out {what}: the reference adds it to {program.text(kept)}"
+    if names <= {*PRODUCTS, "neg"} and other is None:
+        return "scale", f"the port does not apply {program.nodes[end].name} by {_number_of(program.nodes[end])} to {program.text(kept)}"
+    if names <= PRODUCTS:
+        kind = "scale" if other is not None and replay.values[other].size == 1 else "branch.missing"
+        return kind, f"the port leaves out {what}, which the reference {'divides by' if last == 'div' else 'multiplies with'}"
+    if names <= MOVES:
+        return "padding.shift" if "roll" in names else "order.reversed", f"the port does not {last} {program.text(kept)}"
+    if names & set(LOGARITHMS) and len(names) == 1:
+        return "units.log", f"the port leaves out the {last} of {program.text(kept)}"
+    if names & SOFTMAX:
+        return "activation", f"the port leaves out the softmax of {program.text(kept)}"
+    if names <= {*FUNCTION_OF, *POWERS, "pow", "neg", "clamp", "clamp_min", "clamp_max", *PRODUCTS} and not others:
+        return ("clamp" if names <= {"clamp", "clamp_min", "clamp_max", "hardtanh"} else "activation"), (
+            f"the port leaves out {', '.join(program.nodes[node].name for node in between)} of {program.text(kept)}"
+        )
+    return "branch.missing", f"the port hands on {program.text(kept)} in the place of {program.text(end)}" + (
+        f", without {what}" if what else ""
+    )
+
+
+def _number_of(node: Node) -> str:
+    return next((f"{value:.6g}" for value in node.args if isinstance(value, (int, float))), "a number")
+
+
+def _is_statistic(replay: Replay, nodes: Sequence[int]) -> bool:
+    """Whether what is left out was reduced from the tensor: a mean, a sum, a largest value."""
+    program = replay.program
+    for node in nodes:
+        inner, seen = node, 0
+        while inner not in program.leaves and seen < THRESHOLDS.farthest_left_out:
+            name = program.nodes[inner].name
+            if name in REDUCTIONS or name in NORMS:
+                return True
+            refs = list(program.nodes[inner].refs)
+            if len(refs) != 1:
+                break
+            inner, seen = refs[0], seen + 1
+    return False
+
+
+def _kind_of_term(replay: Replay, kept: int, lost: int) -> str:
+    """The kind of cause that it is to leave out a term of a sum, told what it was added to."""
+    program = replay.program
+    known = {**program.seen, **program.leaves}
+    leaf = next((known[one] for one in _plain(replay, lost) if one in known), None)
+    words = program.text(lost).lower()
+    if {"sin", "cos"} & program.operations(lost) or "pos" in words or _is_numbered(replay, lost):
+        return "position.missing"
+    if leaf is not None:
+        return leaf.kind_if_left_out(is_stream=leaf.is_stream)
+    return "branch.missing"
+
+
+def _is_numbered(replay: Replay, node: int) -> bool:
+    """Whether a tensor was looked up by numbers that count upwards."""
+    program = replay.program
+    if node in program.leaves or program.nodes[node].name != "embedding":
+        return False
+    numbers = replay.values[program.nodes[node].refs[1]]
+    return bool(numbers.size > 1 and numbers.shape[-1] > 1 and (np.diff(numbers, axis=-1) == 1).all())
+
+
+def _plain(replay: Replay, node: int) -> Iterator[int]:
+    """A node and what it is a mere view of."""
+    program = replay.program
+    while True:
+        yield node
+        if node in program.leaves or program.nodes[node].name not in (
+            *VIEWS,
+            "clone",
+            "permute",
+            "transpose",
+            "_to_copy",
+            "unsqueeze",
+            "squeeze",
+        ):
+            return
+        node = next(iter(program.nodes[node].refs))

@@ -1,0 +1,308 @@
+"""Parts, places, axes and borders: another order, one place further, another view, another padding, another enlargement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from tracediff.causes.arithmetic import OPERATIONS, padded, widths_of
+from tracediff.causes.operation_edits.base import (
+    VIEWS,
+    Change,
+    item_of,
+    redone,
+    ref_at,
+    shape_at,
+    value_before,
+)
+from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.dtype import Array
+from tracediff.trace.operations import Node
+
+_PADS = {"constant_pad_nd": "constant", "reflection_pad1d": "reflect", "reflection_pad2d": "reflect", "replication_pad1d": "edge",
+         "replication_pad2d": "edge"}  # fmt: skip
+
+
+_PARTS = frozenset(("@item", "slice", "select"))
+
+
+def other_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """What is joined stands in another order; parts of one tensor are exchanged."""
+    program = replay.program
+    if node.name in ("cat", "stack"):
+        parts = node.args[0]
+        if 1 < len(parts) <= 4:
+            for order in list(permutations(range(len(parts))))[1:]:
+                said = f"the port joins the parts in the order {order}: {', '.join(program.text(part.node) for part in parts[:4])}"
+                yield Change("order.concat", said, {number: redone(replay, node, ([parts[one] for one in order], *node.args[1:]))})
+        if node.name == "stack" or len({shape_at(replay, part.node) for part in parts}) == 1:
+            yield from _interleaved(replay, number, node)
+    if node.name in _PARTS:
+        yield from _exchanged_parts(replay, number, node)
+
+
+def _interleaved(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Parts taken in turn in the place of one after the other."""
+    axis = node.args[1] if len(node.args) > 1 else 0
+    refs = [part.node for part in node.args[0]]
+    if node.name == "stack" or len(refs) > 4 or len(refs) < 2:
+        return
+
+    def compute(values: Values) -> Array:
+        parts = [values[ref] for ref in refs]
+        place = axis % parts[0].ndim
+        made = np.stack(parts, place + 1)
+        return made.reshape(*made.shape[:place], -1, *made.shape[place + 2 :])
+
+    said = f"the port interleaves what the reference joins one after the other: {', '.join(map(replay.program.text, refs))}"
+    yield Change("order.channels", said, {number: compute})
+
+
+def _exchanged_parts(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Two parts of one tensor, each in the other's place."""
+    program, own = replay.program, ref_at(node, 0)
+    yield from _other_part(replay, number, node)
+    for other in program.steps:
+        known = program.nodes[other]
+        if other < number and known.name in _PARTS and ref_at(known, 0) == own and shape_at(replay, other) == shape_at(replay, number):
+            source = (
+                next(iter(program.nodes[own].refs), own) if own is not None and node.name == "@item" and own not in program.leaves else own
+            )
+            said = f"the port exchanges two parts of {program.text(source)} ({_part_text(known)} and {_part_text(node)})"  # type: ignore[arg-type]
+            yield Change("order.roles", said, {number: value_before(replay, other), other: value_before(replay, number)})
+
+
+def _other_part(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Another part of the same tensor."""
+    program, own, shape = replay.program, node.refs[0], shape_at(replay, number)
+    source = program.text(program.nodes[own].refs[0] if node.name == "@item" and own not in program.leaves else own)
+    if node.name == "@item":
+        for place, part in enumerate(replay.values[own]):
+            if place != node.args[1] and isinstance(part, np.ndarray) and part.shape == shape:
+                said = f"the port takes part {place} of {source}, the reference part {node.args[1]}"
+                yield Change("order.roles", said, {number: item_of(own, place)})
+    elif node.name == "slice" and len(node.args) == 4 and all(shape):
+        axis, length = node.args[1], shape_at(replay, own)[node.args[1]]
+        size = shape[axis]
+        for start in range(0, length - size + 1, size):
+            said = f"the port takes places {start} to {start + size} along axis {axis} of {source}, the reference others"
+            yield Change("order.roles", said, {number: redone(replay, node, (node.args[0], axis, start, start + size))})
+    elif node.name == "select":
+        for place in range(min(shape_at(replay, own)[node.args[1]], THRESHOLDS.exchanged_at_most)):
+            said = f"the port picks place {place} of {source}, the reference {node.args[2]}"
+            yield Change("order.roles", said, {number: redone(replay, node, (*node.args[:2], place))})
+
+
+def _part_text(node: Node) -> str:
+    return f"part {node.args[1]}" if node.name == "@item" else f"{node.name} {', '.join(map(str, node.args[2:4]))}"
+
+
+def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """One place further or less: of slices, picked places, diagonals, rolls and numbered places; the other end; the other direction."""
+    program = replay.program
+    name, ref = node.name, ref_at(node, 0)
+    if name == "slice" and ref is not None and len(node.args) >= 4:
+        axis, start, end = node.args[1:4]
+        length = shape_at(replay, ref)[axis]
+        begin, finish = start or 0, min(end if end is not None and end >= 0 else length + (end or 0) if end else length, length)
+        for shift in (1, -1):
+            if begin + shift >= 0 and finish + shift <= length:
+                said = (
+                    f"the port takes places {begin + shift} to {finish + shift} of {program.text(ref)}, the reference {begin} to {finish}"
+                )
+                yield Change(
+                    "position.offset",
+                    said,
+                    {number: redone(replay, node, (node.args[0], axis, begin + shift, finish + shift, *node.args[4:]))},
+                )
+        if finish - begin < length:
+            said = f"the port takes the first {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
+            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, 0, finish - begin))})
+            said = f"the port takes the last {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
+            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, length - finish + begin, length))})
+    if name == "select" and ref is not None:
+        length = shape_at(replay, ref)[node.args[1]]
+        for place in dict.fromkeys((0, length - 1, node.args[2] % length + 1, node.args[2] % length - 1)):
+            if 0 <= place < length and place != node.args[2] % length:
+                said = f"the port picks place {place} of {program.text(ref)}, the reference {node.args[2]}"
+                yield Change("position.offset", said, {number: redone(replay, node, (*node.args[:2], place))})
+    if name in ("tril", "triu", "diagonal") and ref is not None:
+        diagonal = node.args[1] if len(node.args) > 1 else 0
+        for shift in (1, -1):
+            yield Change(
+                "mask.wrong",
+                f"the port's {name} begins {shift} further",
+                {number: redone(replay, node, (node.args[0], diagonal + shift, *node.args[2:]))},
+            )
+    if name == "roll":
+        yield Change("padding.shift", f"the port rolls {program.text(ref)} the other way",  # type: ignore[arg-type]
+                     {number: redone(replay, node, (node.args[0], [-one for one in node.args[1]], *node.args[2:]))})  # fmt: skip
+    if name == "arange" and len(node.args) > 1 and node.args[0]:
+        said = f"the port counts from 0, the reference from {node.args[0]}"
+        yield Change("position.offset", said, {number: _further(replay, node, -node.args[0])})
+    if name in _COUNTING and replay.values[number].dtype.kind in "iu":
+        for shift in dict.fromkeys(
+            (*(size for size in shape_at(replay, number) if size > 1), *(-size for size in shape_at(replay, number)))
+        ):
+            yield Change("position.offset", f"the port counts {shift:+d} further", {number: _further(replay, node, shift)})
+    if name == "arange" or (name == "add" and replay.values[number].dtype.kind in "iu"):
+        for shift in (1, -1):
+            yield Change("position.offset", f"the port counts {shift:+d} further", {number: _further(replay, node, shift)})
+    if name in ("embedding", "index", "index_select", "gather", "_unsafe_index"):
+        yield from _other_index(replay, number, node)
+
+
+_COUNTING = frozenset(("arange", "add", "sub", "cumsum", "masked_fill"))
+"""Operations that give numbered places."""
+
+
+def other_whole_number(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Twice or half of a whole number that an operation is given, or one more or less."""
+    if node.name in ("view", "_unsafe_view", "expand", "slice", "select", "arange", "split") or node.name.startswith("@"):
+        return
+    for place, value in enumerate(node.args):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1 and (place > 0 or node.name == "full"):
+            for other in (2 * value, value // 2, value + 1, value - 1):
+                said = f"the port's {node.name.strip('_')} is given {other}, the reference's {value}"
+                yield Change("scale", said, {number: redone(replay, node, (*node.args[:place], other, *node.args[place + 1 :]))})
+
+
+def _further(replay: Replay, node: Node, shift: int) -> Compute:
+    return lambda values: replay.apply(node, values) + shift
+
+
+def _other_index(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    for ref in node.refs:
+        values = replay.values[ref]
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.size > 1:
+            for shift in (1, -1):
+
+                def looked(given: Values, ref: int = ref, shift: int = shift) -> Any:
+                    top = int(given[ref].max())
+                    return replay.apply(node, {**given, ref: np.clip(given[ref] + shift, 0, top if shift < 0 else top + 1)})
+
+                yield Change("position.offset", f"the port looks up {shift:+d} place from {replay.program.text(ref)}", {number: looked})
+
+
+def other_view(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A reshape without the transposition before it, an axis taken apart the other way, axes of one length exchanged."""
+    program, ref = replay.program, ref_at(node, 0)
+    if ref is None:
+        return
+    shape = shape_at(replay, number)
+    if node.name in VIEWS:
+        inner = ref
+        while inner not in program.leaves and program.nodes[inner].name in ("clone", "contiguous", "_to_copy"):
+            inner = next(iter(program.nodes[inner].refs))
+        if inner not in program.leaves and program.nodes[inner].name in ("permute", "transpose"):
+            source = next(iter(program.nodes[inner].refs))
+            said = f"the port reshapes {program.text(source)} without the transposition"
+            yield Change("heads.layout", said, {number: lambda values: np.reshape(values[source], shape)})
+        own = shape_at(replay, ref)
+        for axis in range(len(shape) - 1):
+            a, b = shape[axis : axis + 2]
+            if a > 1 and b > 1 and own != shape and a * b in own:
+                turned = (*shape[:axis], b, a, *shape[axis + 2 :])
+                said = f"the port takes an axis of {program.text(ref)} apart as ({b}, {a}), the reference as ({a}, {b})"
+                yield Change("heads.layout", said, {number: _taken_apart(ref, turned, axis)})
+    if node.name in ("permute", "transpose"):
+        for a in range(len(shape)):
+            for b in range(a + 1, len(shape)):
+                if shape[a] == shape[b] > 1:
+                    said = f"the port exchanges axes {a} and {b} of {program.text(number)}"
+                    yield Change("order.channels", said, {number: _axes_exchanged(replay, node, a, b)})
+
+
+def _taken_apart(ref: int, shape: tuple[int, ...], axis: int) -> Compute:
+    return lambda values: np.swapaxes(np.reshape(values[ref], shape), axis, axis + 1)
+
+
+def _axes_exchanged(replay: Replay, node: Node, a: int, b: int) -> Compute:
+    return lambda values: np.swapaxes(replay.apply(node, values), a, b)
+
+
+def other_padding(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Padding of another mode, or on the other side; a convolution padded by something else than zeros, in front or behind."""
+    program, ref = replay.program, ref_at(node, 0)
+    if ref is None:
+        return
+    if node.name in _PADS:
+        widths = widths_of(node.args[1])
+        for mode in ("constant", "reflect", "edge"):
+            if mode != _PADS[node.name]:
+                yield Change("padding.mode", f"the port pads {program.text(ref)} by {_MODES[mode]}", {number: _padded(ref, widths, mode)})
+        for where, moved in _moved(widths):
+            yield Change("padding.shift", f"the port pads {program.text(ref)} {where}", {number: _padded(ref, moved, _PADS[node.name])})
+    if node.name == "convolution" and any(node.args[4]) and not node.args[6]:
+        widths = [(one, one) for one in node.args[4]]
+        bare = (*node.args[:4], [0] * len(widths), *node.args[5:])
+        tries = [("padding.mode", f"by {_MODES[mode]}", widths, mode) for mode in ("reflect", "edge")]
+        tries += [("padding.shift", where, moved, "constant") for where, moved in _moved(widths)]
+        for kind, text, around, mode in tries:
+
+            def convolved(values: Values, around: Any = around, mode: str = mode) -> Any:
+                return replay.apply(node, {**values, ref: padded(values[ref], around, mode)}, args=bare)
+
+            yield Change(kind, f"the port pads {program.text(ref)} {text}", {number: convolved})
+
+
+_MODES = {"constant": "zeros", "reflect": "reflection", "edge": "its edges"}
+
+
+def _moved(widths: Sequence[tuple[int, int]]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """The same number of places in front, behind, exchanged, or one of them moved."""
+    for where, move in (
+        ("in front only", lambda before, after: (before + after, 0)),
+        ("behind only", lambda before, after: (0, before + after)),
+        ("with front and back exchanged", lambda before, after: (after, before)),
+        ("one place later", lambda before, after: (before + 1, after - 1)),
+        ("one place earlier", lambda before, after: (before - 1, after + 1)),
+    ):
+        moved = [move(*width) if any(width) else width for width in widths]
+        if moved != list(widths):
+            yield where, moved
+
+
+def _padded(ref: int, widths: Sequence[tuple[int, int]], mode: str) -> Compute:
+    return lambda values: padded(values[ref], widths, mode)
+
+
+def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Repeated as a whole, each value repeated, or interpolated, in the place of one of these."""
+    ref = ref_at(node, 0)
+    if ref is None or not (node.name.startswith("upsample") or node.name in ("repeat", "repeat_interleave")):
+        return
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    if len(own) != len(shape):
+        return
+    axes = [axis for axis, (a, b) in enumerate(zip(own, shape, strict=True)) if a != b and b % a == 0]
+    for name, enlarge in _ENLARGED.items():
+
+        def compute(values: Values, enlarge: Callable[..., Array] = enlarge) -> Array:
+            made: Array = values[ref]
+            for axis in axes:
+                made = enlarge(made, axis, shape[axis] // own[axis])
+            return made
+
+        yield Change("transform", f"the port enlarges {replay.program.text(ref)}: {name}; the reference by {node.name}", {number: compute})
+
+
+def _linear(x: Array, axis: int, times: int, *, is_aligned: bool) -> Array:
+    size = x.shape[axis] * times
+    moved = np.moveaxis(x, axis, -1)
+    return np.moveaxis(_interpolate(moved, [size], is_aligned), -1, axis)
+
+
+_interpolate = OPERATIONS["upsample_linear1d"]
+
+
+_ENLARGED: dict[str, Callable[..., Array]] = {
+    "each value repeated": lambda x, axis, times: np.repeat(x, times, axis),
+    "the whole repeated": lambda x, axis, times: np.concatenate([x] * times, axis),
+    "interpolated (align_corners=False)": lambda x, axis, times: _linear(x, axis, times, is_aligned=False),
+    "interpolated (align_corners=True)": lambda x, axis, times: _linear(x, axis, times, is_aligned=True),
+}
