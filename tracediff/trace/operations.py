@@ -17,9 +17,13 @@ import numpy as np
 
 from tracediff.dtype import Array
 from tracediff.errors import TraceFileError
+from tracediff.json_text import parse_json
 from tracediff.trace.reader import Trace
 
 KEY = "operations"
+
+MOST_BYTES = 256 * 2**20
+"""Bytes of a graph as it is unpacked: a stranger's file may promise more than any run has."""
 
 Where = tuple[str, int, str]
 """A place at which a tensor is seen: site, ordinal, end."""
@@ -73,7 +77,11 @@ def graph_of(trace: Trace) -> Graph | None:
     if not text:
         return None
     try:
-        found = json.loads(zlib.decompress(base64.b64decode(text)))
+        unpacking = zlib.decompressobj()
+        blob = unpacking.decompress(base64.b64decode(text), MOST_BYTES)
+        if unpacking.unconsumed_tail:
+            raise ValueError(f"they take more than {MOST_BYTES:,} bytes")
+        found = parse_json(blob)
         nodes = tuple(_node(*content) for content in found["nodes"])
         names = {int(node): tuple((site, int(ordinal), end) for site, ordinal, end in places) for node, places in found["names"]}
         lines = tuple(map(str, found["lines"]))
