@@ -307,7 +307,7 @@ class TestNotes:
     def test_a_half_precision_port_without_its_column_is_noted_with_the_command_that_measures_it(
         self, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tracediff.runs.floor_limits.port_dtypes", lambda port: {"enc": "bfloat16", "dec": "float32"})
+        monkeypatch.setattr("tracediff.runs.floor_limits.port_dtypes", lambda port, stored=None: {"enc": "bfloat16", "dec": "float32"})
         told = td.status(pair.reference(), pair.free())
         assert any("free: " in line and "calibrate" in line and "bfloat16" in line for line in told.notes)
 

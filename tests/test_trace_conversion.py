@@ -20,6 +20,7 @@ import tracediff as td
 from tracediff import cli
 from tracediff.dtype import BY_NAME
 from tracediff.errors import TracediffError, TraceExistsError, TraceNotFoundError
+from tracediff.site import unescape
 from tracediff.trace import TraceWriter, open_trace
 from tracediff.trace.conversion import HEADER, Name, convert
 
@@ -204,6 +205,38 @@ def test_what_is_no_name_is_refused_with_an_example(text: str) -> None:
         Name.parse(text)
 
 
+@pytest.mark.parametrize("text", ["a/b", "layers[0]/attn", "model::enc::0", "a@b^c", "enc 0", "x/outputs"])
+def test_a_name_of_the_ports_own_is_a_site_as_a_whole(text: str) -> None:
+    name = Name.read(text)
+    assert (name.ordinal, name.end) == (0, "output")
+    assert unescape(name.site) == text
+    assert Name.parse(str(name)) == name
+
+
+def test_the_names_of_the_file_are_kept_without_their_numbers(tmp_path: Path) -> None:
+    npz(tmp_path / "port.npz", **{"0001-enc/0": X, "0000-model::in": X, "0002-w/param[weight]": X})
+    with open_trace(convert(tmp_path / "port.npz", tmp_path / "t.h5")) as trace:
+        assert trace.meta["converted"]["arrays"] == ["model::in", "enc/0"]
+        assert [record.site for record in trace.records] == ["model%3A%3Ain", "enc%2F0"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "stored"),
+    [
+        ({"a": np.float16([0.1, 0.2])}, {"dtype": "float16", "by": "dtype"}),
+        ({"a": np.float32(np.float16([0.1, 0.2])), "n": np.arange(3)}, {"dtype": "float16", "by": "grid"}),
+        ({"a": np.float32(np.float32([0.1, 3e38]).astype(ml_dtypes.bfloat16))}, {"dtype": "bfloat16", "by": "grid"}),
+        ({"a": np.float32([0.1, 0.2])}, None),
+        ({"a": np.float32([1, 2, 3])}, None),  # whole numbers are on every grid
+        ({"a": np.float32(np.float16([0.1, 0.2])), "b": np.float32([0.1])}, None),
+    ],
+)
+def test_half_precision_is_seen_by_dtype_and_by_grid(tmp_path: Path, arrays: dict[str, Any], stored: Any) -> None:
+    npz(tmp_path / "port.npz", **arrays)
+    with open_trace(convert(tmp_path / "port.npz", tmp_path / "t.h5")) as trace:
+        assert trace.meta.get("stored") == stored
+
+
 def sites(path: Path) -> list[str]:
     with open_trace(path) as trace:
         return [record.site for record in trace.records]
@@ -334,7 +367,7 @@ def unknown_suffix(folder: Path) -> Path:
         (twice_in_an_npz, "holds 'a' twice"),
         (twice_in_a_safetensors, "holds 'a' twice"),
         (lambda folder: npz(folder / "a.npz", **{"a": X, "a/output": X}), "more than once: 'a', 'a/output'"),
-        (lambda folder: npz(folder / "a.npz", **{"a": X, "b/c": X}), "'b/c' is no name"),
+        (lambda folder: npz(folder / "a.npz", **{"a": X, "-/-": X}), "'-/-' is no name"),
         (lambda folder: npz(folder / "a.npz"), "holds no arrays"),
         (lambda folder: npz(folder / "a.npz", a=np.array(["2020"], "datetime64[D]")), "cannot be recorded: it is of dtype datetime64"),
         (empty_folder, "holds no arrays"),

@@ -312,7 +312,7 @@ def bisect(
         progress(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
         progress(f"comparing {len(alignment.records):,} pairs")
-        allowed = floor_limits(first, second, alignment.records)
+        allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
@@ -346,7 +346,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*floor_notes(first, second), *explained.notes],
+        notes=[*floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 
@@ -558,11 +558,50 @@ def recover(path: PathLike, to: PathLike | None = None) -> Trace:
     return open_trace(recover_trace(path, to))
 
 
-def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool = False) -> Path:
-    """Turns arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those: `tracediff.trace.conversion`."""
+def convert(
+    source: PathLike,
+    target: PathLike,
+    *,
+    impl: str = "",
+    stored: str = "",
+    like: PathLike | None = None,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Turns arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those: `tracediff.trace.conversion`.
+
+    ``stored``: "float16" or "bfloat16" where a port that ran in float32 stored its arrays so. ``like``: a port's trace, as whose arrays a
+    reference's tensors are written: under its names, in its axis order and dtype (`tracediff.runs.feed_file`); ``mapping`` then overrides
+    what is paired.
+    """
     from tracediff.trace.conversion import convert as convert_arrays
 
-    return convert_arrays(source, target, impl=impl, force=force)
+    if like is None:
+        return convert_arrays(source, target, impl=impl, stored=stored, force=force)
+    from tracediff.runs.feed_file import write_feed
+
+    with _opened(source, like) as (reference, port):
+        return write_feed(reference, port, target, mapping=mapping, force=force)
+
+
+def map_skeleton(
+    reference: TraceLike, port: TraceLike, to: PathLike, *, mapping: PathLike | Mapping[str, Any] | None = None, force: bool = False
+) -> Alignment:
+    """As `align`, and writes the pairs as a mapping file to edit; where nothing could be paired, it lists the sites of both sides.
+
+    Raises AlignmentError as `align` does, after the file was written.
+    """
+    from tracediff.errors import AlignmentError
+
+    try:
+        alignment = align(reference, port, mapping=mapping)
+    except AlignmentError as error:
+        if error.skeleton is None:
+            raise
+        error.skeleton.write_map(to, force=force)
+        raise AlignmentError(f"{error} A mapping without pairs, to be filled in, is in {os.fspath(to)!r}.") from error
+    alignment.write_map(to, force=force)
+    return alignment
 
 
 def write_recipes(name: str, folder: PathLike) -> list[Path]:

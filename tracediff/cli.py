@@ -36,6 +36,7 @@ _FEED = (
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _NO_FLOOR = "Do not measure the reference's noise floor (eight more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
+_STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
 _CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
 
 
@@ -239,9 +240,9 @@ def align(
 
     if write_map:
         check_output(write_map, force=force)
-    alignment = api.align(reference, port, mapping=mapping)
-    if write_map:
-        alignment.write_map(write_map, force=force)
+        alignment = api.map_skeleton(reference, port, write_map, mapping=mapping, force=force)
+    else:
+        alignment = api.align(reference, port, mapping=mapping)
     if why is not None:
         told = alignment.why(why)
         _print(told.to_json() if as_json else tables.why(told), as_json)
@@ -422,23 +423,32 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
 
 @main.command()
 @click.argument("source", type=click.Path())
-@click.argument("target", type=click.Path())
+@click.argument("target", type=click.Path(), required=False)
+@click.option("-o", "--output", type=click.Path(), help="The same as TARGET.")
 @click.option("--impl", default="", help="Which framework made the arrays, such as swift; the trace says so.")
+@click.option("--stored", type=click.Choice(["float16", "bfloat16"]), default=None, help=_STORED)
+@click.option(
+    "--like", type=click.Path(), help="Write the reference SOURCE under the names of this port's trace, in its axis order and dtype."
+)
+@click.option("--map", "mapping", type=click.Path(exists=True), help="With --like: a mapping file that overrides the alignment.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-def convert(source: str, target: str, impl: str, force: bool) -> int:
+def convert(source: str, target: str | None, output: str | None, stored: str | None, **options: Any) -> int:
     """Turn arrays by name (.npz, .safetensors, a folder of .npy) into a trace, or a trace into those.
 
     \b
-    A name is SITE, SITE/END or SITE/CALL/END: encoder.0, encoder.0/input[0], encoder.0/3/output.
+    A name is SITE, SITE/END or SITE/CALL/END: encoder.0, encoder.0/input[0], encoder.0/3/output; or one of your own.
 
     \b
     Example:
       tracediff convert swift.safetensors swift.h5 --impl swift
       tracediff convert ref.h5 ref.npz
+      tracediff convert ref.h5 --like swift.h5 -o feed.safetensors
     """
     from tracediff import api
 
-    click.echo(api.convert(source, target, impl=impl, force=force))
+    if (target is None) == (output is None):
+        raise click.UsageError("Name the file to write once: as TARGET, or with -o.")
+    click.echo(api.convert(source, target or output or "", stored=stored or "", **options))
     return SAME
 
 

@@ -4,6 +4,10 @@ Each is also the built-in error that a caller would expect, so ``except FileNotF
 ``except TracediffError`` both work.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class TracediffError(Exception):
     """Something tracediff was asked for cannot be done; the message says what, where and what to do next."""
@@ -48,7 +52,14 @@ class RecipeError(TracediffError, ValueError):
 
 
 class AlignmentError(TracediffError, ValueError):
-    """Two traces share nothing that could be paired, or a mapping file is wrong."""
+    """Two traces share nothing that could be paired, or a mapping file is wrong.
+
+    ``skeleton``: an alignment without pairs, from which a mapping to edit can be written; None where the two cannot be aligned at all.
+    """
+
+    def __init__(self, message: str, skeleton: Any = None) -> None:
+        super().__init__(message)
+        self.skeleton = skeleton
 
 
 class WeightsError(TracediffError, ValueError):

@@ -159,6 +159,43 @@ def side_by_side(layout: Layout, reference: Sequence[Record], port: Sequence[Rec
     return apply_reference([one.read() for one in reference], layout), apply([one.read() for one in port], layout)
 
 
+def places_in_port(places: Array, layout: Layout, shape: Shape) -> Array:
+    """Where in the port's tensor of this ``shape`` the values stand that a layout puts at flat ``places`` of the compared shape.
+
+    >>> places_in_port(np.array([0, 1]), Layout((3, 2), permutation=(1, 0)), (2, 3))
+    array([0, 3])
+    """
+    part, cut = layout.part, layout.crop or shape
+    inner = _part_shape(part, cut) if part is not None else cut
+    seen = layout.split or inner
+    if layout.permutation is not None or layout.window is not None:
+        order = layout.permutation or tuple(range(len(seen)))
+        turned = [seen[axis] for axis in order]
+        starts = [start for start, _ in layout.window] if layout.window is not None else [0] * len(order)
+        sizes = [stop - start for start, stop in layout.window] if layout.window is not None else turned
+        indices = np.unravel_index(places, tuple(sizes))
+        moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
+        places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
+    places = places_in_part(places, part, cut)
+    return places if layout.crop is None else np.asarray(np.ravel_multi_index(np.unravel_index(places, cut), shape))
+
+
+def places_in_part(places: Array, part: Part | None, shape: Shape) -> Array:
+    """Where in a tensor of this ``shape`` the flat ``places`` of a part of it stand."""
+    if part is None:
+        return places
+    axis = part.axis
+    grouped = (*shape[:axis], part.groups, shape[axis] // part.groups, *shape[axis + 1 :])
+    taken = (*shape[:axis], part.groups, part.stop - part.start, *shape[axis + 1 :])
+    indices = list(np.unravel_index(places, taken))
+    indices[axis + 1] = indices[axis + 1] + part.start
+    return np.asarray(np.ravel_multi_index(tuple(indices), grouped))
+
+
+def _part_shape(part: Part, shape: Shape) -> Shape:
+    return (*shape[: part.axis], (part.stop - part.start) * part.groups, *shape[part.axis + 1 :])
+
+
 def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Array]:
     """The reference's values in the port's layout: what to hand a port instead of its own ``port`` tensors.
 

@@ -13,25 +13,31 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracediff.alignment.axes import Part, parse_permutation
 from tracediff.alignment.names import nearest
-from tracediff.errors import AlignmentError
+from tracediff.errors import AlignmentError, TracediffError
 from tracediff.json_text import parse_json
+from tracediff.site import End
 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """One stated pair: numbers of the two sites, the permutation of the port's axes, and the part of a fused site."""
+    """One stated pair: numbers of the two sites, the permutation of the port's axes, and the part of a fused site.
+
+    ``ends``: which of the two sites' records are meant, ``END`` or ``CALL/END``, "" for all; None where neither name has one.
+    """
 
     reference: int
     port: int
     permutation: tuple[int, ...] | None = None
     part: Part | None = None
     whole: str = ""
+    ends: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,8 @@ def _checked(entry: Any) -> Mapping[str, Any]:
 
 def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[str, int]]) -> list[Stated]:
     """The pairs that one entry states; more than one where its names hold a star."""
-    theirs, ours = str(entry["port"]), str(entry["reference"])
+    (theirs, their_end), (ours, our_end) = (_site_and_end(str(entry[side])) for side in ("port", "reference"))
+    ends = (our_end, their_end) if our_end or their_end else None
     permutation = parse_permutation(str(entry.get("layout") or ""))
     part, whole = _part(entry.get("part"))
     if _stars(ours) != _stars(theirs):
@@ -109,8 +116,26 @@ def _expand(entry: Mapping[str, Any], known: tuple[Mapping[str, int], Mapping[st
         target = _filled(theirs, match.groups())
         if target not in known[1]:
             raise AlignmentError(_unknown(target, "port", known[1], f" (paired with {name!r})"))
-        found.append(Stated(known[0][name], known[1][target], permutation, part, whole))
+        found.append(Stated(known[0][name], known[1][target], permutation, part, whole, ends))
     return found
+
+
+def _site_and_end(name: str) -> tuple[str, str]:
+    """The site that a name in a mapping begins with, and what follows its slash: ``END``, or ``CALL/END``; "" where nothing does.
+
+    Raises AlignmentError where that is no end.
+    """
+    site, _, end = name.partition("/")
+    if not end and site == name:
+        return ("" if site == "(root)" else site), ""
+    number, slash, last = end.rpartition("/")
+    with suppress(TracediffError):
+        if (number.isdecimal() or not slash) and str(End.parse(last)) == last:
+            return ("" if site == "(root)" else site), end
+    raise AlignmentError(
+        f"{name!r} in the mapping is no name: it is SITE, SITE/END or SITE/CALL/END, such as 'encoder.0', 'encoder.0/input[0]' or "
+        "'encoder.0/3/output'. Inside a site a slash is written '%2F'."
+    )
 
 
 def _part(entry: Any) -> tuple[Part | None, str]:
@@ -130,7 +155,7 @@ def _part(entry: Any) -> tuple[Part | None, str]:
 
 
 def _no_duplicates(pairs: Sequence[Stated], reference: Sequence[str], port: Sequence[str]) -> None:
-    whole = [given for given in pairs if given.part is None]
+    whole = [given for given in pairs if given.part is None and given.ends is None]
     for side, names, sites in (
         ("reference", reference, [given.reference for given in whole]),
         ("port", port, [given.port for given in whole]),

@@ -12,10 +12,11 @@ import numpy as np
 
 from tracediff.alignment import mapping as maps
 from tracediff.alignment import returned
+from tracediff.alignment.array_files import align_arrays, is_array_file
 from tracediff.alignment.passes.state import Match, State, given, ordered
 from tracediff.alignment.record_table import PairedSites
 from tracediff.alignment.records import RecordPairs
-from tracediff.alignment.result import Alignment
+from tracediff.alignment.result import Alignment, SitePair, as_kind
 from tracediff.alignment.site_report import site_pairs
 from tracediff.alignment.sites import paired_sites
 from tracediff.alignment.structure import Side
@@ -29,12 +30,15 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         if not len(side.index):
             raise AlignmentError(f"The {who} {str(side.trace.path)!r} holds no records, so nothing can be paired; capture it again.")
     mapped = maps.read(mapping, reference.names, port.names)
+    if is_array_file(port):
+        return _of_arrays(reference, port, mapped)
+    _refuse_ends(mapped, reference, port)
     stated = _stated_by_name(reference, port, mapped)
     ignored, taps = returned.set_apart(reference, port, mapped)
     state = paired_sites(reference, port, [*_given(mapped, stated), *taps], ignored)
     matches = state.matches()
     if not matches:
-        raise AlignmentError(_nothing_shared(reference, port))
+        raise AlignmentError(_nothing_shared(reference, port), _without_pairs(reference, port))
     pairs, places = site_pairs(state, matches, stated)
     permutations = {(entry.reference, entry.port): entry.permutation for entry in mapped.pairs}
     paired = [
@@ -59,6 +63,24 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         _left_over(reference, (row for pair in records for row in pair.reference)),
         _left_over(port, (row for pair in records for row in pair.port)),
     )
+
+
+def _of_arrays(reference: Side, port: Side, mapped: maps.StatedMap) -> Alignment:
+    """The alignment with a port that is a file of arrays: it has no calls, so that contents are paired."""
+    found = align_arrays(reference, port, mapped)
+    if not found.records:
+        raise AlignmentError(_nothing_shared(reference, port), found)
+    return found
+
+
+def _refuse_ends(mapped: maps.StatedMap, reference: Side, port: Side) -> None:
+    """AlignmentError where a mapping states single records of a port that was captured: its calls pair theirs themselves."""
+    for entry in mapped.pairs:
+        if entry.ends is not None:
+            raise AlignmentError(
+                f"The mapping pairs single records of {reference.names[entry.reference]!r} and {port.names[entry.port]!r}. That is for "
+                "ports that are files of arrays (tracediff convert); here name the two sites alone."
+            )
 
 
 def _given(mapped: maps.StatedMap, stated: Iterable[tuple[int, int]]) -> list[Match]:
@@ -126,5 +148,16 @@ def _nothing_shared(reference: Side, port: Side) -> str:
     return (
         f"The two traces share nothing that could be paired: the reference {str(reference.trace.path)!r} has {reference.called} sites "
         f"such as {reference.names[0]!r}, the port {str(port.trace.path)!r} has {port.called} such as {port.names[0]!r}, and no "
-        "parameter, value, shape or order agrees. Are they runs of the same model? A mapping file can state pairs: --map FILE"
+        "parameter, value, shape or order agrees. Are they runs of the same model? A mapping file can state pairs: --map FILE. One to fill "
+        "in is written by: tracediff align REFERENCE PORT --write-map FILE"
     )
+
+
+def _without_pairs(reference: Side, port: Side) -> Alignment:
+    """The sites of two sides of which none is paired."""
+    ours = [
+        SitePair(reference.names[site], None, as_kind(reference.kind[site]), "no counterpart found", 0.0)
+        for site in range(reference.called)
+    ]
+    theirs = [SitePair(None, port.names[site], as_kind(port.kind[site]), "no counterpart found", 0.0) for site in range(port.called)]
+    return Alignment((*ours, *theirs), (), tuple(range(len(reference.index))), tuple(range(len(port.index))))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tracediff.alignment.axes import Layout, Part
 from tracediff.alignment.names import nearest
+from tracediff.dtype import named
 from tracediff.errors import SiteError
 from tracediff.outputs import write_output
 from tracediff.site import module_of
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["module", "method", "function", "tap"]
+
+
+def as_kind(text: str) -> Kind:
+    """The kind of a site, as its text."""
+    kind: Kind = text  # type: ignore[assignment]
+    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +124,31 @@ class Unpaired:
     port: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The half precision in which a port's arrays were stored, and what is known of its run.
+
+    ``all``: whether all real arrays were, whatever dtype their records have; else those whose records have that dtype. ``in_float32``:
+    the run was in float32, so that each number stands for all that round to it; else it was in half precision, or that is not known.
+    """
+
+    dtype: str
+    all: bool = False
+    in_float32: bool = True
+
+    def holds(self, dtype: str) -> bool:
+        """Whether a record of a dtype was stored so."""
+        return dtype == self.dtype or (self.all and not named(dtype).is_exact)
+
+
 @dataclass(frozen=True)
 class Alignment:
     """What corresponds in two traces.
 
     ``pairs``: sites in the reference's execution order, unpaired ones too, the port's unpaired sites last. ``records``: pairs of records
-    in the reference's execution order. ``unpaired_reference`` and ``unpaired_port``: the rows without partner.
+    in the reference's execution order. ``unpaired_reference`` and ``unpaired_port``: the rows without partner. ``stored``: in which half
+    precision a file of arrays is, None where it is in none. ``names``: of a
+    port that is a file of arrays, for each pair of ``records``, how a mapping names the two.
     """
 
     pairs: tuple[SitePair, ...]
@@ -130,6 +156,8 @@ class Alignment:
     unpaired_reference: tuple[int, ...]
     unpaired_port: tuple[int, ...]
     warnings: tuple[str, ...] = ()
+    stored: Stored | None = None
+    names: tuple[tuple[str, str], ...] = ()
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -233,14 +261,25 @@ class Alignment:
 
     def to_map(self) -> dict[str, Any]:
         """The pairs as a mapping: what `align` takes as ``mapping``. Sites without partner are listed too, for whoever edits it."""
+        if self.names:
+            entries = [self._named_entry(*names, pair) for names, pair in zip(self.names, self.records, strict=True)]
+        else:
+            entries = [self._entry(place, pair) for place, pair in enumerate(self.pairs) if pair.is_paired]
         return {
-            "pairs": [self._entry(place, pair) for place, pair in enumerate(self.pairs) if pair.is_paired],
+            "pairs": entries,
             "ignore": {"reference": [], "port": []},
             "unpaired": {
                 "reference": {pair.reference: list(pair.ambiguous) for pair in self.unpaired if pair.reference is not None},
                 "port": {pair.port: list(pair.ambiguous) for pair in self.unpaired if pair.port is not None},
             },
         }
+
+    def _named_entry(self, reference: str, port: str, pair: RecordPair) -> dict[str, Any]:
+        """The entry of two arrays: their names, and how the port's axes are read where that is a permutation."""
+        sites = self.pairs[pair.sites]
+        order = pair.layout.permutation if pair.layout is not None and pair.layout.split is None else None
+        layout = str(order) if order is not None else "same"
+        return {"reference": reference, "port": port, "layout": layout, "evidence": sites.evidence, "confidence": sites.confidence}
 
     def _entry(self, place: int, pair: SitePair) -> dict[str, Any]:
         layout = self.layout_of(place)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracediff.alignment import names
 from tracediff.alignment.passes.state import GIVEN, Match, State
-from tracediff.alignment.result import Kind, SitePair
+from tracediff.alignment.result import SitePair, as_kind
 from tracediff.alignment.structure import WEIGHT_NORM
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.site import RETURNED
@@ -54,7 +54,7 @@ class _PairReport:
         confidence = self._confidence(match, is_open=bool(rivals))
         evidence = "; ".join(self._evidence(match))
         whole: Any = match.whole
-        return SitePair(reference, port, _kind(self.sides[0].kind[match.reference]), evidence, confidence, rivals, match.part, whole)
+        return SitePair(reference, port, as_kind(self.sides[0].kind[match.reference]), evidence, confidence, rivals, match.part, whole)
 
     def _is_open(self, match: Match) -> bool:
         """Whether parameters and values leave open which of several similar sites is the partner."""
@@ -131,7 +131,7 @@ class _AloneReport:
         name = self.sides[side].names[site]
         candidates = tuple(self.sides[1 - side].names[other] for other in self._nearest[side].get(site, []))
         reference, port = (name, None) if side == 0 else (None, name)
-        return SitePair(reference, port, _kind(self.sides[side].kind[site]), self._reason(side, site), 0.0, candidates)
+        return SitePair(reference, port, as_kind(self.sides[side].kind[site]), self._reason(side, site), 0.0, candidates)
 
     def _reason(self, side: int, site: int) -> str:
         here = self.sides[side]
@@ -162,11 +162,6 @@ class _AloneReport:
 
     def _is_candidate(self, side: int, site: int) -> bool:
         return site not in self.partner[side] and self.is_listed(side, site)
-
-
-def _kind(text: str) -> Kind:
-    kind: Literal["module", "method", "function", "tap"] = text  # type: ignore[assignment]
-    return kind
 
 
 def _best(scores: NDArray[np.float64], rows: list[int], columns: list[int]) -> dict[int, list[int]]:

@@ -50,14 +50,14 @@ class Contents:
         self.telling = (statistics["count"] >= THRESHOLDS.fewest_elements) & varies & ~masked
         scaled = features(statistics)
         keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, THRESHOLDS.content_digits)])
-        first, self.content = _distinct(keys)
+        first, self.content = distinct(keys)
         self.features = scaled[first]
         self.count = statistics["count"][first]
         self.is_telling = self.telling[first]
         self.roundoff = np.array([dtypes.BY_CODE[int(code)].roundoff for code in statistics["dtype"][first]]) if len(first) else np.empty(0)
 
 
-def _distinct(keys: Floats) -> tuple[Ints, Ints]:
+def distinct(keys: Floats) -> tuple[Ints, Ints]:
     """The first place of each distinct row, and for every row which one it is."""
     known: dict[tuple[float, ...], int] = {}
     first: list[int] = []

@@ -121,7 +121,11 @@ class Comparisons:
         if contents not in self._metrics:
             lefts, rights = self._pairs.all_records(i)
             layout = self._pairs[i].layout
-            self._metrics[contents] = compare(lefts, rights, layout=layout, rtol=self._limits.rtol, atol=self._limits.atol)
+            rtol, atol = self._limits.rtol, self._limits.atol
+            if self._pairs.stored_in(i) is None:
+                self._metrics[contents] = compare(lefts, rights, layout=layout, rtol=rtol, atol=atol)
+            else:
+                self._metrics[contents] = compare(*self._pairs.restored(i), dtypes=self._limits.dtypes(i), rtol=rtol, atol=atol)
             self.read += 1
             self.bytes_read += sum(record.nbytes for record in (*lefts, *rights))
             found = self._proofs.measured(i, "read", self._metrics[contents])

@@ -29,7 +29,7 @@ class Expectations:
     def tells(self, i: int) -> bool:
         """Whether a sample can say something of a pair: stored tensors of plain numbers, judged as a whole, not value by value."""
         layout = self._pairs[i].layout
-        if layout is None or self._is_live or self._limits.rtol is not None:
+        if layout is None or self._is_live or self._limits.rtol is not None or self._pairs.stored_in(i) is not None:
             return False
         return self._pairs.is_stored(i) and samples.can_sample(*self._pairs.all_records(i), layout)
 
@@ -37,7 +37,7 @@ class Expectations:
         """The error that the statistics let expect, in parts of what is allowed; None where they do not tell."""
         if i not in self._suspicion:
             layout, error = self._pairs[i].layout, None
-            if layout is not None and self._limits.rtol is None:
+            if layout is not None and self._limits.rtol is None and self._pairs.stored_in(i) is None:
                 error = estimates.expected(*self._pairs.all_records(i), layout)
             self._suspicion[i] = None if error is None else self._limits.share(i, error)
         return self._suspicion[i]

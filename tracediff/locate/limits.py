@@ -77,9 +77,11 @@ class Limits:
     def dtypes(self, i: int) -> tuple[DType, DType]:
         """The two dtypes; without a floor at least as coarse as what the run computes in, since a float32 site inherits its rounding.
 
-        Whole numbers are rounded by no dtype that holds them: the port's has to.
+        Whole numbers are rounded by no dtype that holds them: the port's has to. What a float32 run stored in half precision is float32.
         """
-        left, right = (dtypes.named(record.dtype) for record in self._pairs.records(i))
+        left, right = dtypes.named(self._pairs.records(i)[0].dtype), self._pairs.port_dtype(i)
+        if self._pairs.stored_in(i) is not None:
+            return left, right
         if right.roundoff > left.roundoff > 0 and self._is_whole(i):
             return left, left
         if self.floor(i) is None and not dtypes.coarser(left, right).is_exact:

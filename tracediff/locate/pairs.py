@@ -9,8 +9,9 @@ from functools import cached_property
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
+from tracediff.alignment.array_files.storage import nearest
 from tracediff.alignment.axes import side_by_side
-from tracediff.dtype import Array
+from tracediff.dtype import Array, DType
 from tracediff.trace import Record, Trace, schema
 
 Norms = dict[tuple[str, bool], float]
@@ -78,6 +79,25 @@ class Pairs:
         layout = self._pairs[i].layout
         assert layout is not None
         return side_by_side(layout, *self.all_records(i))
+
+    def stored_in(self, i: int) -> DType | None:
+        """The half precision in which the port's tensor of a pair was stored after a run in float32; None where it was not."""
+        stored = self.alignment.stored
+        is_so = stored is not None and stored.in_float32 and stored.holds(self.records(i)[1].dtype)
+        return dtypes.named(stored.dtype) if stored is not None and is_so else None
+
+    def port_dtype(self, i: int) -> DType:
+        """The dtype in which the port computed a tensor, as far as is known: see `Stored`."""
+        own, stored = dtypes.named(self.records(i)[1].dtype), self.alignment.stored
+        if stored is None or own.is_exact or not stored.holds(own.name):
+            return own
+        return dtypes.named("float32" if stored.in_float32 else stored.dtype)
+
+    def restored(self, i: int) -> tuple[Array, Array]:
+        """As `values`; the port's number is, of all that round to the one that was stored, the nearest to the reference's."""
+        kind = self.stored_in(i)
+        reference, port = self.values(i)
+        return reference, port if kind is None else nearest(reference, port, kind)
 
     def has_raised(self, i: int) -> bool:
         """Whether a call of one side raised where the other side's returned."""

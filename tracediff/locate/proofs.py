@@ -62,7 +62,7 @@ class Proofs:
         """What the statistics prove of a pair's errors."""
         if i not in self._bounds:
             layout = self._pairs[i].layout
-            is_told = layout is not None and self._pairs.is_single(i)
+            is_told = layout is not None and self._pairs.is_single(i) and self._pairs.stored_in(i) is None
             self._bounds[i] = at_least(*self._pairs.records(i), layout) if is_told and layout is not None else Bounds()
         return self._bounds[i]
 
@@ -85,7 +85,7 @@ class Proofs:
     def _of_one_value(self, i: int) -> Metrics | None:
         """The metrics of tensors of one finite number, whose statistics are that number; None for all others."""
         records = self._pairs.records(i)
-        if not self._pairs.is_single(i) or not all(map(_is_one_number, records)):
+        if not self._pairs.is_single(i) or self._pairs.stored_in(i) is not None or not all(map(_is_one_number, records)):
             return None
         values = (np.full(record.shape, record.stats.min) for record in records)
         kinds = dtypes.named(records[0].dtype), dtypes.named(records[1].dtype)

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracediff.alignment.axes import Layout, Part, apply, apply_reference
+from tracediff.alignment.axes import Layout, apply, apply_reference, places_in_part, places_in_port
 from tracediff.dtype import MASKED, Array, named
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record
@@ -36,8 +36,8 @@ def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layou
     edges = [k * total // count for k in range(count + 1)]
     places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
     if len(references) == len(ports) == 1 and not layout.repeat:
-        ours = references[0].at(_in_part(places, layout.part_reference, references[0].shape))
-        theirs = ports[0].at(_in_port(places, layout, ports[0].shape))
+        ours = references[0].at(places_in_part(places, layout.part_reference, references[0].shape))
+        theirs = ports[0].at(places_in_port(places, layout, ports[0].shape))
     else:
         ours = _taken(references, apply_reference(_numbered(references), layout).reshape(-1)[places])
         theirs = _taken(ports, apply(_numbered(ports), layout).reshape(-1)[places])
@@ -73,36 +73,3 @@ def _count(layout: Layout) -> int:
 def _is_plain(record: Record) -> bool:
     """Whether a record holds finite numbers and no additive masks."""
     return not (record.stats.nan or record.stats.inf) and record.stats.min > MASKED and record.dtype != "text"
-
-
-def _in_port(places: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
-    """Where in the port's tensor of this shape the values stand that a layout puts at flat places of the compared shape."""
-    part, cut = layout.part, layout.crop or shape
-    inner = _part_shape(part, cut) if part is not None else cut
-    seen = layout.split or inner
-    if layout.permutation is not None or layout.window is not None:
-        order = layout.permutation or tuple(range(len(seen)))
-        turned = [seen[axis] for axis in order]
-        starts = [start for start, _ in layout.window] if layout.window is not None else [0] * len(order)
-        sizes = [stop - start for start, stop in layout.window] if layout.window is not None else turned
-        indices = np.unravel_index(places, tuple(sizes))
-        moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
-        places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
-    places = _in_part(places, part, cut)
-    return places if layout.crop is None else np.asarray(np.ravel_multi_index(np.unravel_index(places, cut), shape))
-
-
-def _in_part(places: Array, part: Part | None, shape: tuple[int, ...]) -> Array:
-    """Where in a tensor of this shape the flat places of a part of it stand."""
-    if part is None:
-        return places
-    axis = part.axis
-    grouped = (*shape[:axis], part.groups, shape[axis] // part.groups, *shape[axis + 1 :])
-    taken = (*shape[:axis], part.groups, part.stop - part.start, *shape[axis + 1 :])
-    indices = list(np.unravel_index(places, taken))
-    indices[axis + 1] = indices[axis + 1] + part.start
-    return np.asarray(np.ravel_multi_index(tuple(indices), grouped))
-
-
-def _part_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[: part.axis], (part.stop - part.start) * part.groups, *shape[part.axis + 1 :])

@@ -9,6 +9,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import RecordPair
+from tracediff.alignment.result import Stored
 from tracediff.dtype import Array, DType
 from tracediff.site import module_of
 from tracediff.trace import Trace
@@ -25,21 +26,23 @@ def measured_dtypes(floor: Array) -> list[str]:
     return [name for name in DTYPES if np.isfinite(floor[name]).any()]
 
 
-def floor_limits(reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_forced: bool | None = None) -> dict[int, float]:
+def floor_limits(
+    reference: Trace, port: Trace, records: Iterable[RecordPair], *, is_forced: bool | None = None, stored: Stored | None = None
+) -> dict[int, float]:
     """The error that noise explains at each of the reference's records, as relative L2 by row; only where it was measured.
 
     ``is_forced`` is by default what the port's trace says. For a forced run the limit is the larger of two errors: the local noise times
     the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). For a free run
     accumulated noise counts too, and in a forced run up to where the port is first fed something that was computed. Of exact values the
     limit is the share that noise changes, where it changes any. A record without partner is taken to run in the dtype of the paired record
-    before it.
+    before it. ``stored``: how a port that ran in float32 was stored (`Alignment.stored`).
     """
     floor = reference.floor
     if floor is None:
         return {}
     is_forced = _is_forced(port) if is_forced is None else is_forced
     records = list(records)
-    name_of = _port_dtype_by_row(port, records)
+    name_of = _port_dtype_by_row(port, records, stored)
     name = next(iter(name_of.values()), "float32")
     noise = floor[NOISE]
     own_until = _unfed_until(reference, records) if is_forced else len(noise)
@@ -76,9 +79,9 @@ def _is_forced(port: Trace) -> bool:
     return bool(port.meta.get("mode_run") == "forced")
 
 
-def _port_dtype_by_row(port: Trace, records: Iterable[RecordPair]) -> dict[int, str]:
+def _port_dtype_by_row(port: Trace, records: Iterable[RecordPair], stored: Stored | None) -> dict[int, str]:
     """The dtype in which the port runs the stage of each paired record, by the reference's row."""
-    run_in = port_dtypes(port)
+    run_in = port_dtypes(port, stored)
     stages = port.index["stage"].tolist()
     return {row: run_in[port.strings[stages[pair.port[0]]]] for pair in records for row in pair.reference}
 
@@ -94,23 +97,34 @@ def _unit(kind: DType, run_in: str) -> float:
     return max(kind.roundoff, other)
 
 
-def port_dtypes(port: Trace) -> dict[str, str]:
-    """The dtype in which each stage of a port runs: the coarsest of its records and of the parameters of the modules called in it."""
+def port_dtypes(port: Trace, stored: Stored | None = None) -> dict[str, str]:
+    """The dtype in which each stage of a port runs: the coarsest of its records and of the parameters of the modules called in it.
+
+    What a run in float32 stored in half precision is float32.
+    """
     names: dict[str, set[str]] = {}
     paths: dict[str, set[str]] = {}
     columns = np.stack([port.index[column] for column in ("stage", "dtype", "site")], 1)
     for stage_text, code, site in np.unique(columns, axis=0).tolist():
-        names.setdefault(port.strings[stage_text], set()).add(dtypes.BY_CODE[code].name)
+        kind = dtypes.BY_CODE[code].name
+        names.setdefault(port.strings[stage_text], set()).add(_computed_in(kind, stored))
         paths.setdefault(port.strings[stage_text], set()).add(module_of(port.strings[site]))
     for stage, called in paths.items():
         names[stage] |= {param.dtype for param in port.params.values() if param.path in called}
     return {stage: max(seen, key=lambda name: dtypes.named(name).roundoff) for stage, seen in names.items()}
 
 
-def floor_notes(reference: Trace, port: Trace) -> list[str]:
+def _computed_in(kind: str, stored: Stored | None) -> str:
+    """The dtype in which a port computed what its records hold in a dtype."""
+    if stored is None or not stored.holds(kind):
+        return kind
+    return "float32" if stored.in_float32 else stored.dtype
+
+
+def floor_notes(reference: Trace, port: Trace, stored: Stored | None = None) -> list[str]:
     """What a reader has to know of a port in half precision: what a free run hides, and which dtypes the reference's floor lacks."""
-    halves = [name for name in HALF if name in port_dtypes(port).values()]
-    notes = []
+    halves = [name for name in HALF if name in port_dtypes(port, stored).values()]
+    notes = [] if stored is None else [_storage_note(port, stored)]
     if halves and not _is_forced(port):
         notes.append(
             f"This is a free run in {halves[0]}: errors are judged by what rounding amounts to over the whole run, which hides small "
@@ -124,3 +138,18 @@ def floor_notes(reference: Trace, port: Trace) -> list[str]:
         for name in halves
         if name not in known
     ]
+
+
+def _storage_note(port: Trace, stored: Stored) -> str:
+    """What the port's arrays in half precision are taken for, and how to say what they are."""
+    if not stored.in_float32:
+        return (
+            f"The port's arrays are in {stored.dtype}, and none that agrees tells whether its run was too: it is judged as one in "
+            f"{stored.dtype}. Where a run in float32 was only stored so, say so: tracediff convert --stored {stored.dtype}"
+        )
+    by = (port.meta.get("stored") or {}).get("by")
+    why = "as was stated" if by == "stated" else "since what agrees holds the reference's numbers rounded"
+    return (
+        f"The port's arrays are taken as those of a float32 run that were stored in {stored.dtype}, {why}: each number stands for all that "
+        "round to it, and is judged as float32."
+    )

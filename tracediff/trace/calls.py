@@ -166,6 +166,20 @@ class CallTree:
             stack.extend(new)
         return False
 
+    def reached_from(self, marks: Mapping[int, int]) -> list[int]:
+        """Of each row the marks (bits of a whole number) of all rows that may have been computed from it, as `may_reach` understands it.
+
+        ``marks``: the bits of the rows that are asked for.
+        """
+        found = [0] * len(self.of_row)
+        for row in range(len(found) - 1, -1, -1):
+            call = int(self.of_row[row])
+            behind = self._made_of_input(call) if self.kinds[row] in INPUTS else self._made_of_output(row, call)
+            for after in behind:
+                if after > row:
+                    found[row] |= found[after] | marks.get(after, 0)
+        return found
+
     def _made_of_input(self, call: int) -> Iterator[int]:
         """The rows that may come from what a call took in."""
         yield from self.outputs(call)

@@ -15,13 +15,14 @@ out. What is written here has it, so that a trace comes back as it was, but for 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError, TraceExistsError, TraceNotFoundError
 from tracediff.json_text import parse_json
-from tracediff.site import End, escape, printable
+from tracediff.site import End, Site, escape, printable
 from tracediff.tensors.files import StoredArray, open_npy, open_npz, open_safetensors
 from tracediff.trace import schema
 from tracediff.trace.reader import Param, Record, Trace, open_trace
@@ -47,6 +48,8 @@ NPZ, SAFETENSORS, FOLDER = ".npz", ".safetensors", ""
 HEADER = "tracediff.json"
 METADATA = "tracediff"
 ROOT = "(root)"
+HALVES = ("float16", "bfloat16")
+"""What a port in float32 may store its tensors in."""
 
 _FORMS = ".npz, .safetensors and folders of .npy"
 _SITE = re.compile(r"(?!\.+$)[^\[\]@^/\x00-\x1f\x7f]+")
@@ -64,11 +67,13 @@ _ABSENT: dict[str, str | int] = {
 }
 
 
-def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool = False) -> Path:
+def convert(source: PathLike, target: PathLike, *, impl: str = "", stored: str = "", force: bool = False) -> Path:
     """Turns arrays by name into a trace, or a trace into arrays by name, as the two names' suffixes say; returns the target.
 
-    ``impl`` names the framework that made the arrays, such as ``swift``, for the trace's meta. An existing target is replaced only with
-    ``force``. Raises TraceNotFoundError, TraceExistsError, and TracediffError for what cannot be converted: two traces, an unknown
+    ``impl`` names the framework that made the arrays, such as ``swift``, for the trace's meta. ``stored``: "float16" or "bfloat16" where
+    the port ran in float32 and stored its arrays so, whatever dtype the file has them in. An existing target is replaced only with
+    ``force``.
+    Raises TraceNotFoundError, TraceExistsError, and TracediffError for what cannot be converted: two traces, an unknown
     suffix, pickled objects, names that are none or that occur twice, nothing at all.
     """
     origin, goal = Path(source), Path(target)
@@ -82,7 +87,7 @@ def convert(source: PathLike, target: PathLike, *, impl: str = "", force: bool =
         raise TracediffError(f"{os.fspath(origin)!r} cannot be converted to {os.fspath(goal)!r}: {both}; known are {_FORMS}.")
     if is_from_trace:
         return write_arrays(origin, goal, force=force)
-    return read_arrays(origin, goal, impl=impl, force=force)
+    return read_arrays(origin, goal, impl=impl, stored=stored, force=force)
 
 
 def _form(path: Path, *, is_source: bool = False) -> str:
@@ -124,9 +129,31 @@ class Name:
             f"'encoder.0/3/output'. Inside a name a slash is written {escape('/')}, and brackets {escape('[')} and {escape(']')}."
         )
 
+    @classmethod
+    def read(cls, text: str) -> Name:
+        """The name that a text stands for; where it is none of SITE, SITE/END or SITE/CALL/END, it is a site's as a whole.
+
+        TracediffError where it holds nothing that could be a name.
+
+        >>> Name.read("encoder/layers[0]::attn"), Name.read("encoder.0/input[0]")
+        (Name(site='encoder%2Flayers%5B0%5D%3A%3Aattn', ordinal=0, end='output'), Name(site='encoder.0', ordinal=0, end='input[0]'))
+        """
+        try:
+            found = cls.parse(text)
+        except TracediffError:
+            if not re.search(r"[^\W_]", text):
+                raise
+            return cls(escape(text), 0, "output")
+        return found if not re.search(r"[:#!]", found.site) or _is_site(found.site) else cls(escape(text), 0, "output")
+
     def __str__(self) -> str:
         call = f"{self.ordinal}/" if self.ordinal else ""
         return f"{self.site or ROOT}/{call}{self.end}"
+
+
+def _is_site(text: str) -> bool:
+    """Whether a text is a site as it is printed, and not a name with marks of its own (``model::layer``)."""
+    return str(Site.parse(text)) == text and not re.search(r"[:#!]{2}", text)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -146,18 +173,52 @@ class _Arrays:
     is_ordered: bool = False
 
 
-def read_arrays(source: PathLike, to: PathLike, *, impl: str = "", force: bool = False) -> Path:
-    """Writes a trace of arrays by name (.npz, .safetensors or a folder of .npy) and returns its path."""
+def read_arrays(source: PathLike, to: PathLike, *, impl: str = "", stored: str = "", force: bool = False) -> Path:
+    """Writes a trace of arrays by name (.npz, .safetensors or a folder of .npy) and returns its path; options as of `convert`."""
     path, target = Path(source), Path(to)
+    if stored not in ("", *HALVES):
+        raise TracediffError(f"What was stored is in {' or '.join(HALVES)}, not in {stored!r}.")
     openers = {NPZ: _open_npz, SAFETENSORS: _open_safetensors, FOLDER: _open_folder}
     _refuse_existing(target, force)
     arrays = openers[_form(path, is_source=True)](path)
     if not arrays.by_name:
         raise TracediffError(f"{os.fspath(path)!r} holds no arrays, so there is nothing to convert.")
     ordered = _Ordered(arrays, path)
-    meta = _meta(ordered, path, impl)
+    meta = {**_meta(ordered, path, impl), **_storage(ordered, stored)}
     _replaced(target, lambda part: _write_trace(ordered, part, meta))
     return target
+
+
+def _storage(ordered: _Ordered, stated: str) -> dict[str, Any]:
+    """The meta's entry of half precision in which the arrays are stored: stated, or that of all real arrays by their dtype or their grid.
+
+    Whether the run was in it too shows beside the reference.
+    """
+    if stated:
+        return {"stored": {"dtype": stated, "by": "stated"}}
+    arrays = ordered.arrays.by_name
+    kinds = {
+        name: str(ordered.rows.get(name, {}).get("dtype") or (array.dtype.name if array.dtype else "")) for name, array in arrays.items()
+    }
+    by_dtype = next((name for name in HALVES if name in kinds.values()), None)
+    if by_dtype:
+        return {"stored": {"dtype": by_dtype, "by": "dtype"}}
+    real = [arrays[name] for name, kind in kinds.items() if kind in ("float32", "float64")]
+    on_grid = next((name for name in HALVES if real and _are_on_grid(real, dtypes.named(name).view)), None)
+    return {"stored": {"dtype": on_grid, "by": "grid"}} if on_grid else {}
+
+
+def _are_on_grid(arrays: Sequence[StoredArray], half: np.dtype[Any]) -> bool:
+    """Whether all numbers of all arrays are numbers of a half precision, and not just whole ones."""
+    some = False
+    for array in arrays:
+        values = array.read()
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = values.astype(half).astype(values.dtype)
+        if not np.array_equal(rounded, values, equal_nan=True):
+            return False
+        some = some or not dtypes.is_whole(values)
+    return some
 
 
 def _refuse_existing(target: Path, force: bool) -> None:
@@ -197,14 +258,19 @@ class _Ordered:
         """The names in execution order, each with what it stands for, and how the order is known."""
         if self.rows:
             rest = [name for name in names if name not in self.rows]
-            return {name: Name.parse(name) for name in (*self.rows, *rest)}, "header"
+            return {name: Name.read(name) for name in (*self.rows, *rest)}, "header"
         numbered = [_ORDER.fullmatch(name) for name in names]
         if all(numbered):
             by_number = sorted((match for match in numbered if match), key=lambda match: int(match[1]))
-            return {match[0]: Name.parse(match[2]) for match in by_number}, "numbers"
+            return {match[0]: Name.read(match[2]) for match in by_number}, "numbers"
         if not self.arrays.is_ordered:
             names.sort(key=_natural)
-        return {name: Name.parse(name) for name in names}, "file" if self.arrays.is_ordered else "names"
+        return {name: Name.read(name) for name in names}, "file" if self.arrays.is_ordered else "names"
+
+    def recorded(self) -> list[str]:
+        """The names of the arrays that become records, as the port wrote them but for the number before them, in the trace's order."""
+        names = [text for text, name in self.names.items() if End.parse(name.end).kind != "param"]
+        return [_ORDER.sub(r"\2", text) for text in names] if self.order == "numbers" else names
 
     def _check(self) -> None:
         counts = Counter(self.names.values())
@@ -227,7 +293,12 @@ def _meta(ordered: _Ordered, path: Path, impl: str) -> dict[str, Any]:
         "modules": _modules(ordered.names.values()),
         "repeats": None,
         **kept,
-        "converted": {"from": path.name, "order": ordered.order, "names": "recorded" if "modules" in given else "stated"},
+        "converted": {
+            "from": path.name,
+            "order": ordered.order,
+            "names": "recorded" if "modules" in given else "stated",
+            "arrays": ordered.recorded(),
+        },
     }
     if impl:
         made["impl"] = impl
@@ -370,15 +441,51 @@ def write_arrays(source: PathLike, to: PathLike, *, force: bool = False) -> Path
         if bare or not len(trace.records):
             what = f"{bare:,} of {len(trace.records):,} records of" if bare else "no record of"
             raise TracediffError(f"{what} {os.fspath(trace.path)!r} hold values: capture it with --save full.")
-        items = dict(_items(trace))
-        header = json.dumps({"meta": dict(trace.meta), "records": [row for row, _ in items.values()]}, allow_nan=False)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        writers: dict[str, Callable[[Path, Items, str], None]] = {NPZ: _write_npz, SAFETENSORS: _write_safetensors, FOLDER: _write_folder}
-        _replaced(target, lambda part: writers[form](part, items, header))
+        _write_items(target, form, dict(_items(trace)), dict(trace.meta))
     return target
 
 
-Items: TypeAlias = "Mapping[str, tuple[dict[str, Any], Record | Param]]"
+@dataclass(frozen=True, slots=True)
+class NamedArray:
+    """An array to write, made only when it is read: its dtype by name, its shape, and what makes it (values, or stored bits)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its values."""
+        return math.prod(self.shape) * dtypes.named(self.dtype).itemsize
+
+    def read(self) -> Array:
+        """The array."""
+        return self.make()
+
+
+def write_named(arrays: Mapping[str, NamedArray], to: PathLike, *, meta: Mapping[str, Any], force: bool = False) -> Path:
+    """Writes arrays by name (.npz, .safetensors, or a folder of .npy) and returns where; the header says their order and their dtypes.
+
+    Raises TraceExistsError for a target that exists, TracediffError for a dtype that the form has not, and for an unknown form.
+    """
+    target = Path(to)
+    form = _form(target)
+    if form in TRACES:
+        raise TracediffError(f"{os.fspath(target)!r} is a trace's name; arrays by name are {_FORMS}.")
+    _refuse_existing(target, force)
+    items = {name: ({"name": name, "dtype": array.dtype}, array) for name, array in arrays.items()}
+    _write_items(target, form, items, meta)
+    return target
+
+
+def _write_items(target: Path, form: str, items: Items, meta: Mapping[str, Any]) -> None:
+    header = json.dumps({"meta": dict(meta), "records": [row for row, _ in items.values()]}, allow_nan=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, Callable[[Path, Items, str], None]] = {NPZ: _write_npz, SAFETENSORS: _write_safetensors, FOLDER: _write_folder}
+    _replaced(target, lambda part: writers[form](part, items, header))
+
+
+Items: TypeAlias = "Mapping[str, tuple[dict[str, Any], Record | Param | NamedArray]]"
 
 
 def _items(trace: Trace) -> Iterator[tuple[str, tuple[dict[str, Any], Record | Param]]]:
@@ -424,7 +531,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _bits(item: Record | Param) -> Array:
+def _bits(item: Record | Param | NamedArray) -> Array:
     """An array's values in a dtype that NumPy's own files know: bfloat16 and float8 as their bits."""
     kind = dtypes.named(item.dtype)
     values = item.read()
