@@ -70,15 +70,16 @@ class FrameworkAdapter(ABC):
     With these alone modules in attributes (also in lists and dicts), calls of ``__call__``, taps, inputs and outputs are recorded, and
     other values can be handed back. Everything else has a default, which the subclass replaces where its framework
 
-    - holds modules, parameters or attributes otherwise than in ``vars(module)``: `children`, `parameters`, `attributes`, `is_training`;
-    - lets calls come in elsewhere: `entry`; and has files of its own between a module and its caller: `passed_over`;
+    - holds modules, parameters or attributes otherwise than in ``vars(module)``: `children`, `parameters`, `attributes`, `tables`,
+      `is_training`;
+    - lets calls come in elsewhere: `entry`; changes what they gave: `changed_later`; and has files of its own between a module and its caller: `passed_over`;
     - computes lazily, or has tensors without values: `unreadable`;
     - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
       `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`;
     - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
-    - records gradients: `no_grad`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`; shows every
+    - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`; shows every
       operation: `rounding`, `operations`.
     """
 
