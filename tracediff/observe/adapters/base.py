@@ -72,15 +72,16 @@ class FrameworkAdapter(ABC):
 
     - holds modules, parameters or attributes otherwise than in ``vars(module)``: `children`, `parameters`, `attributes`, `tables`,
       `is_training`;
-    - lets calls come in elsewhere: `entry`; changes what they gave: `changed_later`; and has files of its own between a module and its caller: `passed_over`;
+    - lets calls come in elsewhere: `entry`; changes what they gave: `changed_later`; has files of its own between a module and its
+      caller: `passed_over`;
     - computes lazily, or has tensors without values: `unreadable`;
     - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
       `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`;
     - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
-    - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating dtypes: `cast`; shows every
-      operation: `rounding`, `operations`.
+    - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
+      dtypes: `cast`; shows every operation: `rounding`, `operations`.
     """
 
     name: str
