@@ -87,6 +87,32 @@ def test_projections_fused_head_by_head_are_matched_in_runs(shared):
     assert only(found, "k.weight")[1].part == Part(0, 8, 16, groups=4)
 
 
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_rounding_hides_no_block(shared, kind):
+    fused = {"qkv.weight": drawn(48, 16)} | {f"l.{i}.weight": drawn(48, 16) for i in range(40)}
+    parts = {f"{name}.weight": fused["qkv.weight"][16 * i : 16 * (i + 1)].astype(kind) for i, name in enumerate("qkv")}
+    found = shared(fused, parts)
+    assert {port: one.part for port, one in found["qkv.weight"]} == {
+        f"{name}.weight": Part(0, 16 * i, 16 * i + 16) for i, name in enumerate("qkv")
+    }
+    assert list(found) == ["qkv.weight"]
+
+
+def _in_bfloat16(params):
+    return {name: values.astype(ml_dtypes.bfloat16) for name, values in params.items()}
+
+
+def test_few_rows_in_half_precision_are_a_block_together_with_their_bias(shared):
+    whole = {"conv.weight": drawn(8, 3, 8), "conv.bias": drawn(8)}
+    found = shared(whole, _in_bfloat16({"half.weight": whole["conv.weight"][4:], "half.bias": whole["conv.bias"][4:]}))
+    assert {only(found, name)[1].part for name in whole} == {Part(0, 4, 8)}
+
+
+def test_few_rows_in_half_precision_are_no_block_by_themselves(shared):
+    whole = {"conv.weight": drawn(8, 3, 8), "conv.bias": drawn(8)}
+    assert not shared(whole, _in_bfloat16({"half.weight": whole["conv.weight"][4:], "half.bias": drawn(4)}))
+
+
 def test_a_merged_weight_norm_is_recognised_by_the_signs_of_its_rows(shared):
     weights = {f"c.{i}.v": drawn(64, 8, 3) for i in range(4)}
     merged = {

@@ -94,11 +94,8 @@ OTHERS = {
 """Transformations that do not fit the small language model, and a pair that they fit."""
 
 TWICE = "a part of a fused layer that is called twice is read as another part, although its weights say which it is"
-PART = "a part of a layer is paired with the whole layer, and not the module around it"
 ORDER = "forced, a caller's code that puts an order right is handed the order that is right already"
 MISSING: dict[tuple[str, str], str] = {
-    ("split over the input", "conv"): PART,
-    ("split over the input", "mixture"): PART,
     ("called twice", "gpt"): TWICE,
 }
 """What alarms as tracediff is, and the idea that is missing. Every other claim held when it was written."""

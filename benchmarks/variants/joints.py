@@ -32,21 +32,38 @@ def split_in_caller(pair: Any, chance: random.Random) -> Made | None:
     """Some layers are two, whose outputs their caller concatenates."""
 
     def change(spot: Spot) -> None:
-        parts = layers.halves(spot.module)
-        spot.take_out()
-        stem = f"{spot.name}_{'_'.join(map(str, spot.keys[1:]))}"
-        for number, part in enumerate(parts):
-            spot.parent[f"{stem}{number}"] = part
-        names = [f"{stem}{number}" for number in range(2)]
+        names = _beside(spot, layers.halves(spot.module))
         spot.aside(lambda module, x: mx.concatenate([spot.parent[name](x) for name in names], axis=-1))
 
-    places = at_some(pair, chance, lambda spot: is_wide(spot) and len(spot.keys) == 1, change)
+    return _made_parts(at_some(pair, chance, lambda spot: is_wide(spot) and len(spot.keys) == 1, change))
+
+
+def _beside(spot: Spot, parts: list[Any]) -> list[str]:
+    """Puts layers in the place of one; their names in the module that holds them."""
+    spot.take_out()
+    names = [f"{spot.name}_{number}" for number in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        spot.parent[name] = part
+    return names
+
+
+def _made_parts(places: list[str]) -> Made | None:
     return Made(", ".join(places), {path: f"{path}_0" for path in places}, frozenset(places)) if places else None
 
 
 def summed(pair: Any, chance: random.Random) -> Made | None:
     """Some layers are modules of two, each of half the input's channels, whose outputs are added up."""
     return made(at_some(pair, chance, is_deep, lambda spot: spot.put(layers.Summed(spot.module))))
+
+
+def summed_in_caller(pair: Any, chance: random.Random) -> Made | None:
+    """Some layers are two, each of half the input's channels, whose outputs their caller adds up."""
+
+    def change(spot: Spot) -> None:
+        cut, names = spot.module["weight"].shape[-1] // 2, _beside(spot, layers.addends(spot.module))
+        spot.aside(lambda module, x: spot.parent[names[0]](x[..., :cut]) + spot.parent[names[1]](x[..., cut:]))
+
+    return _made_parts(at_some(pair, chance, lambda spot: is_deep(spot) and len(spot.keys) == 1, change))
 
 
 def fused(pair: Any, chance: random.Random) -> Made | None:
@@ -123,6 +140,7 @@ TRANSFORMATIONS = (
     Transformation("split in halves", split),
     Transformation("split in the caller", split_in_caller),
     Transformation("split over the input", summed),
+    Transformation("added up in the caller", summed_in_caller),
     Transformation("fused projections", fused),
     Transformation("weights stored transposed", transposed),
     Transformation("linear as convolution", convolutions),

@@ -38,7 +38,7 @@ class LayoutTies:
 
     def __init__(self, rows: Rows, slots: Sequence[Slot]) -> None:
         self.rows, self.slots = rows, slots
-        self._is_forced = str(rows.sides[1].trace.meta.get("mode_run", "")) == "forced"
+        self._is_forced = rows.sides[1].is_forced
 
     # -- the same tensor, handed on as it is or with its axes permuted ------------------------------------------------------------------
 

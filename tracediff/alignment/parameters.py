@@ -31,12 +31,16 @@ Key = tuple[int, ...]
 
 @dataclass(slots=True)
 class Evidence:
-    """What the parameters of two sites say about their being one: ``share`` of what they own agrees, and how."""
+    """What the parameters of two sites say about their being one: ``share`` of what they own agrees, and how.
+
+    ``is_addend``: one of them is the other on some of its inputs, so that what several such sites return adds up to what it returns.
+    """
 
     share: float = 0.0
     how: list[str] = field(default_factory=list)
     part: Part | None = None
     whole: str = ""  # which side holds the fused whole: "reference", "port" or "" where nothing is fused
+    is_addend: bool = False
 
     @property
     def text(self) -> str:
@@ -70,11 +74,67 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
         smaller = min(worth[0][a], worth[1][b]) or 1.0
         entry.share = min(1.0, entry.share + one.weight / smaller)
         entry.how.append(one.how)
-        if one.part is not None and (entry.part is None or one.part.groups > 1):
+        if one.part is not None and _is_over_inputs((reference, port), (a, b), one.part, one.whole):
+            entry.is_addend = True
+        elif one.part is not None and (entry.part is None or one.part.groups > 1):
             entry.part, entry.whole = one.part, one.whole
     for side in (0, 1):
         _gather(found, side, (reference, port)[1 - side], worth)
+        _gather_addends(found, side, (reference, port))
     return dict(found)
+
+
+def _is_over_inputs(sides: tuple[Side, Side], pair: tuple[int, int], part: Part, whole: str) -> bool:
+    """Whether a site is another one on some of its inputs: it takes in a part of what that one takes in, and returns as much."""
+    number = 1 if whole == "port" else 0
+    large, small = (sorted(_boundary(sides[side], pair[side], 0)) for side in (number, 1 - number))
+    returned = [sorted(_boundary(side, site, 1)) for side, site in zip(sides, pair, strict=True)]
+    length = (part.stop - part.start) * part.groups
+    if length not in small or returned[0] != returned[1]:
+        return False
+    small.remove(length)
+    return any(sorted((*small, size)) == large for size in set(large) if size > length)
+
+
+def _boundary(side: Side, site: int, end: int) -> Key:
+    """The shape of the first tensor that a site's first call takes in (``end`` 0) or returns (1), axes of length 1 left out.
+
+    Empty where there is none.
+    """
+    call = int(side.first_call[site])
+    rows = side.ends_of(call)[end] if call >= 0 else []
+    return tuple(size for size in side.shapes[rows[0]] if size != 1) if rows else ()
+
+
+def _gather_addends(found: dict[tuple[int, int], Evidence], side: int, sides: tuple[Side, Side]) -> None:
+    """Pairs a site whose work several sites of the other side do on a part of the inputs each with the module that holds just these.
+
+    It is none of them. Where their caller adds up what they return, nothing is its partner.
+    """
+    addends: dict[int, list[int]] = defaultdict(list)
+    for pair, entry in found.items():
+        if entry.is_addend and _elements(sides[side], [pair[side]]) > _elements(sides[1 - side], [pair[1 - side]]):
+            addends[pair[side]].append(pair[1 - side])
+    for site, parts in addends.items():
+        pairs = [(site, part) if side == 0 else (part, site) for part in parts]
+        entries = [found.pop(pair) for pair in pairs]
+        holder = _holder(sides[1 - side], parts)
+        if holder is None or _elements(sides[1 - side], _held(sides[1 - side], holder)) != _elements(sides[side], [site]):
+            continue
+        whole = found[(site, holder) if side == 0 else (holder, site)]
+        whole.share = min(1.0, sum(entry.share for entry in entries))
+        whole.how = [how for entry in entries for how in entry.how]
+
+
+def _held(side: Side, holder: int) -> list[int]:
+    """A module, and all that it holds in the module tree."""
+    return [site for site in range(len(side)) if site == holder or holder in side.holders(site)]
+
+
+def _elements(side: Side, sites: Iterable[int]) -> int:
+    """How many numbers the matrices of some sites hold."""
+    shapes = (side.params[param].shape for site in sites for param in side.owned[site])
+    return sum(math.prod(shape) for shape in shapes if sum(size > 1 for size in shape) > 1)
 
 
 def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
@@ -143,11 +203,12 @@ def _members(forms: Sequence[_Form], members_a: Sequence[int], members_b: Sequen
 class _Form:
     """One parameter made comparable: its axes longer than 1 by length, and their vectors centred and scaled to spread 1."""
 
-    __slots__ = ("_blocks", "_sketch", "digest", "is_constant", "key", "param", "size")
+    __slots__ = ("_blocks", "_sketch", "digest", "is_constant", "key", "param", "roundoff", "size")
 
     def __init__(self, param: Fingerprinted) -> None:
         self.param = param
         self.digest = param.digest
+        self.roundoff = param.roundoff
         shape = param.shape
         self.key: Key = tuple(sorted(size for size in shape if size != 1))
         stats = param.stats
@@ -414,21 +475,57 @@ def _alike_signs(x: Floats, y: Floats) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Strip:
-    """One axis vector of a parameter, along which it may be a fused whole or a part of one."""
+    """One axis vector of a parameter, along which it may be a fused whole or a part of one; ``roundoff`` is its dtype's."""
 
     number: int
     axis: int
     vector: Floats
+    roundoff: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A strip that stands inside a longer one of the other side, and how surprising that would be by chance, in nats."""
+
+    part: _Strip
+    whole: _Strip
+    where: Part
+    surprise: float
 
 
 def _fused(a: Sequence[_Form], b: Sequence[_Form], taken_a: set[int], taken_b: set[int]) -> Iterator[Shared]:
     """Parameters that are blocks of a larger one on the other side."""
     strips_a, strips_b = _strips(a, taken_a), _strips(b, taken_b)
-    for others in strips_a.keys() & strips_b.keys():
-        for part, whole, where in _blocks_within(strips_a[others], strips_b[others]):
-            yield Shared(part.number, whole.number, _block_text(a[part.number], b[whole.number], where), 1.0, where, "port")
-        for part, whole, where in _blocks_within(strips_b[others], strips_a[others]):
-            yield Shared(whole.number, part.number, _block_text(b[part.number], a[whole.number], where), 1.0, where, "reference")
+    rests = strips_a.keys() & strips_b.keys()
+    for block in _proved([one for rest in rests for one in _blocks_within(strips_a[rest], strips_b[rest])], a, b):
+        i, j = block.part.number, block.whole.number
+        yield Shared(i, j, _block_text(a[i], b[j], block.where), 1.0, block.where, "port")
+    for block in _proved([one for rest in rests for one in _blocks_within(strips_b[rest], strips_a[rest])], b, a):
+        i, j = block.whole.number, block.part.number
+        yield Shared(i, j, _block_text(b[j], a[i], block.where), 1.0, block.where, "reference")
+
+
+def _proved(blocks: Sequence[_Block], parts: Sequence[_Form], wholes: Sequence[_Form]) -> Iterator[_Block]:
+    """Of each part the block that is no chance: by itself, or with the other parameters of its module that are the same part.
+
+    A matrix of few rows tells little in half precision, and its bias as much again.
+    """
+    needed = -THRESHOLDS.block_run * math.log(THRESHOLDS.block_slack) * (1 - 1e-9)
+    together: dict[tuple[object, ...], dict[int, float]] = defaultdict(dict)
+    for block in blocks:
+        together[_place_of(block, parts, wholes)][block.part.number] = block.surprise
+    done: set[int] = set()
+    for block in blocks:
+        surprise = sum(together[_place_of(block, parts, wholes)].values())
+        if block.part.number not in done and surprise >= needed:
+            done.add(block.part.number)
+            yield block
+
+
+def _place_of(block: _Block, parts: Sequence[_Form], wholes: Sequence[_Form]) -> tuple[object, ...]:
+    """The module of a part, the module of its whole, and where in the whole it is."""
+    names = parts[block.part.number].param.name, wholes[block.whole.number].param.name
+    return (*(name.rpartition(".")[0] for name in names), block.where.start, block.where.stop, block.where.groups)
 
 
 def _block_text(part: _Form, whole: _Form, where: Part) -> str:
@@ -446,12 +543,12 @@ def _strips(forms: Sequence[_Form], taken: set[int]) -> dict[Key, list[_Strip]]:
             if size > 1 and vector.size:
                 rest = list(form.key)
                 rest.remove(size)
-                strips[tuple(rest)].append(_Strip(number, axis, vector))
+                strips[tuple(rest)].append(_Strip(number, axis, vector, form.roundoff))
     return strips
 
 
-def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterator[tuple[_Strip, _Strip, Part]]:
-    """The (part, whole, where) of each strip that stands inside a longer one."""
+def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterator[_Block]:
+    """Where each strip stands inside a longer one."""
     parts = [part for part in parts if part.vector.size > 1]
     sizes = np.array([strip.vector.size for strip in wholes])
     owner, offsets = np.repeat(np.arange(len(wholes)), sizes), np.cumsum([0, *sizes])
@@ -459,29 +556,32 @@ def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterato
     following = np.append(values[1:], np.nan)
     following[offsets[1:] - 1] = np.nan
     order = np.argsort(values)
+    coarsest = max((whole.roundoff for whole in wholes), default=0.0)
     for start in range(0, len(parts), THRESHOLDS.blocks_at_once):
         some = parts[start : start + THRESHOLDS.blocks_at_once]
-        slack = THRESHOLDS.block_slack * _spreads([part.vector for part in some])
+        slack, surprise = _slacks(some, coarsest)
         which, places = _begun(some, slack, values[order], order, following)
         longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
-        done = -1
         for number, place in zip(which[longer].tolist(), places[longer].tolist(), strict=True):
-            if number == done:
-                continue
             whole = wholes[owner[place]]
             where = _where(some[number].vector, whole, place - int(offsets[owner[place]]), float(slack[number]))
             if where is not None:
-                yield some[number], whole, where
-                done = number
+                yield _Block(some[number], whole, where, float(surprise[number]))
 
 
-def _spreads(vectors: Sequence[Floats]) -> Floats:
-    """The standard deviation of each vector; 1 where it is 0."""
-    sizes = np.array([vector.size for vector in vectors])
-    values, starts = np.concatenate(vectors), np.cumsum(sizes) - sizes
+def _slacks(parts: Sequence[_Strip], coarsest: float) -> tuple[Floats, Floats]:
+    """By how much each part's entries may differ from a whole's of that roundoff, and how surprising it is by chance that all do not.
+
+    The wider the slack, the more entries have to agree.
+    """
+    sizes = np.array([part.vector.size for part in parts])
+    values, starts = np.concatenate([part.vector for part in parts]), np.cumsum(sizes) - sizes
     apart = values - np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
-    spreads: Floats = np.sqrt(np.add.reduceat(apart * apart, starts) / sizes)
-    return np.where(spreads > 0, spreads, 1.0)
+    spread, scale = (np.sqrt(np.add.reduceat(one * one, starts) / sizes) for one in (apart, values))
+    spread = np.where(spread > 0, spread, 1.0)
+    roundoff = np.array([max(part.roundoff, coarsest) for part in parts])
+    slack: Floats = np.maximum(THRESHOLDS.block_slack * spread, THRESHOLDS.block_roundings * roundoff * scale)
+    return slack, -sizes * np.log(np.minimum(slack / spread, 1.0))
 
 
 def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:
@@ -498,17 +598,18 @@ def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints,
 def _where(part: Floats, whole: _Strip, start: int, slack: float) -> Part | None:
     """The block of ``whole`` that starts at ``start`` and holds ``part``: contiguous, or in equal runs."""
     near = np.abs(whole.vector[start : start + part.size] - part[: whole.vector.size - start]) <= slack
-    run = int(near.argmin()) if not near.all() else near.size
-    if run == part.size >= THRESHOLDS.block_run:
-        return Part(whole.axis, start, start + run)
-    if run < 2 or part.size % run or whole.vector.size % (part.size // run):
-        return None
-    groups = part.size // run
-    stride = whole.vector.size // groups
-    if start + run > stride:
-        return None
-    inside = whole.vector.reshape(groups, stride)[:, start : start + run].ravel()
-    return Part(whole.axis, start, start + run, groups) if np.all(np.abs(inside - part) <= slack) else None
+    longest = int(near.argmin()) if not near.all() else near.size
+    if longest == part.size:
+        return Part(whole.axis, start, start + longest)
+    for run in range(longest, 1, -1):  # what follows a run may be like what follows it in the part, within the slack
+        groups = part.size // run
+        stride = whole.vector.size // groups
+        if part.size % run or whole.vector.size % groups or start + run > stride:
+            continue
+        inside = whole.vector.reshape(groups, stride)[:, start : start + run].ravel()
+        if np.all(np.abs(inside - part) <= slack):
+            return Part(whole.axis, start, start + run, groups)
+    return None
 
 
 # -- small pieces ----------------------------------------------------------------------------------------

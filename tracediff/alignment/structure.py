@@ -50,6 +50,11 @@ class Side:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether the run went on with the tensors of another one."""
+        return str(self.trace.meta.get("mode_run", "")) == "forced"
+
     def _type_of(self, site: Site) -> str:
         return str(self.modules.get(site.path, {}).get("type", "")) if site.kind in ("module", "method") else ""
 

@@ -51,6 +51,8 @@ class Contents:
         scaled = features(statistics)
         keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, THRESHOLDS.content_digits)])
         first, self.content = distinct(keys)
+        if side.is_forced:
+            first, self.content = _handed_on(self.content, np.array(side.tensor)[self.rows])
         self.features = scaled[first]
         self.count = statistics["count"][first]
         self.is_telling = self.telling[first]
@@ -68,6 +70,27 @@ def distinct(keys: Floats) -> tuple[Ints, Ints]:
             first.append(place)
         number[place] = known[row]
     return np.array(first, np.int64), number
+
+
+def _handed_on(content: Ints, tensor: Ints) -> tuple[Ints, Ints]:
+    """As `distinct`, with what a call returned and what was handed on in its place as one content: that of the latter.
+
+    ``tensor`` is each record's tensor. Two contents that differ by an error alone would stand in each other's way.
+    """
+    above = list(range(int(content.max(initial=-1)) + 1))
+
+    def top(one: int) -> int:
+        while above[one] != one:
+            one = above[one]
+        return one
+
+    known: dict[int, int] = {}
+    for own, of in zip(content.tolist(), tensor.tolist(), strict=True):
+        above[top(own)] = top(known.setdefault(of, own))
+    tops = [top(own) for own in content.tolist()]
+    last = {one: place for place, one in enumerate(tops)}
+    number = {one: count for count, one in enumerate(last)}
+    return np.array(list(last.values()), np.int64), np.array([number[one] for one in tops], np.int64)
 
 
 def features(statistics: NDArray[np.void]) -> Floats:

@@ -77,6 +77,11 @@ class Weight:
         return f"Weight({self.name!r}, {self.shape}, {self.dtype.name})"
 
     @property
+    def roundoff(self) -> float:
+        """Its dtype's unit roundoff."""
+        return self.dtype.roundoff
+
+    @property
     def is_readable(self) -> bool:
         """Whether its values can be read, not only what was computed from them."""
         return self._reader is not None

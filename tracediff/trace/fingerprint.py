@@ -64,12 +64,17 @@ class Sketch:
 
 
 class Fingerprinted(Protocol):
-    """A tensor that is known by name, shape and fingerprint, whether its values can be read or not: a trace's parameter, a weight."""
+    """A tensor that is known by name, shape and fingerprint, whether its values can be read or not: a trace's parameter, a weight.
+
+    ``roundoff`` is its dtype's.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def roundoff(self) -> float: ...
     @property
     def digest(self) -> bytes: ...
     @property

@@ -476,6 +476,11 @@ class Param(_Recorded):
         return schema.KINDS[self._cell("kind")]
 
     @property
+    def roundoff(self) -> float:
+        """Its dtype's unit roundoff."""
+        return BY_CODE[self._cell("dtype")].roundoff
+
+    @property
     def aliases(self) -> list[str]:
         aliases = _json(self._text("aliases") or "[]", self)
         if not isinstance(aliases, list):
