@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
+from tracediff.locate.pairs import Pairs
 from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
@@ -34,10 +35,13 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
 
 def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None) -> bool:
-    """Whether what takes a difference in is made for it: a forced run shows that where what it returns was compared."""
-    if flagged is not None and _returned(verdicts, taker):
-        return _is_flagged(verdicts, taker, flagged)
-    return _has_companion(verdicts, taker)
+    """Whether what takes a difference in is made for it: a forced run shows that where what it returns was compared.
+
+    It does not where another input makes up for the difference (queries and keys): the forced run exchanges both.
+    """
+    if flagged is None or not _returned(verdicts, taker):
+        return _has_companion(verdicts, taker)
+    return _is_flagged(verdicts, taker, flagged) or len(_differing(verdicts, taker)) > 1
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
@@ -48,17 +52,29 @@ def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool
 def _takers(verdicts: Verdicts, i: int, call: int, taken: Set[int]) -> Iterator[int]:
     """The innermost calls inside a call that take in what differs at a place and return what agrees, or what the port has no partner of.
 
-    ``taken``: the reference's rows at which the place's own tensors are taken in.
+    ``taken``: the reference's rows at which the place's own tensors are taken in. A call without partner and without weights is looked
+    through: an attention hands on the factor of its values.
     """
     calls = verdicts.flow.calls
     for child in calls.children[call]:
         inner = list(_takers(verdicts, i, child, taken))
         yield from inner
         returned = _returned(verdicts, child)
-        is_alone = not returned and not calls.children[child] and not taken.isdisjoint(calls.inputs(child))
+        is_alone = not returned and not taken.isdisjoint(calls.inputs(child)) and _tells_alone(verdicts, child)
         agrees = bool(returned) and bool(_carried(verdicts, i, child)) and all(map(verdicts.expected.agrees, returned))
         if not inner and (is_alone or agrees):
             yield child
+
+
+def _tells_alone(verdicts: Verdicts, call: int) -> bool:
+    """Whether a call without partner, which makes no calls, has weights that may put a difference right, or normalises."""
+    path = module_of(verdicts.flow.calls.site_of(call))
+    is_telling = path in verdicts.pairs.normalising or _has_weights(verdicts, path)
+    return is_telling and not verdicts.flow.calls.children[call]
+
+
+def _has_weights(verdicts: Verdicts, path: str) -> bool:
+    return any((path, is_matrix) in verdicts.pairs.norms[0] for is_matrix in (False, True))
 
 
 def _returned(verdicts: Verdicts, call: int) -> list[int]:
@@ -89,7 +105,7 @@ def _has_companion(verdicts: Verdicts, call: int) -> bool:
     if path in verdicts.pairs.normalising:
         return False
     if not _returned(verdicts, call):
-        return any((path, is_matrix) in verdicts.pairs.norms[0] for is_matrix in (False, True))
+        return _has_weights(verdicts, path)
     differing = _differing(verdicts, call)
     return len(differing) > 1 or _has_other_weights(verdicts, path, differing[0])
 
@@ -105,10 +121,11 @@ def _has_other_weights(verdicts: Verdicts, path: str, taken: int) -> bool:
     for is_matrix in (False, True):
         sides = zip(pairs.norms, ({path}, partners), strict=True)
         ours, theirs = (math.hypot(*(norms.get((one, is_matrix), 0.0) for one in paths)) for norms, paths in sides)
-        if ours and theirs and (_are_equal(ours, theirs * abs(gain)) if gain is not None else not _are_equal(ours, theirs)):
+        if ours and theirs and not _are_equal(pairs, ours, theirs) and (gain is None or _are_equal(pairs, ours, theirs * abs(gain))):
             return True
     return False
 
 
-def _are_equal(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=THRESHOLDS.same_weights)
+def _are_equal(pairs: Pairs, one: float, other: float) -> bool:
+    """Whether two norms of parameters, or a norm and one times a gain, are equal as far as the parameters' dtype tells."""
+    return math.isclose(one, other, rel_tol=max(THRESHOLDS.same_weights, THRESHOLDS.same_weights_roundings * pairs.roundoff))

@@ -135,6 +135,11 @@ class Pairs:
         return _norms(self.reference), _norms(self.port)
 
     @cached_property
+    def roundoff(self) -> float:
+        """The largest unit roundoff of the parameters of either side."""
+        return max((param.roundoff for trace in (self.reference, self.port) for param in trace.params.values()), default=0.0)
+
+    @cached_property
     def handed_ends(self) -> frozenset[tuple[str, str]]:
         """The reference's sites, each with the inputs that its partner in the port is handed too."""
         kinds = self.reference.calls.kinds

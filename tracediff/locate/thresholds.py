@@ -49,6 +49,9 @@ class Thresholds:
     same_weights: float = threshold(
         1e-4, "relative difference of the norms of two modules' parameters, up to which these are of one size", _EFFECT
     )
+    same_weights_roundings: float = threshold(
+        4.0, "roundings of the coarsest parameter by which such norms, and one norm times a measured gain, may differ", _EFFECT
+    )
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
     # which divergences are borderline

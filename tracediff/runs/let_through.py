@@ -5,11 +5,13 @@ a set, other padding), this tensor is not what the port's next call needs, and p
 tensor through. A flagged place is *acquitted* if a call around it absorbed the difference in the free run (`tracediff.locate.absorbed`).
 
 An acquittal needs power. So the port runs once more, free, with a random error of equal size at each candidate. Where this error does
-not change the absorber's outputs by more than is allowed there, nothing is known, and the place stays a finding.
+not change the absorber's outputs by more than is allowed there, nothing is known, and the place stays a finding. A call on which nothing
+depends (the queries of a first token, which sees itself alone) is judged by its site's other calls.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +91,7 @@ def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Tra
     table, rows, here = np.zeros(len(forced.records), schema.THROUGH), rows_by_place(disturbed), rows_by_place(forced)
     table["absorber"] = -1
     behind: dict[int, float] = {}
-    for one in candidates:
-        effect = max((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs), default=0.0)
+    for one, effect in zip(candidates, _powers(candidates, discovery, disturbed, rows, forced), strict=True):
         if effect > 1:
             table[list(one.rows)] = (schema.ACQUITTED, one.absorber.row, effect)
             outputs = (here.get(place_of(discovery.records[row])) for row, _ in one.absorber.outputs)
@@ -99,6 +100,22 @@ def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Tra
         if not table["state"][row]:
             table[row] = (schema.ACQUITTED, -1, effect)
     return table if table["state"].any() else None
+
+
+def _powers(
+    candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, rows: Mapping[Where, int], forced: Trace
+) -> Iterator[float]:
+    """By how many times what is allowed each candidate's absorber shows an error of equal size; where it does not show one, the least by
+    which those of the same tensor do in other calls of the site.
+    """
+    own = [max((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs), default=0.0) for one in candidates]
+    elsewhere: dict[tuple[str, str], float] = {}
+    ends = [(forced.records[one.rows[0]].site, forced.records[one.rows[0]].end) for one in candidates]
+    for end, effect in zip(ends, own, strict=True):
+        if effect > 1:
+            elsewhere[end] = min(effect, elsewhere.get(end, math.inf))
+    for end, effect in zip(ends, own, strict=True):
+        yield effect if effect > 1 else elsewhere.get(end, effect)
 
 
 def _effect(discovery: Trace, row: int, disturbed: Trace, rows: Mapping[Where, int], limit: float) -> float:
