@@ -103,3 +103,37 @@ def test_what_is_put_back_stands_at_the_front_and_leaves_the_rest(layout: Layout
     (whole,) = restore(-seen - 1, layout, [port])
     assert np.array_equal(apply(whole, layout), -seen - 1)
     assert np.count_nonzero(whole != port) == seen.size
+
+
+class Padding(nn.Module):
+    """Pads what it is handed, as a port does to compile for few shapes, and cuts what comes of it."""
+
+    def __init__(self, reference: Reference, **options: Any) -> None:
+        super().__init__()
+        self.inner = Port(reference, cuts=False, **options)
+
+    def __call__(self, x: Any) -> Any:
+        return self.inner(mx.pad(2 * x / 2, [(0, 1), (0, 2), (0, 0)]))[:ROWS, :PLACES]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "culprit"), [(1.0, None), (1.01, "mixing")])
+def test_what_the_ports_own_code_pads_and_cuts_is_read_at_the_front(mode: str, factor: float, culprit: str | None, tmp_path: Path) -> None:
+    reference = Reference().eval()
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(X),), to=tmp_path / "ref.h5").close()
+    given = {"feed" if mode == "forced" else "random": tmp_path / "ref.h5"}
+    td.capture(Padding(reference, factor=factor), (mx.array(X),), to=tmp_path / "port.h5", **given).close()
+    found = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert found.first is None if culprit is None else found.first.culprit.reference == culprit
+    assert found.coverage.paired == found.coverage.reference_records
+
+
+def test_what_is_repeated_is_put_back_at_the_front() -> None:
+    port = np.arange(24.0).reshape(3, 1, 8)
+    layout = Layout((2, 4, 5), crop=(2, 1, 5), repeat="port")
+    reference = np.broadcast_to(100 + np.arange(10.0).reshape(2, 1, 5), (2, 4, 5))
+    (put,) = restore(reference, layout, [port])
+    assert np.array_equal(put[:2, :, :5], reference[:, :1])
+    assert np.array_equal(put[2:], port[2:])
+    assert np.array_equal(put[:, :, 5:], port[:, :, 5:])

@@ -201,10 +201,11 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
 
     ``reference`` has the shape ``layout.shape``. Where the reference says nothing (outside a window or a part) the port keeps its own.
     """
-    if layout.repeat == "port":
-        return [reference[tuple(slice(None, None, length // size) for size, length in zip(np.shape(port[0]), layout.shape, strict=True))]]
     uncut = np.array(_joined(port, layout.join))
     whole = uncut if layout.crop is None else np.array(uncut[_front(layout.crop)])
+    if layout.repeat == "port":
+        once = reference[tuple(slice(None, None, length // size) for size, length in zip(whole.shape, layout.shape, strict=True))]
+        return [once if layout.crop is None else _with_front(uncut, layout.crop, once)]
     inner = layout.part(whole) if layout.part is not None else whole
     seen = inner.reshape(layout.split) if layout.split is not None else inner
     seen = seen.transpose(layout.permutation) if layout.permutation is not None else seen
@@ -220,9 +221,14 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
         runs[spot] = seen.reshape(runs[spot].shape)
         seen = runs.reshape(whole.shape)
     if layout.crop is not None:
-        uncut[_front(layout.crop)] = seen
-        seen = uncut
+        seen = _with_front(uncut, layout.crop, seen)
     return layout.join.parts(seen, [array.shape for array in port]) if layout.join is not None else [seen]
+
+
+def _with_front(array: Array, shape: Shape, front: Array) -> Array:
+    """An array whose front, of that shape, is exchanged; in place."""
+    array[_front(shape)] = front
+    return array
 
 
 def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:

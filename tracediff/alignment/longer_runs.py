@@ -1,25 +1,31 @@
 """A run of the port that has more rows of a batch, or places of a sequence, than the reference's, which it cuts off behind.
 
-What a port adds at the end, a causal model or a batch never lets back to the front. So where the run's inputs hold the reference's at
-their front, all that comes of them does, too: its tensors are cut to the reference's lengths and then read as any other.
+What a port adds at the end, a causal model or a batch never lets back to the front. So where code hands a call an input that holds the
+reference's at its front, all that comes of it does, too: the tensors of the calls that this code makes are cut to the reference's lengths
+and then read as any other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
 from tracediff.alignment.axes import Shape
 from tracediff.alignment.layouts import LayoutChooser
+from tracediff.alignment.partial_layouts import is_picked
 from tracediff.alignment.record_table import PairedSites, Rows
 from tracediff.alignment.result import RecordPair
 from tracediff.alignment.structure import INPUT, Side
 from tracediff.trace.calls import TOP
 
+Lengths = dict[int, int]
+"""By each length of the port's tensors that is more than the reference's the reference's."""
+
 
 def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found: Sequence[RecordPair]) -> list[RecordPair]:
-    """The pairs of records; those that no layout reconciles are read cut to the reference's lengths, where the run's inputs tell these.
+    """The pairs of records; those that no layout reconciles are read cut to the reference's lengths, where inputs around tell these.
 
     What the port's run returned is not: it should have been cut.
     """
@@ -27,8 +33,12 @@ def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found
     if not lengths:
         return list(found)
     by_place, returned = {pair.place: pair for pair in sites}, _returned(chooser.rows.sides[1])
-    is_cut = (pair.layout is None and returned.isdisjoint(pair.port) for pair in found)
-    return [_cut(chooser, by_place[pair.sites], pair, lengths) if cut else pair for pair, cut in zip(found, is_cut, strict=True)]
+    cut: list[RecordPair] = []
+    for pair in found:
+        known = _known(chooser.rows.sides[1], pair, lengths) if pair.layout is None and returned.isdisjoint(pair.port) else {}
+        one = _cut(chooser, by_place[pair.sites], pair, known) if known else pair
+        cut.extend([] if one is None else [one])
+    return cut
 
 
 def _returned(side: Side) -> set[int]:
@@ -38,26 +48,41 @@ def _returned(side: Side) -> set[int]:
     return {row for call in side.calls.children[TOP] for row in side.calls.outputs(call)}
 
 
-def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, int]:
-    """By each length of the port's run that is more than the reference's the reference's, as the inputs of the runs show it."""
-    lengths: dict[int, int] = {}
+def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
+    """The lengths by the port's call whose code made inputs longer that it hands on; TOP where the run's own inputs are."""
+    lengths: dict[int, Lengths] = defaultdict(dict)
     for pair in found:
-        if len(pair.reference) == len(pair.port) == 1 and _is_given(rows, pair):
-            window = pair.layout.window if pair.layout is not None else None
-            if window is not None and all(start == 0 for start, _ in window):
-                shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), strict=True)
-                lengths.update((theirs, ours) for ours, theirs in shapes if theirs > ours)
+        window = pair.layout.window if pair.layout is not None else None
+        if len(pair.reference) != 1 or len(pair.port) != 1 or window is None or any(start for start, _ in window):
+            continue
+        maker = _maker(rows.sides[1], pair.port[0]) if rows.kind[0][pair.reference[0]] == INPUT else None
+        if maker is not None:
+            shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), strict=True)
+            lengths[maker].update((theirs, ours) for ours, theirs in shapes if theirs > ours)
     return lengths
 
 
-def _is_given(rows: Rows, pair: RecordPair) -> bool:
-    """Whether a pair is of inputs that no call of either side made."""
-    records = zip(rows.sides, (pair.reference[0], pair.port[0]), strict=True)
-    return rows.kind[0][pair.reference[0]] == INPUT and all(int(side.index["producer"][row]) < 0 for side, row in records)
+def _maker(side: Side, row: int) -> int | None:
+    """The call whose own code made an input, whatever calls hand it on; TOP for the run's code, None where another call returned it."""
+    producers = side.index["producer"]
+    while int(producers[row]) >= 0:
+        row = int(producers[row])
+        if side.end_kind[row] != INPUT:
+            return None
+    return int(side.calls.parent[side.calls.of_row[row]])
 
 
-def _cut(chooser: LayoutChooser, sites: PairedSites, pair: RecordPair, lengths: Mapping[int, int]) -> RecordPair:
-    """A pair read cut to the reference's lengths; as it is where that reconciles nothing."""
+def _known(side: Side, pair: RecordPair, lengths: Mapping[int, Lengths]) -> Lengths:
+    """The lengths that hold for a pair: those of all calls around the port's."""
+    call, known = int(side.calls.parent[side.calls.of_row[pair.port[0]]]), dict(lengths.get(TOP, {}))
+    while call >= 0:
+        known = {**lengths.get(call, {}), **known}
+        call = int(side.calls.parent[call])
+    return known
+
+
+def _cut(chooser: LayoutChooser, sites: PairedSites, pair: RecordPair, lengths: Lengths) -> RecordPair | None:
+    """A pair read cut to the reference's lengths; as it is where that reconciles nothing. None where it is no pair then."""
     if len(pair.reference) != 1 or len(pair.port) != 1:
         return pair
     a, b = pair.reference[0], pair.port[0]
@@ -65,6 +90,8 @@ def _cut(chooser: LayoutChooser, sites: PairedSites, pair: RecordPair, lengths: 
         layout, evidence = chooser.of(sites, a, b, crop)
         if layout is not None:
             return replace(pair, layout=replace(layout, crop=crop), evidence=evidence)
+        if is_picked(chooser.rows, a, b, crop):
+            return None
     return pair
 
 

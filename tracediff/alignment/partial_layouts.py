@@ -79,6 +79,27 @@ def _errors(rows: Rows, a: int, b: int, candidates: Sequence[Layout]) -> list[fl
     return [axes.error_in(*read, layout) for layout in candidates]
 
 
+def is_picked(rows: Rows, a: int, b: int, shape_b: Shape) -> bool:
+    """Whether one side has a single position of each sequence where the other has all, and their callers return the same shapes.
+
+    So a head that is applied before or after the last tokens are picked. What the callers return is compared instead. ``shape_b`` is
+    the shape of the port's tensor, or what it is cut to.
+    """
+    short, long = sorted((rows.shape(0, a), shape_b), key=len)
+    if len(short) < 2 or short != (long[0], *long[2:]) or rows.exact[0][a] or rows.exact[1][b]:
+        return False
+    ours, theirs = _callers_shapes(rows, 0, a), _callers_shapes(rows, 1, b)
+    is_cut = shape_b != rows.shape(1, b)
+    return bool(ours) and ([shape[1:] for shape in ours] == [shape[1:] for shape in theirs] if is_cut else ours == theirs)
+
+
+def _callers_shapes(rows: Rows, side: int, row: int) -> list[Shape]:
+    """The shapes of what the caller of a row's call returns; none at the top."""
+    here = rows.sides[side]
+    caller = int(here.calls.parent[here.calls.of_row[row]])
+    return [rows.shape(side, returned) for returned in here.ends_of(caller)[1]] if caller >= 0 else []
+
+
 class OnePosition:
     """Layouts of a single position of a sequence against all positions: a decoder that computes the logits of the last token only."""
 

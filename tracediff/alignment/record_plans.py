@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from tracediff.alignment.arguments import Arguments
 from tracediff.alignment.axes import Layout
 from tracediff.alignment.layouts import LayoutChooser
+from tracediff.alignment.partial_layouts import is_picked
 from tracediff.alignment.record_table import CallPair, PairedSites, Rows
 from tracediff.alignment.result import RecordPair
 from tracediff.alignment.structure import INPUT, OUTPUT
@@ -68,7 +69,7 @@ class RecordPlans:
         (i, a), (j, b) = ours, theirs
         layout, evidence = self.layouts.of(sites, a, b)
         if layout is None:
-            if not self._belong_together(a, b) or self._is_picked(a, b):
+            if not self._belong_together(a, b) or is_picked(self.rows, a, b, self.rows.shape(1, b)):
                 return None
             return Planned(i, j, None, evidence, round(_confidence(sites, score) * THRESHOLDS.confidence_no_layout, 3))
         is_piece = layout.part is not None or layout.part_reference is not None
@@ -94,23 +95,6 @@ class RecordPlans:
         if self.rows.kind[0][a] == INPUT or any(isinstance(key, str) for key in (*ours.keys, *theirs.keys)):
             return ours == theirs
         return all(key in (0, ()) for key in (*ours.keys, *theirs.keys))
-
-    def _is_picked(self, a: int, b: int) -> bool:
-        """Whether one side has a single position of each sequence where the other has all, and their callers return the same shapes.
-
-        So a head that is applied before or after the last tokens are picked. What the callers return is compared instead.
-        """
-        short, long = sorted((self.rows.shape(0, a), self.rows.shape(1, b)), key=len)
-        if len(short) < 2 or short != (long[0], *long[2:]) or self.rows.exact[0][a] or self.rows.exact[1][b]:
-            return False
-        ours, theirs = self._callers_shapes(0, a), self._callers_shapes(1, b)
-        return bool(ours) and ours == theirs
-
-    def _callers_shapes(self, side: int, row: int) -> list[tuple[int, ...]]:
-        """The shapes of what the caller of a row's call returns; none at the top."""
-        here = self.rows.sides[side]
-        caller = int(here.calls.parent[here.calls.of_row[row]])
-        return [self.rows.shape(side, returned) for returned in here.ends_of(caller)[1]] if caller >= 0 else []
 
 
 def _confidence(sites: PairedSites, score: float) -> float:
