@@ -44,26 +44,28 @@ def acquit(verdicts: Verdicts, places: Sequence[int], flagged: Collection[int] |
     return forms
 
 
-def absorber(verdicts: Verdicts, i: int) -> int | None:
-    """The innermost call around a divergence that goes on to return numbers, all of which agree; None where there is none."""
+def absorber(verdicts: Verdicts, i: int, *, is_reached: bool = True) -> int | None:
+    """The innermost call around a divergence that goes on to return numbers, all of which agree; None where there is none.
+
+    `TOP` where only what the run returned does. With ``is_reached`` some of the numbers may have been computed from the pair's tensor:
+    that they agree says nothing of a dead end.
+    """
     if verdicts.pairs.has_raised(i) or verdicts.comparisons.judged(i).how in ("raised", "served", "shape"):
         return None
     calls = verdicts.flow.calls
     call = verdicts.flow.call(i) if verdicts.flow.kind(i) in INPUTS else calls.outer[verdicts.flow.call(i)]
     made = max(verdicts.pairs[i].port)
-    while call != TOP:
+    while True:
         outputs = [j for j in returned(verdicts, call) if j > i and min(verdicts.pairs[j].port) > made]
         if not all(map(verdicts.pairs.is_exact, outputs)) and all(map(verdicts.expected.vouches, outputs)):
-            return call if _may_reach(verdicts, i, outputs) else None
+            return call if not is_reached or may_reach(verdicts, i, outputs) else None
+        if call == TOP:
+            return None
         call = calls.outer[call]
-    return None
 
 
-def _may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
-    """Whether some of the outputs may have been computed from a pair's tensor: one that reaches none of them is a dead end.
-
-    That the outputs agree says nothing of a dead end.
-    """
+def may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
+    """Whether some of the outputs may have been computed from a pair's tensor: one that reaches none of them is a dead end."""
     goal = {row for j in outputs for row in verdicts.pairs[j].reference}
     return verdicts.flow.calls.may_reach(verdicts.pairs[i].reference, goal)
 
@@ -79,7 +81,9 @@ def inside(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
 
 
 def returned(verdicts: Verdicts, call: int) -> list[int]:
-    """The pairs of what a call returned."""
+    """The pairs of what a call returned; of `TOP`, what the run did."""
+    if call == TOP:
+        return verdicts.flow.returned
     calls = verdicts.flow.calls
     return verdicts.flow.pairs_at(row for row in calls.outputs(call) if calls.kinds[row] == "output")
 
@@ -111,11 +115,13 @@ def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[i
 class Absorber:
     """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the free run had no difference.
 
-    ``outputs`` has (the port's row, what is allowed there) of each output of numbers that is one record of the port.
+    ``outputs`` has (the port's row, what is allowed there) of each output of numbers that is one record of the port. ``is_reached``:
+    whether these may have been computed from what differs.
     """
 
     row: int
     outputs: tuple[tuple[int, float], ...]
+    is_reached: bool = True
 
 
 class FreeRun:
@@ -145,14 +151,14 @@ class FreeRun:
         """What absorbs a difference at a row of the reference, where nothing inside diverged from there on; None where nothing does."""
         verdicts = self._verdicts
         for i in verdicts.flow.pairs_at([row]):
-            call = absorber(verdicts, i)
+            call = absorber(verdicts, i, is_reached=False)
             if call is None or not self._dirty.isdisjoint(inside(verdicts, i, call)):
                 continue
             numbers = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
             outputs = tuple((verdicts.pairs[j].port[0], self._allowed(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
-                return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs)
+                return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs, may_reach(verdicts, i, numbers))
         return None
 
     def _allowed(self, i: int) -> float:

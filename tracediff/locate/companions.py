@@ -17,6 +17,7 @@ from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
 from tracediff.site import INPUTS, module_of
+from tracediff.trace.calls import TOP
 
 
 def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int] | None) -> bool:
@@ -27,7 +28,7 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
     takers = _takers(verdicts, i, call, taken)
     first = next(takers, None)
-    if first is None and verdicts.flow.kind(i) in INPUTS:
+    if first is None and verdicts.flow.kind(i) in INPUTS and call != TOP:
         return _is_made_for(verdicts, call, flagged)
     if first is None:
         return flagged is not None and _is_flagged(verdicts, call, flagged)
@@ -45,8 +46,16 @@ def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
-    """Whether a forced run diverged at what a call returned: given the reference's tensors, it goes wrong."""
-    return any(row in flagged for row in verdicts.flow.calls.outputs(call))
+    """Whether a forced run diverged at what a call returned, or made inside: given the reference's tensors, it goes wrong.
+
+    Where what it makes inside is compared, and exchanged, what it returns is right again.
+    """
+    calls = verdicts.flow.calls
+    if any(row in flagged for row in calls.outputs(call)):
+        return True
+    return any(row in flagged for child in calls.children[call] for row in calls.inputs(child)) or any(
+        _is_flagged(verdicts, child, flagged) for child in calls.children[call]
+    )
 
 
 def _takers(verdicts: Verdicts, i: int, call: int, taken: Set[int]) -> Iterator[int]:

@@ -108,7 +108,8 @@ def _powers(
     """By how many times what is allowed each candidate's absorber shows an error of equal size; where it does not show one, the least by
     which those of the same tensor do in other calls of the site.
     """
-    own = [max((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs), default=0.0) for one in candidates]
+    effects = ((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs) for one in candidates)
+    own = [max(found, default=0.0) if one.absorber.is_reached else 0.0 for one, found in zip(candidates, effects, strict=True)]
     elsewhere: dict[tuple[str, str], float] = {}
     ends = [(forced.records[one.rows[0]].site, forced.records[one.rows[0]].end) for one in candidates]
     for end, effect in zip(ends, own, strict=True):
