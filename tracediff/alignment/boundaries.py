@@ -7,11 +7,13 @@ what both modules hold inside, and what comes before and after them.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
+from tracediff.alignment.axes import relative_error, side_by_side
 from tracediff.alignment.record_table import Rows
 from tracediff.alignment.result import RecordPair
 from tracediff.alignment.structure import INPUT, OUTPUT
@@ -62,10 +64,24 @@ class _Ends:
     def __init__(self, rows: Rows, pairs: Sequence[RecordPair]) -> None:
         self.rows, self.sides = rows, rows.sides
         self.partner: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._pair_of = {pair.reference[0]: pair for pair in reversed(pairs)}
         for pair in pairs:
-            if len(pair.reference) == len(pair.port) == 1:
-                self.partner[0].setdefault(pair.reference[0], pair.port[0])
-                self.partner[1].setdefault(pair.port[0], pair.reference[0])
+            for row in pair.reference:
+                self.partner[0].setdefault(row, pair.port[0])
+            for row in pair.port:
+                self.partner[1].setdefault(row, pair.reference[0])
+
+    def apart(self, pair: RecordPair) -> float:
+        """How far apart the values of a pair are: by their statistics, or by the values where several tensors are joined."""
+        if len(pair.reference) == len(pair.port) == 1:
+            return self.rows.apart(*_rows(pair))
+        if pair.layout is None:
+            return math.inf
+        sides = zip(self.sides, (pair.reference, pair.port), strict=True)
+        records = [[side.trace.records[row] for row in rows] for side, rows in sides]
+        if not all(one.stored and one.stats.count <= THRESHOLDS.layout_elements for some in records for one in some):
+            return math.inf
+        return relative_error(*side_by_side(pair.layout, *records))
 
     def type_of(self, side: int, row: int) -> str:
         """The class of the module whose call a row is of."""
@@ -75,14 +91,14 @@ class _Ends:
     def may_be_moved(self, pair: RecordPair) -> bool:
         """Whether two records differ, and one of their calls makes further calls."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) < THRESHOLDS.moved_distance:
+        if self.apart(pair) < THRESHOLDS.moved_distance:
             return False
         return any(int(side.calls.of_row[row]) in inside for side, row, inside in zip(self.sides, rows, self._children, strict=True))
 
     def is_other(self, pair: RecordPair, side: int) -> bool:
         """Whether a pair agrees, and the output of one side's call is no output of a call inside; so for inputs."""
         rows = _rows(pair)
-        if len(pair.reference) != 1 or len(pair.port) != 1 or self.rows.apart(*rows) >= THRESHOLDS.moved_distance:
+        if self.apart(pair) >= THRESHOLDS.moved_distance:
             return False
         has_calls = int(self.sides[side].calls.of_row[rows[side]]) in self._children[side]
         return has_calls and not any(True for _ in self._met_inside(side, rows[side]))
@@ -154,10 +170,13 @@ class _Ends:
     def _callers_agree(self, rows: tuple[int, int]) -> bool:
         """Whether the outputs of the callers of two rows' calls agree as far as rounding allows."""
         limit = self.rows.rounding(*rows)
-        outputs = []
+        outputs: list[list[int]] = []
         for side, row in zip(self.sides, rows, strict=True):
             caller = int(side.calls.parent[side.calls.of_row[row]])
             outputs.append(side.ends_of(caller)[1] if caller >= 0 else [])
+        joined = (self._pair_of[a] for a in outputs[0] if a in self._pair_of)
+        if any(len(pair.reference) * len(pair.port) > 1 and self.apart(pair) < limit for pair in joined):
+            return True
         return any(self.rows.apart(a, b) < limit for a in outputs[0] for b in outputs[1])
 
     @cached_property

@@ -22,8 +22,11 @@ Joined = tuple[list[int], list[int], Layout]
 Joinable = tuple[list[int], list[int], list[Layout]]
 """The rows of a boundary in the calls of either side, and the layouts that may join them: several where two axes are equally long."""
 
-Way = tuple[Join | None, Join | None]
-"""How the calls of the port, and of the reference, are joined."""
+Way = tuple[Join | None, Join | None, tuple[int, ...] | None]
+"""How the calls of the port, and of the reference, are joined, and in which order the axes are then read."""
+
+Kind = tuple[int, ...]
+"""What is joined in one way: how many calls of either side, of tensors of how many axes."""
 
 
 class SplitCalls:
@@ -32,7 +35,7 @@ class SplitCalls:
     def __init__(self, rows: Rows, arguments: Arguments) -> None:
         self.rows, self.arguments = rows, arguments
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}
-        self._ways: dict[tuple[int, int], Way] = {}
+        self._ways: dict[Kind, Way] = {}
 
     def of(self, sites: PairedSites, calls: CallPair) -> list[RecordPair]:
         """The pairs of records: each boundary joined over the calls, or else each call's tensor as a part of the whole."""
@@ -45,7 +48,7 @@ class SplitCalls:
             if len(ours) != len(calls.reference) or len(theirs) != len(calls.port):
                 continue
             shapes = [[self.rows.shape(side, row) for row in chosen] for side, chosen in enumerate((ours, theirs))]
-            layouts = joined_layouts(shapes[0], shapes[1])
+            layouts = _joined_in_any_order(shapes[0], shapes[1])
             if layouts:
                 joinable.append((ours, theirs, layouts))
                 continue
@@ -62,20 +65,27 @@ class SplitCalls:
         ]
 
     def _joined(self, joinable: Sequence[Joinable]) -> list[Joined]:
-        """Each boundary with the layout that joins it: all boundaries of two calls along one axis, which values tell where two are as long.
+        """Each boundary with the layout that joins it: all of a kind along one axis and in one order, which values tell if shapes do not.
 
-        Where they do not, after a fault, calls of other sites that were split into as many tell.
+        Where they do not either, after a fault, calls of other sites that were split into as many tell.
         """
         for ours, theirs, layouts in joinable:
-            told = self._told_apart(ours, theirs, layouts) if len(layouts) > 1 else None
+            kind = self._kind(ours, theirs)
+            told = self._told_apart(ours, theirs, layouts) if len(layouts) > 1 and kind not in self._ways else None
             if told is not None:
-                self._ways[len(ours), len(theirs)] = told
-                break
-        found = []
-        for ours, theirs, layouts in joinable:
-            way = self._ways.get((len(ours), len(theirs)))
-            found.append((ours, theirs, next((one for one in layouts if (one.join, one.join_reference) == way), layouts[0])))
-        return found
+                self._ways[kind] = told
+        return [(ours, theirs, self._in_way(self._kind(ours, theirs), layouts)) for ours, theirs, layouts in joinable]
+
+    def _kind(self, ours: Sequence[int], theirs: Sequence[int]) -> Kind:
+        return len(ours), len(theirs), len(self.rows.shape(0, ours[0])), len(self.rows.shape(1, theirs[0]))
+
+    def _in_way(self, kind: Kind, layouts: Sequence[Layout]) -> Layout:
+        """Of some layouts the one that what is of a kind takes; else one that joins as calls of other kinds, as many, are joined."""
+        for way in (self._ways[one] for one in (kind, *self._ways) if one in self._ways and one[:2] == kind[:2]):
+            found = [one for one in layouts if (one.join, one.join_reference) == way[:2]]
+            if found:
+                return next((one for one in found if one.permutation == way[2]), found[0])
+        return layouts[0]
 
     def _told_apart(self, ours: Sequence[int], theirs: Sequence[int], layouts: Sequence[Layout]) -> Way | None:
         """The way to join a boundary that its values clearly say; None where they do not."""
@@ -83,9 +93,10 @@ class SplitCalls:
         if left is None or right is None:
             return None
         errors = [axes.relative_error(axes.apply_reference(left, one), axes.apply(right, one)) for one in layouts]
-        best, second = sorted(range(len(layouts)), key=errors.__getitem__)[:2]
-        is_clear = errors[best] < THRESHOLDS.clearly_better * errors[second]
-        return (layouts[best].join, layouts[best].join_reference) if is_clear else None
+        best = min(range(len(errors)), key=errors.__getitem__)
+        others = [error for error in errors if error > errors[best]]
+        is_clear = bool(others) and errors[best] < THRESHOLDS.clearly_better * min(others)
+        return (layouts[best].join, layouts[best].join_reference, layouts[best].permutation) if is_clear else None
 
     def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
         """What one call takes in or returns, and each of the several calls of the other side too: a scale, a mask, positions.
@@ -149,14 +160,19 @@ def joined_layouts(reference: Sequence[Shape], port: Sequence[Shape]) -> list[La
     >>> [str(layout) for layout in joined_layouts([(4, 4, 40)], [(4, 40)] * 4)]
     ['stacked on axis 0', 'stacked on axis 1']
     """
+    found = _joined_in_any_order(reference, port)
+    return [layout for layout in found if _joined_plainness(layout) == _joined_plainness(found[0])]
+
+
+def _joined_in_any_order(reference: Sequence[Shape], port: Sequence[Shape]) -> list[Layout]:
+    """All layouts that join the port's tensors, and the reference's, into one, the plainest first."""
     found = []
     for join_a, shape_a in _joins(reference):
         for join_b, shape_b in _joins(port):
-            for layout in axes.layouts(shape_a, shape_b)[:1]:
+            for layout, *_ in axes.readings(shape_a, shape_b):
                 if layout.window is None and not layout.repeat:
                     found.append(replace(layout, join=join_b, join_reference=join_a))
-    least = min(map(_joined_plainness, found), default=None)
-    return [layout for layout in found if _joined_plainness(layout) == least]
+    return sorted(found, key=_joined_plainness)
 
 
 def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
