@@ -243,6 +243,45 @@ def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_pa
     assert report.verdict == "different"
 
 
+class Centred(torch.nn.Module):
+    """What takes an offset out is code: of a module, or of the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return centred(self.last(x))
+
+
+class CentredPort(nn.Module):
+    def __init__(self, reference: Centred, offset: float) -> None:
+        super().__init__()
+        self.last = ported(reference.last)
+        self.last.bias = self.last.bias + mx.array(offset * X[0])
+
+    def __call__(self, x: Any) -> Any:
+        return centred(self.last(x))
+
+
+def centred(x: Any) -> Any:
+    return x - x.mean(0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+@pytest.mark.parametrize("is_of_the_run", [True, False])
+def test_an_offset_that_code_takes_out_stays_a_finding(mode: str, offset: float, is_of_the_run: bool, tmp_path: Path) -> None:
+    reference = Centred().eval()
+    port = CentredPort(reference, offset)
+    ours, theirs = (reference.last, port.last) if is_of_the_run else (reference, port)
+    with torch.no_grad():
+        td.capture(ours, lambda: centred(ours(torch.tensor(X))), to=tmp_path / "ref.h5").close()
+    given = {"feed" if mode == "forced" else "random": tmp_path / "ref.h5"}
+    td.capture(theirs, lambda: centred(theirs(mx.array(X))), to=tmp_path / "port.h5", **given).close()
+    assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == ("different" if offset else "same")
+
+
 class Unnamed(torch.nn.Module):
     """An RMS norm whose class does not say so, and whose gain is one more than its parameter."""
 

@@ -102,18 +102,33 @@ MISSING: dict[tuple[str, str], str] = {
 
 
 NAMES = "siblings whose names have changed places are paired by parts of their names, against their weights"
-IDLE = "modules that hand on what they are handed are paired by their place among others of their kind"
+ELSEWHERE = "a layer that is found nowhere is paired with a wrapper of another layer, which is paired itself"
+ROW = "half of a layer of three rows is one row, which no sketch recognises"
 GATE = "two hidden units that have changed places are not acquitted where the gate behind hardly moves"
-LARGER: tuple[tuple[str, str, str, str], ...] = (
+LARGER_MISSING: tuple[tuple[str, str, str, str], ...] = (
     ("names exchanged", "llama", "float32", NAMES),
-    ("wrapped", "gpt of four layers", "bfloat16", PART),
-    ("identities inserted", "gpt of four layers", "bfloat16", IDLE),
-    ("split in halves", "conv", "bfloat16", PART),
-    ("split in the caller", "classifier", "float16", PART),
+    ("split in halves", "conv", "bfloat16", ELSEWHERE),
+    ("split in the caller", "classifier", "float16", ROW),
     ("hidden units permuted", "effnet", "bfloat16", GATE),
     ("channels exchanged before", "codec", "bfloat16", ORDER),
 )
-"""More that alarms, in larger pairs or in half precision."""
+"""What alarms in larger pairs or in half precision."""
+
+LARGER: tuple[tuple[str, str, str], ...] = (
+    ("wrapped", "gpt of four layers", "bfloat16"),
+    ("identities inserted", "gpt of four layers", "bfloat16"),
+    ("split over the input", "gpt of four layers", "float32"),
+    ("split in the caller", "effnet", "float16"),
+    ("factor moved between layers", "recurrent", "float16"),
+    ("factor moved between layers", "vae", "float16"),
+    ("factor moved between layers", "sampler", "float16"),
+    ("norm gain folded", "clip", "float32"),
+    ("norm gain folded", "translator", "float32"),
+    ("row by row", "effnet", "float16"),
+    ("batch padded", "recurrent", "bfloat16"),
+    ("batch padded", "classifier", "bfloat16"),
+)
+"""What did."""
 BY_NAME = {one.name: one for one in EVERY}
 
 
@@ -155,7 +170,13 @@ def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transforma
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pair", "dtype"),
-    [pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason=reason), id=f"{one[0]}-{one[1]}") for *one, reason in LARGER],
+    [
+        *(pytest.param(*one, id=f"{one[0]}-{one[1]}") for one in LARGER),
+        *(
+            pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason=reason), id=f"{one[0]}-{one[1]}")
+            for *one, reason in LARGER_MISSING
+        ),
+    ],
 )
 def test_a_larger_clean_pair_said_in_another_way_is_the_same(name: str, pair: str, dtype: str, benches: Callable[..., Bench]) -> None:
     if pair in ("llama", "dinov2"):

@@ -42,20 +42,21 @@ def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None
     """
     if flagged is None or not _returned(verdicts, taker):
         return _has_companion(verdicts, taker)
-    return _is_flagged(verdicts, taker, flagged) or len(_differing(verdicts, taker)) > 1
+    if _is_flagged(verdicts, taker, flagged) or _is_flagged_inside(verdicts, taker, flagged):
+        return True
+    return len(_differing(verdicts, taker)) > 1
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
-    """Whether a forced run diverged at what a call returned, or made inside: given the reference's tensors, it goes wrong.
+    """Whether a forced run diverged at what a call returned: given the reference's tensors, it goes wrong."""
+    return any(row in flagged for row in verdicts.flow.calls.outputs(call))
 
-    Where what it makes inside is compared, and exchanged, what it returns is right again.
-    """
+
+def _is_flagged_inside(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
+    """Whether a forced run diverged inside a call: what it made wrong there was exchanged, so that what it returned is right again."""
     calls = verdicts.flow.calls
-    if any(row in flagged for row in calls.outputs(call)):
-        return True
-    return any(row in flagged for child in calls.children[call] for row in calls.inputs(child)) or any(
-        _is_flagged(verdicts, child, flagged) for child in calls.children[call]
-    )
+    rows = (row for child in calls.children[call] for row in (*calls.inputs(child), *calls.outputs(child)))
+    return any(row in flagged for row in rows) or any(_is_flagged_inside(verdicts, child, flagged) for child in calls.children[call])
 
 
 def _takers(verdicts: Verdicts, i: int, call: int, taken: Set[int]) -> Iterator[int]:
