@@ -340,6 +340,34 @@ def test_what_no_error_of_that_size_would_change_is_not_acquitted(tmp_path: Path
     assert report.first.culprit.reference == "branch"
 
 
+class Paired(torch.nn.Module):
+    """Queries and keys that code multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), Linear(TOKENS, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.query(x) @ self.key(x).T)
+
+
+class PairedPort(nn.Module):
+    def __init__(self, reference: Paired, gain: float, other: float) -> None:
+        super().__init__()
+        self.query, self.key = ported(reference.query, gain), ported(reference.key, other)
+        self.last = ported(reference.last)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.query(x) @ self.key(x).T)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("other", "verdict"), [(1 / 3, "same"), (1.0, "different"), (0.5, "different")])
+def test_a_factor_is_a_form_where_another_makes_up_for_it(other: float, verdict: str, mode: str, tmp_path: Path) -> None:
+    reference = Paired()
+    assert reports(reference, PairedPort(reference, 3.0, other), tmp_path)[mode].verdict == verdict
+
+
 # -- what it costs -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     if first is None and verdicts.flow.kind(i) in INPUTS and call != TOP:
         return _is_made_for(verdicts, call, flagged)
     if first is None:
-        return flagged is not None and _is_flagged(verdicts, call, flagged)
+        return (flagged is not None and _is_flagged(verdicts, call, flagged)) or _is_made_up_for(verdicts, i)
     return all(_is_made_for(verdicts, taker, flagged) for taker in chain([first], takers))
 
 
@@ -57,6 +57,24 @@ def _is_flagged_inside(verdicts: Verdicts, call: int, flagged: Collection[int]) 
     calls = verdicts.flow.calls
     rows = (row for child in calls.children[call] for row in (*calls.inputs(child), *calls.outputs(child)))
     return any(row in flagged for row in rows) or any(_is_flagged_inside(verdicts, child, flagged) for child in calls.children[call])
+
+
+def _is_made_up_for(verdicts: Verdicts, i: int) -> bool:
+    """Whether another output that the same code has in hand lacks the factor that a pair's output has too much: queries and keys."""
+    gain = whole_gain(verdicts.pairs, i) if verdicts.flow.kind(i) == "output" else None
+    if gain is None:
+        return False
+    calls, call = verdicts.flow.calls, verdicts.flow.call(i)
+    rows = (row for child in calls.children[calls.outer[call]] if child != call for row in calls.outputs(child))
+    others = (j for j in verdicts.flow.pairs_at(rows) if not verdicts.pairs.is_exact(j) and not verdicts.expected.agrees(j))
+    gains = ((whole_gain(verdicts.pairs, j), _allowed(verdicts, i) + _allowed(verdicts, j)) for j in others)
+    return any(abs(gain * other - 1.0) <= max(allowed, THRESHOLDS.same_weights) for other, allowed in gains if other is not None)
+
+
+def _allowed(verdicts: Verdicts, i: int) -> float:
+    """The relative error that is allowed at a pair, up to which its gain is known."""
+    judgement = verdicts.comparisons.judged(i).judgement
+    return judgement.limit if judgement is not None else 0.0
 
 
 def _takers(verdicts: Verdicts, i: int, call: int, taken: Set[int]) -> Iterator[int]:
