@@ -135,7 +135,7 @@ def _has_companion(verdicts: Verdicts, call: int) -> bool:
     if not _returned(verdicts, call):
         return _has_weights(verdicts, path)
     differing = _differing(verdicts, call)
-    return len(differing) > 1 or _has_other_weights(verdicts, path, differing[0])
+    return len(differing) > 1 or (bool(differing) and _has_other_weights(verdicts, path, differing[0]))
 
 
 def _has_other_weights(verdicts: Verdicts, path: str, taken: int) -> bool:
