@@ -56,6 +56,9 @@ class MlxCounts(mnn.Module):
         self.layer, self.norm = mnn.Linear(8, 8), mnn.BatchNorm(8)
         self.calls, self.number, self.seen, self.cache = mx.zeros(()), 0, [], None
 
+    def __iter__(self) -> Any:  # as a list of layers would, although it is a dict
+        return iter([self.layer, self.norm])
+
     def __call__(self, x: Any) -> Any:
         self.calls += 1
         self.number += 1

@@ -52,7 +52,8 @@ class Contents:
         keys = np.column_stack([statistics["count"].astype(np.float64), np.round(scaled, THRESHOLDS.content_digits)])
         first, self.content = distinct(keys)
         if side.is_forced:
-            first, self.content = _handed_on(self.content, np.array(side.tensor)[self.rows])
+            is_given = self.is_input & (side.index["producer"][self.rows] < 0)
+            first, self.content = _handed_on(self.content, np.where(is_given, -1 - self.rows, np.array(side.tensor)[self.rows]))
         self.features = scaled[first]
         self.count = statistics["count"][first]
         self.is_telling = self.telling[first]
@@ -75,7 +76,8 @@ def distinct(keys: Floats) -> tuple[Ints, Ints]:
 def _handed_on(content: Ints, tensor: Ints) -> tuple[Ints, Ints]:
     """As `distinct`, with what a call returned and what was handed on in its place as one content: that of the latter.
 
-    ``tensor`` is each record's tensor. Two contents that differ by an error alone would stand in each other's way.
+    ``tensor`` is each record's tensor; of what the run was given one of its own. Two contents that differ by an error alone would stand in
+    each other's way.
     """
     above = list(range(int(content.max(initial=-1)) + 1))
 

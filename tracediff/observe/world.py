@@ -85,8 +85,7 @@ class World:
 
 def _contents(table: Any, depth: int) -> Iterator[tuple[Any, Any]]:
     """A list or dict with a shallow copy of it, and all that lie in it."""
-    is_mapping = isinstance(table, dict)
-    saved = dict(table) if is_mapping else list(table)
+    saved = dict(dict.items(table)) if isinstance(table, dict) else list(table)  # a module of MLX may iterate over something else
     yield table, saved
     inner: Iterable[Any] = saved.values() if isinstance(saved, dict) else saved
     for value in inner if depth else ():
@@ -100,7 +99,7 @@ def _refill(table: Any, saved: Any) -> None:
         if len(table) != len(saved) or any(now is not before for now, before in zip(table, saved, strict=True)):
             table[:] = saved
         return
-    for key in [key for key in table if key not in saved]:
+    for key in [key for key in dict.keys(table) if key not in saved]:
         dict.pop(table, key)
     for key, value in saved.items():
         if dict.get(table, key, _NOTHING) is not value:
