@@ -265,7 +265,8 @@ def _journal(drawn: random.Random, folder: Path) -> Path:
         elif how == 1:
             frames.insert(drawn.randrange(len(frames)), frames[at])
         elif kind in (journal.HEADER, journal.META) and how <= 3:
-            frames[at] = kind, dumped(json_of(drawn, json.loads(payload)))
+            with suppress(ValueError):  # its bytes were changed before
+                frames[at] = kind, dumped(json_of(drawn, json.loads(payload)))
         elif kind == journal.SEGMENT and how <= 3:
             place = struct.pack("<QQ", *(drawn.choice((*EXTREMES[:2], 64, 2**63 - 1, 2**64 - 1)) for _ in range(2)))
             frames[at] = kind, place + drawn.choice((payload[16:], b"<f4|9999999999,9999999999", b"|V9|3", b"<f4|"))

@@ -99,7 +99,7 @@ def open_npz(path: Path) -> ArrayFile:
         raise _no_file(path, ".npz", error) from error
     arrays, foreign = [], []
     for member in archive.infolist():
-        if member.is_dir():
+        if member.filename.endswith("/"):
             continue
         name = member.filename.removesuffix(".npy")
         open_member = partial(archive.open, member)

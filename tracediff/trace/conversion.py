@@ -381,7 +381,17 @@ def _typed(array: StoredArray, row: Mapping[str, Any]) -> tuple[Array, str]:
     assert kind is not None
     if values.dtype not in (kind.stored, kind.view, np.dtype(f"V{kind.itemsize}")):
         raise TracediffError(f"{array.name!r} is of {values.dtype}, which cannot be the bits of {kind.name!r}; those are {kind.stored}.")
-    return values.view(kind.stored), kind.name
+    bits = values.view(kind.stored)
+    if kind.name == "text":
+        _check_text(bits, array.name)
+    return bits, kind.name
+
+
+def _check_text(bits: Array, name: str) -> None:
+    try:
+        bits.tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise TracediffError(f"The header says that {name!r} is a text, and its bytes are none ({error.reason}).") from error
 
 
 # -- the three forms, opened

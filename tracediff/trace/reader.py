@@ -346,7 +346,10 @@ class _Recorded:
         """The text of a record of dtype ``text``."""
         if self.dtype != "text":
             raise TracediffError(f"{self!r} holds {self.dtype} values, not text; use read().")
-        return self._whole().tobytes().decode("utf-8", "surrogatepass")
+        try:
+            return self._whole().tobytes().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise UnsafeTraceError(f"{self!r} holds bytes that are no text ({error.reason}): the trace is not sound.") from error
 
     def _whole(self) -> Array:
         """All bytes, compared with their digest."""
