@@ -162,3 +162,37 @@ def test_what_code_makes_itself_is_measured_in_float64_and_passed_on_in_a_free_r
     assert trace.floor["float64"][handed] > 20 * 2**-24
     assert trace.floor["free"][rows["linear", "output"]] > 20
     assert torch.get_default_dtype() == torch.float32
+
+
+class Embeds(nn.Module):
+    """Embeds times by sines, whose arguments are exact to seven digits of a thousand, through layers in a module of their own or not."""
+
+    def __init__(self, *, wrapped: bool, base: float = 1e4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = nn.Linear(16, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH)
+        self.first, self.base, self.wrapped = nn.Linear(WIDTH, WIDTH), base, wrapped
+        if wrapped:
+            self.mlp = nn.Sequential(*layers)
+        else:
+            self.into, self.out = layers[0], layers[2]
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.wrapped:
+            args = t[:, None] * torch.exp(-np.log(self.base) * torch.arange(8) / 8)
+            return x + self.mlp(torch.cat([args.cos(), args.sin()], -1))
+        args = t[:, None] * self.base ** (-torch.arange(8) / 8)
+        return x + self.out(nn.functional.silu(self.into(torch.cat([args.cos(), args.sin()], -1))))
+
+
+@pytest.mark.parametrize("mode", ["free", "forced"])
+@pytest.mark.parametrize(("base", "verdict"), [(1e4, "same"), (1.002e4, "different")])
+def test_the_noise_of_what_code_makes_reaches_the_layer_that_takes_it_in_through_a_module_that_the_port_lacks(
+    base: float, verdict: str, mode: str, tmp_path: Path
+) -> None:
+    given = values(2, WIDTH), torch.tensor([731.0, 912.3])
+    td.capture(Embeds(wrapped=True).eval(), given, to=tmp_path / "ref.h5").close()
+    feed = {"feed": tmp_path / "ref.h5"} if mode == "forced" else {}
+    td.capture(Embeds(wrapped=False, base=base).eval(), given, to=tmp_path / "port.h5", **feed).close()
+    assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict

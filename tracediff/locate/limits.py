@@ -63,15 +63,19 @@ class Limits:
         return max(own, self._passed_on[row])
 
     def _unpaired_before(self, row: int) -> Iterator[int]:
-        """The outputs without partner between a row and the paired row before it; other arguments of the row's own call do not count."""
-        calls, codes = self._flow.calls, self._pairs.reference.index["dtype"]
+        """The outputs without partner between a row and the paired row before it, and the inputs that are the row's own tensor.
+
+        Other arguments of the row's own call do not count.
+        """
+        calls, codes, digests = self._flow.calls, self._pairs.reference.index["dtype"], self._pairs.reference.index["digest"]
         for before in range(row - 1, max(row - THRESHOLDS.noise_passed_on, -1), -1):
             kind = calls.kinds[before]
             if calls.of_row[before] == calls.of_row[row] and kind in INPUTS:
                 continue
             if self._flow.is_paired(before):
                 return
-            if kind in ("output", "value") and not dtypes.BY_CODE[int(codes[before])].is_exact:
+            is_made = kind in ("output", "value") or bool((digests[before] == digests[row]).all())
+            if is_made and not dtypes.BY_CODE[int(codes[before])].is_exact:
                 yield before
 
     def dtypes(self, i: int) -> tuple[DType, DType]:
