@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_a_table_is_noticed_when_the_trace_is_opened(table: str
         with broken.open("r+b") as handle:
             byte = os.pread(handle.fileno(), 1, place)[0]
             os.pwrite(handle.fileno(), bytes([byte ^ (1 << bit)]), place)
-        with pytest.raises(TracediffError, match="damaged" if table not in (schema.META, schema.STRINGS, schema.STRING_ENDS) else ""):
+        with pytest.raises(TracediffError, match=r"damaged|not JSON|no format version|newer|text table"):
             open_trace(broken)
 
 
