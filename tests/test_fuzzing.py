@@ -22,6 +22,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_hostile_file_is_read_or_refused(name: str, good: Path) -> None:
     if name == "torch":
