@@ -23,7 +23,6 @@ import tempfile
 import time
 import traceback
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +41,7 @@ from tracediff.api import listing
 from tracediff.errors import TracediffError
 from tracediff.trace import TraceWriter, journal, schema
 from tracediff.trace.journal import journal_of
+from tracediff.trace.tables import pack_strings, unpack_strings
 
 SECONDS = 5
 MEMORY = 6 << 30
@@ -214,7 +214,7 @@ def _trace_cells(drawn: random.Random, folder: Path) -> Path:
         if name == schema.META:
             table = np.frombuffer(dumped(json_of(drawn, json.loads(table.tobytes()))), np.uint8)
         elif name == schema.STRINGS:
-            _replace_strings(drawn, file, [*_strings(file)])
+            _replace_strings(drawn, file, unpack_strings(table, file[schema.STRING_ENDS][...], "the corpus"))
         else:
             table = cells_of(drawn, table)
         if name != schema.STRINGS:
@@ -225,22 +225,11 @@ def _trace_cells(drawn: random.Random, folder: Path) -> Path:
     return path
 
 
-def _strings(file: h5py.File) -> Iterator[str]:
-    blob, start = file[schema.STRINGS][...].tobytes(), 0
-    for end in file[schema.STRING_ENDS][...].tolist():
-        yield blob[start:end].decode("utf-8", "surrogatepass")
-        start = end
-
-
 def _replace_strings(drawn: random.Random, file: h5py.File, texts: list[str]) -> None:
     for _ in range(drawn.choice((1, 2, 5))):
         at = drawn.randrange(1, len(texts))
         texts[at] = drawn.choice((*TEXTS, texts[drawn.randrange(len(texts))], texts[at] + drawn.choice(TEXTS), "3,4", "9,9,9,999999999"))
-    blobs = [text.encode("utf-8", "surrogatepass") for text in texts]
-    for name, table in (
-        (schema.STRINGS, np.frombuffer(b"".join(blobs), np.uint8)),
-        (schema.STRING_ENDS, np.cumsum([len(blob) for blob in blobs], dtype=schema.STRING_END)),
-    ):
+    for name, table in zip((schema.STRINGS, schema.STRING_ENDS), pack_strings(texts), strict=True):
         del file[name]
         file[name] = table
 
@@ -255,7 +244,7 @@ def _journal(drawn: random.Random, folder: Path) -> Path:
     writer.flush()
     writer._abandon()
     log = journal_of(path)
-    frames = list(_frames(log.read_bytes()[len(journal.MAGIC) :]))
+    frames = list(journal.frames(log.read_bytes()))
     for _ in range(drawn.choice((1, 1, 3))):
         at = drawn.randrange(len(frames))
         kind, payload = frames[at]
@@ -274,19 +263,8 @@ def _journal(drawn: random.Random, folder: Path) -> Path:
             frames[at] = (kind if how else drawn.randrange(256)), bytes_of(drawn, payload)
         if not frames:
             break
-    log.write_bytes(journal.MAGIC + b"".join(_frame(kind, payload) for kind, payload in frames))
+    log.write_bytes(journal.MAGIC + b"".join(journal.frame(kind, payload) for kind, payload in frames))
     return path
-
-
-def _frames(blob: bytes) -> Iterator[tuple[int, bytes]]:
-    while blob:
-        kind, size, _ = struct.unpack_from("<BII", blob)
-        yield kind, blob[9 : 9 + size]
-        blob = blob[9 + size :]
-
-
-def _frame(kind: int, payload: bytes) -> bytes:
-    return struct.pack("<BII", kind, len(payload), zlib.crc32(payload)) + payload
 
 
 def _recovered(path: Path) -> None:

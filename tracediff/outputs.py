@@ -30,8 +30,13 @@ def check_output(path: PathLike, *, force: bool = False) -> Path:
     if to.is_dir() or (to.exists() and not to.is_file()):
         raise TraceFileError(f"{str(to)!r} cannot be written: it is a {'folder' if to.is_dir() else 'device'}. Name a file.")
     if to.exists() and not force:
-        raise TraceExistsError(f"{str(to)!r} exists already; name another file, or replace it with --force (force=True).")
+        raise exists_already(to)
     return to
+
+
+def exists_already(to: Path) -> TraceExistsError:
+    """The error of an output that is there and may not be replaced."""
+    return TraceExistsError(f"{str(to)!r} exists already; name another file, or replace it with --force (force=True).")
 
 
 def write_output(path: PathLike, content: bytes | str | Callable[[Path], None], *, force: bool = False) -> Path:

@@ -126,11 +126,11 @@ def _hands_on(side: Side, site: int, child: int) -> bool:
 
 
 def _stated_by_name(reference: Side, port: Side, mapped: maps.StatedMap) -> set[tuple[int, int]]:
-    """Sites of equal names, where a side's names were chosen by a person (a converted file): the names then state the pairs.
+    """Sites of equal names, where the reference's were chosen by a person (a converted file): the names then state the pairs.
 
     What a mapping states of a site comes first.
     """
-    if not any((side.trace.meta.get("converted") or {}).get("names") == "stated" for side in (reference, port)):
+    if not is_array_file(reference):
         return set()
     pairs = mapped.pairs
     taken = {entry.reference for entry in pairs} | mapped.ignored[0], {entry.port for entry in pairs} | mapped.ignored[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -98,14 +98,7 @@ class Program:
     def ancestors(self, node: int) -> frozenset[int]:
         """The nodes that a node depends on, itself included."""
         if node not in self._ancestors:
-            found, stack = {node}, [node]
-            while stack:
-                one = stack.pop()
-                for ref in () if one in self.leaves else self.nodes[one].refs:
-                    if ref not in found:
-                        found.add(ref)
-                        stack.append(ref)
-            self._ancestors[node] = frozenset(found)
+            self._ancestors[node] = frozenset(_reached(self.nodes, node, self.leaves))
         return self._ancestors[node]
 
     def operations(self, node: int) -> frozenset[str]:
@@ -247,7 +240,7 @@ def _resolvable(
             known.add(number)
     if target not in known:
         return None
-    needed = _needed(graph, target, leaves)
+    needed = _reached(graph.nodes, target, leaves)
     steps = tuple(number for number in nodes if number in needed and number not in leaves)
     names = {number: str(graph.nodes[number].args[0]) for number in steps if graph.nodes[number].name == "@param"}
     seen = {number: leaf for number in steps[:-1] if number in graph.names and (leaf := leaf_of(number, True)) is not None}
@@ -259,14 +252,13 @@ def _is_computable(node: Node) -> bool:
     return node.values is not None if node.name in ("@param", "@constant") else node.name in OPERATIONS
 
 
-def _needed(graph: Graph, target: int, leaves: Mapping[int, InHand]) -> set[int]:
-    needed, stack = {target}, [target]
+def _reached(nodes: Mapping[int, Node] | Sequence[Node], target: int, leaves: Mapping[int, InHand]) -> set[int]:
+    """The nodes that a node depends on, back to the leaves, itself included."""
+    found, stack = {target}, [target]
     while stack:
         node = stack.pop()
-        if node in leaves:
-            continue
-        for ref in graph.nodes[node].refs:
-            if ref not in needed:
-                needed.add(ref)
+        for ref in () if node in leaves else nodes[node].refs:
+            if ref not in found:
+                found.add(ref)
                 stack.append(ref)
-    return needed
+    return found

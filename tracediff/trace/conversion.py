@@ -35,10 +35,12 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError, TraceExistsError, TraceNotFoundError
 from tracediff.json_text import parse_json
+from tracediff.outputs import exists_already
 from tracediff.site import End, Site, escape, printable
 from tracediff.tensors.files import StoredArray, open_npy, open_npz, open_safetensors
 from tracediff.trace import schema
 from tracediff.trace.reader import Param, Record, Trace, open_trace
+from tracediff.trace.tables import decode, encode
 from tracediff.trace.writer import TraceWriter
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -226,7 +228,7 @@ def _refuse_existing(target: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not force:
-        raise TraceExistsError(f"{os.fspath(target)!r} exists already; name another file, or replace it with --force (force=True).")
+        raise exists_already(target)
     other = next((file for file in _files(target) if file.suffix != ".npy" and file.name != HEADER), None)
     if target.is_dir() and other is not None:
         raise TraceExistsError(f"{os.fspath(target)!r} holds {other.name!r}, which is no array; it is not replaced. Name another folder.")
@@ -389,7 +391,7 @@ def _typed(array: StoredArray, row: Mapping[str, Any]) -> tuple[Array, str]:
 
 def _check_text(bits: Array, name: str) -> None:
     try:
-        bits.tobytes().decode("utf-8", "surrogatepass")
+        decode(bits.tobytes())
     except UnicodeDecodeError as error:
         raise TracediffError(f"The header says that {name!r} is a text, and its bytes are none ({error.reason}).") from error
 
@@ -421,7 +423,7 @@ def _open_safetensors(path: Path) -> _Arrays:
     unknown = next((array.name for array in file.arrays if array.dtype is None), None)
     if unknown is not None:
         raise TracediffError(f"{unknown!r} in {os.fspath(path)!r} has a dtype that no trace holds.")
-    header = _header(str(file.metadata[METADATA]).encode("utf-8", "surrogatepass"), path) if METADATA in file.metadata else {}
+    header = _header(encode(str(file.metadata[METADATA])), path) if METADATA in file.metadata else {}
     return _Arrays({array.name: array for array in file.arrays}, header)
 
 

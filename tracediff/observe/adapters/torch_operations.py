@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracediff.observe.adapters.torch_writes import tensors_in, written
+
 _NOT_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 """Where code lies that is not the model's: PyTorch, and this package."""
 
@@ -82,14 +84,14 @@ class Operations(TorchDispatchMode):
         made = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if func._schema.is_mutable:
-            written = _written(func, args, kwargs)
-            if len(written) == 1 and name.endswith("_"):
-                self._write(written[0], self._new(name.removesuffix("_"), *given, self._role(name)))
+            into = _plain(written(func, args, kwargs))
+            if len(into) == 1 and name.endswith("_"):
+                self._write(into[0], self._new(name.removesuffix("_"), *given, self._role(name)))
             else:
-                for tensor in written:
+                for tensor in into:
                     self._write(tensor, self._new("@opaque"))
             return made
-        before = {_memory(tensor) for tensor in _tensors([*args, *kwargs.values()])}
+        before = {_memory(tensor) for tensor in _plain(tensors_in([*args, *kwargs.values()]))}
         node = self._new(name, *given, self._role(name))
         if isinstance(made, torch.Tensor):
             self._made(made, node, before)
@@ -229,20 +231,5 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if _is_plain(value):
-                yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors that an operation writes to."""
-    found: list[torch.Tensor] = []
-    for place, declared in enumerate(func._schema.arguments):
-        if declared.alias_info is not None and declared.alias_info.is_write:
-            value = kwargs[declared.name] if declared.name in kwargs else args[place] if place < len(args) else None
-            found.extend(_tensors([value]))
-    return found
+def _plain(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors if _is_plain(tensor)]

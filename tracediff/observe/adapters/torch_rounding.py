@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from tracediff.observe.adapters.torch_writes import written
+
 _EXACT = frozenset(
     (
         *("abs", "ceil", "clamp", "clamp_max", "clamp_min", "clip", "clone", "conj_physical", "copysign", "floor", "fmax", "fmin"),
@@ -75,7 +77,7 @@ class Rounding(TorchDispatchMode):
             return _off(tensor if running is None else running.to(tensor.dtype), key + 1, self._units)
 
         if func._schema.is_mutable:
-            for tensor in _written(func, args, kwargs):
+            for tensor in written(func, args, kwargs):
                 if _rounds(tensor):
                     tensor.copy_(off(tensor))
             return made
@@ -138,11 +140,3 @@ def _drawn(values: torch.Tensor, key: int) -> torch.Tensor:
 def _as_int32(number: int) -> int:
     """The lower 32 bits of a number, as a signed one."""
     return (number + 2**31) % 2**32 - 2**31
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors that an operation writes to."""
-    declared = func._schema.arguments
-    written = [one for one in declared if one.alias_info is not None and one.alias_info.is_write]
-    given = [kwargs[one.name] if one.name in kwargs else args[place] for place, one in enumerate(declared) if one in written]
-    return [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
