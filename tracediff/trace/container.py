@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -252,12 +252,15 @@ class Input:
         with open(self.path, "rb", buffering=0) as file:
             return read_at(file.fileno(), place.offset, place.nbytes).view(place.dtype)
 
-    def are_tables_intact(self) -> bool:
-        """Whether the tables are those that were written, as far as the file says."""
-        names = self.names()
-        if schema.DIGEST not in names:
-            return True
-        return _digest({name: self.table(name) for name in _DIGESTED & names}) == self.table(schema.DIGEST).tobytes()
+    def tables(self, names: Set[str]) -> dict[str, Array]:
+        """Those of the root's tables that are among ``names``, each read whole; UnsafeTraceError where they are not what was written.
+
+        Files of version 0.1.0 do not say what that was.
+        """
+        found = {name: self.table(name) for name in _DIGESTED & names}
+        if schema.DIGEST in names and _digest(found) != self.table(schema.DIGEST).tobytes():
+            raise UnsafeTraceError(f"{str(self.path)!r} is damaged: its tables are not those that were written. Record the run again.")
+        return found
 
     def _place(self, group: Any, name: str) -> Place:
         where = f"Dataset {name!r} in {str(self.path)!r}"

@@ -25,7 +25,7 @@ from tracediff.trace.container import Input, Place, is_locked, read_at
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
 from tracediff.trace.meta import Meta, load_meta
-from tracediff.trace.tables import Tables, check, unpack_strings
+from tracediff.trace.tables import Tables, check, decode, unpack_strings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -347,7 +347,7 @@ class _Recorded:
         if self.dtype != "text":
             raise TracediffError(f"{self!r} holds {self.dtype} values, not text; use read().")
         try:
-            return self._whole().tobytes().decode("utf-8", "surrogatepass")
+            return decode(self._whole().tobytes())
         except UnicodeDecodeError as error:
             raise UnsafeTraceError(f"{self!r} holds bytes that are no text ({error.reason}): the trace is not sound.") from error
 
@@ -618,11 +618,10 @@ def _read(source: Input) -> tuple[Tables, _ClosedSegments]:
     missing = {*schema.TABLES, schema.TENSORS} - names
     if missing:
         raise TraceFileError(f"{path!r} is not a whole trace: it lacks /{min(missing)}.")
-    strings = unpack_strings(source.table(schema.STRINGS), source.table(schema.STRING_ENDS), path)
-    index, params, sketches = (source.table(name) for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
-    optional = {name: source.table(name) for name in names & set(schema.OPTIONAL_TABLES)}
-    if not source.are_tables_intact():
-        raise UnsafeTraceError(f"{path!r} is damaged: its tables are not those that were written. Record the run again.")
+    found = source.tables(names)
+    strings = unpack_strings(found[schema.STRINGS], found[schema.STRING_ENDS], path)
+    index, params, sketches = (found[name] for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
+    optional = {name: found[name] for name in names & set(schema.OPTIONAL_TABLES)}
     tables = Tables(index, params, sketches, strings, meta, optional)
     segments = _ClosedSegments(source)
     check(tables, segments.limits, path)
