@@ -79,6 +79,10 @@ class _Capture:
     progress: Progress
     identity: bytes = field(default_factory=new_identity)
 
+    def aside(self, to: Path, **changes: Any) -> _Capture:
+        """The same run with all its values into another file, which it may replace."""
+        return replace(self, to=to, options=replace(self.options, save="full"), force=True, identity=new_identity(), **changes)
+
     def record(self) -> Path:
         """Records one run, without feeding it or measuring its floor."""
         return record_run(
@@ -314,12 +318,11 @@ def _add_let_through(
     """
     from tracediff.runs.let_through import let_through
 
-    again = replace(asked, to=folder / "disturbed.h5", options=replace(asked.options, save="full"), force=True)
-
     def run(observer: Observer) -> Path | None:
         asked.progress("a run with random errors, to see whether what was flagged matters")
         begin()
-        return again.to if _raised_by(replace(again, observers=(*asked.observers, observer))) is None else None
+        again = asked.aside(folder / "disturbed.h5", observers=(*asked.observers, observer))
+        return again.to if _raised_by(again) is None else None
 
     with open_trace(asked.to) as forced:
         try:
@@ -360,13 +363,12 @@ def _discovered(
     from tracediff.alignment import align
     from tracediff.runs.forcing import Forcing
 
-    whole = replace(asked.options, save="full")
     observers = asked.observers
     reached = 0
     for attempt in range(ROUNDS):
         begin()
         path = folder / f"{attempt}.h5"
-        error = _raised_by(replace(asked, to=path, options=whole, observers=observers, force=True))
+        error = _raised_by(asked.aside(path, observers=observers))
         trace = open_trace(path)
         if not len(trace.records) and trace.meta.get("warnings"):
             raise CaptureError(f"This run cannot be fed by {str(reference.path)!r}: {'; '.join(trace.meta['warnings'])}.")

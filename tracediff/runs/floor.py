@@ -86,15 +86,15 @@ class _Reruns:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
         self._world = World(models, self._adapter)
+        self._begin = self._world.state()
 
     def again(self, observer: Observer, *, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
-        state = self._world.state()
         try:
             with self._adapter.rounding(THRESHOLDS.operation_units) if rounded else nullcontext():
                 observe(self._models, self._run, [observer], **self._observed)
         finally:
-            self._world.back_to(state)
+            self._world.back_to(self._begin)
 
     def in_dtype(self, cast: Cast, name: str, kept: Iterable[str]) -> Exception | None:
         """One run with the models in a dtype, but for the modules of the sites in ``kept``; returns what the models raise.
