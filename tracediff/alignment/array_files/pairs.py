@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -108,6 +109,7 @@ class _Paired:
         pairs = sorted((other, row) for row, other in self.rows.items())
         readings = Readings(self.sides, pairs, lambda row: self.consequences.all_differ(self.sides[0].of_row[row]))
         places: dict[tuple[str, str], int] = {}
+        first: dict[tuple[str, str], int] = {}
         records: list[RecordPair] = []
         permutations = {(entry.reference, entry.port): entry.permutation for entry in self.mapped.pairs}
         for a, b in pairs:
@@ -115,24 +117,30 @@ class _Paired:
             numbers = self.sides[0].side.number[sites[0]], self.sides[1].side.number[sites[1]]
             layout, evidence = readings.of((a, b), permutations.get(numbers))
             place = places.setdefault(sites, len(places))
+            first.setdefault(sites, b)
             records.append(RecordPair((a,), (b,), layout, evidence, self._confidence(b), place))
-        site_pairs = [
-            self._pair(sites, [pair for pair in pairs if (self._site(0, pair[0]), self._site(1, pair[1])) == sites]) for sites in places
-        ]
+        counts = tuple(Counter(self._site(side, pair[side]) for pair in pairs) for side in (0, 1))
         return Alignment(
-            (*site_pairs, *self._alone(0, {one for one, _ in places}), *self._alone(1, {one for _, one in places})),
+            (
+                *(self._pair(sites, row) for sites, row in first.items()),
+                *self._alone(0, {one for one, _ in places}),
+                *self._alone(1, {one for _, one in places}),
+            ),
             tuple(records),
             self._left_over(0, {a for a, _ in pairs}),
             self._left_over(1, {b for _, b in pairs}),
             stored=self.stored,
-            names=tuple(self._names(a, b, pairs) for a, b in pairs),
+            names=tuple(self._names(a, b, counts) for a, b in pairs),
         )
 
-    def _names(self, a: int, b: int, pairs: Sequence[tuple[int, int]]) -> tuple[str, str]:
-        """How a mapping names two records: by their sites, with ends where a site has other pairs or the two ends differ."""
+    def _names(self, a: int, b: int, counts: Sequence[Mapping[str, int]]) -> tuple[str, str]:
+        """How a mapping names two records: by their sites, with ends where a site has other pairs or the two ends differ.
+
+        ``counts``: how many pairs each site has, of either side.
+        """
         records = self.sides[0].side.trace.records[a], self.sides[1].side.trace.records[b]
         sites = [record.site or ROOT for record in records]
-        is_alone = [sum(self._site(side, pair[side]) == record.site for pair in pairs) == 1 for side, record in enumerate(records)]
+        is_alone = [counts[side][record.site] == 1 for side, record in enumerate(records)]
         is_alike = (records[0].ordinal, records[0].end) == (records[1].ordinal, records[1].end)
         ours, theirs = (f"{site}/{record.ordinal}/{record.end}" for site, record in zip(sites, records, strict=True))
         return sites[0] if is_alike and all(is_alone) else ours, sites[1] if is_alone[1] else theirs
@@ -143,9 +151,8 @@ class _Paired:
     def _confidence(self, row: int) -> float:
         return 1.0 if row in self.stated else self.confidences.get(self.sides[1].of_row[row], THRESHOLDS.confidence_single)
 
-    def _pair(self, sites: tuple[str, str], pairs: Sequence[tuple[int, int]]) -> SitePair:
-        """A pair of sites in words, by what speaks for its first pair of records."""
-        _, row = pairs[0]
+    def _pair(self, sites: tuple[str, str], row: int) -> SitePair:
+        """A pair of sites in words, by what speaks for its first pair of records, of which the port's is in this row."""
         kind = as_kind(self.sides[0].side.kind[self.sides[0].side.number[sites[0]]])
         return SitePair(sites[0], sites[1], kind, self._words(row), self._confidence(row))
 
