@@ -23,7 +23,7 @@ from tracediff.observe.options import CaptureOptions
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.recorder import Recorder
 from tracediff.observe.repeat import Digests, repeats_meta
-from tracediff.observe.types import Adapter
+from tracediff.observe.world import State, World
 from tracediff.trace import Record, Trace, open_trace
 from tracediff.trace.amend import amend
 from tracediff.trace.reader import Records
@@ -81,12 +81,12 @@ class Keeper(Observer):
             self.kept[code] = np.array(bits).reshape(-1).view(np.uint8)
 
 
-def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) -> None:
-    """Records a run without its values, and runs once more to see whether it repeats; the generators are then as one run leaves them.
+def _indexed(play: Play, world: World, to: Path, meta: Mapping[str, Any]) -> None:
+    """Records a run without its values, and runs once more to see whether it repeats; all is then as one run leaves it.
 
     What the run raises is noted in the trace, which is then incomplete: a port that raises has a first divergence too.
     """
-    before = adapter.rng_state()
+    before = world.state()
     raised = ""
     try:
         options = CaptureOptions(save="stats")
@@ -96,18 +96,18 @@ def _indexed(play: Play, adapter: Adapter, to: Path, meta: Mapping[str, Any]) ->
         raise
     except Exception as error:  # noqa: BLE001 - whatever the side's own code raises
         raised = f"{type(error).__name__}: {error}"
-    after = adapter.rng_state()
+    after = world.state()
     digests = Digests()
-    _played_again(play, adapter, before, [digests])
-    adapter.set_rng_state(after)
+    _played_again(play, world, before, [digests])
+    world.back_to(after)
     with open_trace(to) as trace:
         first = digests.first_difference(trace)
     amend(to, identity=writer.identity, meta={**repeats_meta(first), **({"raised": raised} if raised else {})})
 
 
-def _played_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[Observer]) -> None:
-    """One more run from the same state of the generators; what the side's own code raises ends it, as it did the first."""
-    adapter.set_rng_state(state)
+def _played_again(play: Play, world: World, begin: State, observers: Sequence[Observer]) -> None:
+    """One more run from the state in which the first began; what the side's own code raises ends it, as it did the first."""
+    world.back_to(begin)
     try:
         play(observers)
     except TracediffError:
@@ -122,19 +122,19 @@ def _played_again(play: Play, adapter: Adapter, state: Any, observers: Sequence[
 class LocalSide:
     """A side that runs in this process; ``play`` runs it once."""
 
-    def __init__(self, name: str, play: Play, adapter: Adapter, meta: Mapping[str, Any] | None = None) -> None:
-        self.name, self._play, self._adapter, self._meta = name, play, adapter, meta or {}
-        self._state = adapter.rng_state()
+    def __init__(self, name: str, play: Play, world: World, meta: Mapping[str, Any] | None = None) -> None:
+        self.name, self._play, self._world, self._meta = name, play, world, meta or {}
+        self._begin: State
 
     def index(self, to: Path) -> None:
-        self._state = self._adapter.rng_state()
-        _indexed(self._play, self._adapter, to, self._meta)
+        self._begin = self._world.state()
+        _indexed(self._play, self._world, to, self._meta)
 
     def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
         keeper = Keeper((record.site, record.ordinal, record.end) for record in wanted)
-        now = self._adapter.rng_state()
-        _played_again(self._play, self._adapter, self._state, [keeper])
-        self._adapter.set_rng_state(now)
+        now = self._world.state()
+        _played_again(self._play, self._world, self._begin, [keeper])
+        self._world.back_to(now)
         return keeper.kept.values()
 
 
@@ -151,7 +151,7 @@ def of_model(
     """A side given by its models and its run, as `tracediff.observe.observe` takes them; ``observers`` give it its draws."""
     adapter = adapter_of(models, run)
     seen: dict[str, Any] = {"methods": tuple(methods), "functions": tuple(functions), "impl": adapter.name}
-    return LocalSide(name, lambda further: observe(models, run, [*observers, *further], **seen), adapter, meta)
+    return LocalSide(name, lambda further: observe(models, run, [*observers, *further], **seen), World(models, adapter), meta)
 
 
 def of_recipe(
@@ -179,7 +179,8 @@ def of_recipe(
     say(f"loading {loaded.description}")
     models = recipes.load_quietly(loaded, context)
     meta = {"recipe": loaded.name, "seed": seed, "weights": weights, "wanted": list(stages)}
-    return LocalSide(name, lambda further: recipes.observe_recipe(loaded, context, further, models=models), named(impl), meta)
+    world = World(dict(models), named(impl))
+    return LocalSide(name, lambda further: recipes.observe_recipe(loaded, context, further, models=models), world, meta)
 
 
 class RemoteSide:
@@ -209,7 +210,7 @@ def index_run(
     models: Any, run: Any, to: str, *, options: CaptureOptions, observers: Sequence[Observer], meta: Mapping[str, Any], **_: Any
 ) -> None:
     """`Side.index` as a job in another Python (`tracediff.observe.jobs`)."""
-    _indexed(_play_of(models, run, options, observers), adapter_of(models, impl=options.impl), Path(to), meta)
+    _indexed(_play_of(models, run, options, observers), World(models, adapter_of(models, impl=options.impl)), Path(to), meta)
 
 
 def keep_run(
@@ -224,8 +225,8 @@ def keep_run(
 ) -> None:
     """`Side.keep` as a job in another Python: leaves the bits in a NumPy archive at ``to``."""
     keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
-    adapter = adapter_of(models, impl=options.impl)
-    _played_again(_play_of(models, run, options, observers), adapter, adapter.rng_state(), [keeper])
+    world = World(models, adapter_of(models, impl=options.impl))
+    _played_again(_play_of(models, run, options, observers), world, world.state(), [keeper])
     np.savez(to, *keeper.kept.values())
 
 
