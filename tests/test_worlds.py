@@ -146,6 +146,14 @@ def test_weights_too_large_to_copy_that_a_run_changes_are_said(tmp_path: Path, m
         assert "repeat and noise floor: a run changes weight, so that none can be as the first was" in trace.meta["not_seen"]
 
 
+def test_a_live_bisection_begins_each_run_alike_and_leaves_what_one_run_leaves() -> None:
+    bare, sides = Counts(), (Counts(), Counts())
+    bare(torch.tensor(X))
+    report = td.bisect_live(sides[0], (torch.tensor(X),), sides[1], (torch.tensor(X),))
+    assert report.verdict == "same"
+    assert [same(side.kept(), bare.kept()) for side in sides] == [True, True]
+
+
 # -- odd models ----------------------------------------------------------------------------------------------------------------------------
 
 
