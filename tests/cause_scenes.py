@@ -146,7 +146,7 @@ def calling(ours: tuple[str, ...], theirs: tuple[str, ...]) -> Scene:
     """A block whose code makes these calls; no edit explains its values."""
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
     sides = (CulpritSide("b", calls=ours), CulpritSide("b", calls=theirs))
-    return scene(x, unexplained, sides=sides, types=types, paired=frozenset(types))
+    return scene(x, unexplained, sides=sides, types=types, paired=frozenset(types), altered=frozenset(types))
 
 
 def training(*modes: bool) -> Scene:

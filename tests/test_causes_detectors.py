@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,7 +242,16 @@ def test_one_number_is_not_called_a_sum() -> None:
 def test_calls_that_only_one_side_makes(ours: tuple[str, ...], theirs: tuple[str, ...], kind: str) -> None:
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
     sides = (CulpritSide("b", calls=ours), CulpritSide("b", calls=theirs))
-    assert first(scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))) == kind
+    every = frozenset(types)
+    assert first(scene(x, x + branch * other, sides=sides, types=types, paired=every, altered=every)) == kind
+
+
+def test_another_order_of_calls_that_all_agree_explains_nothing() -> None:
+    types = {"b.experts": "Experts", "b.shared": "Mlp"}
+    sides = (CulpritSide("b", calls=("b.shared", "b.experts")), CulpritSide("b", calls=("b.experts", "b.shared")))
+    shown = scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))
+    assert not kinds(shown)
+    assert kinds(replace(shown, altered=frozenset({"b.experts"}))) == ["order.roles"]
 
 
 def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None:

@@ -14,6 +14,7 @@ from tracediff.causes.detectors import operations
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import CannotComputeError, Program, Replay, program_of
 from tracediff.causes.proof import judged
+from tracediff.causes.resampling import Way, resampled
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.trace.operations import Graph, Node, Ref
 
@@ -64,6 +65,37 @@ ROTATED = (
     node("cat", [Ref(6), Ref(4)], -1), node("mul", Ref(7), Ref(2)), node("add", Ref(3), Ref(8)),
 )  # fmt: skip
 ANGLES = np.concatenate([np.arange(T)[:, None] / 10.0 ** np.arange(C // 2)] * 2, -1)
+
+
+def routing(scores: int, chosen_by: int, start: int) -> tuple[Node, ...]:
+    """Two experts for each token, as groups of rows: nodes from ``start`` on; tokens are node 0, the experts' matrices node 2."""
+    at = [Ref(start + place) for place in range(20)]
+    return (
+        node("topk", Ref(chosen_by), 2), node("@item", at[0], 1), node("gather", Ref(scores), 1, at[1]), node("view", at[1], [-1]),
+        node("argsort", at[3]), node("index", at[3], [at[4]]), node("floor_divide", at[4], 2), node("index", Ref(0), [at[6]]),
+        node("histc", at[5], 4, 0, 3), node("cumsum", at[8], 0, dtype="int32"), node("_grouped_mm", at[7], Ref(2), at[9]),
+        node("view", at[2], [-1]), node("index", at[11], [at[4]]), node("unsqueeze", at[12], -1), node("mul", at[10], at[13]),
+        node("zeros", [T, C]), node("index_add", at[15], 0, at[6], at[14]),
+    )  # fmt: skip
+
+
+ROUTED = (node("_softmax", Ref(1), 1, False), *routing(3, 3, 4))
+ROUTED_OFFSET = (node("add", Ref(1), Ref(3)), *routing(1, 4, 5))
+
+
+def routed(x: Array, logits: Array, experts: Array, *, is_normalised: bool = False) -> Array:
+    shares = softmax(logits)
+    made = np.zeros_like(x)
+    for token, own in enumerate(shares):
+        chosen = np.argsort(-own)[:2]
+        for expert in chosen:
+            made[token] += x[token] @ experts[expert] * own[expert] / (own[chosen].sum() if is_normalised else 1)
+    return made
+
+
+def interpolated(x: Array, at: Array) -> Array:
+    low = np.minimum(np.floor(at).astype(int), x.shape[-1] - 2)
+    return x[..., low] + (x[..., low + 1] - x[..., low]) * (at - low)
 
 
 def groups_spread(x: Array) -> Array:
@@ -121,6 +153,35 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         "scale", program([X], node("mul", Ref(0), 1.0), node("sin", Ref(1))), np.sin(1000 * X),
     ),
     "a ReLU too much": ("activation", program([X, GATE], node("add", Ref(0), Ref(1))), np.maximum(X + GATE, 0)),
+    "coordinates lie in the middles of parts": (
+        "position.offset",
+        program([X[0].T], node("arange", 0, 9), node("mul", Ref(1), (T - 1) / 8), node("floor", Ref(2)), node("sub", Ref(2), Ref(3)),
+                node("_to_copy", Ref(3), dtype="int64"), node("clamp", Ref(5), None, T - 2), node("add", Ref(6), 1),
+                node("index", Ref(0), [None, Ref(6)]), node("index", Ref(0), [None, Ref(7)]), node("sub", Ref(9), Ref(8)),
+                node("sub", Ref(2), Ref(6)), node("mul", Ref(10), Ref(11)), node("add", Ref(8), Ref(12))),
+        interpolated(X[0].T, np.clip((np.arange(9) + 0.5) * T / 9 - 0.5, 0, T - 1)),
+    ),
+    "a table is resampled by another filter": (
+        "transform",
+        program([X[None]], node("upsample_bilinear2d", Ref(0), [9, 5], False, None, None), node("sin", Ref(1))),
+        np.sin(resampled(X[None], [9, 5], Way("cubic"))),
+    ),
+    "rotary frequencies have another base": (
+        "rope.variant",
+        program([X, 1e4 ** -np.linspace(0, 1, C)], node("arange", 0, T), node("unsqueeze", Ref(2), -1), node("mul", Ref(3), Ref(1)),
+                node("cos", Ref(4)), node("mul", Ref(0), Ref(5))),
+        X * np.cos(np.arange(T)[:, None] * 5e5 ** -np.linspace(0, 1, C)),
+    ),
+    "chosen weights are normalised": (
+        "branch.extra",
+        program([X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6)], *ROUTED),
+        routed(X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6), is_normalised=True),
+    ),
+    "experts are chosen without the router's offset": (
+        "branch.missing",
+        program([X[0], softmax(draw(T, 4, seed=5)), draw(4, C, C, seed=6), np.array([0.0, 0.9, -0.4, 0.3])], *ROUTED_OFFSET),
+        routed(X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6)),
+    ),
     "log for log10": ("units.log", program([np.abs(X) + 1], node("log10", Ref(0)), node("add", Ref(1), 1.0)), np.log(np.abs(X) + 1) + 1),
 }  # fmt: skip
 

@@ -7,13 +7,15 @@ is not here cannot be computed again; nothing is then said of what depends on it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from tracediff.causes.functions import FUNCTIONS
+from tracediff.causes.resampling import OF_OPERATION, Way, resampled
 from tracediff.dtype import Array
 
 Compute = Callable[..., Any]
@@ -54,8 +56,8 @@ def axes_of(dim: Any) -> tuple[int, ...] | None:
 
 
 def _reduction(reduce: Callable[..., Any]) -> Compute:
-    def compute(x: Array, dim: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Array:
-        return np.asarray(reduce(x, axis=axes_of(dim), keepdims=bool(keepdim)))
+    def compute(x: Array, dim: Any = None, keepdim: bool = False, *_: Any, dtype: Any = None, **__: Any) -> Array:
+        return np.asarray(reduce(in_dtype(x, dtype), axis=axes_of(dim), keepdims=bool(keepdim)))
 
     return compute
 
@@ -249,6 +251,105 @@ def _correlated(x: Array, w: Array, stride: Sequence[int], dilation: Sequence[in
     return np.concatenate(made, 1)
 
 
+def _grouped(a: Array, b: Array, offs: Array | None = None, bias: Any = None, *_: Any, **__: Any) -> Array:
+    """The rows of a (T, K) up to each offset times one of b (E, K, N); with a (E, T, K) one product each."""
+    if offs is None or a.ndim == 3 or b.ndim == 2:
+        if offs is not None:
+            raise ValueError("groups along another axis")
+        return np.asarray(a @ b)
+    made, start = np.zeros((len(a), b.shape[-1])), 0
+    for group, end in enumerate(offs):
+        made[start:end] = a[start:end] @ b[group]
+        start = int(end)
+    return made if bias is None else made + bias
+
+
+def _solved(a: Array, b: Array, *, upper: bool, left: bool = True, unitriangular: bool = False, **_: Any) -> Array:
+    """What a triangular matrix times it, or it times the matrix, gives b."""
+    known = np.triu(a) if upper else np.tril(a)
+    if unitriangular:
+        known = known - known * np.eye(known.shape[-1]) + np.eye(known.shape[-1])
+    if left:
+        return np.linalg.solve(known, b)
+    turned = np.linalg.solve(np.swapaxes(known, -1, -2), np.swapaxes(b, -1, -2))
+    return np.swapaxes(turned, -1, -2)
+
+
+def _weight_norm(v: Array, g: Array, dim: int = 0) -> tuple[Array, Array]:
+    """v with the length that g says along each place of one axis; then the lengths that v has."""
+    size = np.sqrt((v * v).sum(tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim), keepdims=True))
+    return v * (g / size), size
+
+
+# -- windows -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _windows(x: Array, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Array:
+    """(..., places along the last axes, places in the window)."""
+    rank = len(size)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True)]
+    seen = np.lib.stride_tricks.sliding_window_view(x, reach, tuple(range(x.ndim - rank, x.ndim)))
+    taken: Any = (..., *(slice(None, None, s) for s in stride), *(slice(None, None, d) for d in dilation))
+    return np.asarray(seen[taken])
+
+
+def _each(value: Any, rank: int) -> list[int]:
+    given = [value] if isinstance(value, int) else list(value)
+    return given * rank if len(given) == 1 else given
+
+
+def _pooled(
+    x: Array, size: Any, stride: Any, reduce: Callable[..., Any], outside: float, padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Array:
+    """Windows along the last axes, reduced; what lies outside counts as ``outside``, and a last window may reach over the end."""
+    size = list(size)
+    rank = len(size)
+    stride, padding, dilation = _each(stride or size, rank), _each(padding, rank), _each(dilation, rank)
+    widths = []
+    for place in range(rank):
+        long = x.shape[x.ndim - rank + place] + 2 * padding[place]
+        left = (long - dilation[place] * (size[place] - 1) - 1) % stride[place]
+        more = stride[place] - left if ceil and left else 0
+        starts = long - dilation[place] * (size[place] - 1) - 1 + more
+        more = 0 if starts >= x.shape[x.ndim - rank + place] + padding[place] else more
+        widths.append((padding[place], padding[place] + more))
+    seen = _windows(padded(x, widths, value=outside), size, stride, dilation)
+    return np.asarray(reduce(seen, tuple(range(seen.ndim - rank, seen.ndim))))
+
+
+def _averaged(x: Array, size: Any, stride: Any, padding: Any, ceil: bool, counts: bool, divisor: int | None = None) -> Array:
+    """The means of windows; ``counts``: whether padded places count."""
+    total = _pooled(x, size, stride, np.sum, 0.0, padding, 1, ceil)
+    if divisor:
+        return total / divisor
+    if counts and not ceil:
+        return np.asarray(total / math.prod(size))
+    rank = len(size)
+    around = _each(padding, rank)
+    inside = np.ones(x.shape[-rank:])
+    if counts:
+        inside = padded(inside, [(one, one) for one in around], value=1.0)
+        around = [0] * rank
+    return total / _pooled(inside, size, stride, np.sum, 0.0, around, 1, ceil)
+
+
+def _adaptive(x: Array, sizes: Sequence[int]) -> Array:
+    """Means over parts of the last axes that begin at floor(i n / m) and end at ceil((i + 1) n / m)."""
+    for place, length in enumerate(sizes):
+        axis = x.ndim - len(sizes) + place
+        own = x.shape[axis]
+        parts = [np.take(x, range(i * own // length, -(-(i + 1) * own // length)), axis).mean(axis) for i in range(length)]
+        x = np.stack(parts, axis)
+    return x
+
+
+def _columns(x: Array, size: Any, dilation: Any, padding: Any, stride: Any) -> Array:
+    """(B, C, H, W) as (B, C x window, places)."""
+    seen = _windows(padded(x, [(p, p) for p in padding]), size, stride, dilation)
+    turned = np.moveaxis(seen, (-2, -1), (2, 3))
+    return turned.reshape(len(x), x.shape[1] * math.prod(size), -1)
+
+
 # -- places --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +391,32 @@ def _scattered(way: str) -> Compute:
     return compute
 
 
+def _masked_scatter(x: Array, mask: Array, source: Array) -> Array:
+    made = np.array(x)
+    where = np.broadcast_to(mask, x.shape)
+    made[where] = source.reshape(-1)[: int(where.sum())]
+    return made
+
+
+def _scatter_reduced(x: Array, dim: int, index: Array, source: Array, reduce: str, *, include_self: bool = True, **_: Any) -> Array:
+    ways = {"sum": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum}
+    if reduce not in ways or not include_self:
+        raise ValueError(f"no arithmetic for scatter_reduce by {reduce}")
+    made = np.array(x)
+    where: list[Any] = list(np.indices(index.shape))
+    where[dim] = index
+    ways[reduce].at(made, tuple(where), source[tuple(slice(0, size) for size in index.shape)])
+    return made
+
+
+def _histogram(x: Array, bins: int = 100, least: float = 0, most: float = 0) -> Array:
+    """How many values lie in each of so many equal parts, as floats; by default between the extremes."""
+    if least == most:
+        least, most = float(x.min()), float(x.max())
+    made, _ = np.histogram(x, bins, (least, most) if least != most else (least - 1, most + 1))
+    return made.astype(np.float64)
+
+
 def _index_add(x: Array, dim: int, index: Array, values: Array, alpha: float = 1, **_: Any) -> Array:
     made = np.array(x)
     where: Any = (slice(None),) * (dim % x.ndim) + (index,)
@@ -323,6 +450,15 @@ def _write(flat: Array, offset: int, shape: Sequence[int], strides: Sequence[int
     return made
 
 
+def _folded_back(seen: Array, sizes: Sequence[int], dim: int, size: int, step: int) -> Array:
+    """Windows along an axis added up where they overlap."""
+    made = np.zeros(tuple(sizes))
+    turned, windows = np.moveaxis(made, dim, -1), np.moveaxis(seen, dim, -2)
+    for place in range(windows.shape[-2]):
+        turned[..., place * step : place * step + size] += windows[..., place, :]
+    return made
+
+
 def _strided(x: Array, shape: Sequence[int], strides: Sequence[int], offset: int | None = None) -> Array:
     return _read(np.ascontiguousarray(x).reshape(-1), offset or 0, shape, strides)
 
@@ -331,24 +467,33 @@ def _repeat_interleave(x: Array, repeats: Any = None, dim: Any = None, **_: Any)
     return np.repeat(np.arange(len(x)), x) if repeats is None else np.repeat(x, repeats, dim)
 
 
-def _interpolated(x: Array, size: Any, is_aligned: bool, *_: Any, **__: Any) -> Array:
-    """Linear interpolation along the last axes."""
-    for place, length in enumerate(size if size is not None else ()):
-        axis = x.ndim - len(size) + place
-        own = x.shape[axis]
-        places = np.arange(length)
-        at = places * (own - 1) / max(length - 1, 1) if is_aligned else np.clip((places + 0.5) * own / length - 0.5, 0, own - 1)
-        low = np.minimum(at.astype(int), own - 1)
-        share = (at - low).reshape([-1 if other == axis else 1 for other in range(x.ndim)])
-        x = np.take(x, low, axis) * (1 - share) + np.take(x, np.minimum(low + 1, own - 1), axis) * share
-    return x
+def _resampling(rank: int, *, has_flag: bool) -> Callable[[Way], Compute]:
+    """ATen's resampling along the last ``rank`` axes: (x, sizes, align_corners where there is a flag, scales)."""
+
+    def of(way: Way) -> Compute:
+        def compute(x: Array, sizes: Any, *given: Any) -> Array:
+            flag = has_flag and bool(given[0])
+            scales: Sequence[Any] = given[1:] if has_flag else given
+            if not sizes:  # the ``vec`` overloads: factors in one list
+                scales = scales[0]
+                sizes = [int(size * factor) for size, factor in zip(x.shape[-rank:], scales, strict=True)]
+            elif scales and isinstance(scales[0], list):
+                scales = scales[0]
+            return resampled(x, sizes, replace(way, is_aligned=flag), scales)
+
+        return compute
+
+    return of
 
 
-def _nearest(x: Array, size: Any, *_: Any, **__: Any) -> Array:
-    for place, length in enumerate(size if size is not None else ()):
-        axis = x.ndim - len(size) + place
-        x = np.take(x, np.arange(length) * x.shape[axis] // length, axis)
-    return x
+def _resamplings() -> Iterator[tuple[str, Compute]]:
+    for name, way in OF_OPERATION.items():
+        has_flag = "nearest" not in name
+        stem, _, tail = name.partition("_aa")
+        ranks = (2,) if stem.endswith(("bilinear", "bicubic")) else (1,) if stem.endswith("linear") else (1, 2, 3)
+        for rank in ranks:
+            tail = "_aa" if name.endswith("_aa") else ""
+            yield f"{stem}{rank}d{tail}", _resampling(rank, has_flag=has_flag)(way)
 
 
 def _clamp(x: Array, least: Any = None, most: Any = None) -> Array:
@@ -416,6 +561,19 @@ def _fft(x: Array, dim: Sequence[int], normalization: int, onesided: bool) -> Ar
     return made / (math.sqrt(size) if normalization == 1 else size if normalization == 2 else 1)
 
 
+def _fft_complex(x: Array, dim: Sequence[int], normalization: int, forward: bool) -> Array:
+    made = np.fft.fftn(x, axes=dim) if forward else np.fft.ifftn(x, axes=dim, norm="forward")
+    size = math.prod(x.shape[axis] for axis in dim)
+    return made / (math.sqrt(size) if normalization == 1 else size if normalization == 2 else 1)
+
+
+def _fft_back(x: Array, dim: Sequence[int], normalization: int, last: int) -> Array:
+    lengths = [x.shape[axis] for axis in dim[:-1]] + [last]
+    made = np.fft.irfftn(x, lengths, axes=dim, norm="forward")
+    size = math.prod(lengths)
+    return made / (math.sqrt(size) if normalization == 1 else size if normalization == 2 else 1)
+
+
 OPERATIONS: Mapping[str, Compute] = {
     # sums, products, comparisons
     "add": lambda a, b, alpha=1: np.add(a, alpha * b if alpha != 1 else b),
@@ -452,7 +610,16 @@ OPERATIONS: Mapping[str, Compute] = {
     "dot": np.dot,
     "addmm": lambda c, a, b, beta=1, alpha=1: beta * c + alpha * (a @ b),
     "baddbmm": lambda c, a, b, beta=1, alpha=1: beta * c + alpha * (a @ b),
+    "_grouped_mm": _grouped,
+    "linalg_solve_triangular": _solved,
     "convolution": convolution,
+    "im2col": _columns,
+    "max_pool2d_with_indices": lambda x, size, stride=(), *more: (_pooled(x, size, stride, np.max, -np.inf, *more), None),
+    "avg_pool1d": lambda x, size, stride=(), padding=0, ceil=False, counts=True: _averaged(x, size, stride, padding, ceil, counts),
+    "avg_pool2d": lambda x, size, stride=(), padding=0, ceil=False, counts=True, divisor=None: _averaged(
+        x, size, stride, padding, ceil, counts, divisor
+    ),
+    "_adaptive_avg_pool2d": _adaptive,
     # functions of single values
     "abs": np.abs,
     "neg": np.negative,
@@ -469,6 +636,10 @@ OPERATIONS: Mapping[str, Compute] = {
     "sin": np.sin,
     "cos": np.cos,
     "tan": np.tan,
+    "acos": np.arccos,
+    "asin": np.arcsin,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
     "atan": np.arctan,
     "tanh": np.tanh,
     "sigmoid": FUNCTIONS["sigmoid"],
@@ -503,6 +674,9 @@ OPERATIONS: Mapping[str, Compute] = {
     "amax": _reduction(np.max),
     "amin": _reduction(np.min),
     "any": _reduction(np.any),
+    "histc": _histogram,
+    "aminmax": lambda x, *, dim=None, keepdim=False: (_reduction(np.min)(x, dim, keepdim), _reduction(np.max)(x, dim, keepdim)),
+    "scatter_reduce": _scatter_reduced,
     "all": _reduction(np.all),
     "prod": _reduction(np.prod),
     "max": _extreme(np.max, np.argmax),
@@ -521,12 +695,13 @@ OPERATIONS: Mapping[str, Compute] = {
     "_softmax": _softmax,
     "_safe_softmax": _softmax,
     "_log_softmax": _log_softmax,
-    "cumsum": lambda x, dim, **_: np.cumsum(x, dim),
+    "cumsum": lambda x, dim, dtype=None, **_: np.cumsum(in_dtype(x, dtype), dim),
     "cumprod": lambda x, dim, **_: np.cumprod(x, dim),
     "topk": _topk,
     "sort": _sort,
     "argsort": lambda x, *args, **named: _sort(x, *args, **named)[1],
     # normalisation, attention
+    "_weight_norm_interface": _weight_norm,
     "native_layer_norm": layer_norm,
     "_fused_rms_norm": rms_norm,
     "native_group_norm": group_norm,
@@ -558,6 +733,7 @@ OPERATIONS: Mapping[str, Compute] = {
     "cat": lambda parts, dim=0: np.concatenate([one for one in parts if one.size or one.ndim > 1], dim),
     "stack": lambda parts, dim=0: np.stack(parts, dim),
     "unfold": _unfold,
+    "unfold_backward": _folded_back,
     "as_strided": _strided,
     "flip": lambda x, dims: np.flip(x, tuple(dims)),
     "roll": lambda x, shifts, dims=(): np.roll(x, tuple(shifts), tuple(dims)) if dims else np.roll(x, shifts[0]),
@@ -568,6 +744,8 @@ OPERATIONS: Mapping[str, Compute] = {
     "_unsafe_index": _index,
     "index_select": lambda x, dim, index: np.take(x, index, dim),
     "index_add": _index_add,
+    "nonzero": lambda x: np.stack(np.nonzero(x), -1),
+    "masked_scatter": _masked_scatter,
     "gather": lambda x, dim, index, **_: np.take_along_axis(
         x[tuple(slice(None) if a == dim % x.ndim else slice(0, n) for a, n in enumerate(index.shape))], index, dim
     ),
@@ -584,10 +762,7 @@ OPERATIONS: Mapping[str, Compute] = {
     "reflection_pad2d": lambda x, pad: padded(x, widths_of(pad), "reflect"),
     "replication_pad1d": lambda x, pad: padded(x, widths_of(pad), "edge"),
     "replication_pad2d": lambda x, pad: padded(x, widths_of(pad), "edge"),
-    "upsample_nearest1d": _nearest,
-    "upsample_nearest2d": _nearest,
-    "upsample_linear1d": _interpolated,
-    "upsample_bilinear2d": _interpolated,
+    **dict(_resamplings()),
     # what makes tensors
     "arange": _arange,
     "linspace": lambda a, b, steps, dtype=None, **_: np.linspace(a, b, steps),
@@ -631,6 +806,8 @@ OPERATIONS: Mapping[str, Compute] = {
     "_conj": np.conj,
     "resolve_conj": _same,
     "_fft_r2c": _fft,
+    "_fft_c2c": _fft_complex,
+    "_fft_c2r": _fft_back,
     # memory that is written to
     "@item": lambda made, place: made[place],
     "@flat": lambda x: np.ascontiguousarray(x).reshape(-1),

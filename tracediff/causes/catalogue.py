@@ -467,7 +467,8 @@ _CLOSING = """\
 The capture of a PyTorch reference writes down which operations it computes, and the line of code that asks for each. For a divergence these
 operations are computed again in float64, from the tensors that both sides have to the one that differs, with one of them changed: a term,
 a factor, a function, a mask or a norm left out, also several in a row; another function, reduction, axis, denominator, epsilon, convention
-of groups, order, part, view, place, padding or enlargement; a mask inverted, moved or one place wider; rotary positions of neighbouring
+of groups, order, part, view, place, padding or enlargement; coordinates laid from corner to corner or in the middles of pixels, a table
+resampled by another filter, frequencies of another base; a mask inverted, moved or one place wider; rotary positions of neighbouring
 channels; a function that the reference does not apply; another tensor in the place of one; rounding; last each number fitted to the port.
 What one line asks for in every turn of a loop is changed in every turn. The first change that gives the port's tensor is the cause, with
 its line. Operations of more than {most_operations} in a row, or without arithmetic here, are not looked at.

@@ -144,6 +144,7 @@ class SceneReader:
             has_frames=self._correspond(*frames),
             balanced=self._balanced(left.stage),
             paired=self._paired,
+            altered=self._altered,
             program=self._program(comparison, left),
         )
 
@@ -278,6 +279,13 @@ class SceneReader:
             for row in one.pair.reference
             if (one.diverged is False or not one.how) or (is_forced and one.how == "forced" and kinds[row] != "input")
         )
+
+    @cached_property
+    def _altered(self) -> frozenset[str]:
+        """The reference's modules of which a record diverged, or was not compared."""
+        records = self._traces[0].records
+        wrong = (one for one in self._located.comparisons if one.diverged is not False and one.how)
+        return frozenset(module_of(records[row].site) for one in wrong for row in one.pair.reference)
 
     @cached_property
     def _hand(self) -> _HandReader:

@@ -65,7 +65,9 @@ def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable
         return
     first = next(place for place, (a, b) in enumerate(zip(shared, order, strict=True)) if a != b)
     evidence = f"the reference calls {shared[first]} where the port calls {order[first]}"
-    moved = (name for name in shared if shared.index(name) != order.index(name))
+    moved = [name for name in shared if shared.index(name) != order.index(name)]
+    if scene.altered.isdisjoint(moved):
+        return  # what they were handed and returned agrees: the order has no effect
     if any("norm" in scene.types.get(name, "").lower() for name in moved):
         yield Claim("norm.placement", THRESHOLDS.sure_norm_moved, evidence)
     else:

@@ -166,7 +166,9 @@ class _Search:
 def _tries(dial: Dial) -> Sequence[float]:
     """The numbers that are tried before one is fitted."""
     start = dial.start
-    if dial.kind == "norm.eps":
+    if dial.tries:
+        more = dial.tries
+    elif dial.kind == "norm.eps":
         more = EPS_TRIED
     elif start == 1:
         more = FACTORS_TRIED

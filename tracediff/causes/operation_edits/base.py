@@ -29,13 +29,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """A number that an operation is given: the node gives ``compute(values, number)``; ``text`` has a place for the number."""
+    """A number that an operation is given: the node gives ``compute(values, number)``; ``text`` has a place for the number.
+
+    ``tries``: what is tried before one is fitted, where that is known of what the number means.
+    """
 
     kind: str
     text: str
     node: int
     start: float
     compute: Callable[[Values, float], Any]
+    tries: tuple[float, ...] = ()
 
 
 FUNCTION_OF = {

@@ -9,6 +9,7 @@ from tracediff.causes.operation_edits.base import (
     Change,
     Family,
 )
+from tracediff.causes.operation_edits.coordinates import other_coordinates, other_resampling
 from tracediff.causes.operation_edits.functions import (
     exchanged_in_order,
     other_function,
@@ -81,6 +82,8 @@ FAMILIES: tuple[Family, ...] = (
     leaves_exchanged,
     other_pairs,
     other_enlarging,
+    other_resampling,
+    other_coordinates,
     something_more,
     other_whole_number,
     other_tensor,

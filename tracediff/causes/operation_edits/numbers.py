@@ -19,6 +19,7 @@ from tracediff.causes.operation_edits.base import (
     ref_at,
     shape_at,
 )
+from tracediff.causes.operation_edits.coordinates import frequencies_of_another_base
 from tracediff.causes.program import Replay, Values
 from tracediff.trace.operations import Node
 
@@ -35,9 +36,10 @@ _NUMBER_KINDS = {
 
 
 def dials(replay: Replay) -> Iterator[Dial]:
-    """Every number that an operation is given, then what it could be in the place of a tensor, then a factor of every tensor."""
+    """Every number that an operation is given, then one in the place of a tensor, another base of frequencies, a factor of every tensor."""
     yield from _given_numbers(replay)
     yield from _numbers_for_tensors(replay)
+    yield from frequencies_of_another_base(replay)
     yield from _factors(replay)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
-from tracediff.causes.arithmetic import OPERATIONS, padded, widths_of
+from tracediff.causes.arithmetic import padded, widths_of
 from tracediff.causes.operation_edits.base import (
     VIEWS,
     Change,
@@ -19,6 +20,7 @@ from tracediff.causes.operation_edits.base import (
     value_before,
 )
 from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.resampling import WAYS, Way, resampled
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.trace.operations import Node
@@ -291,18 +293,12 @@ def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]
         yield Change("transform", f"the port enlarges {replay.program.text(ref)}: {name}; the reference by {node.name}", {number: compute})
 
 
-def _linear(x: Array, axis: int, times: int, *, is_aligned: bool) -> Array:
-    size = x.shape[axis] * times
-    moved = np.moveaxis(x, axis, -1)
-    return np.moveaxis(_interpolate(moved, [size], is_aligned), -1, axis)
-
-
-_interpolate = OPERATIONS["upsample_linear1d"]
+def _interpolated(x: Array, axis: int, times: int, way: Way) -> Array:
+    return np.moveaxis(resampled(np.moveaxis(x, axis, -1), [x.shape[axis] * times], way), -1, axis)
 
 
 _ENLARGED: dict[str, Callable[..., Array]] = {
     "each value repeated": lambda x, axis, times: np.repeat(x, times, axis),
     "the whole repeated": lambda x, axis, times: np.concatenate([x] * times, axis),
-    "interpolated (align_corners=False)": lambda x, axis, times: _linear(x, axis, times, is_aligned=False),
-    "interpolated (align_corners=True)": lambda x, axis, times: _linear(x, axis, times, is_aligned=True),
+    **{f"interpolated ({way})": partial(_interpolated, way=way) for way in WAYS if way.filter == "linear"},
 }

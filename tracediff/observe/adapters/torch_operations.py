@@ -24,10 +24,8 @@ _NOT_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 MOST_OPERATIONS = 60_000
 """A run of more operations is not written down."""
-MOST_VALUES = 4096
-"""A parameter or constant of so many values at most stands in the graph itself."""
-MOST_BYTES = 1 << 22
-"""So much of them altogether."""
+MOST_VALUES = ((1 << 12, 1 << 22), (1 << 16, 1 << 22))
+"""Small and larger parameters and constants: so many values each, and so many bytes of them altogether, stand in the graph itself."""
 
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 Named = tuple[str, torch.Tensor]
@@ -48,7 +46,7 @@ class Operations(TorchDispatchMode):
         self._flat: dict[int, int] = {}
         self._parameters: dict[Key, Named] = {}
         self._is_quiet = is_quiet
-        self._bytes = 0
+        self._bytes = [0 for _ in MOST_VALUES]
         self._roles: dict[tuple[Any, ...], int] = {}
         self._lines: list[str] = []
         self._latest: tuple[Any, ...] = ()
@@ -188,9 +186,10 @@ class Operations(TorchDispatchMode):
     def _values(self, tensor: torch.Tensor) -> list[Any] | None:
         """The values of a small tensor: dtype, shape, bytes."""
         size = tensor.numel() * tensor.element_size()
-        if tensor.numel() > MOST_VALUES or self._bytes + size > MOST_BYTES or tensor.is_complex():
+        group = next((place for place, (values, _) in enumerate(MOST_VALUES) if tensor.numel() <= values), None)
+        if group is None or self._bytes[group] + size > MOST_VALUES[group][1] or tensor.is_complex():
             return None
-        self._bytes += size
+        self._bytes[group] += size
         kind = torch.float32 if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor.dtype
         array = tensor.detach().to(kind).contiguous().numpy(force=True)
         return [array.dtype.str, list(array.shape), base64.b64encode(array.tobytes()).decode()]
