@@ -14,6 +14,7 @@ import pytest
 from test_observe_inert import Sites
 from test_observe_replace import Answers
 
+import tracediff as td
 from tracediff.observe import observe, record
 from tracediff.observe.adapters.registry import named
 from tracediff.site import RETURNED
@@ -230,6 +231,21 @@ def test_compilation_may_be_left_on_and_what_it_hid_is_said(compiling: Callable[
     assert [site for site, *_ in sites.seen] == [RETURNED]
     assert any(what.startswith("a input[0]: inside a region compiled by mx.compile") for what in sites.run.not_seen)
     assert any(what.startswith("!random.bernoulli draw: inside") for what in sites.run.not_seen)
+
+
+def test_a_call_that_is_only_traced_makes_no_run_seem_not_to_repeat(tmp_path: Path) -> None:
+    net = Net()
+    attended = mx.compile(lambda q, k: mx.fast.scaled_dot_product_attention(q, k, k, scale=0.5))
+    shaped = mx.array(X).reshape(1, 1, -1, X.shape[-1])
+
+    def run() -> Any:
+        return attended(shaped, shaped) + net(mx.array(X)).sum()
+
+    td.capture(net, run, to=tmp_path / "a.h5", compile=True)
+    trace = open_trace(tmp_path / "a.h5")
+    assert trace.meta["repeats"]
+    assert not [record.site for record in trace.records if record.site.endswith("!attention")]
+    assert any("!attention input[q]: inside a region" in what for what in trace.meta["not_seen"])
 
 
 def test_compilation_is_on_again_after_an_exception(compiling: Callable[[], bool]) -> None:

@@ -11,6 +11,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe.containers import Leaves
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.observe.patching.places import quiet
+from tracediff.observe.types import TRACED
 
 
 class Audience:
@@ -61,18 +62,23 @@ class Audience:
         return bool(boundary.replaced)
 
     def _make_readable(self, boundary: Boundary) -> bool:
-        """Evaluates the leaves and drops those that cannot be read; whether the boundary is worth showing."""
+        """Evaluates the leaves and drops those that cannot be read; whether the boundary is worth showing.
+
+        Where code is only traced, nothing of the boundary is: the next run does not pass there, and would not repeat what was shown.
+        """
         if not self._why_unreadable(boundary.leaves):
             return True
         readable = []
+        is_traced = False
         for leaf in boundary.leaves:
             why = self._why_unreadable([leaf])
             if why:
                 self._run.miss(f"{f'{boundary.site} {leaf[0]}'.strip()}: {why}")
+                is_traced = is_traced or why.startswith(TRACED)
             else:
                 readable.append(leaf)
-        boundary.leaves = readable
-        return bool(readable)
+        boundary.leaves = [] if is_traced else readable
+        return bool(boundary.leaves)
 
     def _why_unreadable(self, leaves: Leaves) -> str:
         return self._adapter.unreadable([tensor for _, tensor in leaves if not isinstance(tensor, str)])

@@ -118,6 +118,10 @@ class Operations(AbstractContextManager[Any], Protocol):
         """The operations as `tracediff.trace.operations` reads them."""
 
 
+TRACED = "inside a region compiled by"
+"""How a reason begins for which tensors cannot be read while code is only traced: a later run does not pass there at all."""
+
+
 class Tensors(Protocol):
     """Reads, makes and changes the tensors of a framework, and NumPy arrays."""
 

@@ -26,6 +26,7 @@ from tracediff.observe import exchange, frames
 from tracediff.observe.adapters.arguments import argument, noted, plain, softmax_axis
 from tracediff.observe.adapters.base import Calling, FrameworkAdapter, held_in
 from tracediff.observe.types import (
+    TRACED,
     Adapter,
     Args,
     Call,
@@ -62,7 +63,7 @@ class Mlx(FrameworkAdapter):
         except ValueError as error:
             if "function transformations" not in str(error):
                 raise
-            return "inside a region compiled by mx.compile (or another function transformation)"
+            return f"{TRACED} mx.compile (or another function transformation)"
         return ""
 
     def values_of(self, tensor: Tensor) -> Array:

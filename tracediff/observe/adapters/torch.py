@@ -27,6 +27,7 @@ from tracediff.observe import exchange
 from tracediff.observe.adapters.arguments import Note, argument, constant, noted, plain, softmax_axis
 from tracediff.observe.adapters.base import Calling, FrameworkAdapter, held_in
 from tracediff.observe.types import (
+    TRACED,
     Adapter,
     Args,
     Call,
@@ -182,7 +183,7 @@ class Torch(FrameworkAdapter):
 
     def blind(self) -> str:
         if torch.compiler.is_compiling():
-            return "inside a region compiled by torch.compile"
+            return f"{TRACED} torch.compile"
         if torch._C._get_tracing_state() is not None:
             return "inside torch.jit.trace"
         return ""
