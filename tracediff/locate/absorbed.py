@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tracediff.alignment import Alignment
 from tracediff.locate.companions import is_put_right
-from tracediff.locate.result import Comparison
+from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
 from tracediff.locate.verdicts import Verdicts, verdicts_of
@@ -27,10 +27,12 @@ from tracediff.trace.calls import TOP
 def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int] | None = None) -> dict[int, int]:
     """Of introduced divergences those from which nothing follows, each with the call that absorbs it.
 
-    ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
+    ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none. A run that was reset to the
+    reference wherever it agreed proves less by what agrees: there whatever takes a difference in has to be made for it.
     """
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
-    return {i: call for i, call in absorbers.items() if not is_affine(verdicts.pairs, i) or is_put_right(verdicts, i, call, flagged)}
+    needs = {i for i in absorbers if verdicts.mode == "forced" or is_affine(verdicts.pairs, i)}
+    return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
 
 
 def acquit(verdicts: Verdicts, places: Sequence[int], flagged: Collection[int] | None = None) -> dict[int, int]:
@@ -108,12 +110,12 @@ def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[i
     return {i: records[row].site for i, row in rows.items() if 0 <= row < len(records)}
 
 
-# -- what a free run says of a forced one --------------------------------------------------------------------------------------------------
+# -- what a run that let differences through says of a forced one --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Absorber:
-    """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the free run had no difference.
+    """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the run had no difference there.
 
     ``outputs`` has (the port's row, what is allowed there) of each output of numbers that is one record of the port. ``is_reached``:
     whether these may have been computed from what differs.
@@ -124,24 +126,31 @@ class Absorber:
     is_reached: bool = True
 
 
-class FreeRun:
-    """Which differences a free run of a port absorbed, by the reference's rows.
+class ThroughRun:
+    """Which differences a run of a port absorbed that let them through, by the reference's rows.
 
-    ``flagged``: the reference's rows at which the forced run diverged.
+    ``mode``: "free", or "forced" where the run was reset to the reference's tensor wherever it agreed. ``flagged``: the reference's rows at
+    which the forced run diverged, in which everything was reset.
     """
 
-    def __init__(self, alignment: Alignment, reference: Trace, port: Trace, floors: Mapping[int, float], flagged: Collection[int]) -> None:
+    def __init__(
+        self,
+        alignment: Alignment,
+        reference: Trace,
+        port: Trace,
+        floors: Mapping[int, float],
+        flagged: Collection[int],
+        mode: Mode = "free",
+    ) -> None:
         pairs = in_order(alignment.records)
-        verdicts = verdicts_of(
-            pairs, alignment, reference, port, mode="free", tolerance=(None, None), floors=floors, compared={}, again=None
-        )
+        verdicts = verdicts_of(pairs, alignment, reference, port, mode=mode, tolerance=(None, None), floors=floors, compared={}, again=None)
         dirty = scanned(verdicts, None)
         while acquit(verdicts, introduced(verdicts, dirty), flagged):
             dirty = [i for i in dirty if verdicts.is_dirty(i)]
         self._verdicts, self._dirty = verdicts, frozenset(dirty)
 
     def to_meta(self) -> dict[str, int]:
-        """How many records of the reference were compared with the free run's, and how many of these diverged."""
+        """How many records of the reference were compared with the run's, and how many of these diverged."""
         pairs, comparisons = self._verdicts.pairs, self._verdicts.comparisons
         judged = [i for i in range(len(self._verdicts)) if comparisons.judged(i).diverged is not None]
         rows, wrong = ({row for i in places for row in pairs[i].reference} for places in (judged, self._dirty))

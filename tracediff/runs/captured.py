@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 ROUNDS = 8
 """How often a port that raises is run to find out what it would do next, each time one call further."""
 
+AGAIN = {"reset": "what differs is let through, all else is fed", "disturbed": "with random errors at these places"}
+"""The runs that tell whether what a forced run flagged matters, and how each is made."""
+
 
 def captured(
     models: Any,
@@ -299,7 +302,7 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
             finally:
                 if asked.is_recorded():
                     asked.amend(meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
-            _add_let_through(asked, reference, discovery, alignment, mapping, Path(folder), lambda: world.back_to(before))
+            _add_let_through(asked, reference, discovery, alignment, mapping, forcing, Path(folder), lambda: world.back_to(before))
     return to
 
 
@@ -309,6 +312,7 @@ def _add_let_through(
     discovery: Trace,
     alignment: Alignment,
     mapping: Mapping[str, Any] | None,
+    forcing: Forcing,
     folder: Path,
     begin: Callable[[], None],
 ) -> None:
@@ -318,15 +322,15 @@ def _add_let_through(
     """
     from tracediff.runs.let_through import let_through
 
-    def run(observer: Observer) -> Path | None:
-        asked.progress("a run with random errors, to see whether what was flagged matters")
+    def again(observer: Observer, name: str) -> Path | None:
+        asked.progress(f"once more, to see whether what was flagged matters: {AGAIN[name]}")
         begin()
-        again = asked.aside(folder / "disturbed.h5", observers=(*asked.observers, observer))
-        return again.to if _raised_by(again) is None else None
+        aside = asked.aside(folder / f"{name}.h5", observers=(*asked.observers, observer))
+        return aside.to if _raised_by(aside) is None else None
 
     with open_trace(asked.to) as forced:
         try:
-            found = let_through(reference, discovery, alignment, forced, mapping=mapping, run=run)
+            found = let_through(reference, discovery, alignment, forced, mapping=mapping, forcing=forcing, again=again)
         except TracediffError as error:
             found = _missed(asked.to, f"what was flagged was not let through: {error}")
     if found:

@@ -1,10 +1,12 @@
 """Whether anything follows from what a forced run flags.
 
 A forced run feeds each site the reference's tensor. Where the port says the same in another way (a factor in its weights, another order of
-a set, other padding), this tensor is not what the port's next call needs, and places are flagged. The free run that came first let every
-tensor through. A flagged place is *acquitted* if a call around it absorbed the difference in the free run (`tracediff.locate.absorbed`).
+a set, other padding), this tensor is not what the port's next call needs, and places are flagged. Two runs let every such tensor through:
+the free run that came first, and, where several places are flagged, one that is *reset*: it goes on with the reference's tensor wherever
+its own agrees, and with its own where it differs. So no rounding accumulates, and no choice goes another way. A flagged place is
+*acquitted* if a call around it absorbed the difference in one of the two (`tracediff.locate.absorbed`).
 
-An acquittal needs power. So the port runs once more, free, with a random error of equal size at each candidate. Where this error does
+An acquittal needs power. So the port runs once more, with a random error of equal size at each candidate. Where this error does
 not change the absorber's outputs by more than is allowed there, nothing is known, and the place stays a finding. A call on which nothing
 depends (the queries of a first token, which sees itself alone) is judged by its site's other calls.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,28 @@ from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, align
 from tracediff.compare import compare
 from tracediff.dtype import Array
-from tracediff.locate import Located, locate
-from tracediff.locate.absorbed import Absorber, FreeRun
+from tracediff.locate import Comparison, Located, locate
+from tracediff.locate.absorbed import Absorber, ThroughRun
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.floor_limits import floor_limits
-from tracediff.runs.forcing import Where, place_of, rows_by_place
+from tracediff.runs.forcing import Forcing, Where, place_of, rows_by_place
 from tracediff.trace import Trace, open_trace, schema
+
+Again = Callable[[Observer, str], Path | None]
+"""Records the port once more, seen and changed by an observer, to a file of a name; returns the trace, or None where the port raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A flagged pair of a forced run: the port's rows, the error (relative L2), and what absorbed it in the free run."""
+    """A flagged pair of a forced run: the port's rows, the error (relative L2), and what absorbed it in a run that let it through.
+
+    ``outputs``: the places of the absorber's outputs of numbers, each with what is allowed there in that run.
+    """
 
     rows: tuple[int, ...]
     error: float
     absorber: Absorber
+    outputs: tuple[tuple[Where, float], ...]
 
 
 def let_through(
@@ -47,69 +56,101 @@ def let_through(
     forced: Trace,
     *,
     mapping: Mapping[str, Any] | None,
-    run: Callable[[Observer], Path | None],
+    forcing: Forcing,
+    again: Again,
 ) -> dict[str, Any]:
     """What is to be added to a forced trace: nothing where the forced run flags nothing.
 
-    Else ``meta`` says under ``free`` how the free run compares (`FreeRun.to_meta`), and ``through`` is what became of each record of the
+    Else ``meta`` says under ``free`` how the free run compares (`ThroughRun.to_meta`), and ``through`` is what became of each record of the
     forced run, one row of `schema.THROUGH` each, unless nothing is acquitted.
 
-    ``discovery`` is the free run before the forced one, ``alignment`` pairs the reference with it. ``run`` records the port once more, seen
-    and changed by an observer, and returns the trace, or None where the port raised. It is called only where something may be acquitted.
+    ``discovery`` is the free run before the forced one, ``alignment`` pairs the reference with it, ``forcing`` fed the forced run.
+    ``again`` is called once where several places are flagged, and once where something may be acquitted.
     """
     pairs = align(reference, forced, mapping=mapping)
-    located = locate(pairs, reference, forced, floors=floor_limits(reference, forced, pairs.records))
+    floors = floor_limits(reference, forced, pairs.records)
+    located = locate(pairs, reference, forced, floors=floors)
     if not located.findings:
         return {}
     diverged = {row for one in located.comparisons if one.diverged for row in one.pair.reference}
-    free = FreeRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
+    free = ThroughRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
     found: dict[str, Any] = {"meta": {"free": free.to_meta()}}
-    candidates = list(_candidates(located, free))
-    if not candidates:
-        return found
-    errors = {place_of(forced.records[row]): one.error for one in candidates for row in one.rows}
-    path = run(Disturbing(errors))
+    candidates, before = list(_candidates(located, free, discovery)), discovery
+    reset = Reset(forcing, _limits(located.comparisons, forced))
+    path = again(reset, "reset") if sum(one.places for one in located.findings) > 1 else None
     if path is not None:
-        with open_trace(path) as disturbed:
-            table = _acquitted(candidates, discovery, disturbed, forced)
-        found |= {} if table is None else {"through": table}
+        before = open_trace(path)
+        through = ThroughRun(_at(pairs, forced, before), reference, before, floors, diverged, "forced")
+        candidates += _candidates(located, through, before)
+    with before:
+        if not candidates:
+            return found
+        errors = {place_of(forced.records[row]): one.error for one in candidates for row in one.rows}
+        path = again(Disturbing(errors, None if before is discovery else reset), "disturbed")
+        if path is not None:
+            with open_trace(path) as disturbed:
+                table = _acquitted(candidates, before, disturbed, forced)
+            found |= {} if table is None else {"through": table}
     return found
 
 
-def _candidates(located: Located, free: FreeRun) -> Iterator[Candidate]:
-    """The flagged pairs whose difference the free run absorbed."""
+def _limits(comparisons: Sequence[Comparison], forced: Trace) -> dict[Where, float]:
+    """What is allowed at each place of the port, as relative L2: the limit, or the error of what did not diverge if that is larger."""
+    found: dict[Where, float] = {}
+    for one in comparisons:
+        if one.judgement is None:
+            continue
+        error = 0.0 if one.diverged or one.metrics is None or not math.isfinite(one.metrics.rel_l2) else one.metrics.rel_l2
+        for row in one.pair.port:
+            place = place_of(forced.records[row])
+            found[place] = max(found.get(place, 0.0), one.judgement.limit, error)
+    return found
+
+
+def _at(alignment: Alignment, one: Trace, other: Trace) -> Alignment:
+    """An alignment with one run of a port, as that with another of its runs: what is not there has no partner."""
+    rows = rows_by_place(other)
+    found = ([rows.get(place_of(one.records[row])) for row in pair.port] for pair in alignment.records)
+    records = (
+        replace(pair, port=tuple(row for row in own if row is not None))
+        for pair, own in zip(alignment.records, found, strict=True)
+        if None not in own
+    )
+    return replace(alignment, records=tuple(records))
+
+
+def _candidates(located: Located, through: ThroughRun, trace: Trace) -> Iterator[Candidate]:
+    """The flagged pairs whose difference a run absorbed that let it through, whose trace is given."""
     for one in located.comparisons:
         row = one.pair.reference[0]
-        if not one.diverged or one.effect or one.metrics is None or free.chooses_by(row):
+        if not one.diverged or one.effect or one.metrics is None or through.chooses_by(row):
             continue
-        if (absorber := free.absorber(row)) is not None:
-            yield Candidate(one.pair.port, one.metrics.rel_l2, absorber)
+        if (absorber := through.absorber(row)) is not None:
+            outputs = tuple((place_of(trace.records[output]), limit) for output, limit in absorber.outputs)
+            yield Candidate(one.pair.port, one.metrics.rel_l2, absorber, outputs)
 
 
-def _acquitted(candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, forced: Trace) -> Array | None:
-    """The candidates whose absorbers show an error of equal size, and what these absorbers returned: it agreed in the free run."""
-    table, rows, here = np.zeros(len(forced.records), schema.THROUGH), rows_by_place(disturbed), rows_by_place(forced)
+def _acquitted(candidates: Sequence[Candidate], before: Trace, disturbed: Trace, forced: Trace) -> Array | None:
+    """The candidates whose absorbers show an error of equal size, and what these absorbers returned: it agreed where it was let through."""
+    table, here = np.zeros(len(forced.records), schema.THROUGH), rows_by_place(forced)
     table["absorber"] = -1
     behind: dict[int, float] = {}
-    for one, effect in zip(candidates, _powers(candidates, discovery, disturbed, rows, forced), strict=True):
+    for one, effect in zip(candidates, _powers(candidates, Effects(before, disturbed), forced), strict=True):
         if effect > 1:
             table[list(one.rows)] = (schema.ACQUITTED, one.absorber.row, effect)
-            outputs = (here.get(place_of(discovery.records[row])) for row, _ in one.absorber.outputs)
-            behind.update((row, effect) for row in outputs if row is not None)
+            behind.update((here[place], effect) for place, _ in one.outputs if place in here)
     for row, effect in behind.items():
         if not table["state"][row]:
             table[row] = (schema.ACQUITTED, -1, effect)
     return table if table["state"].any() else None
 
 
-def _powers(
-    candidates: Sequence[Candidate], discovery: Trace, disturbed: Trace, rows: Mapping[Where, int], forced: Trace
-) -> Iterator[float]:
+def _powers(candidates: Sequence[Candidate], effects: Effects, forced: Trace) -> Iterator[float]:
     """By how many times what is allowed each candidate's absorber shows an error of equal size; where it does not show one, the least by
     which those of the same tensor do in other calls of the site.
     """
-    effects = ((_effect(discovery, row, disturbed, rows, limit) for row, limit in one.absorber.outputs) for one in candidates)
-    own = [max(found, default=0.0) if one.absorber.is_reached else 0.0 for one, found in zip(candidates, effects, strict=True)]
+    shown = ((effects.at(place, limit) for place, limit in one.outputs) for one in candidates)
+    own = [max(found, default=0.0) if one.absorber.is_reached else 0.0 for one, found in zip(candidates, shown, strict=True)]
     elsewhere: dict[tuple[str, str], float] = {}
     ends = [(forced.records[one.rows[0]].site, forced.records[one.rows[0]].end) for one in candidates]
     for end, effect in zip(ends, own, strict=True):
@@ -119,35 +160,76 @@ def _powers(
         yield effect if effect > 1 else elsewhere.get(end, effect)
 
 
-def _effect(discovery: Trace, row: int, disturbed: Trace, rows: Mapping[Where, int], limit: float) -> float:
-    """How many times what is allowed an output changed by the errors that were put in; 0 where that cannot be told."""
-    other = rows.get(place_of(discovery.records[row]))
-    if other is None:
-        return 0.0
-    before, after = discovery.records[row], disturbed.records[other]
-    if before.shape != after.shape or before.dtype != after.dtype or not (before.stored and after.stored):
-        return 0.0
-    error = compare(before, after).rel_l2
-    return error / limit if limit else float(error > 0) * np.inf
+class Effects:
+    """What the random errors of one run changed in another."""
+
+    def __init__(self, before: Trace, disturbed: Trace) -> None:
+        self._sides = (before, rows_by_place(before)), (disturbed, rows_by_place(disturbed))
+
+    def at(self, place: Where, limit: float) -> float:
+        """How many times what is allowed a tensor changed; 0 where that cannot be told."""
+        found = [trace.records[rows[place]] for trace, rows in self._sides if place in rows]
+        if len(found) < len(self._sides):
+            return 0.0
+        before, after = found
+        if before.shape != after.shape or before.dtype != after.dtype or not (before.stored and after.stored):
+            return 0.0
+        error = compare(before, after).rel_l2
+        return error / limit if limit else float(error > 0) * np.inf
+
+
+class Reset(Observer):
+    """Hands a port the reference's tensors wherever its own agree with them, and lets through what differs.
+
+    ``forcing`` hands over what a forced run is fed; ``limits`` are what is allowed at each place, as relative L2.
+    """
+
+    def __init__(self, forcing: Forcing, limits: Mapping[Where, float]) -> None:
+        self._forcing, self._limits = forcing, limits
+
+    def start(self, run: Run) -> None:
+        self._run = run
+        self._forcing.start(run)
+
+    def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        handed = self._forcing.see(boundary)
+        if not handed or boundary.moment == "raise":
+            return handed
+        own = dict(boundary.leaves)
+        places = {end: (boundary.site, boundary.ordinal, end) for end in handed}
+        return {end: given for end, given in handed.items() if self._agrees(given, own[end], self._limits.get(places[end]))}
+
+    def _agrees(self, given: Any, own: Any, limit: float | None) -> bool:
+        """Whether a port's tensor is what it would be handed, up to a limit; so where that cannot be told."""
+        if limit is None or isinstance(own, str) or not isinstance(given, np.ndarray):
+            return True
+        values = self._run.adapter.view(own)
+        if values.shape != given.shape:
+            return True
+        metrics = compare(given, values, ulp=False)
+        return metrics.mismatched == 0 if metrics.exact else metrics.rel_l2 <= limit
 
 
 class Disturbing(Observer):
     """Adds a random error to the tensors at some places; of exact values it exchanges the places.
 
-    ``errors`` gives each place's relative L2. Entries that mask, and infinities, stay as they are.
+    ``errors`` gives each place's relative L2. Entries that mask, and infinities, stay as they are. ``reset`` resets everything else.
     """
 
-    def __init__(self, errors: Mapping[Where, float], seed: int = 0) -> None:
-        self._errors = errors
+    def __init__(self, errors: Mapping[Where, float], reset: Reset | None = None, seed: int = 0) -> None:
+        self._errors, self._reset = errors, reset
         self._random = np.random.default_rng(seed)
 
     def start(self, run: Run) -> None:
         self._run = run
+        if self._reset is not None:
+            self._reset.start(run)
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
+        given = self._reset.see(boundary) if self._reset is not None else None
         if boundary.moment in ("draw", "raise"):
-            return None
-        replaced = {}
+            return given
+        replaced = dict(given or {})
         for end, tensor in boundary.leaves:
             error = self._errors.get((boundary.site, boundary.ordinal, end))
             if error is not None and not isinstance(tensor, str) and not end.startswith("attr["):
