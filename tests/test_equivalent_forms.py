@@ -213,6 +213,47 @@ def test_a_form_that_a_free_run_is_too_noisy_to_show_is_the_same_forced(gain: fl
     assert ("chained.first" in {form.where.reference for form in report.equivalent}) == (verdict == "same")
 
 
+class Normed(torch.nn.Module):
+    """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.norm, self.first, self.last = Linear(WIDTH, WIDTH), torch.nn.LayerNorm(WIDTH), Linear(WIDTH, 5), Linear(WIDTH, 5)
+        drawn = np.random.default_rng(7).standard_normal((2, WIDTH)).astype(np.float32)
+        self.norm.weight.data, self.norm.bias.data = torch.tensor(1 + 0.3 * drawn[0]), torch.tensor(0.3 * drawn[1])
+
+    def forward(self, x: Any) -> Any:
+        x = self.norm(self.before(x) + 3e6 - 3e6)
+        return torch.tanh(self.first(x)) * self.last(x)
+
+
+class NormedPort(nn.Module):
+    """The gain and the offset of the norm are folded into the layers behind, but for what ``forgotten`` names."""
+
+    def __init__(self, reference: Normed, forgotten: str) -> None:
+        super().__init__()
+        self.before, self.norm = ported(reference.before), nn.LayerNorm(WIDTH)
+        self.first, self.last = ported(reference.first), ported(reference.last)
+        gain, offset = (mx.array(value.detach().numpy()) for value in (reference.norm.weight, reference.norm.bias))
+        for name, layer in (("first", self.first), ("last", self.last)):
+            layer.bias = layer.bias if forgotten == f"{name}.bias" else layer.bias + layer.weight @ offset
+            layer.weight = layer.weight if forgotten == f"{name}.weight" else layer.weight * gain
+
+    def __call__(self, x: Any) -> Any:
+        x = self.norm(self.before(x) + 3e6 - 3e6)
+        return mx.tanh(self.first(x)) * self.last(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("forgotten", ["", "first.weight", "last.weight", "last.bias"])
+def test_weights_alone_tell_that_a_gain_is_in_the_layers_behind(mode: str, forgotten: str, tmp_path: Path) -> None:
+    reference = Normed()
+    report = reports(reference, NormedPort(reference, forgotten), tmp_path)[mode]
+    assert not report.divergences or forgotten
+    assert report.withheld is None or "weights" not in report.withheld.code or forgotten
+    assert (report.verdict == "same") <= (not forgotten)
+
+
 class Reordered(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
 from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
+from tracediff.locate.folded import folded
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
@@ -159,7 +160,7 @@ class _Seen:
     """What was compared of two runs, and of what they returned."""
 
     def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
-        self.comparisons, self.skips_some = located.comparisons, located.method != "scan"
+        self.alignment, self.comparisons, self.skips_some = alignment, located.comparisons, located.method != "scan"
         self.sides = (
             _Side(
                 reference, [(one, one.pair.reference) for one in located.comparisons], [pair.reference for pair in alignment.records], self
@@ -295,17 +296,19 @@ def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]
     """The port's weights that differ by more than rounding, where no compared output tells that this has no effect.
 
     The nearest module around a weight tells of which something was compared; the root stands for too much to tell.
+    Nor do weights count that make up for each other: a gain that is in the layers behind (`folded`).
     A module that is handed ids alone looks some of its weights up. Its outputs say nothing of the others, unless one change of the whole
     tensor gives the port's.
     """
     params = seen.sides[1].trace.params
     found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
     told = _told(seen) if found else {}
+    moved = frozenset[str]().union(*folded(seen.alignment, *(side.trace for side in seen.sides)).values()) if found else frozenset()
     for finding in found:
         size, param = finding.numbers.get("rel_l2", math.inf), params.get(finding.port)
         around = [path for path in told if path and is_below(parent(finding.port), path)]
         module = told.get(max(around, key=len) if around else parent(finding.port))
-        if param is not None and size <= rounding(dtypes.named(param.dtype)):
+        if finding.port in moved or (param is not None and size <= rounding(dtypes.named(param.dtype))):
             continue
         if module is None or size <= module.limit or (module.looks_up and not finding.confirmed):
             yield finding.port

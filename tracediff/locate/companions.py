@@ -2,7 +2,8 @@
 
 A normalisation takes a gain and an offset out of anything, right or wrong, so that what follows agrees excuses neither. A factor that was
 moved into weights, a scale or another tensor has a companion: what takes the tensor in would go wrong with the reference's. A forced run
-shows that directly. Two files show the companion itself: other weights, another scalar argument, another input that differs too.
+shows that directly. Two files show the companion itself: other weights, another scalar argument, another input that differs too. Weights
+alone prove it where a gain and an offset for each channel are in those of the layers behind (`folded`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
+    if verdicts.flow.kind(i) == "output" and verdicts.pairs.records(i)[0].site in verdicts.pairs.folded:
+        return True
     taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
     takers = _takers(verdicts, i, call, taken)
     first = next(takers, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from functools import cached_property
 
 from tracediff import dtype as dtypes
@@ -12,6 +12,7 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.array_files.storage import nearest
 from tracediff.alignment.axes import side_by_side
 from tracediff.dtype import Array, DType
+from tracediff.locate.folded import folded
 from tracediff.trace import Record, Trace, schema
 
 Norms = dict[tuple[str, bool], float]
@@ -128,6 +129,11 @@ class Pairs:
         modules = self.reference.meta.get("modules") or ()
         norms = (module for module in modules if "norm" in str(module.get("type", "")).lower())
         return frozenset(str(one["path"]) for one in norms if one.get("training") or "batchnorm" not in str(one.get("type", "")).lower())
+
+    @cached_property
+    def folded(self) -> Set[str]:
+        """The paths of the reference's modules whose gain or offset the port has in the weights behind."""
+        return folded(self.alignment, self.reference, self.port).keys()
 
     @cached_property
     def norms(self) -> tuple[Norms, Norms]:
