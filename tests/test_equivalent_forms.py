@@ -213,6 +213,17 @@ def test_a_form_that_a_free_run_is_too_noisy_to_show_is_the_same_forced(gain: fl
     assert ("chained.first" in {form.where.reference for form in report.equivalent}) == (verdict == "same")
 
 
+@pytest.mark.parametrize("size", [0.02, 0.03, 0.05, 0.08, 0.12, 0.2])
+def test_what_a_random_error_hardly_exceeds_is_not_acquitted(size: float, tmp_path: Path) -> None:
+    reference = Rough()
+    reference.chained.last.weight.data[:, 3] *= 0.5  # so that a wrong channel shows by half as much as a random error
+    port = RoughPort(reference, 1.0, 1.0)
+    wrong = np.array(port.chained.first.weight)
+    wrong[3] += size * np.linalg.norm(wrong) * np.random.default_rng(0).standard_normal(WIDTH) / WIDTH**0.5
+    port.chained.first.weight = mx.array(wrong)
+    assert reports(reference, port, tmp_path)["forced"].verdict == "different"
+
+
 class Normed(torch.nn.Module):
     """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
 

@@ -18,6 +18,7 @@ from tracediff.locate.companions import is_put_right
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
 from tracediff.site import INPUTS
 from tracediff.trace import Trace
@@ -117,8 +118,8 @@ def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[i
 class Absorber:
     """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the run had no difference there.
 
-    ``outputs`` has (the port's row, what is allowed there) of each output of numbers that is one record of the port. ``is_reached``:
-    whether these may have been computed from what differs.
+    ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port.
+    ``is_reached``: whether these may have been computed from what differs.
     """
 
     row: int
@@ -164,15 +165,18 @@ class ThroughRun:
             if call is None or not self._dirty.isdisjoint(inside(verdicts, i, call)):
                 continue
             numbers = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
-            outputs = tuple((verdicts.pairs[j].port[0], self._allowed(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
+            outputs = tuple((verdicts.pairs[j].port[0], self._least_shown(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
                 return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs, may_reach(verdicts, i, numbers))
         return None
 
-    def _allowed(self, i: int) -> float:
-        judgement = self._verdicts.comparisons.judged(i).judgement
-        return judgement.limit if judgement is not None else 0.0
+    def _least_shown(self, i: int) -> float:
+        """The relative L2 that an error must leave at a pair to be told from what the port's own difference may have left there."""
+        comparison = self._verdicts.comparisons.measure(i)
+        own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
+        limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
+        return max(limit, THRESHOLDS.clearly_shown * own)
 
     def chooses_by(self, row: int) -> bool:
         """Whether what takes in a row's tensor returns ids alone: it chose by the values that differ."""

@@ -120,7 +120,7 @@ def _do_the_same(ours: Affine, theirs: Affine, own: _Layer, other: _Layer, allow
                 _offset(layer, at, along, affine[1])
                 for layer, at, along, affine in ((own, axis, left, ours), (other, turned, right, theirs))
             ]
-            return _is_balanced(*sums, allowed)
+            return _is_balanced(sums[0], sums[1], allowed)
     return False
 
 

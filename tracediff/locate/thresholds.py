@@ -52,6 +52,11 @@ class Thresholds:
     same_weights_roundings: float = threshold(
         4.0, "roundings of the coarsest parameter by which such norms, and one norm times a measured gain, may differ", _EFFECT
     )
+    clearly_shown: float = threshold(
+        4.0,
+        "times the error of what an absorber returned that a random error must leave there, so that an acquittal has power",
+        _EFFECT,
+    )
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
     # which divergences are borderline

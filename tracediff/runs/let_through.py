@@ -7,8 +7,9 @@ its own agrees, and with its own where it differs. So no rounding accumulates, a
 *acquitted* if a call around it absorbed the difference in one of the two (`tracediff.locate.absorbed`).
 
 An acquittal needs power. So the port runs once more, with a random error of equal size at each candidate. Where this error does
-not change the absorber's outputs by more than is allowed there, nothing is known, and the place stays a finding. A call on which nothing
-depends (the queries of a first token, which sees itself alone) is judged by its site's other calls.
+not change the absorber's outputs by more than is allowed there, and by clearly more than they differ as it is, nothing is known, and
+the place stays a finding. A call on which nothing depends (the queries of a first token, which sees itself alone) is judged by its
+site's other calls.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ Again = Callable[[Observer, str], Path | None]
 class Candidate:
     """A flagged pair of a forced run: the port's rows, the error (relative L2), and what absorbed it in a run that let it through.
 
-    ``outputs``: the places of the absorber's outputs of numbers, each with what is allowed there in that run.
+    ``outputs``: the places of the absorber's outputs of numbers, each with what a random error must exceed there.
     """
 
     rows: tuple[int, ...]
@@ -75,17 +77,17 @@ def let_through(
     diverged = {row for one in located.comparisons if one.diverged for row in one.pair.reference}
     free = ThroughRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
     found: dict[str, Any] = {"meta": {"free": free.to_meta()}}
-    candidates, before = list(_candidates(located, free, discovery)), discovery
+    candidates, before = [list(_candidates(located, free, discovery))], discovery
     reset = Reset(forcing, _limits(located.comparisons, forced))
     path = again(reset, "reset") if sum(one.places for one in located.findings) > 1 else None
     if path is not None:
         before = open_trace(path)
         through = ThroughRun(_at(pairs, forced, before), reference, before, floors, diverged, "forced")
-        candidates += _candidates(located, through, before)
+        candidates.append(list(_candidates(located, through, before)))
     with before:
-        if not candidates:
+        if not any(candidates):
             return found
-        errors = {place_of(forced.records[row]): one.error for one in candidates for row in one.rows}
+        errors = {place_of(forced.records[row]): one.error for one in chain(*candidates) for row in one.rows}
         path = again(Disturbing(errors, None if before is discovery else reset), "disturbed")
         if path is not None:
             with open_trace(path) as disturbed:
@@ -130,12 +132,13 @@ def _candidates(located: Located, through: ThroughRun, trace: Trace) -> Iterator
             yield Candidate(one.pair.port, one.metrics.rel_l2, absorber, outputs)
 
 
-def _acquitted(candidates: Sequence[Candidate], before: Trace, disturbed: Trace, forced: Trace) -> Array | None:
-    """The candidates whose absorbers show an error of equal size, and what these absorbers returned: it agreed where it was let through."""
+def _acquitted(candidates: Sequence[Sequence[Candidate]], before: Trace, disturbed: Trace, forced: Trace) -> Array | None:
+    """The candidates, those of each run, whose absorbers show an error of equal size, and what these returned: it agreed in that run."""
     table, here = np.zeros(len(forced.records), schema.THROUGH), rows_by_place(forced)
     table["absorber"] = -1
     behind: dict[int, float] = {}
-    for one, effect in zip(candidates, _powers(candidates, Effects(before, disturbed), forced), strict=True):
+    effects = Effects(before, disturbed)
+    for one, effect in chain(*(zip(of_run, _powers(of_run, effects, forced), strict=True) for of_run in candidates)):
         if effect > 1:
             table[list(one.rows)] = (schema.ACQUITTED, one.absorber.row, effect)
             behind.update((here[place], effect) for place, _ in one.outputs if place in here)
@@ -146,7 +149,7 @@ def _acquitted(candidates: Sequence[Candidate], before: Trace, disturbed: Trace,
 
 
 def _powers(candidates: Sequence[Candidate], effects: Effects, forced: Trace) -> Iterator[float]:
-    """By how many times what is allowed each candidate's absorber shows an error of equal size; where it does not show one, the least by
+    """By how many times what it must exceed each candidate's absorber shows an error of equal size; where it shows none, the least by
     which those of the same tensor do in other calls of the site.
     """
     shown = ((effects.at(place, limit) for place, limit in one.outputs) for one in candidates)
@@ -167,7 +170,7 @@ class Effects:
         self._sides = (before, rows_by_place(before)), (disturbed, rows_by_place(disturbed))
 
     def at(self, place: Where, limit: float) -> float:
-        """How many times what is allowed a tensor changed; 0 where that cannot be told."""
+        """How many times the limit a tensor changed; 0 where that cannot be told."""
         found = [trace.records[rows[place]] for trace, rows in self._sides if place in rows]
         if len(found) < len(self._sides):
             return 0.0
