@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -78,20 +79,16 @@ def let_through(
     free = ThroughRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
     found: dict[str, Any] = {"meta": {"free": free.to_meta()}}
     candidates, before = [list(_candidates(located, free, discovery))], discovery
-    reset = Reset(forcing, _limits(located.comparisons, forced))
-    path = again(reset, "reset") if sum(one.places for one in located.findings) > 1 else None
-    if path is not None:
-        before = open_trace(path)
-        through = ThroughRun(_at(pairs, forced, before), reference, before, floors, diverged, "forced")
-        candidates.append(list(_candidates(located, through, before)))
-    with before:
-        if not any(candidates):
-            return found
+    reset = Reset(forcing, _limits(located.comparisons, forced)) if sum(one.places for one in located.findings) > 1 else None
+    with ExitStack() as stack:
+        if reset is not None and (path := again(reset, "reset")) is not None:
+            before = stack.enter_context(open_trace(path))
+            through = ThroughRun(_at(pairs, forced, before), reference, before, floors, diverged, "forced")
+            candidates.append(list(_candidates(located, through, before)))
         errors = {place_of(forced.records[row]): one.error for one in chain(*candidates) for row in one.rows}
-        path = again(Disturbing(errors, None if before is discovery else reset), "disturbed")
+        path = again(Disturbing(errors, None if before is discovery else reset), "disturbed") if errors else None
         if path is not None:
-            with open_trace(path) as disturbed:
-                table = _acquitted(candidates, before, disturbed, forced)
+            table = _acquitted(candidates, before, stack.enter_context(open_trace(path)), forced)
             found |= {} if table is None else {"through": table}
     return found
 
