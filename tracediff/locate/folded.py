@@ -17,7 +17,7 @@ import numpy as np
 from tracediff.alignment import Alignment
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Param, Trace
-from tracediff.trace.fingerprint import Floats, probe
+from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, probe
 
 Affine = tuple[Floats, Floats]
 """A gain and an offset for each channel, both (channels,)."""
@@ -38,7 +38,7 @@ def folded(alignment: Alignment, reference: Trace, port: Trace) -> dict[str, fro
         takers = _takers(reference, ours)
         couples = [(own[0].get(taker, ()), own[1].get(alignment.port_of.get(taker, ""), ())) for taker in takers]
         lengths = {param.shape[0] for params in sides for param in params}
-        if takers and len(lengths) == 1 and _are_taken_back(sides, couples, lengths.pop()):
+        if takers and len(lengths) == 1 and max(lengths) <= LONGEST_AXIS and _are_taken_back(sides, couples, lengths.pop()):
             found[ours] = frozenset(param.name for params in (sides[1], *(theirs for _, theirs in couples)) for param in params)
     return found
 
@@ -78,7 +78,8 @@ class _Layer:
 
 def _layer(params: Sequence[Param]) -> _Layer | None:
     matrices, biases = ([one for one in params if (len(one.shape) > 1) == is_matrix] for is_matrix in (True, False))
-    return _Layer(matrices[0], biases[0] if biases else None) if len(matrices) == 1 and len(biases) <= 1 else None
+    is_known = len(matrices) == 1 and len(biases) <= 1 and all(length <= LONGEST_AXIS for one in params for length in one.shape)
+    return _Layer(matrices[0], biases[0] if biases else None) if is_known else None
 
 
 def _are_taken_back(sides: tuple[Sequence[Param], ...], couples: Sequence[tuple[Sequence[Param], Sequence[Param]]], channels: int) -> bool:
@@ -125,12 +126,15 @@ def _do_the_same(ours: Affine, theirs: Affine, own: _Layer, other: _Layer, allow
 
 
 def _offset(layer: _Layer, axis: int, along: Floats, offset: Floats) -> Floats:
-    """What the probe along the outputs makes of all that a layer adds, as terms; infinite for a kernel, which pads, with an offset."""
-    if len(layer.matrix.shape) != 2 and offset.any():
+    """What the probe along the outputs makes of all that a layer adds, as terms.
+
+    Infinite where that is not known: a kernel pads an offset, and a vector that is not as long as the outputs is no bias.
+    """
+    lengths = [length for place, length in enumerate(layer.matrix.shape) if place != axis]
+    bias = layer.bias.sketch.axes[0] if layer.bias is not None else np.zeros(lengths[0])
+    if len(bias) not in lengths or (len(lengths) > 1 and offset.any()):
         return np.full(1, math.inf)
-    bias = layer.bias.sketch.axes[0] if layer.bias is not None else np.zeros(1)
-    length = layer.matrix.shape[1 - axis] if len(layer.matrix.shape) == 2 else len(bias)
-    return np.concatenate([probe(length) * bias, along * offset])
+    return np.concatenate([probe(len(bias)) * bias, along * offset])
 
 
 def _is_balanced(left: Floats, right: Floats, allowed: float) -> bool:
