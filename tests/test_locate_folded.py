@@ -52,7 +52,7 @@ def found(reference: Any, port: Any, folder: Path) -> dict[str, frozenset[str]]:
     with torch.no_grad():
         for name, one in (("ref", reference), ("port", port)):
             td.capture(
-                one, (torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1)),), to=folder / f"{name}.h5", floor=False
+                one, (torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1)),), to=folder / f"{name}.h5", floor=False, force=True
             ).close()
     with td.open_trace(folder / "ref.h5") as ours, td.open_trace(folder / "port.h5") as theirs:
         return folded(align(ours, theirs), ours, theirs)

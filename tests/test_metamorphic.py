@@ -191,6 +191,15 @@ def test_a_larger_clean_pair_said_in_another_way_is_the_same(name: str, pair: st
     assert [(case.mode, case.first, case.findings) for case in cases if case.is_alarm and case.mode in modes] == []
 
 
+@pytest.mark.slow
+def test_a_port_that_does_not_run_in_a_dtype_is_no_alarm_forced_either(benches: Callable[..., Bench]) -> None:
+    cases = list(benches("windows", "float16").clean(None, ("float16",)))
+    assert [(case.mode, case.verdict, case.is_alarm) for case in cases] == [
+        ("forced", "does not run", False),
+        ("free", "does not run", False),
+    ]
+
+
 FOLLOWED = (
     "names anonymised",
     "wrapped",

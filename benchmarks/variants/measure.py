@@ -127,6 +127,9 @@ class Bench:
             case.first = f"{type(error).__name__}: {error}".splitlines()[0]
             return
         case.verdict, case.first = report.verdict or "none", str(report).splitlines()[0]
+        if truth is None and case.is_alarm and not self._runs(pair, made, case.dtype):
+            case.verdict = "does not run"  # a forced run goes on where a call of the port raises
+            return
         case.findings = tuple(
             f"{one.site.reference} {one.site.end} [{one.site.call}] {one.introduced:.1e}, floor "
             + (f"{one.floor:.1e}" if one.floor is not None else "unknown")
