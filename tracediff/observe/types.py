@@ -234,6 +234,14 @@ class Randomness(Protocol):
         """Puts all of them back into a state."""
 
 
+class Choosing(Protocol):
+    """Knows of every operation so far whether it made exact values of real ones, or jumped."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether any did, or values went where operations are not seen."""
+
+
 class Adapter(Tensors, Modules, Interception, Randomness, Protocol):
     """One framework, seen from outside."""
 
@@ -242,10 +250,11 @@ class Adapter(Tensors, Modules, Interception, Randomness, Protocol):
     def no_grad(self) -> AbstractContextManager[None]:
         """A context in which no gradients are recorded."""
 
-    def rounding(self, units: float) -> AbstractContextManager[None]:
+    def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[Choosing | None]:
         """A context in which each elementary operation's result is off by up to so many unit roundoffs, the same for equal results.
 
-        So float32 arithmetic is off in another library or in another order. Without effect where a framework has no such thing.
+        So float32 arithmetic is off in another library or in another order. What is computed while ``is_quiet`` is left alone. What the
+        context gives says whether the run chose anything. Where a framework has no such thing it is without effect, and gives None.
         """
 
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:

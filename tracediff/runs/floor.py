@@ -1,8 +1,8 @@
 """The noise floor: how much error floating point explains at each site, measured on the reference.
 
 *Local noise.* At every boundary of a forced run of the reference, the run continues with its stored value ``v`` as
-``v * (1 + u*n + u*m)``: ``n`` is standard normal for each element, ``m`` one for the whole tensor, ``u`` the unit roundoff of the dtype.
-What arrives at each boundary is compared with what is stored. The largest relative L2 of three such runs, over ``u``, is the site's
+``v * (1 + u*n + u*m)``: ``n`` is standard normal for each element, ``m`` one for the whole tensor (`tracediff.runs.noise`), ``u`` the unit
+roundoff of the dtype. What arrives at each boundary is compared with what is stored. The relative L2, over ``u``, is the site's
 *noise amplification*. One more run in another dtype gives the error of that dtype's own arithmetic. Both are local, nothing accumulates,
 which suits a forced run.
 
@@ -10,12 +10,13 @@ which suits a forced run.
 (`Adapter.rounding`). So the floor sees what no boundary varies: whole numbers used as numbers (the phase of a large
 time), a solver's coefficients, sums taken one after the other, tables that the run itself computes, and code that keeps its dtype.
 
-*Accumulated noise.* For free runs two more are made which continue with what arrives, and noise; there too every operation is off.
+*Accumulated noise.* For free runs one more is made which continues with what arrives, and noise; there too every operation is off.
 
-*Choices.* Where values are exact (ids, masks), the same columns hold the share of them that changes under eight units of noise, or in the
-other dtype. Such ids are *noise-sensitive*: a port may choose otherwise without being wrong. Real tensors may be choices too: whole
-numbers (one-hot vectors, codes, masks in a float dtype), and what a filter keeps or drops, where zeros stand for what it drops. Eight
-units of noise count there too, and the error is relative L2.
+*Choices.* Where values are exact (ids, masks), the same columns hold the share of them that changes under eight units of noise, one way or
+the opposite, or in the other dtype. Such ids are *noise-sensitive*: a port may choose otherwise without being wrong. Real tensors may be
+choices too: whole numbers (one-hot vectors, codes, masks in a float dtype), and what a filter keeps or drops, where zeros stand for what
+it drops. Eight units of noise count there too, and the error is relative L2. A reference of which every operation is known, and none makes
+exact values of real ones or jumps, chooses nothing, and needs no such runs.
 
 *Code that does not run in the other dtype* (an assertion, a cast inside, a constant) keeps the reference's own, and everything that the
 code calls is measured in the other dtype all the same. So does code outside of every observed call: that of the run itself, and of a
@@ -35,15 +36,18 @@ from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.observe import adapter_of, observe
-from tracediff.observe.observer import Observer
+from tracediff.observe.patching.places import quiet
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover, path_of
 from tracediff.observe.world import World
 from tracediff.runs.floor_limits import DTYPES, FREE, HALF, NOISE, SENSITIVE, measured_dtypes
 from tracediff.runs.thresholds import THRESHOLDS
-from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise
+from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise, Variation
 from tracediff.site import join, module_of
 from tracediff.trace import Record, Trace, schema
+
+_LOCAL, _CHOICES, _ACCUMULATED = range(3)
+"""The draws of noise, one for each kind of run."""
 
 Say = Callable[[str], None]
 
@@ -70,31 +74,35 @@ def measure(
             raise CaptureError(f"There is no floor in {name!r}; a floor is measured in {', '.join(DTYPES)}.")
     floor = _Floor(_Reruns(models, run, observed or {}), trace, say, known)
     if known is None:
+        floor.measure_accumulated_noise()
         floor.measure_noise()
     for name in dtypes_to_try:
         if name not in measured_dtypes(floor.table):
             floor.measure_dtype(name)
-    if known is None:
-        floor.measure_accumulated_noise()
     return floor.finished(), floor.missed
 
 
 class _Reruns:
-    """Runs the reference again, with an observer that varies its values; what a run changes is put back after each."""
+    """Runs the reference again, with an observer that varies its values; what a run changes is put back after each.
+
+    ``chose``: whether the last run to its end may have made exact values of real ones, or jumped. Only a rounded run can tell.
+    """
 
     def __init__(self, models: Any, run: Any, observed: Mapping[str, Any]) -> None:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
+        self.chose = True
         self._world = World(models, self._adapter)
         self._begin = self._world.state()
 
-    def again(self, observer: Observer, *, rounded: bool = False) -> None:
+    def again(self, observer: Variation, *, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
         try:
-            with self._adapter.rounding(THRESHOLDS.operation_units) if rounded else nullcontext():
+            with self._adapter.rounding(THRESHOLDS.operation_units, lambda: bool(quiet.now)) if rounded else nullcontext() as rounding:
                 observe(self._models, self._run, [observer], **self._observed)
         finally:
             self._world.back_to(self._begin)
+        self.chose = rounding is None or rounding.chooses or observer.is_seen_elsewhere or bool(observer.raised)
 
     def in_dtype(self, cast: Cast, name: str, kept: Iterable[str]) -> Exception | None:
         """One run with the models in a dtype, but for the modules of the sites in ``kept``; returns what the models raise.
@@ -150,30 +158,27 @@ class _Floor:
         kinds = [dtypes.named(record.dtype) for record in trace.records]
         self._is_exact = np.array([kind.is_exact for kind in kinds], bool)
         self._is_choice = self._is_exact.copy()
+        self._chooses = True
         self._roundoff = np.array([kind.roundoff for kind in kinds])
 
     def measure_noise(self) -> None:
-        """The column of local noise; of choices what several units of noise change."""
-        runs = THRESHOLDS.noise_runs
-        for draw in range(runs):
-            self._say(f"measuring the noise floor, run {draw + 1} of {runs}")
-            self._enter(NOISE, self._in_units(self._run_with(LocalNoise(self._trace, draw)).errors))
-        self._enter(NOISE, self._in_units(self._choices_under_noise()))
+        """The column of local noise; of choices what several units of noise change, where the reference chooses anything."""
+        self._say("measuring the noise floor")
+        self._enter(NOISE, self._in_units(self._run_with(LocalNoise(self._trace, _LOCAL)).errors))
+        if self._chooses:
+            self._enter(NOISE, self._in_units(self._choices_under_noise()))
 
     def measure_dtype(self, name: str) -> None:
         """The column of a dtype: the error of a run in it; of choices also what noise of several of its units changes."""
         self._say(f"measuring the noise floor in {name}")
         self._enter(name, self._errors_in(name))
-        if name in HALF and self._is_choice.any():
+        if name in HALF and self._is_choice.any() and self._chooses:
             self._enter(name, self._choices_under_noise(dtypes.named(name).roundoff))
 
     def measure_accumulated_noise(self) -> None:
-        """The column of accumulated noise; after that of float64, which tells what each record's own arithmetic adds."""
-        runs = THRESHOLDS.free_noise_runs
-        for draw in range(runs):
-            self._say(f"measuring how noise accumulates, run {draw + 1} of {runs}")
-            noise = AccumulatedNoise(self._trace, THRESHOLDS.noise_runs + 1 + draw)
-            self._enter(FREE, self._in_units(self._run_with(noise, rounded=True).errors))
+        """The column of accumulated noise. It is also learnt whether the reference chooses anything."""
+        self._say("measuring how noise accumulates")
+        self._enter(FREE, self._in_units(self._run_with(AccumulatedNoise(self._trace, _ACCUMULATED), rounded=True).errors))
 
     def finished(self) -> Array:
         """The table, in which a repeated value has the floor of where it was made too, and noise-sensitive choices are marked.
@@ -198,9 +203,16 @@ class _Floor:
         return units
 
     def _choices_under_noise(self, roundoff: float = 0.0) -> Array:
-        """The errors of choices under several units of noise; NaN for all other records."""
-        noise = LocalNoise(self._trace, THRESHOLDS.noise_runs, THRESHOLDS.sensitive_units, roundoff)
-        errors = self._run_with(noise).errors
+        """The errors of choices under several units of noise, the larger of two runs in which values move in opposite ways; else NaN.
+
+        Two scores that are as good as equal change places in one of the two.
+        """
+        say = f" in units of {roundoff:g}" if roundoff else ""
+        errors = np.full(len(self.table), np.nan)
+        for is_opposite in (False, True):
+            self._say(f"measuring what noise{say} chooses, run {1 + is_opposite} of 2")
+            noise = LocalNoise(self._trace, _CHOICES, THRESHOLDS.sensitive_units, roundoff, is_opposite=is_opposite)
+            errors = np.fmax(errors, self._run_with(noise).errors)
         return np.where(self._is_choice, errors, np.nan)
 
     def _run_with(self, noise: LocalNoise, *, rounded: bool = False) -> LocalNoise:
@@ -213,6 +225,8 @@ class _Floor:
         except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
             last = _last_call(noise.raised)
             self._miss(f"noise floor: not measured after {last}, which fails under noise ({type(error).__name__}: {error})")
+        else:
+            self._chooses &= self._runs.chose
         self._is_choice |= noise.chosen
         return noise
 
@@ -235,6 +249,7 @@ class _Floor:
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
         self._miss_in(name, kept, cast.raised, failed)
+        self._chooses &= failed is not None or self._runs.chose
         worst: Array = np.fmax(errors, cast.errors)
         return worst
 

@@ -11,15 +11,10 @@ from tracediff.thresholds import threshold
 class RunThresholds:
     """What bounds the work of runs, and what their measurements count as."""
 
-    noise_runs: int = threshold(
-        3,
-        "runs of the reference whose largest error is a record's local noise",
-        "set by hand, never measured alone",
-    )
-    free_noise_runs: int = threshold(
-        2,
-        "runs of the reference in which noise accumulates",
-        "set by hand, never measured alone",
+    noise_of_all: float = threshold(
+        1.33,
+        "size of the noise that all values of a tensor share, in units of roundoff, beside the normal noise of each",
+        "the mean of the largest of three normal numbers; three runs that each drew one made floors that spread by 2 either way",
     )
     sensitive_units: float = threshold(
         8.0,

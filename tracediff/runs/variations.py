@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.compare import compare
 from tracediff.dtype import Array, DType, is_whole
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.runs.forcing import outputs_by_call, rows_by_place
+from tracediff.runs.noise import with_noise
 from tracediff.runs.replacements import Values
 from tracediff.runs.thresholds import THRESHOLDS
+from tracediff.runs.variation_error import error_of
 from tracediff.trace import Trace
 
 
@@ -37,7 +38,8 @@ class Variation(Observer):
     """Measures what arrives at each boundary against the stored value, and lets the run continue with a variation of that value.
 
     All results have one entry a record. ``errors``: relative L2, of exact values the share that differs, NaN where nothing was measured.
-    ``chosen``: whether a real tensor is a choice. ``raised``: by site, the message of a call that failed and whose stored outputs
+    ``chosen``: whether a real tensor is a choice. ``is_seen_elsewhere``: whether a real array of NumPy was varied, with which any code may
+    go on. ``raised``: by site, the message of a call that failed and whose stored outputs
     were used instead.
     """
 
@@ -45,9 +47,11 @@ class Variation(Observer):
         self.errors = np.full(len(trace.records), np.nan)
         self.chosen = np.zeros(len(trace.records), bool)
         self.raised: dict[str, str] = {}
+        self.is_seen_elsewhere = False
         self._rows = rows_by_place(trace)
         self._calls = outputs_by_call(trace)
         self._values = Values(trace)
+        self._trace = trace
 
     def start(self, run: Run) -> None:
         self._run = run
@@ -63,6 +67,7 @@ class Variation(Observer):
                 continue
             if boundary.moment != "draw":
                 self._measure(row, stored, self._run.adapter.view(tensor))
+            self.is_seen_elsewhere |= isinstance(tensor, np.ndarray) and not dtypes.of(stored).is_exact
             if not end.startswith("attr["):
                 is_draw = boundary.moment == "draw"
                 replaced[end] = stored if is_draw else self.varied(self.base(stored, tensor), row, boundary, tensor)
@@ -90,32 +95,26 @@ class Variation(Observer):
         if stored.shape != arrived.shape:
             self.errors[row] = math.inf
             return
-        metrics = compare(stored, arrived)
-        error = metrics.mismatched / max(metrics.count, 1) if metrics.exact else metrics.rel_l2
-        self.errors[row] = np.fmax(self.errors[row], error)
+        self.errors[row] = np.fmax(self.errors[row], error_of(stored, arrived, self._trace.records[row].stats))
 
 
 class LocalNoise(Variation):
     """Multiplies stored values by noise of ``units`` units of roundoff: of the value's dtype, or of ``roundoff`` if that is larger.
 
-    With several units the noise tells choices: what a filter keeps or drops otherwise then is what counts at a record, and the run
-    continues with the other choice, so that what comes of it shows.
+    ``is_opposite`` moves every value the other way than the same draw does. With several units the noise tells choices: what a filter
+    keeps or drops otherwise then is what counts at a record, and the run continues with the other choice, so that what comes of it shows.
     """
 
-    def __init__(self, trace: Trace, draw: int, units: float = 1.0, roundoff: float = 0.0) -> None:
+    def __init__(self, trace: Trace, draw: int, units: float = 1.0, roundoff: float = 0.0, *, is_opposite: bool = False) -> None:
         super().__init__(trace)
         self._draw, self._units, self._roundoff = draw, units, roundoff
+        self._sign = -1.0 if is_opposite else 1.0
 
     def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
         kind = dtypes.of(stored)
         if kind.is_exact or is_whole(stored):
             return stored
-        size = self._noise(kind)
-        generator = np.random.Generator(np.random.Philox(key=(self._draw << 64) + row))
-        wide = stored.astype(dtypes.wide_type(stored))
-        with np.errstate(invalid="ignore", over="ignore"):
-            wide *= 1 + size * generator.standard_normal(stored.shape) + size * generator.standard_normal()
-            return wide.astype(kind.view)
+        return with_noise(stored, self._sign * self._noise(kind), (self._draw, row))
 
     def base(self, stored: Array, tensor: Any) -> Array:
         is_other_choice = not isinstance(tensor, str) and self._changed_choice(stored, self._run.adapter.view(tensor)) > 0

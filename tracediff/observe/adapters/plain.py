@@ -99,8 +99,8 @@ class Plain:
         own = ([module for module in modules if adapter.is_model(module)] for adapter in self.adapters)
         return _all_of([adapter.cast(modules, dtype) for adapter, modules in zip(self.adapters, own, strict=True)])
 
-    def rounding(self, units: float) -> AbstractContextManager[None]:
-        return _all_of([adapter.rounding(units) for adapter in self.adapters])
+    def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[None]:
+        return _all_of([adapter.rounding(units, is_quiet) for adapter in self.adapters])
 
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
         given = list(parameters)
@@ -161,7 +161,7 @@ class Plain:
 
 
 @contextmanager
-def _all_of(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+def _all_of(contexts: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
     """Several contexts as one."""
     with ExitStack() as stack:
         for context in contexts:

@@ -31,6 +31,7 @@ from tracediff.observe.types import (
     Adapter,
     Args,
     Call,
+    Choosing,
     Function,
     Keys,
     Kwargs,
@@ -147,10 +148,10 @@ class Torch(FrameworkAdapter):
                             value.data = value.data.to(wanted)
             yield
 
-    def rounding(self, units: float) -> AbstractContextManager[None]:
+    def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[Choosing | None]:
         from tracediff.observe.adapters.torch_rounding import Rounding
 
-        context: AbstractContextManager[None] = Rounding(units)
+        context: AbstractContextManager[Choosing | None] = Rounding(units, is_quiet)
         return context
 
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:

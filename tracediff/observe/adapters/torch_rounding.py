@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from tracediff.observe.adapters.torch_writes import written
+from tracediff.observe.adapters.torch_writes import tensors_in, written
 
 _EXACT = frozenset(
     (
@@ -33,6 +35,16 @@ _SUMS = frozenset(
     )
 )
 """Operations that add up many terms: each term is off as well, so that what cancels shows."""
+_JUMPS = frozenset(
+    (
+        *("_local_scalar_dense", "ceil", "floor", "floor_divide", "fmod", "frac", "hardshrink", "heaviside", "remainder", "round", "sgn"),
+        *("sign", "threshold", "trunc"),
+    )
+)
+"""Operations whose results jump, or become a number of the code's own, although they may be real: a choice, as whatever makes exact values
+of real ones is."""
+_WAYS_OUT = ("__array__", "__dlpack__", "numpy", "tolist")
+"""The methods by which a tensor's values go to other code than PyTorch's."""
 _RUNNING = {"cumsum": np.add, "cumprod": np.multiply}
 """Running sums and products, which PyTorch takes in a wider dtype, and another library one term after the other in float32."""
 _OTHERS = frozenset(
@@ -43,8 +55,11 @@ _OTHERS = frozenset(
     )
 )
 """Further operations that round their results."""
-_FEW_DIGITS = {torch.float16: 0x3FFFF, torch.bfloat16: 0xFFFFF, torch.float32: 0xFFF, torch.float64: 0xFFF}
-"""The digits of a number, written as float32, that are zero where it is a short one: the result of an operation that rounded nothing."""
+_BLOCK = 1 << 15
+"""Elements a block: with all that is worked out for it, it stays in the processor's cache."""
+_FEW_DIGITS = {torch.float16: 0x3FFFF, torch.bfloat16: 0xFFFFF, torch.float32: 0xFFF, torch.float64: (1 << 41) - 1}
+"""The digits of a number, written as float32 (float64 as itself), that are zero where it is a short one: the result of an operation that
+rounded nothing."""
 
 
 class Rounding(TorchDispatchMode):
@@ -55,33 +70,81 @@ class Rounding(TorchDispatchMode):
 
     How far is drawn from the value itself, so that equal results are off equally, as they are in any arithmetic. Results of few digits
     (whole numbers, halves, zeros, infinities) are exact and stay as they are, and so does what only moves or chooses values. No generator
-    is used.
+    is used. What is computed while ``is_quiet`` is left alone.
+
+    ``chooses``: whether any operation so far made exact values of real ones, or jumped, or real values went to other code than PyTorch's.
     """
 
-    def __init__(self, units: float) -> None:
+    def __init__(self, units: float, is_quiet: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
-        self._units = units
+        self.chooses = False
+        self._units, self._is_quiet = units, is_quiet
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Rounding:
+        for name in _WAYS_OUT:
+            original = getattr(torch.Tensor, name)
+            self._undo.callback(setattr if name in vars(torch.Tensor) else _remove, torch.Tensor, name, original)
+            setattr(torch.Tensor, name, self._way_out(original))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._undo.close()
+        super().__exit__(*error)
+
+    def _way_out(self, original: Any) -> Any:
+        """A method that hands values to other code, and notes that it handed on real ones."""
+
+        @functools.wraps(original)
+        def handed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.chooses = self.chooses or (_is_real(tensor) and not self._is_quiet())
+            return original(tensor, *args, **kwargs)
+
+        return handed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if self._is_quiet():
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__.removesuffix("_")
         key = zlib.crc32(name.encode())
         if name in _SUMS:
             args = _first_off(args, key)
         running = _running(name, args, kwargs)
         made = func(*args, **kwargs)
+        self.chooses = self.chooses or _is_choice(name, args, made)
         if not (name in _SUMS or name in _RUNNING or name in _OTHERS or (torch.Tag.pointwise in func.tags and name not in _EXACT)):
             return made
 
-        def off(tensor: torch.Tensor) -> torch.Tensor:
-            return _off(tensor if running is None else running.to(tensor.dtype), key + 1, self._units)
+        def off(tensor: torch.Tensor, *, is_own: bool) -> torch.Tensor:
+            values = tensor if running is None else running.to(tensor.dtype)
+            return _off(values, key + 1, self._units, in_place=is_own and running is None)
 
         if func._schema.is_mutable:
             for tensor in written(func, args, kwargs):
                 if _rounds(tensor):
-                    tensor.copy_(off(tensor))
+                    tensor.copy_(off(tensor, is_own=False))
             return made
-        return tree_map_only(torch.Tensor, off, made)
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()]) if tensor.layout == torch.strided}
+        return tree_map_only(
+            torch.Tensor, lambda one: off(one, is_own=not _rounds(one) or one.untyped_storage().data_ptr() not in given), made
+        )
+
+
+def _remove(owner: type, name: str, original: Any) -> None:
+    """Takes an attribute out of a class, which then has that of the class below again."""
+    delattr(owner, name)
+
+
+def _is_choice(name: str, args: Sequence[Any], made: Any) -> bool:
+    """Whether an operation makes exact values of real ones, or real ones that jump."""
+    makes_exact = name in _JUMPS or any(not _is_real(tensor) for tensor in tensors_in([made]))
+    return makes_exact and any(_is_real(tensor) for tensor in tensors_in(args))
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return bool(tensor.is_floating_point() or tensor.is_complex())
 
 
 def _first_off(args: Sequence[Any], key: int) -> tuple[Any, ...]:
@@ -100,15 +163,42 @@ def _running(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch
     return torch.from_numpy(_RUNNING[name].accumulate(terms, axis=axis, dtype=terms.dtype)).to(values.device)
 
 
-def _off(values: torch.Tensor, key: int, units: float) -> torch.Tensor:
-    """The values, each off by its own error."""
+def _off(values: torch.Tensor, key: int, units: float, *, in_place: bool = False) -> torch.Tensor:
+    """The values, each off by its own error; ``in_place`` where nobody else has them."""
     if not _rounds(values):
         return values
-    parts = torch.view_as_real(values) if values.is_complex() else values
-    unit = max(torch.finfo(parts.dtype).eps, 2**-23) / 2
-    off = parts + parts * (_drawn(parts, key) * ((units if parts.dtype.itemsize > 2 else 1.0) * unit))
-    off = torch.where(parts.abs() < torch.finfo(parts.dtype).max / 2, off, parts)  # masks and infinities stay as they are
-    return torch.view_as_complex(off) if values.is_complex() else off
+    made = values if in_place else values.clone()
+    parts = torch.view_as_real(made) if made.is_complex() else made
+    flat = _in_memory(parts)
+    unit = max(torch.finfo(flat.dtype).eps, 2**-23) / 2 * (units if flat.dtype.itemsize > 2 else 1.0)
+    blocks = [flat] if flat.device.type != "cpu" else flat.split(_BLOCK)
+    with torch.no_grad():
+        for block in blocks:
+            _put_off(block, key, unit)
+    if flat.data_ptr() != parts.data_ptr():
+        parts.copy_(flat.view(parts.shape))
+    return made
+
+
+def _in_memory(values: torch.Tensor) -> torch.Tensor:
+    """The values one after the other as they lie in memory; a copy in their own order where they have gaps or overlap."""
+    order = sorted(range(values.ndim), key=lambda axis: (values.stride(axis), values.shape[axis]), reverse=True)
+    return values.permute(order).reshape(-1)
+
+
+def _put_off(block: torch.Tensor, key: int, unit: float) -> None:
+    """Moves each of the values by 0.5 to 1 times ``unit`` of itself, the same for equal values; those of few digits stay."""
+    drawn = _drawn(block, key)
+    low, high = torch.aminmax(block)
+    is_huge = not bool(torch.maximum(-low, high) < torch.finfo(block.dtype).max / 2)
+    before = block.clone() if is_huge else block
+    if block.dtype.itemsize > 2:
+        block.addcmul_(block, drawn.to(block.dtype), value=unit)
+    else:
+        wide = block.to(torch.float32)
+        block.copy_(wide.addcmul_(wide, drawn, value=unit))
+    if is_huge:  # masks and infinities stay as they are
+        block.copy_(torch.where(before.abs() < torch.finfo(block.dtype).max / 2, block, before))
 
 
 def _rounds(values: torch.Tensor) -> bool:
@@ -124,17 +214,37 @@ def _rounds(values: torch.Tensor) -> bool:
 
 
 def _drawn(values: torch.Tensor, key: int) -> torch.Tensor:
-    """A number of size 0.5 to 1 and of either sign for each value, the same for equal values; 0 for a value of few digits."""
-    narrow = values.to(torch.float32).contiguous()
-    bits = narrow.view(torch.int32)
-    mixed = (bits * _as_int32(0x9E3779B1)).add_(_as_int32(key))
-    mixed.bitwise_xor_(mixed >> 15).mul_(_as_int32(0x85EBCA77))
-    drawn = mixed.to(torch.float32).mul_(0.5 * 2.0**-31)
-    drawn.add_(torch.copysign(drawn.new_tensor(0.5), drawn))
-    is_short = bits.bitwise_and(_FEW_DIGITS[values.dtype]) == 0
-    if values.dtype == torch.float64:
-        is_short &= narrow == values
-    return drawn.masked_fill_(is_short, 0.0).to(values.dtype)
+    """A number of size 0.5 to 1 and of either sign for each value, float32, the same for equal values; 0 for a value of few digits."""
+    bits = values.to(torch.float32).view(torch.int32)
+    own = values.view(torch.int64) if values.dtype == torch.float64 else bits
+    drawn = _mixed(_numbers(bits), _numbers(own), _FEW_DIGITS[values.dtype], key)
+    return torch.as_tensor(drawn).view(torch.float32)
+
+
+def _numbers(values: torch.Tensor) -> Any:
+    """Whole numbers as what computes with them soonest: NumPy's on the host, which take a third of the time there."""
+    return values.numpy(force=True) if values.device.type == "cpu" else values
+
+
+def _mixed(bits: Any, own: Any, few: int, key: int) -> Any:
+    """The bits of float32 numbers of size 0.5 to 1 and of either sign, drawn from ``bits``; zeros where ``own`` has no digit among ``few``.
+
+    All are signed whole numbers, NumPy's or PyTorch's. Choosing by their bits takes a tenth of the time of comparing.
+    """
+    mixed = bits * _as_int32(0x9E3779B1)
+    mixed += _as_int32(key)
+    mixed ^= mixed >> 15
+    mixed *= _as_int32(0x85EBCA77)
+    mixed &= _as_int32(0x807FFFFF)
+    mixed |= 0x3F000000  # as float32: its sign and digits, between 0.5 and 1
+    width = 8 * own.itemsize
+    digits = own & few
+    digits += 2 ** (width - 1) - 1
+    digits >>= width - 1  # all bits where any digit is set, none otherwise
+    if width > 32:
+        digits = digits.astype("int32") if isinstance(digits, np.ndarray) else digits.to(torch.int32)
+    mixed &= digits
+    return mixed
 
 
 def _as_int32(number: int) -> int:

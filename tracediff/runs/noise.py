@@ -1,0 +1,78 @@
+"""Noise of so many units of roundoff on a tensor: the same for the same draw and record, and at the cost of a copy."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+
+from tracediff import dtype as dtypes
+from tracediff.dtype import Array
+from tracediff.runs.thresholds import THRESHOLDS
+
+_POOL = 1 << 18
+"""Normal numbers that are drawn once; each block of a tensor takes its noise from another place among them."""
+_BLOCK = 1 << 15
+"""Elements a block: with its noise and its result it stays in the processor's cache."""
+
+Blocks: TypeAlias = "list[tuple[int, Array]]"
+"""For each block of a flat tensor where it starts, and its normal numbers."""
+
+
+def with_noise(values: Array, size: float, key: tuple[int, int]) -> Array:
+    """The values ``x`` as ``x + x * size * (n + m)``, rounded to their dtype: ``n`` is normal for each element, ``m`` one for all of them.
+
+    ``m`` has the size `RunThresholds.noise_of_all`, and the sign of the first ``n``. ``key`` is the draw and the record, which decide on
+    the noise; a negative ``size`` moves every value the other way. Infinities and NaN stay what they are. The values are real or complex,
+    of any shape, and so is the result.
+
+    >>> ones = np.ones(3, np.float32)
+    >>> off = with_noise(ones, 2.0**-20, (0, 5)) - ones
+    >>> bool(off.any()), bool((np.abs(off) < 2.0**-16).all()), with_noise(np.float32([np.inf, 0]), 0.1, (0, 5))
+    (True, True, array([inf,  0.], dtype=float32))
+    """
+    kind = dtypes.of(values)
+    places = np.random.Generator(np.random.Philox(key=(key[0] << 64) + key[1]))
+    flat = np.ascontiguousarray(values).reshape(-1)
+    drawn = _drawn(flat.size, places)
+    of_all = math.copysign(THRESHOLDS.noise_of_all, drawn[0][1][0] if drawn else 1.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = _narrow(flat, size, of_all, drawn) if flat.dtype == np.float32 else _wide(flat, size, of_all, drawn)
+    return made.astype(kind.view, copy=False).reshape(values.shape)
+
+
+def _narrow(flat: Array, size: float, of_all: float, drawn: Blocks) -> Array:
+    """Of float32, with the change alone in float32, which a sum rounds as a wider one would be rounded."""
+    made = np.empty_like(flat)
+    for start, numbers in drawn:
+        own, change = flat[start : start + _BLOCK], made[start : start + _BLOCK]
+        np.add(numbers, np.float32(of_all), out=change)
+        change *= np.float32(size)
+        change *= own
+        change += own
+        if not np.isfinite(np.dot(change, change)):
+            np.copyto(change, own, where=~np.isfinite(own))
+    return made
+
+
+def _wide(flat: Array, size: float, of_all: float, drawn: Blocks) -> Array:
+    """Of any other dtype, in float64 or complex128."""
+    made = flat.astype(dtypes.wide_type(flat))
+    for start, numbers in drawn:
+        made[start : start + _BLOCK] *= 1 + size * (numbers.astype(np.float64) + of_all)
+    return made
+
+
+def _drawn(count: int, places: np.random.Generator) -> Blocks:
+    """The blocks of so many elements."""
+    starts = range(0, count, _BLOCK)
+    froms = places.integers(0, _POOL - _BLOCK, len(starts)).tolist()
+    pool = _pool()
+    return [(start, pool[begin : begin + min(_BLOCK, count - start)]) for start, begin in zip(starts, froms, strict=True)]
+
+
+@cache
+def _pool() -> Array:
+    return np.random.Generator(np.random.Philox(key=0)).standard_normal(_POOL, dtype=np.float32)
