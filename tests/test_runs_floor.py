@@ -99,13 +99,16 @@ class TestMeasuring:
         class Never(nn.Module):
             """Fails as soon as a weight that is not its own is in another dtype."""
 
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = linear()
+
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                if first.weight.dtype != torch.float32:
+                if self.inner.weight.dtype != torch.float32:
                     raise RuntimeError("weights in float32 only")
                 return x + 1
 
-        first = linear()
-        with reference(nn.Sequential(first, Never(), linear()).eval(), tmp_path, "bfloat16") as trace:
+        with reference(nn.Sequential(linear(), Never(), linear()).eval(), tmp_path, "bfloat16") as trace:
             assert trace.floor is not None
             assert np.isfinite(trace.floor["bfloat16"][rows(trace, "2")]).all()
             assert any("not measured at 1 (RuntimeError: weights in float32 only)" in text for text in trace.meta["not_seen"])
@@ -156,6 +159,60 @@ class TestMeasuring:
         with torch.no_grad(), td.capture(model, run, to=tmp_path / "ref.h5", floor_dtypes=(dtype,)) as trace:
             assert not [text for text in trace.meta["not_seen"] if text.startswith("floor")]
         assert ("float64" in seen) == (dtype == "float64")
+
+    def test_weights_of_modules_that_are_not_called_are_in_the_other_dtype_too(self, tmp_path: Path) -> None:
+        class Tied(nn.Module):
+            """Takes the weights of a module that it never calls, and of one that is called elsewhere."""
+
+            def __init__(self, other: nn.Linear) -> None:
+                super().__init__()
+                self.inner, self.other = linear(), [other]
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.linear(nn.functional.linear(x, self.inner.weight), self.other[0].weight)
+
+        first = linear()
+        attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        for number, model in enumerate((nn.Sequential(first, Tied(first)), attention)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            inputs = torch.from_numpy(X)[None]
+            with torch.no_grad(), td.capture(model.eval(), (inputs,) * (1 + 2 * number), to=folder / "ref.h5") as trace:
+                assert trace.floor is not None
+                assert not [text for text in trace.meta["not_seen"] if text.startswith("floor")]
+                outputs = rows(trace, "1" if number == 0 else "", "output" if number == 0 else "output[0]")
+                assert (trace.floor["float64"][outputs] > 0).all()
+
+    def test_only_one_modules_weights_are_held_in_the_other_dtype_at_a_time(self, tmp_path: Path) -> None:
+        wide: list[int] = []
+
+        class Watching(nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                wide.append(sum(layer.weight.dtype == torch.float64 for layer in model))
+                return super().forward(x)
+
+        model = nn.Sequential(*(Watching(8, 8) for _ in range(4))).eval()
+        with reference(model, tmp_path, "float64") as trace:
+            assert trace.floor is not None
+            assert (trace.floor["float64"][rows(trace, "3")] > 0).all()
+        assert set(wide) == {0, 1}
+
+    def test_a_buffer_that_a_call_changes_is_changed_for_the_next(self, tmp_path: Path) -> None:
+        class Kept(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("last", torch.zeros(3, 8))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                before = self.last.clone()
+                self.last.copy_(x)
+                return before + x * 0.1
+
+        model = nn.Sequential(linear(), Kept(), linear(), linear()).eval()
+        model[3] = model[1]
+        with reference(model, tmp_path, "float64") as trace:
+            assert trace.floor is not None
+            assert max(trace.floor["float64"][rows(trace, "1")]) < 2**-20
 
     def test_a_model_is_bit_for_bit_what_it_was_though_its_run_in_another_dtype_fails(self, tmp_path: Path) -> None:
         model = nn.Sequential(OnlyFloat32(), nn.BatchNorm1d(8), nn.utils.parametrizations.weight_norm(linear())).eval()

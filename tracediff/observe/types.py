@@ -186,6 +186,9 @@ class Modules(Protocol):
     def cast(self, modules: Sequence[Module], dtype: str) -> AbstractContextManager[None]:
         """A context in which the floating parameters, buffers and plain tensors of the modules have another dtype; then as they were."""
 
+    def casts(self, dtype: str) -> AbstractContextManager[Casts] | None:
+        """As `cast`, of modules that are named one after the other, as they are called; None where a framework cannot."""
+
 
 class Interception(Protocol):
     """Says where calls come in, what cannot be seen, and what a run must switch off."""
@@ -232,6 +235,16 @@ class Randomness(Protocol):
 
     def set_rng_state(self, state: Any) -> None:
         """Puts all of them back into a state."""
+
+
+class Casts(Protocol):
+    """Casts the tensors of single modules for as long as they need it."""
+
+    def cast(self, module: Module) -> None:
+        """The module's own floating tensors have the other dtype from now on."""
+
+    def release(self, module: Module) -> None:
+        """They are as they were once each `cast` of them was released; those that the module changed meanwhile stay until the end."""
 
 
 class Choosing(Protocol):

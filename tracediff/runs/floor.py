@@ -18,6 +18,9 @@ choices too: whole numbers (one-hot vectors, codes, masks in a float dtype), and
 it drops. Eight units of noise count there too, and the error is relative L2. A reference of which every operation is known, and none makes
 exact values of real ones or jumps, chooses nothing, and needs no such runs.
 
+*Weights* are in the other dtype while their module is called, so that those of one module are held twice. Where code fails so, since it
+takes a weight of another module, all are, at once.
+
 *Code that does not run in the other dtype* (an assertion, a cast inside, a constant) keeps the reference's own, and everything that the
 code calls is measured in the other dtype all the same. So does code outside of every observed call: that of the run itself, and of a
 module of which another method runs than the observed one.
@@ -105,15 +108,14 @@ class _Reruns:
         self.chose = rounding is None or rounding.chooses or observer.is_seen_elsewhere or bool(observer.raised)
 
     def in_dtype(self, cast: Cast, name: str, kept: Iterable[str]) -> Exception | None:
-        """One run with the models in a dtype, but for the modules of the sites in ``kept``; returns what the models raise.
+        """One run with the modules in a dtype, but for those of the sites in ``kept``; returns what the models raise.
 
         Raises CaptureError where a run to its end leaves the models other than bit for bit what they were.
         """
         nodes = [node for node in discover(self._models, self._adapter) if node.is_model]
-        own = {module_of(site) for site in kept}
         before = self._digests(nodes)
         try:
-            with self._adapter.cast([node.module for node in nodes if node.path not in own], name):
+            with cast.casting(self._adapter, [node for node in nodes if node.path not in {module_of(site) for site in kept}]):
                 self.again(cast, rounded=True)
         except CaptureError:
             raise
@@ -236,9 +238,10 @@ class _Floor:
         What an earlier run measured until something failed counts besides what the last run measured.
         """
         kept: dict[str, str] = {}
+        at_once = False
         errors = np.full(len(self.table), np.nan)
-        for _ in range(THRESHOLDS.cast_rounds):
-            cast = Cast(self._trace, dtypes.named(name), kept)
+        for _ in range(1 + THRESHOLDS.cast_rounds):
+            cast = Cast(self._trace, dtypes.named(name), kept, at_once=at_once)
             failed = self._runs.in_dtype(cast, name, kept)
             self._is_choice |= cast.chosen
             new = {site: why for site, why in cast.raised.items() if site not in kept}
@@ -246,6 +249,9 @@ class _Floor:
                 new = self._runs.failed_code(failed, kept)
             if not new:
                 break
+            if not at_once:  # perhaps it was handed a weight of a module that is not called
+                at_once = True
+                continue
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
         self._miss_in(name, kept, cast.raised, failed)

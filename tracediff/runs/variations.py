@@ -6,7 +6,8 @@ Each of them compares what arrives at a boundary with what is stored, and lets t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType, is_whole
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
+from tracediff.observe.types import Adapter, Casts, Module, Node
 from tracediff.runs.forcing import outputs_by_call, rows_by_place
 from tracediff.runs.noise import with_noise
 from tracediff.runs.replacements import Values
 from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.runs.variation_error import error_of
+from tracediff.site import module_of
 from tracediff.trace import Trace
 
 
@@ -144,19 +147,49 @@ class AccumulatedNoise(LocalNoise):
 
 
 class Cast(Variation):
-    """Casts stored values to another dtype, but not where the code of a site in ``kept`` takes them."""
+    """Casts stored values to another dtype, but not where the code of a site in ``kept`` takes them.
 
-    def __init__(self, trace: Trace, kind: DType, kept: Iterable[str]) -> None:
+    ``at_once``: whether the modules are cast for the length of the run, instead of each while it is called.
+    """
+
+    def __init__(self, trace: Trace, kind: DType, kept: Iterable[str], *, at_once: bool) -> None:
         super().__init__(trace)
-        self._kind, self._kept = kind, frozenset(kept)
+        self._kind, self._kept, self._at_once = kind, frozenset(kept), at_once
         self._entered: dict[int, str] = {}
+        self._casts: Casts | None = None
+        self._modules: dict[str, list[Module]] = {}
+        self._cast_for: dict[int, list[Module]] = {}
+
+    @contextmanager
+    def casting(self, adapter: Adapter, nodes: Sequence[Node]) -> Iterator[None]:
+        """A context for the run, in which these modules come to have the dtype."""
+        one_by_one = None if self._at_once else adapter.casts(self._kind.name)
+        with one_by_one or adapter.cast([node.module for node in nodes], self._kind.name) as casts:
+            self._casts, self._modules = casts, _with_uncalled(nodes, self._trace)
+            uncalled = self._modules.pop(_NO_CALL, [])
+            if casts is not None:
+                for module in uncalled:
+                    casts.cast(module)
+            yield
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "enter":
             self._entered[boundary.frame_id] = boundary.site
+            self._cast(boundary)
         elif boundary.moment in ("leave", "raise"):
             self._entered.pop(boundary.frame_id, None)
+            for module in self._cast_for.pop(boundary.frame_id, ()):
+                assert self._casts is not None
+                self._casts.release(module)
         return super().see(boundary)
+
+    def _cast(self, boundary: Boundary) -> None:
+        """Casts what a call needs that begins."""
+        if self._casts is None or "!" in boundary.site:
+            return
+        self._cast_for[boundary.frame_id] = self._modules.get(boundary.path, [])
+        for module in self._cast_for[boundary.frame_id]:
+            self._casts.cast(module)
 
     def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
         kind = dtypes.of(stored)
@@ -172,6 +205,24 @@ class Cast(Variation):
     def _taker(self, boundary: Boundary) -> str:
         """The site of the call whose code takes the tensors of a boundary."""
         return boundary.site if boundary.moment == "enter" else self._entered.get(boundary.parent_id, "")
+
+
+_NO_CALL = "!"
+"""Stands for the modules that are in no call: no module has such a path."""
+
+
+def _with_uncalled(nodes: Sequence[Node], trace: Trace) -> dict[str, list[Module]]:
+    """The modules that each call needs, by path: its own, and those below that are not called, of whose weights its code makes use.
+
+    Modules that neither are called nor lie below one that is, are under `_NO_CALL`.
+    """
+    called = {module_of(site) for site in set(trace.sites) if "!" not in site and "#" not in site}
+    found: dict[str, list[Module]] = {}
+    for node in nodes:
+        parts = node.path.split(".")
+        above = (".".join(parts[:depth]) for depth in range(len(parts), -1, -1))
+        found.setdefault(next((path for path in above if path in called), _NO_CALL), []).append(node.module)
+    return found
 
 
 def kept_or_dropped(stored: Array, arrived: Array, noise: float) -> float:

@@ -15,7 +15,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe import python_rng
 from tracediff.observe.containers import is_array
 from tracediff.observe.provenance import digest_of, version_of
-from tracediff.observe.types import Call, Choosing, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Warn
+from tracediff.observe.types import Call, Casts, Choosing, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Warn
 
 DEEPEST = 6
 """Nested lists and dicts below a module's attribute that are searched for modules and tensors; it also ends lists that hold themselves."""
@@ -250,6 +250,9 @@ class FrameworkAdapter(ABC):
 
     def no_grad(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def casts(self, dtype: str) -> AbstractContextManager[Casts] | None:
+        return None
 
     def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[Choosing | None]:
         return nullcontext()

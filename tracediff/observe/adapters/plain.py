@@ -12,7 +12,21 @@ from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.observe import python_rng
 from tracediff.observe.adapters.base import ARRAYS
-from tracediff.observe.types import Adapter, Call, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Tensors, Warn
+from tracediff.observe.types import (
+    Adapter,
+    Call,
+    Casts,
+    Choosing,
+    Function,
+    Keys,
+    Module,
+    Operations,
+    ParameterKind,
+    Random,
+    Tensor,
+    Tensors,
+    Warn,
+)
 
 
 class Plain:
@@ -99,7 +113,10 @@ class Plain:
         own = ([module for module in modules if adapter.is_model(module)] for adapter in self.adapters)
         return _all_of([adapter.cast(modules, dtype) for adapter, modules in zip(self.adapters, own, strict=True)])
 
-    def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[None]:
+    def casts(self, dtype: str) -> AbstractContextManager[Casts] | None:
+        return self.adapters[0].casts(dtype) if len(self.adapters) == 1 else None
+
+    def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[Choosing | None]:
         return _all_of([adapter.rounding(units, is_quiet) for adapter in self.adapters])
 
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:

@@ -13,7 +13,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import ml_dtypes
@@ -31,6 +31,7 @@ from tracediff.observe.types import (
     Adapter,
     Args,
     Call,
+    Casts,
     Choosing,
     Function,
     Keys,
@@ -133,20 +134,24 @@ class Torch(FrameworkAdapter):
 
     @contextmanager
     def cast(self, modules: Sequence[Module], dtype: str) -> Iterator[None]:
-        wanted = getattr(torch, dtype)
-        undo = ExitStack()
-        with undo:
-            if wanted.itemsize > torch.get_default_dtype().itemsize:  # what the code itself makes (a time, a window) is to be as exact
-                undo.callback(torch.set_default_dtype, torch.get_default_dtype())
-                torch.set_default_dtype(wanted)
+        with self.casts(dtype) as casts:
             for module in modules:
-                for table in self.tables(module):
-                    for name, value in list(table.items()):
-                        if isinstance(value, torch.Tensor) and value.is_floating_point():
-                            undo.callback(table.__setitem__, name, value)
-                            undo.callback(setattr, value, "data", value.data)
-                            value.data = value.data.to(wanted)
+                casts.cast(module)
             yield
+
+    @contextmanager
+    def casts(self, dtype: str) -> Iterator[Casts]:
+        from tracediff.observe.adapters.torch_casts import TorchCasts
+
+        wanted, usual = getattr(torch, dtype), torch.get_default_dtype()
+        casts = TorchCasts(wanted, self.tables)
+        if wanted.itemsize > usual.itemsize:  # what the code itself makes (a time, a window) is to be as exact
+            torch.set_default_dtype(wanted)
+        try:
+            yield casts
+        finally:
+            torch.set_default_dtype(usual)
+            casts.undo()
 
     def rounding(self, units: float, is_quiet: Callable[[], bool]) -> AbstractContextManager[Choosing | None]:
         from tracediff.observe.adapters.torch_rounding import Rounding
