@@ -39,15 +39,14 @@ def record_run(
     """
     adapter = adapter_of(models, run, impl=options.impl)
     options = replace(options, impl=adapter.name)
-    world = World(models, adapter)
-    before = world.state()
+    before = World(models, adapter).state() if options.repeat else None
     with TraceWriter(to, force=force, meta=meta, save=options.save, identity=identity) as writer:
         recorder = Recorder(writer, options)
         observe(models, run, [*observers, recorder], **options.observing())
         progress(f"{recorder.records:,} records")
         writer.set_meta(repeats=None)
     found = {}
-    if options.repeat:
+    if before is not None:
         found = repeats_meta(run_again(models, run, Path(to), before, options=options, observers=observers, progress=progress))
     note_blind_spots(to, writer.identity, **found)
     return Path(to)
@@ -68,7 +67,7 @@ def run_again(
     ``before`` is the state of models and generators in which the recorded run began; they are afterwards as before this call.
     """
     world = World(models, adapter_of(models, run, impl=options.impl))
-    after = world.state()
+    after = world.state(before)
     world.back_to(before)
     progress("running once more to see whether it repeats")
     digests = Digests()

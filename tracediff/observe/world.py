@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tracediff.dtype import Array
+from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Tensor
 from tracediff.site import join
@@ -43,8 +44,9 @@ class World:
         self._adapter = adapter
         self._nodes = discover(models, adapter)
 
-    def state(self) -> State:
-        """The present state."""
+    def state(self, like: State | None = None) -> State:
+        """The present state; copies that hold what those of the earlier state ``like`` hold are the same ones."""
+        known = {} if like is None else {id(tensor): copy for _, tensor, copy, _ in like.tensors}
         adapter, state = self._adapter, State(self._adapter.rng_state())
         held: dict[int, tuple[str, Tensor]] = {}
         for node in self._nodes:
@@ -57,10 +59,17 @@ class World:
         room = MOST_COPIED
         for name, tensor in sorted(held.values(), key=lambda one: one[1].nbytes):
             room -= tensor.nbytes
-            state.tensors.append((name, tensor, adapter.to_numpy(tensor) if room >= 0 else None, adapter.token(tensor)))
+            copy = self._copy(tensor, known.get(id(tensor))) if room >= 0 else None
+            state.tensors.append((name, tensor, copy, adapter.token(tensor)))
             gradient = adapter.gradient(tensor)
             state.gradients.append((tensor, gradient, None if gradient is None else adapter.to_numpy(gradient)))
         return state
+
+    def _copy(self, tensor: Tensor, known: Array | None) -> Array:
+        """A copy of a tensor's values, or the one that is known where it holds the same bytes."""
+        view = self._adapter.view(tensor)
+        is_same = known is not None and (known.dtype, known.shape) == (view.dtype, view.shape) and digest_of(known) == digest_of(view)
+        return known if known is not None and is_same else self._adapter.to_numpy(tensor)
 
     def back_to(self, state: State) -> None:
         """Puts models and generators into a state in which they were."""

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
-from tracediff.observe.world import World
+from tracediff.observe.world import State, World
 from tracediff.runs.operations import operations_meta
 from tracediff.runs.stubs import feeding
 from tracediff.site import listed
@@ -126,12 +127,13 @@ def _free(asked: _Capture) -> Path:
     if lost := world.lost(before):
         asked.amend(**_missed(path, f"repeat and noise floor: a run changes {listed(lost, 3)}, so that none can be as the first was"))
         return path
-    after = world.state()
+    after = world.state(before)
     found, failed = {}, None
     if has_floor and options.save == "full":
         world.back_to(before)
         try:
-            found = _floor_of(asked.models, asked.run, path, dtypes=options.floor_dtypes, options=options, progress=asked.progress)
+            floor = partial(_floor_of, dtypes=options.floor_dtypes, options=options, progress=asked.progress, begin=before)
+            found = floor(asked.models, asked.run, path)
         except CaptureError as error:
             failed = error
         world.back_to(before)
@@ -155,18 +157,28 @@ def _missed(path: Path, text: str) -> dict[str, Any]:
         return {"meta": {"not_seen": [*(trace.meta.get("not_seen") or ()), text]}}
 
 
-def _floor_of(models: Any, run: Any, path: Path, *, dtypes: Sequence[str], options: CaptureOptions, progress: Progress) -> dict[str, Any]:
+def _floor_of(
+    models: Any,
+    run: Any,
+    path: Path,
+    *,
+    dtypes: Sequence[str],
+    options: CaptureOptions,
+    progress: Progress,
+    begin: State | None = None,
+) -> dict[str, Any]:
     """What `amend` is to add to a closed trace for its noise floor, or for further columns of the floor that it has.
 
     The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
-    trace says was not seen.
+    trace says was not seen. ``begin``: the state in which the recorded run began, in which the models are.
     """
     from tracediff.runs.floor import measure
 
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
         observed = options.observing()
-        table, missed = measure(models, run, trace, dtypes_to_try=tuple(dtypes), known=trace.floor, observed=observed, say=progress)
+        asked: dict[str, Any] = {"dtypes_to_try": tuple(dtypes), "observed": observed, "say": progress, "begin": begin}
+        table, missed = measure(models, run, trace, known=trace.floor, **asked)
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
     return {"meta": {"not_seen": [*kept, *(text for text in missed if text not in kept)]}, "floor": table}
 

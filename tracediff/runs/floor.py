@@ -42,7 +42,7 @@ from tracediff.observe import adapter_of, observe
 from tracediff.observe.patching.places import quiet
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover, path_of
-from tracediff.observe.world import World
+from tracediff.observe.world import State, World
 from tracediff.runs.floor_limits import DTYPES, FREE, HALF, NOISE, SENSITIVE, measured_dtypes
 from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise, Variation
@@ -63,6 +63,7 @@ def measure(
     dtypes_to_try: Sequence[str] = ("float64",),
     known: Array | None = None,
     observed: Mapping[str, Any] | None = None,
+    begin: State | None = None,
     say: Say = lambda _: None,
 ) -> tuple[Array, list[str]]:
     """The floor of a recorded reference: one row of `schema.FLOOR` a record, and what could not be measured.
@@ -71,11 +72,12 @@ def measure(
     is a floor that was measured before, whose columns are kept. The columns of local and of accumulated noise are in units of the
     roundoff of the record's dtype, those of dtypes are relative L2, and of exact values all are the share that changed; NaN where not
     measured. ``sensitive`` marks ids and other choices that noise changes. Raises CaptureError for a dtype without column.
+    ``begin``: the state in which each run begins, the present one by default.
     """
     for name in dtypes_to_try:
         if name not in DTYPES:
             raise CaptureError(f"There is no floor in {name!r}; a floor is measured in {', '.join(DTYPES)}.")
-    floor = _Floor(_Reruns(models, run, observed or {}), trace, say, known)
+    floor = _Floor(_Reruns(models, run, observed or {}, begin), trace, say, known)
     if known is None:
         floor.measure_accumulated_noise()
         floor.measure_noise()
@@ -91,12 +93,12 @@ class _Reruns:
     ``chose``: whether the last run to its end may have made exact values of real ones, or jumped. Only a rounded run can tell.
     """
 
-    def __init__(self, models: Any, run: Any, observed: Mapping[str, Any]) -> None:
+    def __init__(self, models: Any, run: Any, observed: Mapping[str, Any], begin: State | None) -> None:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
         self.chose = True
         self._world = World(models, self._adapter)
-        self._begin = self._world.state()
+        self._begin = begin or self._world.state()
 
     def again(self, observer: Variation, *, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""

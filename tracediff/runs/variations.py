@@ -70,8 +70,8 @@ class Variation(Observer):
                 continue
             if boundary.moment != "draw":
                 self._measure(row, stored, self._run.adapter.view(tensor))
-            self.is_seen_elsewhere |= isinstance(tensor, np.ndarray) and not dtypes.of(stored).is_exact
             if not end.startswith("attr["):
+                self.is_seen_elsewhere |= isinstance(tensor, np.ndarray) and not dtypes.of(stored).is_exact
                 is_draw = boundary.moment == "draw"
                 replaced[end] = stored if is_draw else self.varied(self.base(stored, tensor), row, boundary, tensor)
         return replaced

@@ -26,7 +26,7 @@ class _Cast:
 
     def is_changed(self) -> bool:
         """Whether the module put another tensor in its place, or changed it: a buffer is compared, since not every change is counted."""
-        if self.table.get(self.name) is not self.tensor or self.version != _version(self.tensor):
+        if id(self.table.get(self.name)) != id(self.tensor) or self.version != _version(self.tensor):
             return True
         return not (self.is_weight and self.version is not None) and not torch.equal(self.tensor.data, self.own.to(self.tensor.dtype))
 
