@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,41 @@ class TestRounding:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         error = float((off.to(wide) - x.to(wide) * 0.3).norm() / (x.to(wide) * 0.3).norm())
         assert 0.5 * unit < error < 4 * unit
+
+
+class TestChoices:
+    """A run without operations that make exact values of real ones, or jump, chooses nothing."""
+
+    @pytest.mark.parametrize(
+        ("run", "chooses"),
+        [
+            (lambda x: torch.softmax(x @ x.T, -1).relu().sum(), False),
+            (lambda x: torch.where(torch.arange(4) > 1, x, 0.0), False),
+            (lambda x: x[torch.tensor([2, 0])], False),
+            (lambda x: x.argmax(-1), True),
+            (lambda x: torch.where(x > 0, x, 0.0), True),
+            (lambda x: x.round(), True),
+            (lambda x: x.sum().item(), True),
+            (lambda x: x.numpy(), True),
+            (lambda x: x.tolist(), True),
+            (np.asarray, True),
+        ],
+    )
+    def test_it_is_told_by_its_operations_and_by_what_leaves_them(self, run: Callable[[torch.Tensor], Any], chooses: bool) -> None:
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        before = {name: vars(torch.Tensor).get(name) for name in ("numpy", "tolist", "__array__", "__dlpack__")}
+        with Rounding(2.0) as rounding:
+            run(x)
+        assert rounding.chooses is chooses
+        assert {name: vars(torch.Tensor).get(name) for name in before} == before
+
+    def test_what_is_computed_while_it_is_quiet_is_left_alone(self) -> None:
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        with Rounding(2.0, lambda: True) as rounding:
+            off = x * 0.3
+            x.argmax()
+        assert torch.equal(off, x * 0.3)
+        assert not rounding.chooses
 
 
 class TestCannotTell:

@@ -58,9 +58,9 @@ def captured(
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
     ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
-    Otherwise the run is *free*. With ``options.floor`` it is run seven times more to measure its noise floor, once to write down its
-    operations, and once or twice for each further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see whether
-    it repeats. The rest is as in
+    Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
+    choose ids or other values, once to write down its operations, and once to three times for each further dtype. With
+    ``options.repeat`` it is run once more, last and unperturbed, to see whether it repeats. The rest is as in
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
