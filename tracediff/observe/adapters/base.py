@@ -81,7 +81,7 @@ class FrameworkAdapter(ABC):
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
     - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
-      dtypes: `cast`; shows every operation: `rounding`, `operations`.
+      dtypes: `cast`, `casts`; shows every operation: `rounding`, `operations`.
     """
 
     name: str
