@@ -140,6 +140,9 @@ class Tensors(Protocol):
     def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
         """A tensor with an array's values: of the dtype and device of ``like``, and of its shape where the sizes agree."""
 
+    def beside(self, array: Array, like: Tensor) -> Tensor:
+        """A tensor with an array's values, dtype and shape, on the device of ``like``."""
+
     def token(self, tensor: Tensor) -> Any:
         """A token by which `is_changed` can tell later whether the tensor was changed in place."""
 
@@ -207,6 +210,9 @@ class Interception(Protocol):
 
     def blind(self) -> str:
         """Why nothing can be seen at present ("inside torch.jit.trace"), or the empty text."""
+
+    def once(self, modules: Sequence[Module]) -> str:
+        """Why this process cannot run the modules again as it did the first time, or the empty text."""
 
     def is_function(self, value: Any) -> bool:
         """Whether a value is a function that this framework made of a Python function (a compiled one)."""

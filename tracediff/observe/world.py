@@ -62,7 +62,8 @@ class World:
             copy = self._copy(tensor, known.get(id(tensor))) if room >= 0 else None
             state.tensors.append((name, tensor, copy, adapter.token(tensor)))
             gradient = adapter.gradient(tensor)
-            state.gradients.append((tensor, gradient, None if gradient is None else adapter.to_numpy(gradient)))
+            is_copied = gradient is not None and not adapter.unreadable([gradient])
+            state.gradients.append((tensor, gradient, adapter.to_numpy(gradient) if is_copied else None))
         return state
 
     def _copy(self, tensor: Tensor, known: Array | None) -> Array:
@@ -70,6 +71,10 @@ class World:
         view = self._adapter.view(tensor)
         is_same = known is not None and (known.dtype, known.shape) == (view.dtype, view.shape) and digest_of(known) == digest_of(view)
         return known if known is not None and is_same else self._adapter.to_numpy(tensor)
+
+    def once(self) -> str:
+        """Why no run can begin as another did, or the empty text."""
+        return self._adapter.once([node.module for node in self._nodes if node.is_model])
 
     def back_to(self, state: State) -> None:
         """Puts models and generators into a state in which they were."""

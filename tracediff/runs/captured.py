@@ -124,8 +124,8 @@ def _free(asked: _Capture) -> Path:
     has_floor = options.floor
     if has_floor is None:
         has_floor = adapter.name == "torch" and not asked.meta.get("random")
-    if lost := world.lost(before):
-        asked.amend(**_missed(path, f"repeat and noise floor: a run changes {listed(lost, 3)}, so that none can be as the first was"))
+    if why := _why_once(world, before):
+        asked.amend(**_missed(path, f"repeat and noise floor: {why}"))
         return path
     after = world.state(before)
     found, failed = {}, None
@@ -149,6 +149,12 @@ def _free(asked: _Capture) -> Path:
     if failed is not None:
         raise failed
     return path
+
+
+def _why_once(world: World, before: State) -> str:
+    """Why no further run can begin in a state as the first did; the empty text where it can."""
+    lost = world.lost(before)
+    return f"a run changes {listed(lost, 3)}, so that none can be as the first was" if lost else world.once()
 
 
 def _missed(path: Path, text: str) -> dict[str, Any]:
@@ -268,6 +274,8 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
 
     adapter = adapter_of(models, run, impl=options.impl)
     world = World(models, adapter)
+    if why := world.once():
+        raise CaptureError(f"No floor can be measured of this model, which takes several runs: {why}.")
     digests, state = Digests(), world.state()
     try:
         observe(models, run, [Redrawing(trace), digests], **options.observing())
@@ -296,6 +304,8 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
         asked.progress("a free run first, to find out what corresponds")
         world = World(asked.models, adapter)
+        if why := world.once():
+            raise CaptureError(f"This model cannot be fed, which takes several runs: {why}.")
         before = world.state()
         discovery, forcing, alignment = _discovered(asked, Path(folder), reference, mapping, lambda: world.back_to(before))
         with discovery:

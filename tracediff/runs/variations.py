@@ -197,10 +197,10 @@ class Cast(Variation):
             return stored
         is_host = isinstance(own, np.ndarray)
         if self._taker(boundary) in self._kept or (is_host and self._kind.view.kind != "f"):  # NumPy itself has no bfloat16
-            return stored if is_host else self._run.adapter.from_numpy(stored, None)
+            return stored if is_host else self._run.adapter.beside(stored, own)
         with np.errstate(over="ignore"):
             cast = stored.astype(self._kind.view)
-        return AsIs(cast) if is_host else self._run.adapter.from_numpy(cast, None)
+        return AsIs(cast) if is_host else self._run.adapter.beside(cast, own)
 
     def _taker(self, boundary: Boundary) -> str:
         """The site of the call whose code takes the tensors of a boundary."""

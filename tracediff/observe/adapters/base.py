@@ -77,7 +77,7 @@ class FrameworkAdapter(ABC):
     - computes lazily, or has tensors without values: `unreadable`;
     - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
       `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`;
-    - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`;
+    - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`; runs one model in several processes: `once`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
     - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
@@ -121,6 +121,9 @@ class FrameworkAdapter(ABC):
             return ARRAYS.from_numpy(array, like)
         tensor = self.tensor_of(array)
         return tensor if like is None else self.fitted(tensor, shape_like(array, like), like)
+
+    def beside(self, array: Array, like: Tensor) -> Tensor:
+        return self.tensor_of(array)
 
     def token(self, tensor: Tensor) -> Any:
         return ARRAYS.token(tensor) if isinstance(tensor, np.ndarray) else self.token_of(tensor)
@@ -207,6 +210,9 @@ class FrameworkAdapter(ABC):
         return _never
 
     def blind(self) -> str:
+        return ""
+
+    def once(self, modules: Sequence[Module]) -> str:
         return ""
 
     def is_function(self, value: Any) -> bool:

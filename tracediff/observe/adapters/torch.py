@@ -24,6 +24,7 @@ from torch import nn
 
 from tracediff.dtype import BY_NAME, Array
 from tracediff.observe import exchange
+from tracediff.observe.adapters import torch_subclasses
 from tracediff.observe.adapters.arguments import Note, argument, constant, noted, plain, softmax_axis
 from tracediff.observe.adapters.base import Calling, FrameworkAdapter, held_in
 from tracediff.observe.types import (
@@ -69,6 +70,7 @@ class Torch(FrameworkAdapter):
         return next((why for tensor in tensors if isinstance(tensor, torch.Tensor) and (why := _unreadable(tensor))), "")
 
     def values_of(self, tensor: Tensor) -> Array:
+        tensor = torch_subclasses.plain(tensor)
         if tensor.layout != torch.strided:
             tensor = tensor.detach().to_dense()
         if tensor.dtype in _UNSEEN_BITS:
@@ -88,7 +90,12 @@ class Torch(FrameworkAdapter):
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True))
 
     def fitted(self, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return tensor.reshape(shape).to(device=like.device, dtype=like.dtype)
+        return torch_subclasses.distributed_as(tensor.reshape(shape).to(device=like.device, dtype=like.dtype), like)
+
+    def beside(self, array: Array, like: Tensor) -> Tensor:
+        if not isinstance(like, torch.Tensor):
+            return super().beside(array, like)
+        return torch_subclasses.distributed_as(self.tensor_of(array).to(like.device), like)
 
     def token_of(self, tensor: Tensor) -> Any:
         try:
@@ -194,6 +201,12 @@ class Torch(FrameworkAdapter):
             return "inside torch.jit.trace"
         return ""
 
+    def once(self, modules: Sequence[Module]) -> str:
+        if any(map(torch_subclasses.is_sharded, modules)):
+            return "FSDP shards the parameters, and its own state cannot be put back"
+        processes = torch_subclasses.processes()
+        return f"{processes} processes run together, and each would have to run again" if processes > 1 else ""
+
     def functions(self) -> Iterable[Function]:
         return _FUNCTIONS
 
@@ -281,13 +294,23 @@ def _unreadable(tensor: torch.Tensor) -> str:
         return "it has no shape before its first call"
     if tensor.is_meta or type(tensor).__name__ in ("FakeTensor", "FunctionalTensor"):
         return "its tensors have no values (meta device)"
+    if why := torch_subclasses.why_unreadable(tensor):
+        return why
     if tensor.dtype not in _RECORDED and not tensor.is_quantized:
         return f"no trace holds {tensor.dtype}"
     if tensor.is_nested:
         return "no trace holds nested tensors"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "inside a torch.func transform (vmap, grad)"
+    if tensor.layout == torch.strided and _is_freed(tensor):
+        return "its memory was given back (by FSDP, as a rule)"
     return ""
+
+
+def _is_freed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor reaches behind the end of its memory."""
+    plain = torch_subclasses.plain(tensor)
+    return bool(plain.numel() and not plain.untyped_storage().nbytes())
 
 
 def _is_compiled(module: nn.Module) -> bool:
