@@ -222,5 +222,3 @@ def test_a_model_with_an_adapter_of_peft_is_captured_and_left_as_it_was(adapter:
         assert any("lora_A" in record.site for record in trace.records) == (adapter in ("lora", "dora"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(ids).logits, bare)
-
-

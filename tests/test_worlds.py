@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import sys
 import threading
@@ -15,7 +17,7 @@ import pytest
 
 import tracediff as td
 from tracediff.errors import CaptureError, TraceFileError
-from tracediff.observe import world
+from tracediff.observe import reachable, world
 
 torch = pytest.importorskip("torch")
 mx = pytest.importorskip("mlx.core")
@@ -152,6 +154,238 @@ def test_a_live_bisection_begins_each_run_alike_and_leaves_what_one_run_leaves()
     report = td.bisect_live(sides[0], (torch.tensor(X),), sides[1], (torch.tensor(X),))
     assert report.verdict == "same"
     assert [same(side.kept(), bare.kept()) for side in sides] == [True, True]
+
+
+# -- state outside of modules --------------------------------------------------------------------------------------------------------------
+
+
+class Cache:
+    """A cache of one's own: an object that is neither a module nor a list or a dict."""
+
+    def __init__(self, framework: Any) -> None:
+        self.framework, self.kept, self.length = framework, None, 0
+
+    def update(self, new: Any) -> Any:
+        join = torch.cat if self.framework is torch else mx.concatenate
+        self.kept = new if self.kept is None else join([self.kept, new])
+        self.length += 1
+        return self.kept
+
+
+class SlottedCache(Cache):
+    __slots__ = ("framework", "kept", "length")
+
+
+class InPlaceCache(Cache):
+    """A cache of fixed size, written in place."""
+
+    def update(self, new: Any) -> Any:
+        if self.kept is None:
+            self.kept = self.framework.zeros((12, 8))
+        self.kept[3 * self.length : 3 * self.length + 3] = new
+        self.length += 1
+        return self.kept
+
+
+class Holding(torch.nn.Module):
+    def __init__(self, cache: Any = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.cache = torch.nn.Linear(8, 8), cache
+
+    def forward(self, x: Any, cache: Any = None) -> Any:
+        return (cache or self.cache).update(self.layer(x).detach()).sum(0)
+
+
+class MlxHolding(mnn.Module):
+    def __init__(self, cache: Any = None) -> None:
+        super().__init__()
+        mx.random.seed(0)
+        self.layer, self.cache = mnn.Linear(8, 8), cache
+
+    def __call__(self, x: Any, cache: Any = None) -> Any:
+        return (cache or self.cache).update(self.layer(x)).sum(0)
+
+
+GLOBAL: dict[str, Any] = {"cache": None, "calls": 0}
+CALLS = 0
+
+
+def held_in_attribute(model: Any, cache: Any, x: Any) -> Callable[[], Any]:
+    model.cache = cache
+    return lambda: model(x)
+
+
+def held_in_closure(model: Any, cache: Any, x: Any) -> Callable[[], Any]:
+    calls = 0
+
+    def run() -> Any:
+        nonlocal calls
+        calls += 1
+        return model(x * calls, cache)
+
+    return run
+
+
+def held_in_default(model: Any, cache: Any, x: Any) -> Callable[[], Any]:
+    numbers = collections.deque([1], 3)
+
+    def run(kept: Any = cache, seen: Any = numbers) -> Any:
+        seen.append(seen[-1] + 1)
+        return model(x * seen[-1], kept)
+
+    return run
+
+
+def held_in_global(model: Any, cache: Any, x: Any) -> Callable[[], Any]:
+    GLOBAL["cache"] = cache
+
+    def run() -> Any:
+        global CALLS  # noqa: PLW0603
+        CALLS += 1
+        return model(x * CALLS, GLOBAL["cache"])
+
+    return run
+
+
+def held_in_method(model: Any, cache: Any, x: Any) -> Callable[[], Any]:
+    class Loop:
+        def __init__(self) -> None:
+            self.steps, self.random = 0, np.random.default_rng(0)
+
+        def run(self) -> Any:
+            self.steps += 1
+            return model(x * self.steps * float(self.random.standard_normal()), cache)
+
+    return Loop().run
+
+
+HELD = (held_in_attribute, held_in_closure, held_in_default, held_in_global, held_in_method)
+
+
+@pytest.mark.parametrize("framework", ["torch", "mlx"])
+@pytest.mark.parametrize("kind", [Cache, SlottedCache, InPlaceCache])
+@pytest.mark.parametrize("hold", HELD)
+def test_a_cache_in_an_object_is_put_back_wherever_the_run_holds_it(hold: Any, kind: type, framework: str, tmp_path: Path) -> None:
+    global CALLS  # noqa: PLW0603
+    make, of, own = (Holding, torch.tensor, torch) if framework == "torch" else (MlxHolding, mx.array, mx)
+    caches, outputs = [], []
+    for is_observed in (False, True):
+        CALLS = 0
+        model, cache = make(), kind(own)
+        run = hold(model, cache, of(X))
+        run()
+        if is_observed:
+            with td.capture(model, run, to=tmp_path / "a.h5", floor=framework == "torch") as trace:
+                assert trace.meta["repeats"] is True
+                assert (trace.floor is not None) == (framework == "torch")
+        else:
+            run()
+        caches.append((cache.length, np.array(cache.kept)))
+        outputs.append(np.array(run().detach() if framework == "torch" else run()))
+    assert [length for length, _ in caches] == [2, 2]
+    assert np.array_equal(caches[0][1], caches[1][1])
+    assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("cache", ["DynamicCache", "StaticCache"])
+def test_a_cache_of_transformers_that_is_kept_across_runs_is_put_back(cache: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
+    lengths, outputs = [], []
+    for is_observed in (False, True):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_hidden_layers=2)).eval()
+        more = {"config": model.config, "max_cache_len": 32} if cache == "StaticCache" else {}
+        kept = getattr(transformers, cache)(**more)
+
+        def run(model: Any = model, kept: Any = kept) -> Any:
+            with torch.no_grad():
+                return model(torch.arange(4)[None], past_key_values=kept).logits
+
+        run()
+        if is_observed:
+            with td.capture(model, run, to=tmp_path / "a.h5") as trace:
+                assert trace.meta["repeats"] is True
+                assert trace.floor is not None
+        else:
+            run()
+        lengths.append(int(kept.get_seq_length()))
+        outputs.append(run().numpy())
+    assert lengths == [8, 8]
+    assert np.array_equal(*outputs)
+
+
+def test_an_optimiser_with_state_is_put_back(tmp_path: Path) -> None:
+    found = []
+    for is_observed in (False, True):
+        model = Counts()
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
+
+        def run(model: Any = model, optimiser: Any = optimiser) -> None:
+            optimiser.zero_grad()
+            model(torch.tensor(X)).square().sum().backward()
+            optimiser.step()
+
+        run()
+        if is_observed:
+            with td.capture(model, run, to=tmp_path / "a.h5", floor=False) as trace:
+                assert trace.meta["repeats"] is True
+        else:
+            run()
+        found.append({**model.kept(), "moments": [state["exp_avg"].clone() for state in optimiser.state.values()]})
+    moments = [one.pop("moments") for one in found]
+    assert same(*found)
+    assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
+def test_state_that_cannot_be_put_back_does_not_repeat_and_has_no_floor(tmp_path: Path) -> None:
+    model, numbers = torch.nn.Linear(8, 8).eval(), itertools.count(1)
+    with (
+        pytest.warns(UserWarning, match="does not repeat"),
+        td.capture(model, lambda: model(torch.tensor(X) * next(numbers)), to=tmp_path / "a.h5") as trace,
+    ):
+        assert trace.meta["repeats"] is False
+        assert trace.floor is None
+        assert "noise floor: not measured, since the run does not repeat itself" in trace.meta["not_seen"]
+
+
+def test_a_thread_that_a_run_starts_and_a_file_that_it_writes_are_left_alone(tmp_path: Path) -> None:
+    model, threads = torch.nn.Linear(8, 8).eval(), list[Any]()
+
+    class Worker(threading.Thread):
+        def run(self) -> None:
+            self.made = 1
+
+    with (tmp_path / "log").open("w") as log:
+
+        def run() -> Any:
+            worker = Worker()
+            threads.append(worker)
+            worker.start()
+            worker.join()
+            log.write("x")
+            return model(torch.tensor(X))
+
+        td.capture(model, run, to=tmp_path / "a.h5").close()
+    assert len(threads) == 1
+    assert not threads[0].is_alive()
+    assert set((tmp_path / "log").read_text()) == {"x"}
+
+
+def test_more_than_is_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reachable, "MOST_HOLDERS", 50)
+    model, many = torch.nn.Linear(8, 8).eval(), [[number] for number in range(100)]
+
+    def run() -> Any:
+        many[-1][0] += 1
+        return model(torch.tensor(X))
+
+    with td.capture(model, run, to=tmp_path / "a.h5") as trace:
+        assert trace.floor is None
+        assert trace.meta["repeats"] is None
+        expected = "repeat and noise floor: a run can reach more than 50 lists, dicts and objects, whose contents are not put back"
+        assert expected in trace.meta["not_seen"]
 
 
 # -- odd models ----------------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from os import PathLike
 from typing import Any, TypeVar, Unpack
 
 from tracediff.errors import CaptureError
+from tracediff.interrupts import allowed, held, owning
 from tracediff.observe import frames
 from tracediff.observe.adapters import registry
 from tracediff.observe.observer import Boundary, Observer, Run
@@ -54,11 +55,13 @@ def observe(
     """
     adapter = adapter_of(models, run, impl=impl)
     call = _without_arguments(run) if callable(run) and not adapter.is_tensor(run) else _call_of(models, run, adapter)
-    with Session(models, observers, adapter, methods=methods, functions=functions, compile=compile) as session:
-        return session.returned(call(), run)
+    with held(), Session(models, observers, adapter, methods=methods, functions=functions, compile=compile) as session:
+        with allowed():
+            returned = call()
+        return session.returned(returned, run)
 
 
-@contextmanager
+@owning
 @lists_options(BlockKeywords)
 def record(
     models: Any,

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tracediff.errors import CaptureError
+from tracediff.interrupts import allowed
 from tracediff.observe.containers import Leaves
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
 from tracediff.observe.patching.places import quiet
@@ -28,12 +29,13 @@ class Audience:
         self._lock = threading.RLock()
 
     def start(self, ending: ExitStack) -> None:
-        """Starts the observers; ``ending`` finishes those that were started, also where one of them raises here."""
+        """Starts the observers; ``ending`` finishes those whose start came to its end, also where the next one's raises."""
         started: list[Observer] = []
         ending.callback(self._finish, started)
         for observer in self._observers:
+            with allowed():
+                observer.start(self._run)
             started.append(observer)
-            observer.start(self._run)
 
     def _finish(self, started: Sequence[Observer]) -> None:
         """Finishes the observers in the given order, so that a recorder comes after the observers that add to the run."""

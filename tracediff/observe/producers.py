@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tracediff.dtype import Array
@@ -59,7 +60,8 @@ class Producers:
             self._made[digest] = producer[0]
         key = id(tensor)
         try:
-            self._known[key] = _Known(weakref.ref(tensor, lambda _: self._known.pop(key, None)), digest, producer)
+            forget = partial(self._known.pop, key)  # in C: an interrupt in a callback of a weak reference would be lost
+            self._known[key] = _Known(weakref.ref(tensor, forget), digest, producer)
         except TypeError:  # an object that takes no weak references
             self._known.pop(key, None)
 

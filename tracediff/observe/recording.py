@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracediff.interrupts import held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.blind_spots import note_blind_spots
 from tracediff.observe.observer import Observer
@@ -39,8 +40,8 @@ def record_run(
     """
     adapter = adapter_of(models, run, impl=options.impl)
     options = replace(options, impl=adapter.name)
-    before = World(models, adapter).state() if options.repeat else None
-    with TraceWriter(to, force=force, meta=meta, save=options.save, identity=identity) as writer:
+    before = World(models, run, adapter).state() if options.repeat else None
+    with held(), TraceWriter(to, force=force, meta=meta, save=options.save, identity=identity) as writer:
         recorder = Recorder(writer, options)
         observe(models, run, [*observers, recorder], **options.observing())
         progress(f"{recorder.records:,} records")
@@ -66,14 +67,11 @@ def run_again(
 
     ``before`` is the state of models and generators in which the recorded run began; they are afterwards as before this call.
     """
-    world = World(models, adapter_of(models, run, impl=options.impl))
-    after = world.state(before)
-    world.back_to(before)
+    world = World(models, run, adapter_of(models, run, impl=options.impl))
     progress("running once more to see whether it repeats")
     digests = Digests()
-    try:
+    with held(), world.as_it_is(before):
+        world.back_to(before)
         observe(models, run, [*observers, digests], **options.observing())
-    finally:
-        world.back_to(after)
     with open_trace(recorded) as trace:
         return digests.first_difference(trace)

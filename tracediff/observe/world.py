@@ -1,61 +1,62 @@
 """What a run leaves behind, so that further runs begin as the first did and the caller finds what one run would have left.
 
-A run may change buffers (a batch norm counts its batches in training), gradients, caches and counters in attributes, and the generators.
+A run may change buffers (a batch norm counts its batches in training), gradients, caches and counters in attributes, in objects or in
+variables of its own, and the generators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tracediff.dtype import Array
+from tracediff.interrupts import whole
+from tracediff.observe import reachable
 from tracediff.observe.provenance import digest_of
+from tracediff.observe.reachable import Holders
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Tensor
-from tracediff.site import join
+from tracediff.site import listed
 
 MOST_COPIED = 256 * 2**20
 """Bytes of tensors that are copied, the smallest first: of larger ones, as a rule weights, it is only known whether they changed."""
-_DEEPEST = 3
-"""Lists and dicts below an attribute whose contents are put back."""
 
 
 @dataclass(slots=True)
 class State:
-    """The state of models and generators at one moment.
+    """The state of models, of what their run holds, and of the generators, at one moment.
 
-    ``tables``: what each table of attributes, and each list and dict in it, holds. ``tensors``: each tensor with a copy of its values, or
-    None and a token by which a change shows. ``gradients``: each parameter with its gradient and a copy of that.
+    ``holders``: what gives each thing that holds others its contents of that moment. ``tensors``: each tensor with a copy of its values,
+    or None and a token by which a change shows. ``gradients``: each parameter with its gradient and a copy of that. ``is_whole``: whether
+    all that can be reached is in it.
     """
 
     generators: Any
-    tables: list[tuple[Any, Any]] = field(default_factory=list)
+    holders: list[Callable[[], None]] = field(default_factory=list)
     tensors: list[tuple[str, Tensor, Array | None, Any]] = field(default_factory=list)
     gradients: list[tuple[Tensor, Tensor | None, Array | None]] = field(default_factory=list)
+    is_whole: bool = True
 
 
 class World:
-    """The models of a run and the generators: what their state is, and how they get back into one."""
+    """The models of a run, what the run itself holds, and the generators: what their state is, and how they get back into one."""
 
-    def __init__(self, models: Any, adapter: Adapter) -> None:
-        self._adapter = adapter
+    def __init__(self, models: Any, run: Any, adapter: Adapter) -> None:
+        self._adapter, self._run = adapter, run
         self._nodes = discover(models, adapter)
 
     def state(self, like: State | None = None) -> State:
         """The present state; copies that hold what those of the earlier state ``like`` hold are the same ones."""
         known = {} if like is None else {id(tensor): copy for _, tensor, copy, _ in like.tensors}
         adapter, state = self._adapter, State(self._adapter.rng_state())
-        held: dict[int, tuple[str, Tensor]] = {}
-        for node in self._nodes:
-            for table in adapter.tables(node.module):
-                for inner, saved in _contents(table, _DEEPEST):
-                    state.tables.append((inner, saved))
-                    items = saved.items() if isinstance(saved, dict) else enumerate(saved)
-                    found = ((key, value) for key, value in items if adapter.is_tensor(value) and not adapter.unreadable([value]))
-                    held.update((id(value), (join(node.path, str(key)), value)) for key, value in found)
+        found = Holders(adapter)
+        found.walk([*((node.path, node.module) for node in self._nodes), ("the run", self._run)])
+        state.holders, state.is_whole = found.kept, found.is_whole
+        held = {key: one for key, one in found.tensors.items() if not adapter.unreadable([one[1]])}
         room = MOST_COPIED
         for name, tensor in sorted(held.values(), key=lambda one: one[1].nbytes):
             room -= tensor.nbytes
@@ -72,15 +73,33 @@ class World:
         is_same = known is not None and (known.dtype, known.shape) == (view.dtype, view.shape) and digest_of(known) == digest_of(view)
         return known if known is not None and is_same else self._adapter.to_numpy(tensor)
 
-    def once(self) -> str:
-        """Why no run can begin as another did, or the empty text."""
+    def once(self, state: State) -> str:
+        """Why no run can begin in a state as another did, or the empty text."""
+        if lost := self._lost(state):
+            return f"a run changes {listed(lost, 3)}, so that none can be as the first was"
+        if not state.is_whole:
+            most = f"{reachable.MOST_HOLDERS:,}"
+            return f"a run can reach more than {most} lists, dicts and objects, whose contents are not put back"
         return self._adapter.once([node.module for node in self._nodes if node.is_model])
 
+    @contextmanager
+    def as_it_is(self, like: State | None = None) -> Iterator[State]:
+        """A context after which all is in the present state again, which it gives; to be entered where interrupts are held.
+
+        ``like`` is an earlier state with which it shares the copies.
+        """
+        state = self.state(like)
+        try:
+            yield state
+        finally:
+            self.back_to(state)
+
+    @whole
     def back_to(self, state: State) -> None:
         """Puts models and generators into a state in which they were."""
         adapter = self._adapter
-        for table, saved in state.tables:
-            _refill(table, saved)
+        for put_back in state.holders:
+            put_back()
         with adapter.no_grad():
             for _, tensor, copy, _ in state.tensors:
                 # Tokens are not asked: PyTorch's batch norm changes its statistics without counting that as a change.
@@ -92,32 +111,6 @@ class World:
                 adapter.set_gradient(tensor, gradient)
         adapter.set_rng_state(state.generators)
 
-    def lost(self, state: State) -> list[str]:
+    def _lost(self, state: State) -> list[str]:
         """The names of the tensors that have changed since, and that `back_to` cannot put back."""
         return [name for name, tensor, copy, token in state.tensors if copy is None and self._adapter.is_changed(tensor, token)]
-
-
-def _contents(table: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    """A list or dict with a shallow copy of it, and all that lie in it."""
-    saved = dict(dict.items(table)) if isinstance(table, dict) else list(table)  # a module of MLX may iterate over something else
-    yield table, saved
-    inner: Iterable[Any] = saved.values() if isinstance(saved, dict) else saved
-    for value in inner if depth else ():
-        if type(value) in (list, dict):
-            yield from _contents(value, depth - 1)
-
-
-def _refill(table: Any, saved: Any) -> None:
-    """Gives a list or dict the very members that it had."""
-    if isinstance(saved, list):
-        if len(table) != len(saved) or any(now is not before for now, before in zip(table, saved, strict=True)):
-            table[:] = saved
-        return
-    for key in [key for key in dict.keys(table) if key not in saved]:
-        dict.pop(table, key)
-    for key, value in saved.items():
-        if dict.get(table, key, _NOTHING) is not value:
-            dict.__setitem__(table, key, value)
-
-
-_NOTHING = object()

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import CaptureError, TracediffError
+from tracediff.interrupts import allowed, held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
-from tracediff.observe.world import State, World
+from tracediff.observe.world import World
 from tracediff.runs.operations import operations_meta
 from tracediff.runs.stubs import feeding
-from tracediff.site import listed
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 from tracediff.trace.container import new_identity
@@ -118,27 +118,27 @@ def _free(asked: _Capture) -> Path:
     """A recorded run; the runs that measure its noise floor; and last, unperturbed, the one that tells whether it repeats."""
     options = asked.options
     adapter = adapter_of(asked.models, asked.run, impl=options.impl)
-    world = World(asked.models, adapter)
+    world = World(asked.models, asked.run, adapter)
     before = world.state()
     path = replace(asked, options=replace(options, repeat=False)).record()
     has_floor = options.floor
     if has_floor is None:
         has_floor = adapter.name == "torch" and not asked.meta.get("random")
-    if why := _why_once(world, before):
+    if why := world.once(before):
         asked.amend(**_missed(path, f"repeat and noise floor: {why}"))
         return path
-    after = world.state(before)
     found, failed = {}, None
     if has_floor and options.save == "full":
-        world.back_to(before)
-        try:
-            floor = partial(_floor_of, dtypes=options.floor_dtypes, options=options, progress=asked.progress, begin=before)
-            found = floor(asked.models, asked.run, path)
-        except CaptureError as error:
-            failed = error
-        world.back_to(before)
-        found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
-        world.back_to(after)
+        with held(), world.as_it_is(before):
+            world.back_to(before)
+            try:
+                with allowed():
+                    floor = partial(_floor_of, dtypes=options.floor_dtypes, options=options, progress=asked.progress, begin=before)
+                    found = floor(asked.models, asked.run, path)
+            except CaptureError as error:
+                failed = error
+            world.back_to(before)
+            found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
     if options.repeat:
         first = run_again(asked.models, asked.run, path, before, options=options, observers=asked.observers, progress=asked.progress)
         if first is not None and (found or failed):
@@ -149,12 +149,6 @@ def _free(asked: _Capture) -> Path:
     if failed is not None:
         raise failed
     return path
-
-
-def _why_once(world: World, before: State) -> str:
-    """Why no further run can begin in a state as the first did; the empty text where it can."""
-    lost = world.lost(before)
-    return f"a run changes {listed(lost, 3)}, so that none can be as the first was" if lost else world.once()
 
 
 def _missed(path: Path, text: str) -> dict[str, Any]:
@@ -273,14 +267,12 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
     from tracediff.runs.variations import Redrawing
 
     adapter = adapter_of(models, run, impl=options.impl)
-    world = World(models, adapter)
-    if why := world.once():
+    world = World(models, run, adapter)
+    if why := world.once(world.state()):
         raise CaptureError(f"No floor can be measured of this model, which takes several runs: {why}.")
-    digests, state = Digests(), world.state()
-    try:
+    digests = Digests()
+    with held(), world.as_it_is():
         observe(models, run, [Redrawing(trace), digests], **options.observing())
-    finally:
-        world.back_to(state)
     first = digests.first_difference(trace)
     if first is None:
         return
@@ -297,20 +289,19 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
     to = asked.to
     adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
     asked = replace(asked, options=replace(asked.options, repeat=False))
-    with ExitStack() as stack:
+    with held(), ExitStack() as stack:
         reference = feed if isinstance(feed, Trace) else stack.enter_context(open_trace(feed))
         reference.check_is_reference()
         stack.enter_context(feeding(reference))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracediff-", dir=to.parent))
         asked.progress("a free run first, to find out what corresponds")
-        world = World(asked.models, adapter)
-        if why := world.once():
-            raise CaptureError(f"This model cannot be fed, which takes several runs: {why}.")
+        world = World(asked.models, asked.run, adapter)
         before = world.state()
+        if why := world.once(before):
+            raise CaptureError(f"This model cannot be fed, which takes several runs: {why}.")
         discovery, forcing, alignment = _discovered(asked, Path(folder), reference, mapping, lambda: world.back_to(before))
         with discovery:
-            after = world.state()
-            stack.callback(world.back_to, after)
+            stack.enter_context(world.as_it_is(before))
             world.back_to(before)
             asked.progress("the forced run: each site is fed the reference's tensors")
             meta = {**asked.meta, "mode_run": "forced", "feed": str(reference.path)}
@@ -352,7 +343,8 @@ def _add_let_through(
 
     with open_trace(asked.to) as forced:
         try:
-            found = let_through(reference, discovery, alignment, forced, mapping=mapping, forcing=forcing, again=again)
+            with allowed():
+                found = let_through(reference, discovery, alignment, forced, mapping=mapping, forcing=forcing, again=again)
         except TracediffError as error:
             found = _missed(asked.to, f"what was flagged was not let through: {error}")
     if found:
@@ -398,8 +390,9 @@ def _discovered(
         trace = open_trace(path)
         if not len(trace.records) and trace.meta.get("warnings"):
             raise CaptureError(f"This run cannot be fed by {str(reference.path)!r}: {'; '.join(trace.meta['warnings'])}.")
-        alignment = align(reference, trace, mapping=mapping)
-        forcing = Forcing(reference, trace, alignment)
+        with allowed():
+            alignment = align(reference, trace, mapping=mapping)
+            forcing = Forcing(reference, trace, alignment)
         comes_further, reached = len(trace.records) > reached, len(trace.records)
         if error is None or not comes_further or attempt == ROUNDS - 1:
             break

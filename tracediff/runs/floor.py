@@ -38,6 +38,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError
+from tracediff.interrupts import held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.patching.places import quiet
 from tracediff.observe.provenance import digest_of
@@ -97,16 +98,17 @@ class _Reruns:
         self._models, self._run, self._observed = models, run, observed
         self._adapter = adapter_of(models, run, impl=observed.get("impl"))
         self.chose = True
-        self._world = World(models, self._adapter)
+        self._world = World(models, run, self._adapter)
         self._begin = begin or self._world.state()
 
     def again(self, observer: Variation, *, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
-        try:
-            with self._adapter.rounding(THRESHOLDS.operation_units, lambda: bool(quiet.now)) if rounded else nullcontext() as rounding:
-                observe(self._models, self._run, [observer], **self._observed)
-        finally:
-            self._world.back_to(self._begin)
+        with held():
+            try:
+                with self._adapter.rounding(THRESHOLDS.operation_units, lambda: bool(quiet.now)) if rounded else nullcontext() as rounding:
+                    observe(self._models, self._run, [observer], **self._observed)
+            finally:
+                self._world.back_to(self._begin)
         self.chose = rounding is None or rounding.chooses or observer.is_seen_elsewhere or bool(observer.raised)
 
     def in_dtype(self, cast: Cast, name: str, kept: Iterable[str]) -> Exception | None:
@@ -117,7 +119,8 @@ class _Reruns:
         nodes = [node for node in discover(self._models, self._adapter) if node.is_model]
         before = self._digests(nodes)
         try:
-            with cast.casting(self._adapter, [node for node in nodes if node.path not in {module_of(site) for site in kept}]):
+            nodes_cast = [node for node in nodes if node.path not in {module_of(site) for site in kept}]
+            with held(), cast.casting(self._adapter, nodes_cast):
                 self.again(cast, rounded=True)
         except CaptureError:
             raise

@@ -16,6 +16,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError, TracediffError
+from tracediff.interrupts import held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.jobs import Job
 from tracediff.observe.observer import Boundary, Observer, Run
@@ -90,16 +91,15 @@ def _indexed(play: Play, world: World, to: Path, meta: Mapping[str, Any]) -> Non
     raised = ""
     try:
         options = CaptureOptions(save="stats")
-        with TraceWriter(to, save=options.save, meta=dict(meta)) as writer:
+        with held(), TraceWriter(to, save=options.save, meta=dict(meta)) as writer:
             play([Recorder(writer, options)])
     except TracediffError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the side's own code raises
         raised = f"{type(error).__name__}: {error}"
-    after = world.state()
     digests = Digests()
-    _played_again(play, world, before, [digests])
-    world.back_to(after)
+    with held(), world.as_it_is():
+        _played_again(play, world, before, [digests])
     with open_trace(to) as trace:
         first = digests.first_difference(trace)
     amend(to, identity=writer.identity, meta={**repeats_meta(first), **({"raised": raised} if raised else {})})
@@ -132,9 +132,8 @@ class LocalSide:
 
     def keep(self, wanted: Sequence[Record], folder: Path) -> Iterable[Array]:
         keeper = Keeper((record.site, record.ordinal, record.end) for record in wanted)
-        now = self._world.state()
-        _played_again(self._play, self._world, self._begin, [keeper])
-        self._world.back_to(now)
+        with held(), self._world.as_it_is():
+            _played_again(self._play, self._world, self._begin, [keeper])
         return keeper.kept.values()
 
 
@@ -151,7 +150,7 @@ def of_model(
     """A side given by its models and its run, as `tracediff.observe.observe` takes them; ``observers`` give it its draws."""
     adapter = adapter_of(models, run)
     seen: dict[str, Any] = {"methods": tuple(methods), "functions": tuple(functions), "impl": adapter.name}
-    return LocalSide(name, lambda further: observe(models, run, [*observers, *further], **seen), World(models, adapter), meta)
+    return LocalSide(name, lambda further: observe(models, run, [*observers, *further], **seen), World(models, run, adapter), meta)
 
 
 def of_recipe(
@@ -179,7 +178,7 @@ def of_recipe(
     say(f"loading {loaded.description}")
     models = recipes.load_quietly(loaded, context)
     meta = {"recipe": loaded.name, "seed": seed, "weights": weights, "wanted": list(stages)}
-    world = World(dict(models), named(impl))
+    world = World(dict(models), None, named(impl))
     return LocalSide(name, lambda further: recipes.observe_recipe(loaded, context, further, models=models), world, meta)
 
 
@@ -210,7 +209,7 @@ def index_run(
     models: Any, run: Any, to: str, *, options: CaptureOptions, observers: Sequence[Observer], meta: Mapping[str, Any], **_: Any
 ) -> None:
     """`Side.index` as a job in another Python (`tracediff.observe.jobs`)."""
-    _indexed(_play_of(models, run, options, observers), World(models, adapter_of(models, impl=options.impl)), Path(to), meta)
+    _indexed(_play_of(models, run, options, observers), World(models, run, adapter_of(models, impl=options.impl)), Path(to), meta)
 
 
 def keep_run(
@@ -225,7 +224,7 @@ def keep_run(
 ) -> None:
     """`Side.keep` as a job in another Python: leaves the bits in a NumPy archive at ``to``."""
     keeper = Keeper((site, ordinal, end) for site, ordinal, end in wanted)
-    world = World(models, adapter_of(models, impl=options.impl))
+    world = World(models, run, adapter_of(models, impl=options.impl))
     _played_again(_play_of(models, run, options, observers), world, world.state(), [keeper])
     np.savez(to, *keeper.kept.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tracediff.interrupts import held
 from tracediff.observe import adapter_of, describe, observe
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.patching.places import quiet
@@ -36,7 +37,7 @@ def operations_meta(models: Any, run: Any, observed: Mapping[str, Any]) -> dict[
     if operations is None:
         return {}
     try:
-        with operations:
+        with held(), operations:
             observe(models, run, [_Naming(operations)], **observed)
     except Exception:  # noqa: BLE001 - a run that raises is recorded up to there; causes then do without its operations
         return {}

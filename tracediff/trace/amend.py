@@ -15,6 +15,7 @@ import numpy as np
 
 from tracediff.dtype import Array
 from tracediff.errors import TraceFileError
+from tracediff.interrupts import whole
 from tracediff.trace import journal, schema
 from tracediff.trace.container import Output
 from tracediff.trace.journal import Journal, journal_of
@@ -22,6 +23,7 @@ from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import Trace, open_trace
 
 
+@whole
 def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: Mapping[str, Any] | None = None, **tables: Array) -> None:
     """Merges items into the meta of a closed trace, and adds or replaces its optional tables (`schema.OPTIONAL_TABLES`).
 

@@ -24,6 +24,7 @@ import xxhash
 
 from tracediff.dtype import BY_CODE, Array
 from tracediff.errors import TraceFileError, UnsafeTraceError
+from tracediff.interrupts import whole
 from tracediff.trace import schema
 
 _STORED = frozenset(row.stored for row in BY_CODE.values())
@@ -225,6 +226,7 @@ class Input:
             raise UnsafeTraceError(f"/{schema.TENSORS} in {str(self.path)!r} holds {min(names - expected)!r}, which is no segment's name.")
         return len(names)
 
+    @whole  # HDF5 cannot hand on what is raised in a function that it calls
     def _links(self, group: Any, where: str) -> set[str]:
         links: list[tuple[bytes, int]] = []
         group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)

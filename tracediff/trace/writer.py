@@ -20,6 +20,7 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
 from tracediff.errors import TracediffError, TraceExistsError, TraceFileError
+from tracediff.interrupts import whole
 from tracediff.outputs import check_output
 from tracediff.trace import journal, schema
 from tracediff.trace.background_writer import BackgroundWriter, Job
@@ -107,6 +108,7 @@ class TraceWriter:
         self._background = BackgroundWriter(IN_FLIGHT)
         weakref.finalize(self, _let_go, self._background, self._journal, self._output, os.getpid())
 
+    @whole
     def add(self, *, values: Any, dtype: str | None = None, store: bool = True, code: bytes | None = None, **moment: Unpack[Moment]) -> int:
         """Records an array and returns its row number.
 
@@ -119,6 +121,7 @@ class TraceWriter:
             shape = self._intern(schema.shape_text(bits.shape))
             return self._append(lambda: self._content(bits, kind, shape, store, code), bits.nbytes, moment)
 
+    @whole
     def add_again(self, row: int, **moment: Unpack[Moment]) -> int:
         """Records the content of an earlier row once more, at another moment: nothing is hashed or written."""
         with self._lock:
@@ -132,6 +135,7 @@ class TraceWriter:
         blob = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
         return self.add(values=blob, dtype="text", **moment)
 
+    @whole
     def add_param(
         self,
         name: str,
@@ -159,6 +163,7 @@ class TraceWriter:
             self._drain()
             self._new_strings.clear()
 
+    @whole
     def set_meta(self, **items: Any) -> None:
         """Merges items into the trace's meta; TracediffError where JSON cannot hold one."""
         frame = journal.meta_frame(checked_meta(items))
@@ -166,11 +171,13 @@ class TraceWriter:
             self._meta.update(items)
             self._put(lambda: self._journal.append(frame), len(frame))
 
+    @whole
     def flush(self) -> None:
         """Returns when every record so far is written, so that a kill cannot lose it; raises what went wrong since the last call."""
         with self._lock:
             self._drain()
 
+    @whole
     def close(self, complete: bool = True) -> None:
         """Writes the tables and removes the journal. Without ``complete`` the trace says that its run did not come to its end."""
         if os.getpid() != self._owner:  # a forked child's: the parent goes on writing

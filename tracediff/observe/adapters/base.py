@@ -39,6 +39,9 @@ class Arrays:
     def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
         return np.array(array) if like is None else np.array(array, dtype=like.dtype).reshape(shape_like(array, like))
 
+    def beside(self, array: Array, like: Tensor) -> Tensor:
+        return np.array(array)
+
     def token(self, tensor: Tensor) -> Any:
         return digest_of(tensor)
 

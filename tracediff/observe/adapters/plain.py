@@ -64,6 +64,9 @@ class Plain:
     def from_numpy(self, array: Array, like: Tensor | None) -> Tensor:
         return self._tensors(like).from_numpy(array, like)
 
+    def beside(self, array: Array, like: Tensor) -> Tensor:
+        return self._tensors(like).beside(array, like)
+
     def token(self, tensor: Tensor) -> Any:
         return self._tensors(tensor).token(tensor)
 
@@ -133,6 +136,10 @@ class Plain:
 
     def changed_later(self, module: Module) -> str:
         return self._modules(module).changed_later(module)
+
+    def once(self, modules: Sequence[Module]) -> str:
+        kinds = {id(adapter): adapter for adapter in map(self._modules, modules)}
+        return next((why for adapter in kinds.values() if (why := adapter.once(modules))), "")
 
     def compiling(self) -> Callable[[], bool]:
         tests = [adapter.compiling() for adapter in self.adapters]

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tracediff.dtype import BY_NAME, Array
+from tracediff.interrupts import allowed, held
 from tracediff.observe import exchange
 from tracediff.observe.adapters import torch_subclasses
 from tracediff.observe.adapters.arguments import Note, argument, constant, noted, plain, softmax_axis
@@ -278,7 +279,7 @@ def _scripting_originals(original: Any) -> Any:
 
     @functools.wraps(original)
     def script(*args: Any, **kwargs: Any) -> Any:
-        with exchange.suspended():
+        with held(), exchange.suspended(), allowed():
             return original(*args, **{**kwargs, "_frames_up": kwargs.get("_frames_up", 0) + 1})
 
     return script

@@ -55,7 +55,7 @@ def processes() -> int:
     """How many processes run together; 1 outside of a process group."""
     distributed = sys.modules.get("torch.distributed")
     is_one_of_many = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_one_of_many else 1  # type: ignore[union-attr]
+    return distributed.get_world_size() if is_one_of_many else 1
 
 
 def _local(tensor: Any) -> torch.Tensor:
