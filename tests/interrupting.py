@@ -258,6 +258,15 @@ def events(phase: str, reference: Path) -> int:
     return counting.count
 
 
+def duration(phase: str, reference: Path) -> float:
+    """Seconds that an undisturbed capture takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.link(reference, Path(folder) / "ref.h5")
+        started = time.perf_counter()
+        outcome(phase, Path(folder), Timed(PATIENCE))
+        return time.perf_counter() - started
+
+
 def make_reference(folder: Path) -> Path:
     """A trace that a forced run can be fed from."""
     path = folder / "ref.h5"
@@ -280,13 +289,12 @@ def main() -> int:
         reference = make_reference(Path(folder))
         for phase in arguments.phases:
             chance = random.Random(arguments.seed)
-            started = time.perf_counter()
             number = events(phase, reference)
-            lasting = time.perf_counter() - started
+            lasting = min(duration(phase, reference) for _ in range(2))
             outcomes: Counter[str] = Counter()
             for _ in range(1 if arguments.at else arguments.points):
                 at = arguments.at or chance.randint(1, number)
-                after = chance.uniform(0, lasting / 2)
+                after = chance.uniform(0, lasting)
                 sending = Timed(after) if arguments.clock else Interrupting(at)
                 found = point(phase, reference, sending)
                 is_right = found in RIGHT

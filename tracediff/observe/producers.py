@@ -11,6 +11,7 @@ from typing import Any
 from tracediff.dtype import Array
 from tracediff.observe.types import Tensor
 from tracediff.trace import schema
+from tracediff.trace.digest_table import DigestTable
 
 LEAST_TRACED = 32
 """Bytes below which equal content is no evidence that one record produced another."""
@@ -33,7 +34,7 @@ class Producers:
 
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
-        self._made: dict[bytes, int] = {}
+        self._made = DigestTable()
 
     def of(self, tensor: Tensor, digest: bytes, array: Array, *, is_made: bool) -> Producer:
         """The producer of a tensor with this content; of one that a record has just made, only an earlier record of the same object."""

@@ -26,6 +26,11 @@ def digest_of(array: Array) -> bytes:
     return xxhash.xxh3_128_digest(flat)
 
 
+def digest_of_bytes(blob: bytes) -> bytes:
+    """The digest of some bytes."""
+    return xxhash.xxh3_128_digest(blob)
+
+
 def provenance(packages: Iterable[str]) -> dict[str, Any]:
     """Where and when a run was made; ``packages`` are the top-level names whose versions matter."""
     versions = {name: version for name in packages if (version := version_of(name))}

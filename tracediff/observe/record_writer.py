@@ -10,10 +10,11 @@ import numpy as np
 from tracediff.observe import describe
 from tracediff.observe.observer import Boundary, Run, raised_note
 from tracediff.observe.producers import Producers
-from tracediff.observe.provenance import digest_of
+from tracediff.observe.provenance import digest_of, digest_of_bytes
 from tracediff.observe.types import Tensor
 from tracediff.site import RETURNED
 from tracediff.trace import schema
+from tracediff.trace.digest_table import DigestTable
 from tracediff.trace.writer import TraceWriter
 
 STOPPED = "#raised"
@@ -30,7 +31,7 @@ class RecordWriter:
         self.count = 0
         self.producers = Producers()
         self._writer, self._run, self._store = writer, run, store
-        self._rows: dict[tuple[bytes, int, tuple[int, ...]], int] = {}
+        self._rows = DigestTable()
         self._own: dict[int, int] = {}  # of a row in whose tensor's place the run went on with another: the row of the run's own tensor
         self._stops = 0
 
@@ -98,7 +99,7 @@ class RecordWriter:
         array = view if view.flags.c_contiguous else np.ascontiguousarray(view).reshape(view.shape)
         digest, row = digest_of(array), self.count
         producer = self.producers.of(live, digest, array, is_made=is_made)
-        content = (digest, array.dtype.num, array.shape)
+        content = digest_of_bytes(digest + repr((array.dtype.num, array.shape)).encode())
         earlier = self._rows.get(content)
         if moment["site"] == RETURNED and producer[0] in self._own:
             earlier = self._own[producer[0]]

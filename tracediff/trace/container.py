@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from tracediff.trace import schema
 _STORED = frozenset(row.stored for row in BY_CODE.values())
 _TABLES = schema.TABLES | schema.OPTIONAL_TABLES | {schema.DIGEST: np.dtype("u1")}
 _DIGESTED = _TABLES.keys() - {schema.DIGEST}
+_PART = 1 << 22  # bytes of a table that are held at once
 _AT_ONCE = 1 << 30  # bytes of one write; macOS takes less than 2 GB
 _MOST_AXES = 32  # of an HDF5 dataset
 _TRIES, _PAUSE = 10, 0.02  # seconds; while a program starts
@@ -46,13 +47,20 @@ class Place:
     shape: tuple[int, ...]
 
 
-def _digest(tables: Mapping[str, Array]) -> bytes:
-    """The bytes that vouch for tables, given by their names."""
+def _digest(tables: Mapping[str, Iterable[Array]]) -> bytes:
+    """The bytes that vouch for tables, given by their names, each in parts."""
     state = xxhash.xxh3_128()
     for name in sorted(tables):
         state.update(name.encode())
-        state.update(np.ascontiguousarray(tables[name]).view(np.uint8).data)
+        for part in tables[name]:
+            state.update(np.ascontiguousarray(part).view(np.uint8).data)
     return state.digest()
+
+
+def _parts_of(fd: int, offset: int, nbytes: int) -> Iterator[Array]:
+    """The bytes at a file offset, a few at a time."""
+    for done in range(0, nbytes, _PART):
+        yield read_at(fd, offset + done, min(_PART, nbytes - done))
 
 
 def new_identity() -> bytes:
@@ -96,11 +104,15 @@ class Output:
         write_at(self.fd, table, place.offset)
         return place
 
+    def add_later(self, name: str, dtype: np.dtype[Any], rows: int) -> Filling:
+        """One of the root's tables of so many rows, which are yet to come."""
+        return Filling(self.fd, self._create(self.file.id, name, dtype, (rows,)))
+
     def seal(self) -> None:
         """Writes the digest of all tables, by which a reader knows them again."""
         found = {name: self.file[name].id for name in _DIGESTED if name in self.file}
-        tables = {name: read_at(self.fd, dataset.get_offset() or 0, dataset.get_storage_size()) for name, dataset in found.items()}
-        self.add_table(schema.DIGEST, np.frombuffer(_digest(tables), np.uint8))
+        parts = {name: _parts_of(self.fd, dataset.get_offset() or 0, dataset.get_storage_size()) for name, dataset in found.items()}
+        self.add_table(schema.DIGEST, np.frombuffer(_digest(parts), np.uint8))
 
     def _create(self, group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place:
         space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
@@ -120,6 +132,33 @@ class Output:
         if fd >= 0:
             os.close(fd)
             self.file.close()
+
+
+class Filling:
+    """A table that is written from its beginning to its end; ``count``: how many pieces it was given."""
+
+    def __init__(self, fd: int, place: Place) -> None:
+        self.count = 0
+        self._fd, self._place = fd, place
+        self._written, self._waits = 0, bytearray()
+
+    def append(self, piece: bytes) -> None:
+        """The next bytes."""
+        self.count += 1
+        self._waits += piece
+        if len(self._waits) >= _PART:
+            self._write()
+
+    def close(self) -> None:
+        """Writes what waits; TraceFileError where the table has another size than was said."""
+        self._write()
+        if self._written != self._place.nbytes:
+            raise TraceFileError(f"A table of {self._place.nbytes} bytes was given {self._written}: its journal was changed meanwhile.")
+
+    def _write(self) -> None:
+        write_at(self._fd, bytes(self._waits), self._place.offset + self._written)
+        self._written += len(self._waits)
+        self._waits.clear()
 
 
 @cache
@@ -260,7 +299,7 @@ class Input:
         Files of version 0.1.0 do not say what that was.
         """
         found = {name: self.table(name) for name in _DIGESTED & names}
-        if schema.DIGEST in names and _digest(found) != self.table(schema.DIGEST).tobytes():
+        if schema.DIGEST in names and _digest({name: [table] for name, table in found.items()}) != self.table(schema.DIGEST).tobytes():
             raise UnsafeTraceError(f"{str(self.path)!r} is damaged: its tables are not those that were written. Record the run again.")
         return found
 

@@ -31,9 +31,12 @@ MAGIC = b"tracediff journal 1\n"
 HEADER, META, STRING, SEGMENT, ROW, PARAM, TABLE = b"HMSGRPT"
 _STORED = {row.stored.str: row.stored for row in BY_CODE.values()}
 _FRAME = struct.Struct("<BII")
+HEAD = _FRAME.size
+"""Bytes of a frame before its payload."""
 _NUMBER = struct.Struct("<I")
 _PLACE = struct.Struct("<QQ")
 _MOST_BYTES = 1 << 60  # of a file
+_AT_ONCE = 1 << 20  # bytes that are read at once
 
 
 def journal_of(path: Path) -> Path:
@@ -53,6 +56,11 @@ def frame(kind: int, payload: bytes) -> bytes:
 def string_frame(number: int, text: str) -> bytes:
     """The frame of a text and its number."""
     return frame(STRING, _NUMBER.pack(number) + encode(text))
+
+
+def string_in(payload: bytes) -> tuple[int, bytes]:
+    """The number and the bytes of the text in a frame's payload."""
+    return _NUMBER.unpack_from(payload)[0], payload[_NUMBER.size :]
 
 
 def segment_frame(place: Place) -> bytes:
@@ -76,7 +84,8 @@ class Journal:
     def __init__(self, path: Path, identity: bytes, offset: int, meta: Meta, *, rows: int | None = None) -> None:
         """``rows``: how many rows it will hold, where that is known."""
         self.path = path
-        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        self.size = 0
         lock(self.fd)
         header = {"identity": identity.hex(), "offset": offset, "pid": os.getpid(), "format_version": schema.FORMAT_VERSION, "rows": rows}
         self.append(MAGIC + frame(HEADER, json.dumps(header).encode()) + meta_frame(meta))
@@ -85,7 +94,29 @@ class Journal:
         """Appends whole frames; OSError where the disk is full."""
         view = memoryview(frames)
         while view:
-            view = view[os.write(self.fd, view) :]
+            written = os.write(self.fd, view)
+            view, self.size = view[written:], self.size + written
+
+    def read(self, place: int, nbytes: int) -> bytes:
+        """Bytes that were appended; OSError where another program cut the file short."""
+        found = os.pread(self.fd, nbytes, place)
+        if len(found) != nbytes:
+            raise OSError(f"the journal {str(self.path)!r} was cut short")
+        return found
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """All frames that were appended, with little memory."""
+        place, rest = len(MAGIC), b""
+        while place + len(rest) < self.size:
+            rest += self.read(place + len(rest), min(_AT_ONCE, self.size - place - len(rest)))
+            used = 0
+            while used + HEAD <= len(rest):
+                kind, length, _ = _FRAME.unpack_from(rest, used)
+                if used + HEAD + length > len(rest):
+                    break
+                yield kind, rest[used + HEAD : used + HEAD + length]
+                used += HEAD + length
+            place, rest = place + used, rest[used:]
 
     def rename(self, path: Path) -> None:
         os.replace(self.path, path)

@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
+from typing import Protocol
 
-from tracediff.dtype import BY_CODE
+from tracediff.dtype import BY_CODE, Array
 from tracediff.trace import schema
 from tracediff.trace.container import Output
-from tracediff.trace.tables import Tables
 
 MOST_LINKS = 10_000
 """A link costs 10 us and 50 bytes; of a trace with more records the first ones are linked."""
 _LONGEST = 80
 
 
-def add_links(output: Output, tables: Tables) -> None:
+class Texts(Protocol):
+    """The texts of a trace by their numbers."""
+
+    def __getitem__(self, number: int, /) -> str: ...
+
+
+def add_links(output: Output, rows: Array, texts: Texts) -> None:
     """A link a stored record: ``/sites/<module>/<path>/<ordinal> <end>``; for a packed one also what lies where in its segment."""
     folders: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    stored = tables.index[tables.index["segment"] >= 0][:MOST_LINKS]
-    for row in stored[["site", "ordinal", "end", "dtype", "shape", "segment", "offset", "nbytes"]].tolist():
+    for row in rows[["site", "ordinal", "end", "dtype", "shape", "segment", "offset", "nbytes"]].tolist():
         site, ordinal, end, code, shape, segment, offset, nbytes = row
-        packed = f" ({BY_CODE[code].name} {tables.strings[shape] or '0-d'} at {offset})" if nbytes <= schema.PACK_LIMIT else ""
-        name = link_name(f"{ordinal:06d} {tables.strings[end]}{packed}")
-        folders[tables.strings[site]].setdefault(name, f"/{schema.TENSORS}/{schema.segment_name(segment)}")
+        packed = f" ({BY_CODE[code].name} {texts[shape] or '0-d'} at {offset})" if nbytes <= schema.PACK_LIMIT else ""
+        name = link_name(f"{ordinal:06d} {texts[end]}{packed}")
+        folders[texts[site]].setdefault(name, f"/{schema.TENSORS}/{schema.segment_name(segment)}")
     for folder, links in folders.items():
         output.link("/".join(map(link_name, folder.split("."))), links)
 

@@ -8,6 +8,7 @@ import secrets
 import struct
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Required, Self, TypedDict, Unpack
 
 import numpy as np
+import xxhash
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType
@@ -25,12 +27,13 @@ from tracediff.outputs import check_output
 from tracediff.trace import journal, schema
 from tracediff.trace.background_writer import BackgroundWriter, Job
 from tracediff.trace.container import Output, Place, is_file_of, is_locked, new_identity, write_at
+from tracediff.trace.digest_table import DigestTable, Recent
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
-from tracediff.trace.links import add_links
+from tracediff.trace.links import MOST_LINKS, add_links
 from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import open_trace
-from tracediff.trace.tables import Tables, pack_strings
+from tracediff.trace.tables import Tables, encode, pack_strings
 
 IN_FLIGHT = 32 * 1024 * 1024
 """Bytes of values that may wait to be written; a tensor larger than this waits alone."""
@@ -39,6 +42,10 @@ _BEFORE, _CONTENT, _AFTER = schema.row_structs(schema.INDEX)
 _PARAM_BEFORE, _, _PARAM_AFTER = schema.row_structs(schema.PARAMS)
 _ROW_BYTES = schema.INDEX.itemsize
 _STATS = struct.Struct("<4Q7d")  # the end of a content
+_SEGMENT, _UNSTORED = 5, struct.pack("<i", -1)  # where a content names its segment, and what it says without one
+LATEST = 16_384
+"""Contents that are known again by their digest where a recorder does not know them."""
+_MOST_SHOWN = 4 * MOST_LINKS
 _stats_cells = attrgetter(*schema.STATS_NAMES)
 
 
@@ -96,15 +103,16 @@ class TraceWriter:
         self._output, self._journal = _open(self.path, force, self._meta, self.identity)
         self._owner = os.getpid()
         self._lock = threading.RLock()
-        self._strings: dict[str, int] = {"": 0}
+        self._texts = _Texts()
         self._new_strings: list[bytes] = []
         self._count = 0
         self._closed = False
         self._segments = _Segments(self._output, self._journal)
-        self._rows = bytearray()
+        self._places = array("Q")  # where in the journal each row lies
+        self._linked = bytearray()  # the first rows with values of their own, for the links for people
         self._params = bytearray()
         self._sketches = bytearray()
-        self._stats: dict[tuple[bytes, int], bytes] = {}
+        self._stats = Recent[tuple[bytes, int], bytes](LATEST)
         self._background = BackgroundWriter(IN_FLIGHT)
         weakref.finalize(self, _let_go, self._background, self._journal, self._output, os.getpid())
 
@@ -187,6 +195,8 @@ class TraceWriter:
             if self._closed:
                 return
             try:
+                frames = b"".join(self._new_strings)  # of a row that was refused
+                self._put(lambda: self._journal.append(frames), len(frames))
                 self.set_meta(complete=complete)
                 self._drain()
             except BaseException:
@@ -251,9 +261,8 @@ class TraceWriter:
             raise TracediffError(f"Row {row} at {site!r} has a number out of range ({numbers}): {error}.") from error
 
     def _intern(self, text: str) -> int:
-        number = self._strings.get(text)
-        if number is None:
-            number = self._strings[text] = len(self._strings)
+        number, is_new = self._texts.number(text)
+        if is_new:
             self._new_strings.append(journal.string_frame(number, text))
         return number
 
@@ -278,14 +287,17 @@ class TraceWriter:
 
     @property
     def _written(self) -> int:
-        return len(self._rows) // _ROW_BYTES
+        return len(self._places)
 
     # -- in the writer's own thread --
 
     def _write_row(self, frames: bytes, before: bytes, content: Callable[[], bytes], after: bytes) -> None:
-        row = before + content() + after
+        row = before + (found := content()) + after
+        place = self._journal.size + len(frames) + journal.HEAD
         self._journal.append(frames + journal.frame(journal.ROW, row))
-        self._rows += row
+        self._places.append(place)
+        if len(self._linked) < MOST_LINKS * _ROW_BYTES and not found.startswith(_UNSTORED, _SEGMENT):
+            self._linked += row
 
     def _write_param(self, frames: bytes, described: bytes, drawn: Sketch) -> None:
         pool = np.concatenate([np.empty(0), *drawn.axes]).astype(schema.SKETCH).tobytes()
@@ -299,7 +311,8 @@ class TraceWriter:
         code = code or digest(bits)
         stats = self._stats.get((code, kind.code))
         if stats is None:
-            stats = self._stats[code, kind.code] = _STATS.pack(*_stats_cells(statistics(bits, kind)))
+            stats = _STATS.pack(*_stats_cells(statistics(bits, kind)))
+            self._stats[code, kind.code] = stats
         segment, offset = -1, 0
         if store and self._save == "full" and bits.nbytes:
             segment, offset = self._segments.store(bits, kind, code)
@@ -307,8 +320,7 @@ class TraceWriter:
         return _CONTENT.pack(kind.code, shape, segment, offset, bits.nbytes, *words, *_STATS.unpack(stats))
 
     def _content_of(self, row: int) -> bytes:
-        start = row * _ROW_BYTES + _BEFORE.size
-        return bytes(self._rows[start : start + _CONTENT.size])
+        return self._journal.read(self._places[row] + _BEFORE.size, _CONTENT.size)
 
     # -- the end --
 
@@ -321,7 +333,7 @@ class TraceWriter:
             raise TraceFileError(f"Another program has overwritten {path!r} while it was being written: record it again, to another file.")
         is_in_place = is_file_of(self._output.fd, self.path)
         try:
-            write_tables(self._output, self._tables())
+            self._write_tables()
             self._output.close()
         except BaseException as error:
             self._abandon()
@@ -337,9 +349,27 @@ class TraceWriter:
         self._closed = True
         _let_go(self._background, self._journal, self._output, os.getpid())
 
-    def _tables(self) -> Tables:
-        index, params = np.frombuffer(self._rows, schema.INDEX), np.frombuffer(self._params, schema.PARAMS)
-        return Tables(index, params, np.frombuffer(self._sketches, schema.SKETCH), list(self._strings), self._meta)
+    def _write_tables(self) -> None:
+        """As `write_tables`; rows and texts, of which there may be millions, come from the journal."""
+        output = self._output
+        rows = output.add_later(schema.INDEX_TABLE, schema.INDEX, self._written)
+        texts = output.add_later(schema.STRINGS, np.dtype("u1"), self._texts.ends[-1])
+        output.add_table(schema.STRING_ENDS, np.frombuffer(self._texts.ends, schema.STRING_END))
+        for kind, payload in self._journal.frames():
+            if kind == journal.ROW:
+                rows.append(payload)
+            elif kind == journal.STRING:
+                number, text = journal.string_in(payload)
+                if texts.count + 1 == number:  # text 0 is empty; one that was appended twice (after an error) has its place already
+                    texts.append(text)
+        rows.close()
+        texts.close()
+        params, sketches = np.frombuffer(self._params, schema.PARAMS), np.frombuffer(self._sketches, schema.SKETCH)
+        output.add_table(schema.PARAM_TABLE, params)
+        output.add_table(schema.SKETCHES, sketches)
+        add_links(output, np.frombuffer(self._linked, schema.INDEX), self._texts)
+        output.add_table(schema.META, np.frombuffer(dump_meta(self._meta), np.uint8))
+        output.seal()
 
 
 def _let_go(background: BackgroundWriter, log: Journal, output: Output, owner: int) -> None:
@@ -352,13 +382,42 @@ def _let_go(background: BackgroundWriter, log: Journal, output: Output, owner: i
         output.close()
 
 
+class _Texts:
+    """The numbers of the texts so far: a digest of each, and of those that links show the text itself. ``ends`` as in the file."""
+
+    def __init__(self) -> None:
+        self.ends = array("Q", [0])
+        self._numbers = DigestTable()
+        self._shown: dict[int, str] = {0: ""}
+
+    def number(self, text: str) -> tuple[int, bool]:
+        """The number of a text, and whether it is new."""
+        if not text:
+            return 0, False
+        blob = encode(text)
+        code = xxhash.xxh3_128_digest(blob)
+        number = self._numbers.get(code)
+        if number is not None:
+            return number, False
+        number = len(self.ends)
+        self._numbers[code] = number
+        self.ends.append(self.ends[-1] + len(blob))
+        if number < _MOST_SHOWN:
+            self._shown[number] = text
+        return number, True
+
+    def __getitem__(self, number: int) -> str:
+        """A text that links show; any other is shown by its number."""
+        return self._shown.get(number, f"text {number}")
+
+
 class _Segments:
     """Where values go: a segment of its own for a large array, the open shared one for a small; identical content once."""
 
     def __init__(self, output: Output, log: Journal) -> None:
         self._output, self._journal = output, log
         self._count = 0
-        self._stored: dict[bytes, tuple[int, int]] = {}
+        self._stored = Recent[bytes, tuple[int, int]](LATEST)
         self._shared: Place | None = None
         self._shared_number = -1
         self._used = 0
@@ -366,11 +425,13 @@ class _Segments:
 
     def store(self, bits: Array, kind: DType, code: bytes) -> tuple[int, int]:
         """The segment, and the offset in it, at which these bits lie; writes them if no equal ones do."""
-        if code not in self._stored:
+        found = self._stored.get(code)
+        if found is None:
             place, number, offset = self._room(bits, kind)
             write_at(self._output.fd, bits, place.offset + offset)
-            self._stored[code] = (number, offset)
-        return self._stored[code]
+            found = number, offset
+            self._stored[code] = found
+        return found
 
     def _room(self, bits: Array, kind: DType) -> tuple[Place, int, int]:
         if bits.nbytes > schema.PACK_LIMIT:
@@ -400,7 +461,7 @@ def write_tables(output: Output, tables: Tables) -> None:
     output.add_table(schema.SKETCHES, tables.sketches)
     for name, table in tables.optional.items():
         output.add_table(name, table)
-    add_links(output, tables)
+    add_links(output, tables.index[tables.index["segment"] >= 0][:MOST_LINKS], tables.strings)
     output.add_table(schema.META, np.frombuffer(dump_meta(tables.meta), np.uint8))
     output.seal()
 

@@ -54,13 +54,15 @@ def is_sharded(module: torch.nn.Module) -> bool:
 def processes() -> int:
     """How many processes run together; 1 outside of a process group."""
     distributed = sys.modules.get("torch.distributed")
-    is_one_of_many = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_one_of_many else 1
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    return int(distributed.get_world_size())
 
 
 def _local(tensor: Any) -> torch.Tensor:
     with torch.no_grad():
-        return tensor.to_local()  # type: ignore[no-any-return]
+        local: torch.Tensor = tensor.to_local()
+        return local
 
 
 def _is_whole(tensor: Any) -> bool:
@@ -68,7 +70,7 @@ def _is_whole(tensor: Any) -> bool:
 
 
 def _size(tensor: Any) -> int:
-    return tensor.device_mesh.size()  # type: ignore[no-any-return]
+    return int(tensor.device_mesh.size())
 
 
 def _is_distributed(tensor: Any) -> bool:
