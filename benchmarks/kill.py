@@ -1,6 +1,7 @@
 """Kills a process that records a trace at random moments, and counts what could be read afterwards.
 
     python benchmarks/kill.py --kills 100
+    python benchmarks/kill.py --kills 10000 --seconds 600
 
 Each child writes the same records (large, small, repeated, texts, parameters), says after each `flush` how many it was promised, and
 is killed with SIGKILL somewhere between opening the file and closing it. Then the trace is opened and every record in it compared
@@ -121,13 +122,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further child is started")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     outcomes: Counter[str] = Counter()
     records = []
     with tempfile.TemporaryDirectory() as folder:
         whole = min(lasting(Path(folder) / name) for name in ("first.h5", "second.h5"))
+        until = time.monotonic() + arguments.seconds
         for number in range(arguments.kills):
+            if time.monotonic() > until:
+                break
             path = Path(folder) / f"{number}.h5"
             promised, done = kill_after(path, chance.uniform(0, whole))
             records.append(promised)
@@ -138,7 +143,7 @@ def main() -> int:
                 print(f"kill {number}: {error}", file=sys.stderr)
             for left in Path(folder).glob(f"{number}.h5*"):
                 left.unlink()
-    print(f"{arguments.kills} kills within {whole:.2f} s; records promised when killed: median {np.median(records):.0f}, of {RECORDS}")
+    print(f"{len(records)} kills within {whole:.2f} s; records promised when killed: median {np.median(records):.0f}, of {RECORDS}")
     for outcome, count in outcomes.most_common():
         print(f"{count:5d}  {outcome}")
     return 1 if outcomes["LOST"] else 0

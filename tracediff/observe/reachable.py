@@ -163,7 +163,9 @@ def _table_of(value: Any) -> dict[str, Any] | None:
 
 
 def _slots_of(kind: type) -> list[Any]:
-    return [slot for base in kind.__mro__ for slot in vars(base).values() if isinstance(slot, MemberDescriptorType)]
+    """The slots of a class; members of classes written in C may be read only."""
+    bases = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
+    return [slot for base in bases for slot in base.values() if isinstance(slot, MemberDescriptorType)]
 
 
 def _generator(value: Any) -> Callable[[], None] | None:
