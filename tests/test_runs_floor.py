@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -148,7 +148,7 @@ class TestMeasuring:
     @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
     def test_a_tap_of_numpys_arrays_hands_on_an_array_in_every_dtype(self, tmp_path: Path, dtype: str) -> None:
         class Seen:  # what a list held is put back before each further run
-            dtypes = set[str]()
+            dtypes: ClassVar[set[str]] = set()
 
         def run() -> torch.Tensor:
             wave = td.tap("wave", X)

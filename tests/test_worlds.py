@@ -341,10 +341,9 @@ def test_an_optimiser_with_state_is_put_back(tmp_path: Path) -> None:
 
 def test_state_that_cannot_be_put_back_does_not_repeat_and_has_no_floor(tmp_path: Path) -> None:
     model, numbers = torch.nn.Linear(8, 8).eval(), itertools.count(1)
-    with (
-        pytest.warns(UserWarning, match="does not repeat"),
-        td.capture(model, lambda: model(torch.tensor(X) * next(numbers)), to=tmp_path / "a.h5") as trace,
-    ):
+    with pytest.warns(UserWarning, match="does not repeat"):
+        trace = td.capture(model, lambda: model(torch.tensor(X) * next(numbers)), to=tmp_path / "a.h5")
+    with trace:
         assert trace.meta["repeats"] is False
         assert trace.floor is None
         assert "noise floor: not measured, since the run does not repeat itself" in trace.meta["not_seen"]

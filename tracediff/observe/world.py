@@ -6,6 +6,7 @@ variables of its own, and the generators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,9 +58,9 @@ class World:
         found.walk([*((node.path, node.module) for node in self._nodes), ("the run", self._run)])
         state.holders, state.is_whole = found.kept, found.is_whole
         held = {key: one for key, one in found.tensors.items() if not adapter.unreadable([one[1]])}
-        room = MOST_COPIED
-        for name, tensor in sorted(held.values(), key=lambda one: one[1].nbytes):
-            room -= tensor.nbytes
+        room = float(MOST_COPIED)
+        for nbytes, (name, tensor) in sorted(((_nbytes(one[1]), one) for one in held.values()), key=lambda sized: sized[0]):
+            room -= nbytes
             copy = self._copy(tensor, known.get(id(tensor))) if room >= 0 else None
             state.tensors.append((name, tensor, copy, adapter.token(tensor)))
             gradient = adapter.gradient(tensor)
@@ -114,3 +115,11 @@ class World:
     def _lost(self, state: State) -> list[str]:
         """The names of the tensors that have changed since, and that `back_to` cannot put back."""
         return [name for name, tensor, copy, token in state.tensors if copy is None and self._adapter.is_changed(tensor, token)]
+
+
+def _nbytes(tensor: Tensor) -> float:
+    """The bytes of a tensor; infinite for a sparse one, which is not copied: its values cannot be written in place."""
+    try:
+        return float(tensor.nbytes)
+    except RuntimeError:
+        return math.inf
