@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tracediff import interrupts
 from tracediff.interrupts import allowed, held, owning, whole
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -221,6 +222,7 @@ def test_wherever_regions_are_interrupted_nothing_is_left() -> None:
             finally:
                 sys.setprofile(None)
         assert not one.opened
+        assert (interrupts._depth.now, interrupts._depth.regions, interrupts._Interrupt.waits) == (0, 0, False)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if one.count < at:
             break

@@ -65,18 +65,19 @@ def _is_main() -> bool:
 
 def _stand_in() -> None:
     """Puts our handler in the place of one that Python would call; a signal that ends the process or is ignored stays so."""
-    if _Interrupt.handler is None and _is_main():
+    if _is_main():
         handler = signal.getsignal(signal.SIGINT)
-        if callable(handler):
+        if callable(handler) and handler is not _note:  # whatever `_Interrupt` says: an interrupt may have come between the two
             _Interrupt.handler = handler
             signal.signal(signal.SIGINT, _note)
 
 
 def _stand_back() -> _Handler | None:
     """Puts the handler back that was there, unless somebody else has set one meanwhile; returns it."""
-    handler, _Interrupt.handler = _Interrupt.handler, None
+    handler = _Interrupt.handler
     if handler is not None and signal.getsignal(signal.SIGINT) is _note:
         signal.signal(signal.SIGINT, handler)
+    _Interrupt.handler = None  # last: an interrupt before this finds whom to hand itself to
     return handler
 
 
@@ -106,10 +107,13 @@ class held:  # noqa: N801 - reads as a statement: ``with held():``
             if not self._before:
                 _raise_what_waits()
         finally:
-            if not self._regions and _is_main():
-                _stand_back()
             _depth.regions = self._regions
             _depth.now = self._before
+            if not self._regions and _is_main():
+                handler = _stand_back()
+                if handler is not None and _Interrupt.waits:  # noted while this ended
+                    _Interrupt.waits = False
+                    handler(signal.SIGINT, None)
 
 
 class allowed:  # noqa: N801
