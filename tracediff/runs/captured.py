@@ -21,7 +21,7 @@ from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
-from tracediff.observe.world import World
+from tracediff.observe.world import State, World
 from tracediff.runs.operations import operations_meta
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
