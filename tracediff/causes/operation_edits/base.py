@@ -97,6 +97,10 @@ MASKS = frozenset(("where", "masked_fill"))
 MOVES = frozenset(("roll", "flip"))
 
 
+MIXING = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "convolution", "_grouped_mm"))
+"""What mixes channels or places: what such an operation gives is no longer what entered it, moved or scaled."""
+
+
 SOFTMAX = frozenset(("_softmax", "_safe_softmax", "_log_softmax"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from tracediff.causes.operation_edits.base import (
     FUNCTION_OF,
     LOGARITHMS,
     MASKS,
+    MIXING,
     MOVES,
     NORMS,
     POWERS,
@@ -79,7 +81,7 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         return "mask.missing", f"the port leaves out the mask ({program.text(end)})"
     if (
         names & NORMS
-        or (names & PRODUCTS and made & (NORMS | {"rsqrt"}))
+        or (names & PRODUCTS and made & (NORMS | {"rsqrt"}) and any(_is_made_of(replay, ref, kept) for ref in others))
         or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, others))
     ):
         return "norm.missing", f"the port hands on {program.text(kept)} where the reference normalises it"
@@ -134,12 +136,19 @@ def _kind_of_term(replay: Replay, kept: int, lost: int) -> str:
     program = replay.program
     known = {**program.seen, **program.leaves}
     leaf = next((known[one] for one in _plain(replay, lost) if one in known), None)
-    words = program.text(lost).lower()
-    if {"sin", "cos"} & program.operations(lost) or "pos" in words or _is_numbered(replay, lost):
+    words = re.findall("[a-z]+", program.text(lost).lower())
+    made = program.operations(lost)
+    is_wave = bool({"sin", "cos"} & made) and not made & MIXING
+    if is_wave or any(word in ("pos", "wpe") or word.startswith("posit") for word in words) or _is_numbered(replay, lost):
         return "position.missing"
     if leaf is not None:
         return leaf.kind_if_left_out(is_stream=leaf.is_stream)
     return "branch.missing"
+
+
+def _is_made_of(replay: Replay, node: int, source: int) -> bool:
+    """Whether a tensor was computed from another, or from what that is a mere view of."""
+    return not replay.program.ancestors(node).isdisjoint(_plain(replay, source))
 
 
 def _is_numbered(replay: Replay, node: int) -> bool:
