@@ -172,6 +172,18 @@ CASES: dict[str, tuple[str, Program, Array]] = {
                 node("cos", Ref(4)), node("mul", Ref(0), Ref(5))),
         X * np.cos(np.arange(T)[:, None] * 5e5 ** -np.linspace(0, 1, C)),
     ),
+    "a branch that was rotated somewhere is left out": (
+        "branch.missing",
+        program([X[0], ANGLES, draw(C, C, seed=8), GATE[0]], node("cos", Ref(1)), node("mul", Ref(0), Ref(4)), node("mm", Ref(5), Ref(2)),
+                node("add", Ref(3), Ref(6))),
+        GATE[0],
+    ),
+    "a factor that was normalised somewhere is left out": (
+        "branch.missing",
+        program([X[0], GATE[0]], node("native_layer_norm", Ref(1), [C], None, None, 1e-5), node("@item", Ref(2), 0),
+                node("sigmoid", Ref(3)), node("mul", Ref(0), Ref(4))),
+        X[0],
+    ),
     "chosen weights are normalised": (
         "branch.extra",
         program([X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6)], *ROUTED),

@@ -74,6 +74,7 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     lost = [ref for node in between for ref in program.nodes[node].refs if ref not in inside]
     others = sorted(set(lost), key=lambda ref: -replay.values[ref].size if isinstance(replay.values[ref], np.ndarray) else 0)
     other = others[0] if others else None
+    own = [ref for ref in others if _is_made_of(replay, ref, kept)]
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
     what = " and ".join(program.text(one) for one in others[:2])
     last = program.nodes[end].name
@@ -81,8 +82,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         return "mask.missing", f"the port leaves out the mask ({program.text(end)})"
     if (
         names & NORMS
-        or (names & PRODUCTS and made & (NORMS | {"rsqrt"}) and any(_is_made_of(replay, ref, kept) for ref in others))
-        or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, others))
+        or (names & PRODUCTS and made & (NORMS | {"rsqrt"}) and own)
+        or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, own))
     ):
         return "norm.missing", f"the port hands on {program.text(kept)} where the reference normalises it"
     if other is not None and {"sin", "cos"} & made and names & {"mul", "cat"} and names & {"add", "cat", "sub"}:
@@ -116,7 +117,7 @@ def _number_of(node: Node) -> str:
 
 
 def _is_statistic(replay: Replay, nodes: Sequence[int]) -> bool:
-    """Whether what is left out was reduced from the tensor: a mean, a sum, a largest value."""
+    """Whether what is left out, made of the tensor, was reduced from it: a mean, a sum, a largest value."""
     program = replay.program
     for node in nodes:
         inner, seen = node, 0
