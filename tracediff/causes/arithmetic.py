@@ -467,33 +467,27 @@ def _repeat_interleave(x: Array, repeats: Any = None, dim: Any = None, **_: Any)
     return np.repeat(np.arange(len(x)), x) if repeats is None else np.repeat(x, repeats, dim)
 
 
-def _resampling(rank: int, *, has_flag: bool) -> Callable[[Way], Compute]:
+def _resampling(way: Way, rank: int, *, has_flag: bool) -> Compute:
     """ATen's resampling along the last ``rank`` axes: (x, sizes, align_corners where there is a flag, scales)."""
 
-    def of(way: Way) -> Compute:
-        def compute(x: Array, sizes: Any, *given: Any) -> Array:
-            flag = has_flag and bool(given[0])
-            scales: Sequence[Any] = given[1:] if has_flag else given
-            if not sizes:  # the ``vec`` overloads: factors in one list
-                scales = scales[0]
-                sizes = [int(size * factor) for size, factor in zip(x.shape[-rank:], scales, strict=True)]
-            elif scales and isinstance(scales[0], list):
-                scales = scales[0]
-            return resampled(x, sizes, replace(way, is_aligned=flag), scales)
+    def compute(x: Array, sizes: Any, *given: Any) -> Array:
+        flag = has_flag and bool(given[0])
+        scales: Sequence[Any] = given[1:] if has_flag else given
+        if scales and isinstance(scales[0], list):  # the ``vec`` overloads: factors in one list, sizes where there are none
+            scales = scales[0]
+        if not sizes:
+            sizes = [int(size * factor) for size, factor in zip(x.shape[-rank:], scales, strict=True)]
+        return resampled(x, sizes, replace(way, is_aligned=flag), scales)
 
-        return compute
-
-    return of
+    return compute
 
 
 def _resamplings() -> Iterator[tuple[str, Compute]]:
     for name, way in OF_OPERATION.items():
-        has_flag = "nearest" not in name
-        stem, _, tail = name.partition("_aa")
+        stem = name.removesuffix("_aa")
         ranks = (2,) if stem.endswith(("bilinear", "bicubic")) else (1,) if stem.endswith("linear") else (1, 2, 3)
         for rank in ranks:
-            tail = "_aa" if name.endswith("_aa") else ""
-            yield f"{stem}{rank}d{tail}", _resampling(rank, has_flag=has_flag)(way)
+            yield f"{stem}{rank}d{name[len(stem) :]}", _resampling(way, rank, has_flag="nearest" not in name)
 
 
 def _clamp(x: Array, least: Any = None, most: Any = None) -> Array:

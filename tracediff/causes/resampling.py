@@ -1,4 +1,4 @@
-"""Tensors enlarged or shrunk along their last axes, as PyTorch's ``interpolate`` does it: one matrix of weights an axis.
+"""Tensors enlarged or shrunk along their last axes, as PyTorch's ``interpolate`` does it: a few weighted places for each new one.
 
 The conventions are those of ATen's ``UpSample.h``: where places lie (corners aligned, or the middles of pixels), the filter (nearest,
 linear, cubic with a = -0.75), and the filter widened when shrinking (antialiased, cubic then with a = -0.5, as Pillow has it).
@@ -31,6 +31,8 @@ class Way:
         said = self.filter
         if self.filter in ("linear", "cubic"):
             said += f", align_corners={self.is_aligned}" if not self.is_antialiased else ", antialias=True"
+        if self.filter == "cubic":
+            said += f", a={self.a}"
         return f"{said}, weights outside dropped" if self.drops_outside else said
 
 
@@ -60,19 +62,25 @@ OF_OPERATION = {
 def resampled(x: Array, sizes: Sequence[int], way: Way, scales: Sequence[float | None] = ()) -> Array:
     """The last axes of ``x`` with other lengths. ``scales``: by what an axis was said to be multiplied, where that is not the ratio."""
     for place, length in enumerate(sizes):
-        axis = x.ndim - len(sizes) + place
-        scale = scales[place] if place < len(scales) else None
-        x = np.moveaxis(np.moveaxis(x, axis, -1) @ weights(x.shape[axis], length, way, scale).T, -1, axis)
+        x = resampled_along(x, x.ndim - len(sizes) + place, length, way, scales[place] if place < len(scales) else None)
     return x
 
 
-def weights(own: int, length: int, way: Way, scale: float | None = None) -> Array:
-    """By how much each of ``own`` places enters each of ``length`` new ones: (length, own)."""
+def resampled_along(x: Array, axis: int, length: int, way: Way, scale: float | None = None) -> Array:
+    """One axis of ``x`` with another length."""
+    places, shares = taps(x.shape[axis], length, way, scale)
+    along = [-1 if other == axis else 1 for other in range(x.ndim)]
+    parts = (np.take(x, places[:, tap], axis) * shares[:, tap].reshape(along) for tap in range(places.shape[1]))
+    return np.asarray(sum(parts))
+
+
+def taps(own: int, length: int, way: Way, scale: float | None = None) -> tuple[Array, Array]:
+    """Which of ``own`` places enter each of ``length`` new ones, and by how much: both (length, taps)."""
     step = own / length if not scale else 1 / scale
     places = np.arange(length)
     if way.filter.startswith("nearest"):
         at = np.floor((places + (0.5 if way.filter == "nearest-exact" else 0.0)) * step + _ROUNDING).astype(int)
-        return np.asarray(np.eye(own)[np.minimum(at, own - 1)])
+        return np.minimum(at, own - 1)[:, None], np.ones((length, 1))
     kernel, reach = (_linear, 1.0) if way.filter == "linear" else (_cubic(way.a), 2.0)
     if way.is_antialiased:
         return _antialiased(own, places, step, kernel, reach)
@@ -81,29 +89,26 @@ def weights(own: int, length: int, way: Way, scale: float | None = None) -> Arra
     else:
         middle = (places + 0.5) * step - 0.5
         middle = np.maximum(middle, 0.0) if way.filter == "linear" else middle
-    low = np.floor(middle).astype(int)
-    made = np.zeros((length, own))
-    for tap in range(1 - int(reach), int(reach) + 1):
-        at = low + tap
-        share = np.where((at >= 0) & (at < own), 1.0, 0.0) if way.drops_outside else 1.0
-        np.add.at(made, (places, np.clip(at, 0, own - 1)), kernel(middle - at) * share)
-    return made / made.sum(1, keepdims=True) if way.drops_outside else made
+    at = np.floor(middle).astype(int)[:, None] + np.arange(1 - int(reach), int(reach) + 1)
+    shares = kernel(middle[:, None] - at)
+    if way.drops_outside:
+        shares = np.where((at >= 0) & (at < own), shares, 0.0)
+        shares /= shares.sum(1, keepdims=True)
+    return np.clip(at, 0, own - 1), shares
 
 
 _ROUNDING = 1e-9
 """A place that should be whole and is off by a rounding is not the one before it."""
 
 
-def _antialiased(own: int, places: Array, step: float, kernel: Callable[[Array], Array], reach: float) -> Array:
+def _antialiased(own: int, places: Array, step: float, kernel: Callable[[Array], Array], reach: float) -> tuple[Array, Array]:
     wide = max(step, 1.0)
     middle = step * (places + 0.5)
-    at = np.arange(own)
     low = np.maximum((middle - reach * wide + 0.5).astype(int), 0)
     high = np.minimum((middle + reach * wide + 0.5).astype(int), own)
-    is_inside = (at >= low[:, None]) & (at < high[:, None])
-    made = np.where(is_inside, kernel((at - middle[:, None] + 0.5) / wide), 0.0)
-    total: Array = made / made.sum(1, keepdims=True)
-    return total
+    at = low[:, None] + np.arange((high - low).max())
+    shares = np.where(at < high[:, None], kernel((at - middle[:, None] + 0.5) / wide), 0.0)
+    return np.minimum(at, own - 1), shares / shares.sum(1, keepdims=True)
 
 
 def _linear(distance: Array) -> Array:

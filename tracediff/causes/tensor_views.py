@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, islice
 
 import numpy as np
 
 from tracediff.causes.in_hand import InHand
+from tracediff.causes.resampling import Way, resampled_along
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 
@@ -173,8 +175,8 @@ def _enlarged(values: Array, shape: Shape) -> Iterator[Made]:
     ways: dict[str, Callable[[Array, int, int], Array]] = {
         "each value repeated": lambda x, axis, count: np.repeat(x, count, axis),
         "the whole repeated": lambda x, axis, count: np.concatenate([x] * count, axis),
-        "interpolated linearly (align_corners=False)": lambda x, axis, count: _linear(x, axis, count, has_corners=False),
-        "interpolated linearly (align_corners=True)": lambda x, axis, count: _linear(x, axis, count, has_corners=True),
+        "interpolated linearly (align_corners=False)": partial(_interpolated, way=Way("linear")),
+        "interpolated linearly (align_corners=True)": partial(_interpolated, way=Way("linear", is_aligned=True)),
         "zeros put in between": _spread,
     }
     for name, way in ways.items():
@@ -184,15 +186,8 @@ def _enlarged(values: Array, shape: Shape) -> Iterator[Made]:
         yield name, "enlarged", made
 
 
-def _linear(values: Array, axis: int, count: int, *, has_corners: bool) -> Array:
-    size = values.shape[axis]
-    places = np.arange(size * count, dtype=np.float64)
-    at = places * (size - 1) / max(size * count - 1, 1) if has_corners else np.clip((places + 0.5) / count - 0.5, 0, size - 1)
-    low = np.minimum(at.astype(int), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    share = (at - low).reshape([-1 if other == axis else 1 for other in range(values.ndim)])
-    made: Array = np.take(values, low, axis) * (1 - share) + np.take(values, high, axis) * share
-    return made
+def _interpolated(values: Array, axis: int, count: int, way: Way) -> Array:
+    return resampled_along(values, axis, count * values.shape[axis], way)
 
 
 def _spread(values: Array, axis: int, count: int) -> Array:

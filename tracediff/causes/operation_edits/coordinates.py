@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tracediff.causes.operation_edits.base import Change, Dial, is_float, own_value, ref_at, shape_at
 from tracediff.causes.program import Compute, Replay, Values
-from tracediff.causes.resampling import OF_OPERATION, WAYS, resampled
+from tracediff.causes.resampling import WAYS, resampled_along
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.trace.operations import Node
@@ -147,23 +148,25 @@ def _raised(replay: Replay, node: int) -> Callable[[Values, float], Any]:
     return lambda values, power: own_value(replay, node, values) ** power
 
 
-def other_resampling(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """Another filter, corners aligned or not, with or without antialiasing."""
+def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Resampled by another filter, corners aligned or not, or repeated as a whole, in the place of being resampled or repeated."""
     ref = ref_at(node, 0)
-    if ref is None or _family(node.name) not in OF_OPERATION:
+    if ref is None or ("upsample" not in node.name and node.name not in ("repeat", "repeat_interleave")):
         return
-    rank = int(node.name.removesuffix("_aa")[-2])
-    sizes = shape_at(replay, number)[-rank:]
-    for way in WAYS:
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    if len(own) != len(shape):
+        return
+    axes = [axis for axis, (a, b) in enumerate(zip(own, shape, strict=True)) if a != b]
+    ways: dict[str, Callable[..., Array]] = {str(way): partial(resampled_along, way=way) for way in WAYS}
+    if all(shape[axis] % own[axis] == 0 for axis in axes):
+        ways["the whole repeated"] = lambda x, axis, length: np.concatenate([x] * (length // x.shape[axis]), axis)
+    for name, enlarge in ways.items():
 
-        def compute(values: Values, way: object = way) -> Array:
-            return resampled(values[ref], sizes, way)  # type: ignore[arg-type]
+        def compute(values: Values, enlarge: Callable[..., Array] = enlarge) -> Array:
+            made: Array = values[ref]
+            for axis in axes:
+                made = enlarge(made, axis, shape[axis])
+            return made
 
-        text = f"the port resamples {replay.program.text(ref)}: {way}; the reference by {node.name.strip('_')}"
+        text = f"the port enlarges {replay.program.text(ref)}: {name}; the reference by {node.name.strip('_')}"
         yield Change("transform", text, {number: compute})
-
-
-def _family(name: str) -> str:
-    """An operation's name without its number of axes."""
-    stem = name.removesuffix("_aa")
-    return stem[:-2] + name[len(stem) :] if stem[-2:] in ("1d", "2d", "3d") else name

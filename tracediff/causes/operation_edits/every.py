@@ -9,7 +9,7 @@ from tracediff.causes.operation_edits.base import (
     Change,
     Family,
 )
-from tracediff.causes.operation_edits.coordinates import other_coordinates, other_resampling
+from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging
 from tracediff.causes.operation_edits.functions import (
     exchanged_in_order,
     other_function,
@@ -22,7 +22,6 @@ from tracediff.causes.operation_edits.functions import (
 from tracediff.causes.operation_edits.left_out import left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
-    other_enlarging,
     other_order,
     other_padding,
     other_place,
@@ -82,7 +81,6 @@ FAMILIES: tuple[Family, ...] = (
     leaves_exchanged,
     other_pairs,
     other_enlarging,
-    other_resampling,
     other_coordinates,
     something_more,
     other_whole_number,

@@ -1,9 +1,8 @@
-"""Parts, places, axes and borders: another order, one place further, another view, another padding, another enlargement."""
+"""Parts, places, axes and borders: another order, one place further, another view, another padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -20,7 +19,6 @@ from tracediff.causes.operation_edits.base import (
     value_before,
 )
 from tracediff.causes.program import Compute, Replay, Values
-from tracediff.causes.resampling import WAYS, Way, resampled
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.trace.operations import Node
@@ -271,34 +269,3 @@ def _moved(widths: Sequence[tuple[int, int]]) -> Iterator[tuple[str, list[tuple[
 
 def _padded(ref: int, widths: Sequence[tuple[int, int]], mode: str) -> Compute:
     return lambda values: padded(values[ref], widths, mode)
-
-
-def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """Repeated as a whole, each value repeated, or interpolated, in the place of one of these."""
-    ref = ref_at(node, 0)
-    if ref is None or not (node.name.startswith("upsample") or node.name in ("repeat", "repeat_interleave")):
-        return
-    own, shape = shape_at(replay, ref), shape_at(replay, number)
-    if len(own) != len(shape):
-        return
-    axes = [axis for axis, (a, b) in enumerate(zip(own, shape, strict=True)) if a != b and b % a == 0]
-    for name, enlarge in _ENLARGED.items():
-
-        def compute(values: Values, enlarge: Callable[..., Array] = enlarge) -> Array:
-            made: Array = values[ref]
-            for axis in axes:
-                made = enlarge(made, axis, shape[axis] // own[axis])
-            return made
-
-        yield Change("transform", f"the port enlarges {replay.program.text(ref)}: {name}; the reference by {node.name}", {number: compute})
-
-
-def _interpolated(x: Array, axis: int, times: int, way: Way) -> Array:
-    return np.moveaxis(resampled(np.moveaxis(x, axis, -1), [x.shape[axis] * times], way), -1, axis)
-
-
-_ENLARGED: dict[str, Callable[..., Array]] = {
-    "each value repeated": lambda x, axis, times: np.repeat(x, times, axis),
-    "the whole repeated": lambda x, axis, times: np.concatenate([x] * times, axis),
-    **{f"interpolated ({way})": partial(_interpolated, way=way) for way in WAYS if way.filter == "linear"},
-}
