@@ -268,10 +268,11 @@ def _check_outputs(models: Any, run: Any, trace: Trace, options: CaptureOptions)
 
     adapter = adapter_of(models, run, impl=options.impl)
     world = World(models, run, adapter)
-    if why := world.once(world.state()):
+    before = world.state()
+    if why := world.once(before):
         raise CaptureError(f"No floor can be measured of this model, which takes several runs: {why}.")
     digests = Digests()
-    with held(), world.as_it_is():
+    with held(), world.as_it_is(before):
         observe(models, run, [Redrawing(trace), digests], **options.observing())
     first = digests.first_difference(trace)
     if first is None:

@@ -30,7 +30,7 @@ from tracediff.trace.container import Output, Place, is_file_of, is_locked, new_
 from tracediff.trace.digest_table import DigestTable, Recent
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
-from tracediff.trace.links import MOST_LINKS, add_links
+from tracediff.trace.links import MOST_LINKS, Texts, add_links
 from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import open_trace
 from tracediff.trace.tables import Tables, encode, pack_strings
@@ -365,11 +365,7 @@ class TraceWriter:
         rows.close()
         texts.close()
         params, sketches = np.frombuffer(self._params, schema.PARAMS), np.frombuffer(self._sketches, schema.SKETCH)
-        output.add_table(schema.PARAM_TABLE, params)
-        output.add_table(schema.SKETCHES, sketches)
-        add_links(output, np.frombuffer(self._linked, schema.INDEX), self._texts)
-        output.add_table(schema.META, np.frombuffer(dump_meta(self._meta), np.uint8))
-        output.seal()
+        _write_behind_rows(output, params, sketches, {}, np.frombuffer(self._linked, schema.INDEX), self._texts, self._meta)
 
 
 def _let_go(background: BackgroundWriter, log: Journal, output: Output, owner: int) -> None:
@@ -457,12 +453,20 @@ def write_tables(output: Output, tables: Tables) -> None:
     output.add_table(schema.STRINGS, blob)
     output.add_table(schema.STRING_ENDS, ends)
     output.add_table(schema.INDEX_TABLE, tables.index)
-    output.add_table(schema.PARAM_TABLE, tables.params)
-    output.add_table(schema.SKETCHES, tables.sketches)
-    for name, table in tables.optional.items():
+    linked = tables.index[tables.index["segment"] >= 0][:MOST_LINKS]
+    _write_behind_rows(output, tables.params, tables.sketches, tables.optional, linked, tables.strings, tables.meta)
+
+
+def _write_behind_rows(
+    output: Output, params: Array, sketches: Array, optional: Mapping[str, Array], linked: Array, texts: Texts, meta: Meta
+) -> None:
+    """Writes what comes behind rows and texts; ``linked``: the rows that links for people show."""
+    output.add_table(schema.PARAM_TABLE, params)
+    output.add_table(schema.SKETCHES, sketches)
+    for name, table in optional.items():
         output.add_table(name, table)
-    add_links(output, tables.index[tables.index["segment"] >= 0][:MOST_LINKS], tables.strings)
-    output.add_table(schema.META, np.frombuffer(dump_meta(tables.meta), np.uint8))
+    add_links(output, linked, texts)
+    output.add_table(schema.META, np.frombuffer(dump_meta(meta), np.uint8))
     output.seal()
 
 
