@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -320,12 +320,46 @@ def _wide(array: Array) -> Floats:
 def _quantiles(array: Array, dtype: DType) -> Floats:
     if array.size > _SORT_LIMIT:
         return _histogram_quantiles(array, dtype)
+    if array.dtype == np.float32 and sys.byteorder == "little":
+        return _float_quantiles(_flat(array))
     ordered = np.concatenate([np.empty(0, np.float32), *real_blocks(array, dtype, array.size)])
+    if ordered.dtype == np.float32 and sys.byteorder == "little":
+        return _float_quantiles(ordered)
     ordered.sort()
     if ordered.dtype.kind == "f":  # infinities at both ends, NaN behind them
         infinity = ordered.dtype.type(np.inf)  # of its dtype: the array would be converted otherwise
         ordered = ordered[np.searchsorted(ordered, -infinity, "right") : np.searchsorted(ordered, infinity, "left")]
-    return _interpolated(ordered) if ordered.size else np.zeros(schema.QUANTILES)
+    return _interpolated(lambda ranks: ordered[ranks], ordered.size)
+
+
+_HEADS = 1 << 16
+"""The upper halves of float32 numbers: sign, exponent, and seven digits."""
+_ASCENDING = np.concatenate([np.arange(0xFF7F, 0x7FFF, -1), np.arange(0x7F80)])
+"""The upper halves of finite numbers, in the order of these numbers."""
+
+
+def _float_quantiles(flat: Array) -> Floats:
+    """The quantiles of float32 values, as of the sorted ones: only those are sorted that share their upper half with a quantile."""
+    heads = flat.view(np.uint16)[1::2]
+    blocks = range(0, flat.size, 4 * BLOCK)
+    counts = np.zeros(_HEADS, np.int64)
+    for start in blocks:
+        counts += np.bincount(heads[start : start + 4 * BLOCK], minlength=_HEADS)
+    counts = counts[_ASCENDING]
+    reached = np.cumsum(counts)
+
+    def at(ranks: NDArray[np.int64]) -> Array:
+        bins = np.searchsorted(reached, ranks, "right")
+        is_met = np.zeros(len(counts), bool)
+        is_met[bins] = True
+        is_sorted = np.zeros(_HEADS, bool)
+        is_sorted[_ASCENDING[is_met]] = True
+        ordered = np.concatenate([flat[start : start + 4 * BLOCK][is_sorted.take(heads[start : start + 4 * BLOCK])] for start in blocks])
+        ordered.sort()
+        left_out = np.cumsum(np.where(is_met, 0, counts))
+        return np.asarray(ordered[ranks - left_out[bins]])
+
+    return _interpolated(at, int(reached[-1]))
 
 
 def _finite_blocks(array: Array, dtype: DType) -> Iterator[Array]:
@@ -335,11 +369,14 @@ def _finite_blocks(array: Array, dtype: DType) -> Iterator[Array]:
         yield real if finite.all() else real[finite]
 
 
-def _interpolated(ordered: Array) -> Floats:
-    ranks = np.linspace(0, ordered.size - 1, schema.QUANTILES)
+def _interpolated(at: Callable[[NDArray[np.int64]], Array], count: int) -> Floats:
+    """The quantiles of so many values; ``at`` gives those of some ranks."""
+    if not count:
+        return np.zeros(schema.QUANTILES)
+    ranks = np.linspace(0, count - 1, schema.QUANTILES)
     low = ranks.astype(np.int64)
-    high = np.minimum(low + 1, ordered.size - 1)
-    below, above = ordered[low].astype(np.float64), ordered[high].astype(np.float64)
+    high = np.minimum(low + 1, count - 1)
+    below, above = at(np.concatenate([low, high])).astype(np.float64).reshape(2, -1)
     return np.asarray(below + (above - below) * (ranks - low))
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracediff.observe.adapters.torch_modes import DispatchMode
 from tracediff.observe.adapters.torch_writes import tensors_in, written
 
 _NOT_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
@@ -31,7 +31,7 @@ Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 Named = tuple[str, torch.Tensor]
 
 
-class Operations(TorchDispatchMode):
+class Operations(DispatchMode):
     """Writes down what is computed while it is on; ``name`` says which tensors are seen at boundaries.
 
     ``is_quiet``: whether what is computed now is not the run's own.
@@ -74,8 +74,7 @@ class Operations(TorchDispatchMode):
         """
         return {"nodes": self._nodes, "names": [[node, places] for node, places in self._names.items()], "lines": self._lines}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
+    def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet() or not self.is_whole:
             return func(*args, **kwargs)
         given = self._encoded(args), {name: self._encoded(value) for name, value in kwargs.items()}
@@ -101,7 +100,7 @@ class Operations(TorchDispatchMode):
 
     def _role(self, name: str) -> int:
         """A number for the place in the model's code that asks for an operation: the same in every turn of a loop and every call."""
-        frame = sys._getframe(2)
+        frame = sys._getframe(3)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_OURS):
             frame = frame.f_back
         here = id(frame), frame.f_code, frame.f_lasti

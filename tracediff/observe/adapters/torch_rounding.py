@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from tracediff.observe.adapters.torch_modes import DispatchMode
 from tracediff.observe.adapters.torch_writes import tensors_in, written
 
 _EXACT = frozenset(
@@ -62,7 +62,7 @@ _FEW_DIGITS = {torch.float16: 0x3FFFF, torch.bfloat16: 0xFFFFF, torch.float32: 0
 rounded nothing."""
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(DispatchMode):
     """Each elementary operation's result is off by ``units`` unit roundoffs, or by half of them at least.
 
     The unit is that of float32, also where the dtype is wider. In half precision it is the dtype's own, and one of them at most: there is
@@ -103,8 +103,7 @@ class Rounding(TorchDispatchMode):
 
         return handed
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
+    def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet():
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__.removesuffix("_")

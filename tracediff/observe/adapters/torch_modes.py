@@ -1,0 +1,33 @@
+"""What PyTorch tells of each elementary operation, without the import of its compiler, which takes a second and more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class DispatchMode(TorchDispatchMode):
+    """Is handed every operation while it is on. PyTorch's compiler is kept off its code where that compiler is loaded.
+
+    PyTorch itself would load it at the first operation, only to keep it off.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __enter__(self) -> DispatchMode:
+        if dynamo := sys.modules.get("torch._dynamo"):
+            self.dispatched = dynamo.disable(self.dispatched)  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        return self.dispatched(func, args, kwargs or {})
+
+    def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an operation that is called with these arguments."""
+        raise NotImplementedError
