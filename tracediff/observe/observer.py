@@ -10,12 +10,12 @@ replace values come before a recorder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tracediff.observe import frames
-from tracediff.observe.types import Adapter, Node, Tensor
+from tracediff.observe.types import Adapter, Args, Call, Kwargs, Node, Tensor
 
 Moment = Literal["enter", "leave", "value", "draw", "raise", "return"]
 
@@ -42,7 +42,9 @@ class Boundary:
       not entered (`tracediff.observe.containers.Nest.absent`); a draw's ``function``, ``shape``, ``dtype`` and arguments;
     - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. An input that was changed and not
       returned is added as ``output.input[0]``, as the call left it;
-    - ``replaced``: what earlier observers handed back, by end.
+    - ``replaced``: what earlier observers handed back, by end;
+    - ``instead``: at enter, where an observer sets it: what is called in the place of the call. It takes the call, its positional and its
+      named arguments, and what it returns counts as what the call returned.
     """
 
     site: str
@@ -61,6 +63,7 @@ class Boundary:
     mutated: tuple[str, ...] = ()
     replaced: dict[str, Tensor] = field(default_factory=dict)
     error: BaseException | None = None
+    instead: Callable[[Call, Args, Kwargs], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

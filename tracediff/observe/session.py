@@ -185,7 +185,7 @@ class Session:
     def _run(self, entered: Boundary, original: Call, args: Args, kwargs: Kwargs) -> Any:
         """What the call returns, or what observers hand back for one that raised."""
         try:
-            return original(*args, **kwargs)
+            return original(*args, **kwargs) if entered.instead is None else entered.instead(original, args, kwargs)
         except Exception as error:
             if error is self._audience.failure:
                 raise

@@ -40,11 +40,13 @@ from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.interrupts import held
 from tracediff.observe import adapter_of, observe
+from tracediff.observe.observer import Observer
 from tracediff.observe.patching.places import quiet
 from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover, path_of
 from tracediff.observe.world import State, World
 from tracediff.runs.floor_limits import DTYPES, FREE, HALF, NOISE, SENSITIVE, measured_dtypes
+from tracediff.runs.leaves import LeafWatch
 from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise, Variation
 from tracediff.site import join, module_of
@@ -101,12 +103,12 @@ class _Reruns:
         self._world = World(models, run, self._adapter)
         self._begin = begin or self._world.state()
 
-    def again(self, observer: Variation, *, rounded: bool = False) -> None:
+    def again(self, observer: Variation, *beside: Observer, rounded: bool = False) -> None:
         """One run, ``rounded`` with every operation's result off by a rounding; what the model raises is raised."""
         with held():
             try:
                 with self._adapter.rounding(THRESHOLDS.operation_units, lambda: bool(quiet.now)) if rounded else nullcontext() as rounding:
-                    observe(self._models, self._run, [observer], **self._observed)
+                    observe(self._models, self._run, [*beside, observer], **self._observed)
             finally:
                 self._world.back_to(self._begin)
         self.chose = rounding is None or rounding.chooses or observer.is_seen_elsewhere or bool(observer.raised)
@@ -166,6 +168,7 @@ class _Floor:
         self._is_exact = np.array([kind.is_exact for kind in kinds], bool)
         self._is_choice = self._is_exact.copy()
         self._chooses = True
+        self._leaves: frozenset[str] = frozenset()
         self._roundoff = np.array([kind.roundoff for kind in kinds])
 
     def measure_noise(self) -> None:
@@ -185,7 +188,9 @@ class _Floor:
     def measure_accumulated_noise(self) -> None:
         """The column of accumulated noise. It is also learnt whether the reference chooses anything."""
         self._say("measuring how noise accumulates")
-        self._enter(FREE, self._in_units(self._run_with(AccumulatedNoise(self._trace, _ACCUMULATED), rounded=True).errors))
+        watch = LeafWatch()
+        self._enter(FREE, self._in_units(self._run_with(AccumulatedNoise(self._trace, _ACCUMULATED), watch, rounded=True).errors))
+        self._leaves = watch.sites
 
     def finished(self) -> Array:
         """The table, in which a repeated value has the floor of where it was made too, and noise-sensitive choices are marked.
@@ -222,13 +227,14 @@ class _Floor:
             errors = np.fmax(errors, self._run_with(noise).errors)
         return np.where(self._is_choice, errors, np.nan)
 
-    def _run_with(self, noise: LocalNoise, *, rounded: bool = False) -> LocalNoise:
+    def _run_with(self, noise: LocalNoise, *beside: Observer, rounded: bool = False) -> LocalNoise:
         """A run with noise, as `_Reruns.again`.
 
         Where the run ends early although failed calls were bridged, what was measured until then counts.
         """
+        noise.leaves = self._leaves
         try:
-            self._runs.again(noise, rounded=rounded)
+            self._runs.again(noise, *beside, rounded=rounded)
         except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
             last = _last_call(noise.raised)
             self._miss(f"noise floor: not measured after {last}, which fails under noise ({type(error).__name__}: {error})")
@@ -247,6 +253,7 @@ class _Floor:
         errors = np.full(len(self.table), np.nan)
         for _ in range(1 + THRESHOLDS.cast_rounds):
             cast = Cast(self._trace, dtypes.named(name), kept, at_once=at_once)
+            cast.leaves = self._leaves
             failed = self._runs.in_dtype(cast, name, kept)
             self._is_choice |= cast.chosen
             new = {site: why for site, why in cast.raised.items() if site not in kept}

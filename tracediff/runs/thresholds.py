@@ -31,6 +31,16 @@ class RunThresholds:
         "unit roundoffs by which an elementary operation may be off in another library, and by half of them at least",
         "limits of 18 pairs of benchmarks/faults, float32: 1.0 times those without at the median, 1.3 at nine tenths, 4.6 at most",
     )
+    sampled_rows: int = threshold(
+        16,
+        "rows on which a call of a stateless leaf is measured, where its output has twice as many or more",
+        "PLACEHOLDER",
+    )
+    sampled_error: float = threshold(
+        32.0,
+        "unit roundoffs up to which the rows that a leaf gives on some of its rows are the stored ones; else it is called on all",
+        "set by hand; tests/test_runs_leaves.py guards it (a leaf whose rows depend on each other)",
+    )
     same_statistics: float = threshold(
         1e-6,
         "relative difference of statistics up to which two records hold one tensor, perhaps normalised once more",

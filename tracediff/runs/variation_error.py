@@ -35,6 +35,8 @@ def error_of(stored: Array, arrived: Array, stats: Stats) -> float:
         square = _square_of_difference(stored, arrived)
         if _LEAST < square < (0.5 * MASKED) ** 2 and stats.l2 > 0.0:
             return math.sqrt(square) / stats.l2
+        if square == 0.0 and np.array_equal(stored, arrived):
+            return 0.0
     metrics = compare(stored, arrived, ulp=False)
     return metrics.mismatched / max(metrics.count, 1) if metrics.exact else metrics.rel_l2
 

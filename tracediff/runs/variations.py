@@ -6,7 +6,7 @@ Each of them compares what arrives at a boundary with what is stored, and lets t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array, DType, is_whole
 from tracediff.observe.observer import AsIs, Boundary, Observer, Run
-from tracediff.observe.types import Adapter, Casts, Module, Node
+from tracediff.observe.types import Adapter, Args, Call, Casts, Kwargs, Module, Node
 from tracediff.runs.forcing import outputs_by_call, rows_by_place
+from tracediff.runs.leaves import called_on, error_of_rows, rows_of
 from tracediff.runs.noise import with_noise
 from tracediff.runs.replacements import Values
 from tracediff.runs.thresholds import THRESHOLDS
@@ -41,13 +42,17 @@ class Variation(Observer):
     """Measures what arrives at each boundary against the stored value, and lets the run continue with a variation of that value.
 
     All results have one entry a record. ``errors``: relative L2, of exact values the share that differs, NaN where nothing was measured.
-    ``chosen``: whether a real tensor is a choice. ``is_seen_elsewhere``: whether a real array of NumPy was varied, with which any code may
+    ``sampled``: whether some rows were measured for all, of calls at the sites in ``leaves`` (`tracediff.runs.leaves`). ``chosen``: whether
+    a real tensor is a choice. ``is_seen_elsewhere``: whether a real array of NumPy was varied, with which any code may
     go on. ``raised``: by site, the message of a call that failed and whose stored outputs
     were used instead.
     """
 
+    leaves: Collection[str] = ()
+
     def __init__(self, trace: Trace) -> None:
         self.errors = np.full(len(trace.records), np.nan)
+        self.sampled = np.zeros(len(trace.records), bool)
         self.chosen = np.zeros(len(trace.records), bool)
         self.raised: dict[str, str] = {}
         self.is_seen_elsewhere = False
@@ -62,13 +67,15 @@ class Variation(Observer):
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         if boundary.moment == "raise":
             return self._stored_outputs(boundary)
+        if boundary.moment == "enter" and boundary.site in self.leaves and boundary.site == boundary.path:
+            self._sample(boundary)
         replaced = {}
         for end, tensor in boundary.leaves:
             row = self._rows.get((boundary.site, boundary.ordinal, end))
             stored = self._values.of(row) if row is not None else None
             if row is None or stored is None or isinstance(tensor, str):
                 continue
-            if boundary.moment != "draw":
+            if boundary.moment != "draw" and not (boundary.moment == "leave" and self.sampled[row]):
                 self._measure(row, stored, self._run.adapter.view(tensor))
             if not end.startswith("attr["):
                 self.is_seen_elsewhere |= isinstance(tensor, np.ndarray) and not dtypes.of(stored).is_exact
@@ -92,6 +99,35 @@ class Variation(Observer):
         if stored is None:
             return None
         return {end: self.varied(values, rows[end], boundary, None) for end, values in stored.items()}
+
+    def _sample(self, entered: Boundary) -> None:
+        """Has some rows of a leaf's call measured, where they tell of all; the run then goes on with what is stored, not computed."""
+        row = self._rows.get((entered.site, entered.ordinal, "output"))
+        stored = None if row is None or len(self._calls[entered.site, entered.ordinal]) > 1 else self._values.of(row)
+        if row is None or stored is None or not self._may_sample(row):
+            return
+        adapter, record, rows = self._run.adapter, self._trace.records[row], rows_of(self._trace.records[row], stored)
+        if rows is None:
+            return
+
+        def some_rows(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            made = called_on(rows, stored.shape, call, args, kwargs, adapter)
+            if adapter.is_tensor(made):
+                error = error_of_rows(stored, rows, adapter.view(made), record, self._unit(dtypes.of(stored)))
+                if not math.isnan(error):
+                    self.errors[row], self.sampled[row] = np.fmax(self.errors[row], error), True
+                    return adapter.beside(stored, made)
+            return call(*args, **kwargs)
+
+        entered.instead = some_rows
+
+    def _may_sample(self, row: int) -> bool:
+        """Whether some rows of a record may tell of it, as far as the variation goes."""
+        return True
+
+    def _unit(self, kind: DType) -> float:
+        """The roundoff by which a record of this dtype is off."""
+        return kind.roundoff
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
         self.chosen[row] |= is_whole(stored)
@@ -130,6 +166,9 @@ class LocalNoise(Variation):
             return
         self.chosen[row], self.errors[row] = True, np.fmax(self.errors[row], error)
 
+    def _may_sample(self, row: int) -> bool:
+        return self._units == 1  # a filter drops single values, which may be in any row
+
     def _changed_choice(self, stored: Array, arrived: Array) -> float:
         """The relative L2 of what was kept or dropped otherwise; 0 under one unit of noise, and for values that are no real ones."""
         kind = dtypes.of(stored)
@@ -144,6 +183,9 @@ class AccumulatedNoise(LocalNoise):
 
     def base(self, stored: Array, tensor: Any) -> Array:
         return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)
+
+    def _may_sample(self, row: int) -> bool:
+        return False
 
 
 class Cast(Variation):
@@ -201,6 +243,9 @@ class Cast(Variation):
         with np.errstate(over="ignore"):
             cast = stored.astype(self._kind.view)
         return AsIs(cast) if is_host else self._run.adapter.beside(cast, own)
+
+    def _unit(self, kind: DType) -> float:
+        return max(kind.roundoff, self._kind.roundoff)
 
     def _taker(self, boundary: Boundary) -> str:
         """The site of the call whose code takes the tensors of a boundary."""
