@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,20 @@ def run_again(
     options: CaptureOptions,
     observers: Sequence[Observer] = (),
     progress: Progress = silent,
+    around: AbstractContextManager[None] | None = None,
+    beside: Sequence[Observer] = (),
 ) -> Place | None:
     """Runs once more, unperturbed, and returns the first place that differs from the closed trace ``recorded``; None where it repeats.
 
-    ``before`` is the state of models and generators in which the recorded run began; they are afterwards as before this call.
+    ``before`` is the state of models and generators in which the recorded run began; they are afterwards as before this call. ``around``
+    is a context for the run, and ``beside`` are observers of it; both must only look on.
     """
     world = World(models, run, adapter_of(models, run, impl=options.impl))
     progress("running once more to see whether it repeats")
     digests = Digests()
     with held(), world.as_it_is(before):
         world.back_to(before)
-        observe(models, run, [*observers, digests], **options.observing())
+        with around or nullcontext():
+            observe(models, run, [*observers, *beside, digests], **options.observing())
     with open_trace(recorded) as trace:
         return digests.first_difference(trace)

@@ -20,9 +20,9 @@ from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.recording import record_run, run_again
-from tracediff.observe.repeat import repeats_meta
+from tracediff.observe.repeat import Place, repeats_meta
 from tracediff.observe.world import State, World
-from tracediff.runs.operations import operations_meta
+from tracediff.runs.operations import operations_meta, writing
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
@@ -59,8 +59,8 @@ def captured(
     ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
     Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
-    choose ids or other values, once to write down its operations, and once to three times for each further dtype. With
-    ``options.repeat`` it is run once more, last and unperturbed, to see whether it repeats. The rest is as in
+    choose ids or other values, and once to three times for each further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see
+    whether it repeats; that run, or else one of its own, also writes down the operations of a run with a floor. The rest is as in
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
@@ -138,9 +138,12 @@ def _free(asked: _Capture) -> Path:
             except CaptureError as error:
                 failed = error
             world.back_to(before)
-            found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
+            if not options.repeat:
+                found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
     if options.repeat:
-        first = run_again(asked.models, asked.run, path, before, options=options, observers=asked.observers, progress=asked.progress)
+        first, operations = _repeated(asked, path, before, with_operations=has_floor and options.save == "full")
+        if operations:
+            found["meta"] = {**found.get("meta", {}), **operations}
         if first is not None and (found or failed):
             found, failed = _missed(path, "noise floor: not measured, since the run does not repeat itself"), None
         found["meta"] = {**found.get("meta", {}), **repeats_meta(first)}
@@ -149,6 +152,25 @@ def _free(asked: _Capture) -> Path:
     if failed is not None:
         raise failed
     return path
+
+
+def _repeated(asked: _Capture, path: Path, before: State, *, with_operations: bool) -> tuple[Place | None, dict[str, Any]]:
+    """Where a last, unperturbed run first differs from the recorded one, and what meta keeps of its operations.
+
+    That run also writes down what it computes, where operations are asked for. Only if it then differs, or raises, another run tells by
+    itself whether the recorded one repeats: code may know that it is looked at.
+    """
+    again = partial(run_again, asked.models, asked.run, path, before, options=asked.options, observers=asked.observers, progress=asked.progress)
+    written = writing(asked.models, asked.run, asked.options.impl) if with_operations else None
+    if written is None:
+        return again(), {}
+    try:
+        first = again(around=written, beside=[written.observer])
+    except TracediffError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a run raises that it does not raise by itself
+        return again(), {}
+    return (None if first is None else again()), written.meta()
 
 
 def _missed(path: Path, text: str) -> dict[str, Any]:
