@@ -143,6 +143,9 @@ class Tensors(Protocol):
     def beside(self, array: Array, like: Tensor) -> Tensor:
         """A tensor with an array's values, dtype and shape, on the device of ``like``."""
 
+    def owning(self, array: Array, like: Tensor) -> Tensor:
+        """As `beside`, of an array that nobody else needs: the tensor may have its memory."""
+
     def token(self, tensor: Tensor) -> Any:
         """A token by which `is_changed` can tell later whether the tensor was changed in place."""
 

@@ -153,7 +153,11 @@ class LocalNoise(Variation):
         kind = dtypes.of(stored)
         if kind.is_exact or is_whole(stored):
             return stored
-        return with_noise(stored, self._sign * self._noise(kind), (self._draw, row))
+        noisy = with_noise(stored, self._sign * self._noise(kind), (self._draw, row))
+        adapter = self._run.adapter
+        if own is None or isinstance(own, (str, np.ndarray)) or adapter.describe(own)[:2] != (kind.name, noisy.shape):
+            return noisy
+        return adapter.owning(noisy, own)
 
     def base(self, stored: Array, tensor: Any) -> Array:
         is_other_choice = not isinstance(tensor, str) and self._changed_choice(stored, self._run.adapter.view(tensor)) > 0
@@ -242,7 +246,7 @@ class Cast(Variation):
             return stored if is_host else self._run.adapter.beside(stored, own)
         with np.errstate(over="ignore"):
             cast = stored.astype(self._kind.view)
-        return AsIs(cast) if is_host else self._run.adapter.beside(cast, own)
+        return AsIs(cast) if is_host else self._run.adapter.owning(cast, own)
 
     def _unit(self, kind: DType) -> float:
         return max(kind.roundoff, self._kind.roundoff)

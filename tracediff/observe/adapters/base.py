@@ -42,6 +42,9 @@ class Arrays:
     def beside(self, array: Array, like: Tensor) -> Tensor:
         return np.array(array)
 
+    def owning(self, array: Array, like: Tensor) -> Tensor:
+        return array
+
     def token(self, tensor: Tensor) -> Any:
         return digest_of(tensor)
 
@@ -127,6 +130,9 @@ class FrameworkAdapter(ABC):
 
     def beside(self, array: Array, like: Tensor) -> Tensor:
         return self.tensor_of(array)
+
+    def owning(self, array: Array, like: Tensor) -> Tensor:
+        return self.beside(array, like)
 
     def token(self, tensor: Tensor) -> Any:
         return ARRAYS.token(tensor) if isinstance(tensor, np.ndarray) else self.token_of(tensor)

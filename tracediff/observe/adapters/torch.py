@@ -81,7 +81,8 @@ class Torch(FrameworkAdapter):
             tensor = tensor.to(torch.complex64)
         elif tensor.is_quantized:
             tensor = tensor.detach().dequantize()
-        return tensor.numpy(force=True)  # type: ignore[no-any-return]
+        is_plain = tensor.is_cpu and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
+        return tensor.numpy() if is_plain else tensor.numpy(force=True)  # type: ignore[no-any-return]  # which takes several operations
 
     def tensor_of(self, array: Array) -> Tensor:
         array = np.ascontiguousarray(array).reshape(array.shape)
@@ -97,6 +98,11 @@ class Torch(FrameworkAdapter):
         if not isinstance(like, torch.Tensor):
             return super().beside(array, like)
         return torch_subclasses.distributed_as(self.tensor_of(array).to(like.device), like)
+
+    def owning(self, array: Array, like: Tensor) -> Tensor:
+        if not isinstance(like, torch.Tensor) or array.dtype in _BITS_OF or not array.dtype.isnative or not array.flags.writeable:
+            return self.beside(array, like)
+        return torch_subclasses.distributed_as(torch.from_numpy(array).to(like.device), like)
 
     def token_of(self, tensor: Tensor) -> Any:
         try:

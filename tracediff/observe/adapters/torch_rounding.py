@@ -45,6 +45,7 @@ _JUMPS = frozenset(
 of real ones is."""
 _WAYS_OUT = ("__array__", "__dlpack__", "numpy", "tolist")
 """The methods by which a tensor's values go to other code than PyTorch's."""
+_NUMPY = torch.Tensor.numpy  # as it is while those methods are watched
 _RUNNING = {"cumsum": np.add, "cumprod": np.multiply}
 """Running sums and products, which PyTorch takes in a wider dtype, and another library one term after the other in float32."""
 _OTHERS = frozenset(
@@ -222,7 +223,7 @@ def _drawn(values: torch.Tensor, key: int) -> torch.Tensor:
 
 def _numbers(values: torch.Tensor) -> Any:
     """Whole numbers as what computes with them soonest: NumPy's on the host, which take a third of the time there."""
-    return values.numpy(force=True) if values.device.type == "cpu" else values
+    return _NUMPY(values.detach()) if values.device.type == "cpu" else values
 
 
 def _mixed(bits: Any, own: Any, few: int, key: int) -> Any:
