@@ -12,19 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from tracediff.dtype import Array
 from tracediff.interrupts import whole
 from tracediff.observe import reachable
-from tracediff.observe.provenance import digest_of
+from tracediff.observe.copies import Copies, Copy
 from tracediff.observe.reachable import Holders
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Tensor
 from tracediff.site import listed
 
 MOST_COPIED = 256 * 2**20
-"""Bytes of tensors that are copied, the smallest first: of larger ones, as a rule weights, it is only known whether they changed."""
+"""Bytes of tensors that are copied, the smallest first, to a file: of larger ones, as a rule weights, it is only known whether they changed."""
 
 
 @dataclass(slots=True)
@@ -38,8 +35,8 @@ class State:
 
     generators: Any
     holders: list[Callable[[], None]] = field(default_factory=list)
-    tensors: list[tuple[str, Tensor, Array | None, Any]] = field(default_factory=list)
-    gradients: list[tuple[Tensor, Tensor | None, Array | None]] = field(default_factory=list)
+    tensors: list[tuple[str, Tensor, Copy | None, Any]] = field(default_factory=list)
+    gradients: list[tuple[Tensor, Tensor | None, Copy | None]] = field(default_factory=list)
     is_whole: bool = True
 
 
@@ -53,7 +50,7 @@ class World:
     def state(self, like: State | None = None) -> State:
         """The present state; copies that hold what those of the earlier state ``like`` hold are the same ones."""
         known = {} if like is None else {id(tensor): copy for _, tensor, copy, _ in like.tensors}
-        adapter, state = self._adapter, State(self._adapter.rng_state())
+        adapter, state, copies = self._adapter, State(self._adapter.rng_state()), Copies()
         found = Holders(adapter)
         found.walk([*((node.path, node.module) for node in self._nodes), ("the run", self._run)])
         state.holders, state.is_whole = found.kept, found.is_whole
@@ -61,18 +58,17 @@ class World:
         room = float(MOST_COPIED)
         for nbytes, (name, tensor) in sorted(((_nbytes(one[1]), one) for one in held.values()), key=lambda sized: sized[0]):
             room -= nbytes
-            copy = self._copy(tensor, known.get(id(tensor))) if room >= 0 else None
+            copy = self._copy(tensor, known.get(id(tensor)), copies) if room >= 0 else None
             state.tensors.append((name, tensor, copy, adapter.token(tensor)))
             gradient = adapter.gradient(tensor)
             is_copied = gradient is not None and not adapter.unreadable([gradient])
-            state.gradients.append((tensor, gradient, adapter.to_numpy(gradient) if is_copied else None))
+            state.gradients.append((tensor, gradient, copies.of(adapter.view(gradient)) if is_copied else None))
         return state
 
-    def _copy(self, tensor: Tensor, known: Array | None) -> Array:
+    def _copy(self, tensor: Tensor, known: Copy | None, copies: Copies) -> Copy:
         """A copy of a tensor's values, or the one that is known where it holds the same bytes."""
         view = self._adapter.view(tensor)
-        is_same = known is not None and (known.dtype, known.shape) == (view.dtype, view.shape) and digest_of(known) == digest_of(view)
-        return known if known is not None and is_same else self._adapter.to_numpy(tensor)
+        return known if known is not None and known.is_of(view) else copies.of(view)
 
     def once(self, state: State) -> str:
         """Why no run can begin in a state as another did, or the empty text."""
@@ -104,11 +100,11 @@ class World:
         with adapter.no_grad():
             for _, tensor, copy, _ in state.tensors:
                 # Tokens are not asked: PyTorch's batch norm changes its statistics without counting that as a change.
-                if copy is not None and not np.array_equal(adapter.view(tensor), copy):
-                    adapter.assign(tensor, adapter.from_numpy(copy, tensor))
+                if copy is not None and not copy.is_of(adapter.view(tensor)):
+                    adapter.assign(tensor, adapter.from_numpy(copy.read(), tensor))
             for tensor, gradient, copy in state.gradients:
                 if gradient is not None and copy is not None:
-                    adapter.assign(gradient, adapter.from_numpy(copy, gradient))
+                    adapter.assign(gradient, adapter.from_numpy(copy.read(), gradient))
                 adapter.set_gradient(tensor, gradient)
         adapter.set_rng_state(state.generators)
 

@@ -26,6 +26,10 @@ from tracediff.site import module_of
 from tracediff.trace import Trace
 
 
+CACHE_BYTES = 16 * 1024 * 1024
+"""Stored values of up to so many bytes are kept: what a layer hands on, not a model's whole run."""
+
+
 class Redrawing(Observer):
     """Gives a run the random draws that its trace recorded."""
 
@@ -58,7 +62,7 @@ class Variation(Observer):
         self.is_seen_elsewhere = False
         self._rows = rows_by_place(trace)
         self._calls = outputs_by_call(trace)
-        self._values = Values(trace)
+        self._values = Values(trace, CACHE_BYTES)
         self._trace = trace
 
     def start(self, run: Run) -> None:
