@@ -84,7 +84,7 @@ def test_without_these_roundings_it_does_not(name: str, tmp_path: Path, monkeypa
     model = Coded(code, exact.shape[-1]).eval()
     with torch.no_grad(), td.capture(model, (x,), to=tmp_path / "ref.h5", floor=False) as trace:
         monkeypatch.setattr(Rounding, "__torch_dispatch__", lambda self, func, types, args=(), kwargs=None: func(*args, **(kwargs or {})))
-        table, _ = measure(model, (x,), trace)
+        table = measure(model, (x,), trace).table
         row = next(record.row for record in trace.records if (record.site, record.end) == ("layer", "input[0]"))
     assert compare(exact, elsewhere(given)).rel_l2 > 5 * max(table["float64"][row], table["noise"][row] * UNIT)
 

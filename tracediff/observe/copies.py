@@ -38,7 +38,7 @@ class Copy:
             assert self.array is not None
             return self.array
         made = np.empty(self.shape, self.dtype)
-        into = memoryview(made.reshape(-1).view(np.uint8))
+        into = made.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(into):
             count = os.preadv(self.file.fileno(), [into[done:]], self.start + done)
@@ -70,7 +70,7 @@ class Copies:
 
     def _written(self, values: Array) -> int:
         """Where in the file an array's values begin, which are written to its end."""
-        start, rest = self._end, memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        start, rest = self._end, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         while rest:
             count = os.pwrite(self._file.fileno(), rest, self._end)
             self._end += count

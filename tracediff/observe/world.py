@@ -21,7 +21,8 @@ from tracediff.observe.types import Adapter, Tensor
 from tracediff.site import listed
 
 MOST_COPIED = 256 * 2**20
-"""Bytes of tensors that are copied, the smallest first, to a file: of larger ones, as a rule weights, it is only known whether they changed."""
+"""Bytes of tensors that are copied to a file, the smallest first: of larger ones, as a rule weights, it is only known whether they
+changed."""
 
 
 @dataclass(slots=True)

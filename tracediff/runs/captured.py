@@ -59,8 +59,9 @@ def captured(
     ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
     Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
-    choose ids or other values, and once to three times for each further dtype. With ``options.repeat`` it is run once more, last and unperturbed, to see
-    whether it repeats; that run, or else one of its own, also writes down the operations of a run with a floor. The rest is as in
+    choose ids or other values, and once to three times for each further dtype. With ``options.repeat`` it is run once more, last and
+    unperturbed, to see whether it repeats; that run, or else one of its own, also writes down the operations of a run with a floor. The
+    rest is as in
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
@@ -160,7 +161,8 @@ def _repeated(asked: _Capture, path: Path, before: State, *, with_operations: bo
     That run also writes down what it computes, where operations are asked for. Only if it then differs, or raises, another run tells by
     itself whether the recorded one repeats: code may know that it is looked at.
     """
-    again = partial(run_again, asked.models, asked.run, path, before, options=asked.options, observers=asked.observers, progress=asked.progress)
+    same = {"options": asked.options, "observers": asked.observers, "progress": asked.progress}
+    again = partial(run_again, asked.models, asked.run, path, before, **same)
     written = writing(asked.models, asked.run, asked.options.impl) if with_operations else None
     if written is None:
         return again(), {}
@@ -194,15 +196,16 @@ def _floor_of(
     The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
     trace says was not seen. ``begin``: the state in which the recorded run began, in which the models are.
     """
-    from tracediff.runs.floor import measure
+    from tracediff.runs.floor import METHODS_KEY, measure
 
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
         observed = options.observing()
         asked: dict[str, Any] = {"dtypes_to_try": tuple(dtypes), "observed": observed, "say": progress, "begin": begin}
-        table, missed = measure(models, run, trace, known=trace.floor, **asked)
+        measured = measure(models, run, trace, known=trace.floor, **asked)
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
-    return {"meta": {"not_seen": [*kept, *(text for text in missed if text not in kept)]}, "floor": table}
+    said = [*kept, *(text for text in measured.missed if text not in kept)]
+    return {"meta": {"not_seen": said, METHODS_KEY: measured.methods}, "floor": measured.table}
 
 
 def recorded_options(

@@ -31,7 +31,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,15 @@ from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise, Variat
 from tracediff.site import join, module_of
 from tracediff.trace import Record, Trace, schema
 
+BY_ROWS, BY_RUN = "rows", "run"
+METHODS = {
+    BY_ROWS: "the calls of a stateless leaf, on some of the rows of their inputs; what is not an output of such a call, by a run",
+    BY_RUN: "a run in which it is called on all that it was called on",
+}
+"""How a site's floor is measured."""
+METHODS_KEY = "floor_methods"
+"""Where meta keeps by which method each site was measured."""
+
 _LOCAL, _CHOICES, _ACCUMULATED = range(3)
 """The draws of noise, one for each kind of run."""
 
@@ -68,8 +77,8 @@ def measure(
     observed: Mapping[str, Any] | None = None,
     begin: State | None = None,
     say: Say = lambda _: None,
-) -> tuple[Array, list[str]]:
-    """The floor of a recorded reference: one row of `schema.FLOOR` a record, and what could not be measured.
+) -> Measured:
+    """The floor of a recorded reference.
 
     ``models`` and ``run`` are those that ``trace`` recorded, ``observed`` the further arguments of `tracediff.observe.observe`. ``known``
     is a floor that was measured before, whose columns are kept. The columns of local and of accumulated noise are in units of the
@@ -87,7 +96,15 @@ def measure(
     for name in dtypes_to_try:
         if name not in measured_dtypes(floor.table):
             floor.measure_dtype(name)
-    return floor.finished(), floor.missed
+    return Measured(floor.finished(), floor.missed, floor.methods())
+
+
+class Measured(NamedTuple):
+    """A floor: one row of `schema.FLOOR` a record, what could not be measured, and by which methods the rest was (`_Floor.methods`)."""
+
+    table: Array
+    missed: list[str]
+    methods: list[dict[str, Any]]
 
 
 class _Reruns:
@@ -168,13 +185,18 @@ class _Floor:
         self._is_exact = np.array([kind.is_exact for kind in kinds], bool)
         self._is_choice = self._is_exact.copy()
         self._chooses = True
-        self._leaves: frozenset[str] = frozenset()
+        said = [] if known is None else trace.meta.get(METHODS_KEY) or []
+        self._known = {site: row for row in said for site in row["sites"]}
+        self._leaves = frozenset(site for site, row in self._known.items() if BY_ROWS in row.values())
+        self._by_rows: dict[str, Array] = {}
         self._roundoff = np.array([kind.roundoff for kind in kinds])
 
     def measure_noise(self) -> None:
         """The column of local noise; of choices what several units of noise change, where the reference chooses anything."""
         self._say("measuring the noise floor")
-        self._enter(NOISE, self._in_units(self._run_with(LocalNoise(self._trace, _LOCAL)).errors))
+        noise = self._run_with(LocalNoise(self._trace, _LOCAL))
+        self._enter(NOISE, self._in_units(noise.errors))
+        self._by_rows[NOISE] = noise.sampled
         if self._chooses:
             self._enter(NOISE, self._in_units(self._choices_under_noise()))
 
@@ -204,6 +226,27 @@ class _Floor:
         for name in (NOISE, *HALF):
             self.table[SENSITIVE] |= self._is_choice & (np.nan_to_num(self.table[name]) > 0)
         return self.table
+
+    def methods(self) -> list[dict[str, Any]]:
+        """By which method each site was measured, as plain data: each row has one for each column, and the sites of which it is true.
+
+        The methods are those of `METHODS`, None where nothing was measured.
+        """
+        rows: dict[str, list[int]] = {}
+        for record in self._trace.records:
+            rows.setdefault(record.site, []).append(record.row)
+        groups: dict[tuple[str | None, ...], list[str]] = {}
+        for site, own in rows.items():
+            by = tuple(self._method(column, own, self._known.get(site, {})) for column in (NOISE, FREE, *DTYPES))
+            groups.setdefault(by, []).append(site)
+        return [{**dict(zip((NOISE, FREE, *DTYPES), by, strict=True)), "sites": sites} for by, sites in groups.items()]
+
+    def _method(self, column: str, rows: Sequence[int], known: Mapping[str, Any]) -> str | None:
+        """The method by which a column was measured at some records of a site; ``known`` says how before, where it was."""
+        before = known.get(column) == BY_ROWS
+        if bool(self._by_rows[column][rows].any()) if column in self._by_rows else before:
+            return BY_ROWS
+        return BY_RUN if np.isfinite(self.table[column][rows]).any() else None
 
     def _enter(self, column: str, errors: Array) -> None:
         """Enters errors into a column; the larger one stays."""
@@ -266,6 +309,7 @@ class _Floor:
                 continue
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
+        self._by_rows[name] = cast.sampled
         self._miss_in(name, kept, cast.raised, failed)
         self._chooses &= failed is not None or self._runs.chose
         worst: Array = np.fmax(errors, cast.errors)

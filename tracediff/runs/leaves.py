@@ -2,9 +2,9 @@
 
 A *leaf* is a module whose calls make no other observed calls, pass no tap and draw nothing. It is *stateless* where no call of a run put
 another value into its attributes, changed a tensor of its own, or changed what it was handed. What such a call gives depends on its
-arguments alone, and as a rule each row of its output (a token, a position) on the same row of its inputs alone. Then some rows of them tell
-how much noise, or another dtype, moves all of them, at a fraction of the call's time. That rows are independent is not assumed of any class:
-the rows that a call on some of them gives must be those that are stored, to within what is measured.
+arguments alone, and as a rule each row of its output (a token, a position) on the same row of its inputs alone. Then some rows tell how
+much noise, or another dtype, moves all of them, at a fraction of the call's time. That rows are independent is not assumed of any
+class: the rows that a call on some of them gives must be those that are stored, to within what is measured.
 """
 
 from __future__ import annotations

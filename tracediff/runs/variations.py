@@ -25,7 +25,6 @@ from tracediff.runs.variation_error import error_of
 from tracediff.site import module_of
 from tracediff.trace import Trace
 
-
 CACHE_BYTES = 16 * 1024 * 1024
 """Stored values of up to so many bytes are kept: what a layer hands on, not a model's whole run."""
 

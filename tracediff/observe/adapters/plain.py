@@ -67,6 +67,9 @@ class Plain:
     def beside(self, array: Array, like: Tensor) -> Tensor:
         return self._tensors(like).beside(array, like)
 
+    def owning(self, array: Array, like: Tensor) -> Tensor:
+        return self._tensors(like).owning(array, like)
+
     def token(self, tensor: Tensor) -> Any:
         return self._tensors(tensor).token(tensor)
 
