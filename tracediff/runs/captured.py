@@ -161,18 +161,17 @@ def _repeated(asked: _Capture, path: Path, before: State, *, with_operations: bo
     That run also writes down what it computes, where operations are asked for. Only if it then differs, or raises, another run tells by
     itself whether the recorded one repeats: code may know that it is looked at.
     """
-    same = {"options": asked.options, "observers": asked.observers, "progress": asked.progress}
-    again = partial(run_again, asked.models, asked.run, path, before, **same)
+    again = partial(run_again, asked.models, asked.run, path, before, options=asked.options, observers=asked.observers)
     written = writing(asked.models, asked.run, asked.options.impl) if with_operations else None
     if written is None:
-        return again(), {}
+        return again(progress=asked.progress), {}
     try:
-        first = again(around=written, beside=[written.observer])
+        first = again(progress=asked.progress, around=written, beside=[written.observer])
     except TracediffError:
         raise
     except Exception:  # noqa: BLE001 - whatever a run raises that it does not raise by itself
-        return again(), {}
-    return (None if first is None else again()), written.meta()
+        return again(progress=asked.progress), {}
+    return (None if first is None else again(progress=asked.progress)), written.meta()
 
 
 def _missed(path: Path, text: str) -> dict[str, Any]:
