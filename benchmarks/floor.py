@@ -57,7 +57,7 @@ def measured(way: str, layers: int) -> dict[str, Any]:
         after = seconds(side.forward)
         content = to.read_bytes()
         written = seconds(lambda: (Path(folder) / "again").write_bytes(content))
-        with td.load(to) as trace:
+        with td.open_trace(to) as trace:
             methods = trace.meta.get("floor_methods") or []
     return {
         "bare": (before + after) / 2,

@@ -127,9 +127,11 @@ class Rounding(DispatchMode):
                     tensor.copy_(off(tensor, is_own=False))
             return made
         given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()]) if tensor.layout == torch.strided}
-        return tree_map_only(
-            torch.Tensor, lambda one: off(one, is_own=not _rounds(one) or one.untyped_storage().data_ptr() not in given), made
-        )
+
+        def of(one: torch.Tensor) -> torch.Tensor:
+            return off(one, is_own=not _rounds(one) or one.untyped_storage().data_ptr() not in given)
+
+        return of(made) if isinstance(made, torch.Tensor) else tree_map_only(torch.Tensor, of, made)
 
 
 def _remove(owner: type, name: str, original: Any) -> None:
