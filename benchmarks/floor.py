@@ -3,10 +3,11 @@
     python benchmarks/floor.py                                # this version: three to four minutes on one core
     python benchmarks/floor.py --against FOLDER --rounds 2    # another version, whose checkout lies there, in turn
 
-The model is the Llama of `llama_torch.py`, 30 layers of width 576 (135 M parameters), 128 tokens, random weights. Each capture is made in a
-process of its own, with one thread, after a capture of a small model, which loads what is loaded once. In that process the bare run comes just
-before and just after; the ratio is to their mean. All ways take turns in every round. *Write* is the CPU time of writing the file's bytes once
-more, at once: the goal is 6 times the bare run plus that. *Extra* is the process's peak above what it held before the capture.
+The model is the Llama of `llama_torch.py`, 30 layers of width 576 (135 M parameters), 128 tokens, random weights. Each capture is made in
+a process of its own, with one thread, after a capture of a small model, which loads what is loaded once. In that process the bare run
+comes just before and just after; the ratio is to their mean. All ways take turns in every round. *Write* is the CPU time of writing the
+file's bytes once more, at once: the goal is 6 times the bare run plus that. *Extra* is the process's peak above what it held before the
+capture.
 """
 
 from __future__ import annotations

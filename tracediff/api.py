@@ -99,7 +99,7 @@ def capture(
       ``"my_package.**"``: what takes or gives arrays or texts and is no module;
     - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
     - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
-      eight more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
+      three to five more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
       ``("float64", "bfloat16")``, where float64 serves float32 ports;
     - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
 

@@ -34,7 +34,7 @@ _FEED = (
     "side effects."
 )
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
-_NO_FLOOR = "Do not measure the reference's noise floor (four to six more runs)."
+_NO_FLOOR = "Do not measure the reference's noise floor (three to five more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
 _STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
 _CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."

@@ -91,7 +91,7 @@ class CaptureOptions:
     repeat: bool = True
     """Whether a free run is made a second time, to see whether it gives the same bits."""
     floor: bool | None = None
-    """Whether the noise floor of a free run is measured, in four to six more runs; None: for PyTorch runs on their own inputs."""
+    """Whether the noise floor of a free run is measured, in three to five more runs; None: for PyTorch runs on their own inputs."""
     floor_dtypes: tuple[str, ...] = ("float64",)
     """The dtypes of the ports that will be judged by the floor, of `FLOOR_DTYPES`."""
     impl: str | None = None
