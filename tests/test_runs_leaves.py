@@ -93,6 +93,73 @@ def test_only_modules_that_call_nothing_and_keep_nothing_are_stateless_leaves() 
     assert watch.sites == {"0", "1.inner", "4"}
 
 
+class Keeps(nn.Module):
+    """Keeps what it was handed where nobody looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = type("Kept", (), {"last": 0.0})()
+
+    def forward(self, x: Any) -> Any:
+        before, self.kept.last = self.kept.last, x
+        return x + 0.5 * before
+
+
+class Closure(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        kept: list[Any] = []
+        self.by = lambda x: kept.append(x) or x
+
+    def forward(self, x: Any) -> Any:
+        return self.by(x)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype, self.by, self.own, self.sizes = torch.float32, torch.tanh, self.doubled, (1, 2)
+
+    def doubled(self, x: Any) -> Any:
+        return 2 * x
+
+    def forward(self, x: Any) -> Any:
+        return self.own(self.by(x))
+
+
+def test_a_module_with_objects_that_may_keep_something_is_none() -> None:
+    watch = LeafWatch()
+    with torch.no_grad():
+        observe(nn.Sequential(Keeps(), Closure(), Plain()).eval(), torch.from_numpy(ROWS), [watch])
+    assert watch.sites == {"2"}
+
+
+def test_a_leaf_that_counts_on_all_rows_in_its_caller_is_measured_by_a_run(tmp_path: Path) -> None:
+    class Seen:
+        rows: ClassVar[int] = 0
+
+    class Tells(nn.Module):
+        def forward(self, x: Any) -> Any:
+            Seen.rows = x.shape[-2]
+            return 2 * x
+
+    class Minds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tells = Tells()
+
+        def forward(self, x: Any) -> Any:
+            y = self.tells(x)
+            assert Seen.rows == x.shape[-2]
+            return y
+
+    with captured(nn.Sequential(linear(), Minds()), tmp_path) as trace:
+        assert set(methods(trace, "noise").values()) == {"run"}
+        assert not [text for text in trace.meta["not_seen"] if "floor" in text]
+        assert np.isfinite(trace.floor["noise"]).all()
+        assert np.isfinite(trace.floor["float64"]).all()
+
+
 def test_a_leaf_that_a_run_never_left_is_none() -> None:
     class Raises(nn.Module):
         def forward(self, x: Any) -> Any:

@@ -194,7 +194,7 @@ class _Floor:
     def measure_noise(self) -> None:
         """The column of local noise; of choices what several units of noise change, where the reference chooses anything."""
         self._say("measuring the noise floor")
-        noise = self._run_with(LocalNoise(self._trace, _LOCAL))
+        noise = self._noise_by_rows() or self._run_with(LocalNoise(self._trace, _LOCAL))
         self._enter(NOISE, self._in_units(noise.errors))
         self._by_rows[NOISE] = noise.sampled
         if self._chooses:
@@ -275,7 +275,6 @@ class _Floor:
 
         Where the run ends early although failed calls were bridged, what was measured until then counts.
         """
-        noise.leaves = self._leaves
         try:
             self._runs.again(noise, *beside, rounded=rounded)
         except Exception as error:  # noqa: BLE001 - whatever a model raises on values that are slightly off
@@ -286,17 +285,34 @@ class _Floor:
         self._is_choice |= noise.chosen
         return noise
 
+    def _noise_by_rows(self) -> LocalNoise | None:
+        """Local noise with stateless leaves called on some of their rows; None where there are none, or a call failed, perhaps for that."""
+        if not self._leaves:
+            return None
+        noise = LocalNoise(self._trace, _LOCAL)
+        noise.leaves = self._leaves
+        try:
+            self._runs.again(noise)
+            has_failed = bool(noise.raised)
+        except Exception:  # noqa: BLE001 - whatever a model raises
+            has_failed = True
+        if has_failed:
+            self._leaves = frozenset()
+            return None
+        self._is_choice |= noise.chosen
+        return noise
+
     def _errors_in(self, name: str) -> Array:
         """The errors of a run in a dtype, repeated with what fails in that dtype left in the reference's own.
 
         What an earlier run measured until something failed counts besides what the last run measured.
         """
         kept: dict[str, str] = {}
-        at_once = False
+        at_once, leaves = False, self._leaves
         errors = np.full(len(self.table), np.nan)
         for _ in range(1 + THRESHOLDS.cast_rounds):
             cast = Cast(self._trace, dtypes.named(name), kept, at_once=at_once)
-            cast.leaves = self._leaves
+            cast.leaves = leaves
             failed = self._runs.in_dtype(cast, name, kept)
             self._is_choice |= cast.chosen
             new = {site: why for site, why in cast.raised.items() if site not in kept}
@@ -304,9 +320,10 @@ class _Floor:
                 new = self._runs.failed_code(failed, kept)
             if not new:
                 break
-            if not at_once:  # perhaps it was handed a weight of a module that is not called
-                at_once = True
+            if not at_once:  # perhaps it was handed a weight of a module that is not called, or some rows only
+                at_once, leaves = True, frozenset()
                 continue
+            leaves = self._leaves
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
         self._by_rows[name] = cast.sampled

@@ -1,7 +1,8 @@
 """Calls of stateless leaves: found in one run of a reference, and measured on some of their rows in the runs after it.
 
 A *leaf* is a module whose calls make no other observed calls, pass no tap and draw nothing. It is *stateless* where no call of a run put
-another value into its attributes, changed a tensor of its own, or changed what it was handed. What such a call gives depends on its
+another value into its attributes, changed a tensor of its own, or changed what it was handed, and it holds no objects that may keep
+something. What such a call gives depends on its
 arguments alone, and as a rule each row of its output (a token, a position) on the same row of its inputs alone. Then some rows tell how
 much noise, or another dtype, moves all of them, at a fraction of the call's time. That rows are independent is not assumed of any
 class: the rows that a call on some of them gives must be those that are stored, to within what is measured.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,9 @@ from tracediff.runs.variation_error import error_of
 from tracediff.trace import Record, schema
 
 _PLAIN = (bool, int, float, str, type(None))
+_INERT = (*_PLAIN, complex, bytes, type, Enum, np.dtype, np.generic, BuiltinFunctionType)
+_INERT_OF_FRAMEWORKS = frozenset(("Dtype", "device", "dtype", "layout", "memory_format"))
+"""Values in which nothing can be kept; of frameworks by the names of their types, since none is imported here."""
 
 State = list[tuple[Keys, int, Any]]
 
@@ -56,7 +62,8 @@ class LeafWatch(Observer):
             self._open[boundary.frame_id] = boundary.site, self._state(module)
         elif boundary.frame_id in self._open:
             site, before = self._open.pop(boundary.frame_id)
-            if boundary.moment != "leave" or boundary.mutated or self._adapter.is_training(module) or self._state(module) != before:
+            is_left = boundary.moment == "leave" and not boundary.mutated
+            if not is_left or self._adapter.is_training(module) or self._state(module) != before or not self._is_inert(module):
                 self._others.add(site)
 
     def finish(self, run: Run) -> None:
@@ -75,9 +82,25 @@ class LeafWatch(Observer):
         """What an attribute holds, by which a change shows."""
         if isinstance(value, dict):
             return [(key, id(held)) for key, held in value.items()]
-        if isinstance(value, (list, set)):
+        if isinstance(value, (list, set, tuple)):
             return [id(held) for held in value]
         return self._adapter.token(value) if self._adapter.is_tensor(value) and not self._adapter.unreadable([value]) else None
+
+    def _is_inert(self, module: Module) -> bool:
+        """Whether a module has no attribute in which a call could keep something unseen, such as an object with a cache."""
+        return all(self._holds_nothing(value, module) for value in self._adapter.attributes(module).values())
+
+    def _holds_nothing(self, value: Any, module: Module) -> bool:
+        if isinstance(value, MethodType):
+            return value.__self__ is module
+        if isinstance(value, FunctionType):
+            return value.__closure__ is None
+        if isinstance(value, (list, set, tuple, frozenset)):
+            return all(isinstance(held, _INERT) for held in value)
+        if isinstance(value, dict):
+            return all(isinstance(held, _INERT) for held in value.values())
+        is_plain = isinstance(value, _INERT) or type(value).__name__ in _INERT_OF_FRAMEWORKS
+        return is_plain or self._adapter.is_tensor(value)
 
 
 def rows_of(record: Record, stored: Array) -> Array | None:

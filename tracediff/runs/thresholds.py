@@ -34,7 +34,7 @@ class RunThresholds:
     sampled_rows: int = threshold(
         16,
         "rows on which a call of a stateless leaf is measured, where its output has twice as many or more",
-        "noise beside that of all rows: 0.90 to 1.08 times (a Llama of 128 tokens); with 2 rows 0.5 to 1.7, and no golden answer of 190 changed",
+        "beside all rows: limits 0.90 to 1.08 times (a Llama, 128 tokens); with 2 rows 0.5 to 1.7, no golden answer of 190 changed",
     )
     sampled_error: float = threshold(
         32.0,
