@@ -30,7 +30,7 @@ def parse_json(text: str | bytes, *, object_pairs_hook: Callable[[list[tuple[str
 
 def _depth(text: str) -> int:
     """How deep lists and objects lie inside one another."""
-    marks = re.sub(r"[^][{}]+", "", re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)).encode()
+    marks = re.sub(r"[^][{}]+", "", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", text, flags=re.DOTALL)).encode()  # long texts in one step
     opened = np.isin(np.frombuffer(marks, np.uint8), (ord("["), ord("{")))
     return int(np.cumsum(np.where(opened, 1, -1)).max(initial=0))
 

@@ -171,9 +171,9 @@ def _off(values: torch.Tensor, key: int, units: float, *, in_place: bool = False
         return values
     made = values if in_place else values.clone()
     parts = torch.view_as_real(made) if made.is_complex() else made
-    flat = _in_memory(parts)
+    flat = parts.view(-1) if parts.is_contiguous() else _in_memory(parts)
     unit = max(torch.finfo(flat.dtype).eps, 2**-23) / 2 * (units if flat.dtype.itemsize > 2 else 1.0)
-    blocks = [flat] if flat.device.type != "cpu" else flat.split(_BLOCK)
+    blocks = [flat] if flat.numel() <= _BLOCK or flat.device.type != "cpu" else flat.split(_BLOCK)
     with torch.no_grad():
         for block in blocks:
             _put_off(block, key, unit)
@@ -192,10 +192,10 @@ def _put_off(block: torch.Tensor, key: int, unit: float) -> None:
     """Moves each of the values by 0.5 to 1 times ``unit`` of itself, the same for equal values; those of few digits stay."""
     drawn = _drawn(block, key)
     low, high = torch.aminmax(block)
-    is_huge = not bool(torch.maximum(-low, high) < torch.finfo(block.dtype).max / 2)
+    is_huge = not max(-low.item(), high.item()) < torch.finfo(block.dtype).max / 2
     before = block.clone() if is_huge else block
     if block.dtype.itemsize > 2:
-        block.addcmul_(block, drawn.to(block.dtype), value=unit)
+        block.addcmul_(block, drawn if block.dtype == torch.float32 else drawn.to(block.dtype), value=unit)
     else:
         wide = block.to(torch.float32)
         block.copy_(wide.addcmul_(wide, drawn, value=unit))
@@ -217,10 +217,13 @@ def _rounds(values: torch.Tensor) -> bool:
 
 def _drawn(values: torch.Tensor, key: int) -> torch.Tensor:
     """A number of size 0.5 to 1 and of either sign for each value, float32, the same for equal values; 0 for a value of few digits."""
+    few = _FEW_DIGITS[values.dtype]
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        numbers = _NUMPY(values.detach()).view(np.int32)
+        return torch.from_numpy(_mixed(numbers, numbers, few, key).view(np.float32))
     bits = values.to(torch.float32).view(torch.int32)
     own = values.view(torch.int64) if values.dtype == torch.float64 else bits
-    drawn = _mixed(_numbers(bits), _numbers(own), _FEW_DIGITS[values.dtype], key)
-    return torch.as_tensor(drawn).view(torch.float32)
+    return torch.as_tensor(_mixed(_numbers(bits), _numbers(own), few, key)).view(torch.float32)
 
 
 def _numbers(values: torch.Tensor) -> Any:
