@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -117,7 +118,12 @@ def is_object(value: Any) -> bool:
 
     The type is asked, not the value: configurations exist whose every attribute access is slow or has effects.
     """
-    kind = type(value)
+    return _makes_objects(type(value))
+
+
+@lru_cache(maxsize=1024)
+def _makes_objects(kind: type) -> bool:
+    """As `is_object`, of the instances of a class."""
     if kind in _ATOMS or issubclass(kind, (type, ModuleType, FunctionType, MethodType, Mapping, list, tuple, set)):
         return False
     return getattr(kind, "__dictoffset__", 0) != 0

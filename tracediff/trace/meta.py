@@ -140,16 +140,20 @@ def _items_misfit(value: Any, shape: Items, where: str) -> str | None:
     missing = next((name for name in shape.needed if name not in given), None)
     if missing is not None:
         return f"{where or 'it'} has no {missing!r}"
-    found = (misfit(given[name], inner, f"{where}.{name}".lstrip(".")) for name, inner in shape.items.items() if name in given)
-    return next((wrong for wrong in found if wrong is not None), None)
+    for name, inner in shape.items.items():
+        if name in given and misfit(given[name], inner, "") is not None:  # where is only spelled out for what is wrong
+            return misfit(given[name], inner, f"{where}.{name}".lstrip("."))
+    return None
 
 
 def _each_misfit(value: Any, shape: Each, where: str) -> str | None:
     if not isinstance(value, dict if shape.by_name else list):
         return _is_no(value, "object" if shape.by_name else "list", where)
     members = value.items() if isinstance(value, dict) else enumerate(value)
-    found = (misfit(member, shape.member, f"{where}[{key!r}]") for key, member in members)
-    return next((wrong for wrong in found if wrong is not None), None)
+    for key, member in members:
+        if misfit(member, shape.member, "") is not None:
+            return misfit(member, shape.member, f"{where}[{key!r}]")
+    return None
 
 
 def _is_no(value: Any, wanted: str, where: str) -> str:

@@ -22,6 +22,7 @@ from tracediff.trace.reader import Trace
 
 KEY = "operations"
 
+_LEVEL = 1  # of zlib: the values of parameters, which are most of a graph, hardly become smaller with more work
 MOST_BYTES = 256 * 2**20
 """Bytes of a graph as it is unpacked: a stranger's file may promise more than any run has."""
 
@@ -68,7 +69,7 @@ class Graph:
 
 def packed(graph: Mapping[str, Any]) -> str:
     """A graph, as `tracediff.observe.types.Operations.graph` gives it, in the form in which meta keeps it."""
-    return base64.b64encode(zlib.compress(json.dumps(graph, separators=(",", ":"), allow_nan=False).encode())).decode()
+    return base64.b64encode(zlib.compress(json.dumps(graph, separators=(",", ":"), allow_nan=False).encode(), _LEVEL)).decode()
 
 
 def graph_of(trace: Trace) -> Graph | None:

@@ -258,9 +258,10 @@ class Records(Sequence["Record"]):
     def __getitem__(self, row: int | slice) -> Record | list[Record]:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"No record {row!r} in {str(self._trace.path)!r}, which has {len(self)}.")
-        return Record(self._trace, int(row) % len(self))
+        count = len(self)
+        if not -count <= row < count:
+            raise IndexError(f"No record {row!r} in {str(self._trace.path)!r}, which has {count}.")
+        return Record(self._trace, int(row) % count)
 
 
 class _Recorded:
