@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
 from tracediff.trace.fingerprint import BLOCK, Sketch, Stats, _histogram_quantiles, digest, probe, sketch, statistics
+from tracediff.trace.known import KnownParameters
 
 
 def stats_of(array: Array) -> Stats:
@@ -175,3 +176,28 @@ def test_a_sketch_has_a_vector_as_long_as_each_axis(shape: tuple[int, ...]) -> N
 def test_sketches_of_other_dtypes_are_permutation_proof_too(dtype: type) -> None:
     values = (normal(6, 4) * 3).astype(dtype)
     np.testing.assert_allclose(sketch_of(values).axes[0], sketch_of(values.T).axes[1], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_known_of_parameters_is_that_of_their_contents_and_stays_within_its_limit() -> None:
+    known = KnownParameters(limit=3 * (33 + 8) * 8)
+    arrays = [normal(8, seed=seed) for seed in range(5)]
+    for array in arrays:
+        known.keep(digest(array), dtypes.of(array), array.shape, sketch_of(array), bytes(array[:1]))
+    first, last = arrays[0], arrays[-1]
+    assert known.get(digest(first), dtypes.of(first), first.shape) is None
+    assert known.get(digest(last), dtypes.of(last), (2, 4)) is None
+    found = known.get(digest(last), dtypes.of(last), last.shape)
+    assert found is not None
+    assert np.array_equal(found[0].quantiles, sketch_of(last).quantiles)
+    assert found[1] == bytes(last[:1])
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_quantiles_are_those_of_the_sorted_values(kind: str) -> None:
+    values = np.concatenate([normal(5000), [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40], np.repeat(np.float32(0.25), 999)])
+    values = values.astype(np.float32).astype(dtypes.named(kind).view)
+    for some in (values, values[:1], values[5000:5003], values[5003:5004], -np.abs(values[:99])):
+        wide = some.astype(np.float64)
+        finite = np.sort(wide[np.isfinite(wide)])
+        expected = np.quantile(finite, np.linspace(0, 1, 33)) if finite.size else np.zeros(33)
+        assert sketch_of(some).quantiles == pytest.approx(expected, rel=1e-12, abs=1e-45)

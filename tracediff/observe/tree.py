@@ -118,7 +118,7 @@ def is_object(value: Any) -> bool:
 
     The type is asked, not the value: configurations exist whose every attribute access is slow or has effects.
     """
-    return _makes_objects(type(value))
+    return _makes_objects(type(value))  # type: ignore[arg-type]  # a metaclass may leave out the hash
 
 
 @lru_cache(maxsize=1024)

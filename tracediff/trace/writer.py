@@ -30,6 +30,7 @@ from tracediff.trace.container import Output, Place, is_file_of, is_locked, new_
 from tracediff.trace.digest_table import DigestTable, Recent
 from tracediff.trace.fingerprint import Sketch, digest, sketch, statistics
 from tracediff.trace.journal import Journal, journal_of
+from tracediff.trace.known import KNOWN
 from tracediff.trace.links import MOST_LINKS, Texts, add_links
 from tracediff.trace.meta import Meta, checked_meta, dump_meta
 from tracediff.trace.reader import open_trace
@@ -165,10 +166,15 @@ class TraceWriter:
             frames = b"".join(self._new_strings)
             before = _PARAM_BEFORE.pack(texts[0], texts[1], schema.KINDS.index(kind), texts[2])
             content: list[bytes] = []
-            self._put(lambda: content.append(self._content(bits, row_dtype, texts[3], store)), bits.nbytes)
-            drawn = sketch(bits, row_dtype)  # meanwhile
+            code = digest(bits)
+            known = KNOWN.get(code, row_dtype, bits.shape)
+            stats = known[1] if known else None
+            self._put(lambda: content.append(self._content(bits, row_dtype, texts[3], store, code, stats)), bits.nbytes)
+            drawn = known[0] if known else sketch(bits, row_dtype)  # meanwhile
             self._put(lambda: self._write_param(frames, before + content[0], drawn))
             self._drain()
+            if taken := self._stats.get((code, row_dtype.code)):
+                KNOWN.keep(code, row_dtype, bits.shape, drawn, taken)
             self._new_strings.clear()
 
     @whole
@@ -307,9 +313,9 @@ class TraceWriter:
         self._params += row
         self._sketches += pool
 
-    def _content(self, bits: Array, kind: DType, shape: int, store: bool, code: bytes | None = None) -> bytes:
+    def _content(self, bits: Array, kind: DType, shape: int, store: bool, code: bytes | None = None, known: bytes | None = None) -> bytes:
         code = code or digest(bits)
-        stats = self._stats.get((code, kind.code))
+        stats = self._stats.get((code, kind.code)) or known
         if stats is None:
             stats = _STATS.pack(*_stats_cells(statistics(bits, kind)))
             self._stats[code, kind.code] = stats
