@@ -1,6 +1,6 @@
 """What a default capture of a reference costs: CPU time and memory of captures beside the bare run, and where the floor was measured how.
 
-    python benchmarks/floor.py                                # this version: three to four minutes on one core
+    python benchmarks/floor.py                                # this version: four minutes on one core that is not idle
     python benchmarks/floor.py --against FOLDER --rounds 2    # another version, whose checkout lies there, in turn
 
 The model is the Llama of `llama_torch.py`, 30 layers of width 576 (135 M parameters), 128 tokens, random weights. Each capture is made in
@@ -68,7 +68,7 @@ def measured(way: str, layers: int) -> dict[str, Any]:
         "write": written,
         "bytes": len(content),
         "leaf": max(parameter.numel() for parameter in side.model.parameters()),
-        "methods": Counter(row["noise"] for row in methods for _ in row["sites"]),
+        "methods": Counter(str(row["noise"]) for row in methods for _ in row["sites"]),
     }
 
 
