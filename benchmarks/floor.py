@@ -1,4 +1,4 @@
-"""What a default capture of a reference costs: CPU time and memory of captures beside the bare run, and where the floor was measured how.
+"""What a default capture of a reference costs: CPU time and memory of captures beside the bare run.
 
     python benchmarks/floor.py                                # this version: four minutes on one core that is not idle
     python benchmarks/floor.py --against FOLDER --rounds 2    # another version, whose checkout lies there, in turn
@@ -121,9 +121,9 @@ def main() -> None:
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, way in every:
         print(line(name, way, [one[name, way] for one in rounds]))
-    last = rounds[-1][every[-1]]
+    last = rounds[-1]["this version", options.ways[-1]]
     sites = ", ".join(f"{count} by {method}" for method, count in last["methods"].items())
-    print(f"\nThe file has {last['bytes'] / 1e6:.0f} MB. Sites of the last capture: {sites or 'no floor'}.")
+    print(f"\nThe file has {last['bytes'] / 1e6:.0f} MB. Sites by the method that measured local noise there: {sites or 'no floor'}.")
     print(f"64 MB and twice the largest parameter in float64 are {64 + 16 * last['leaf'] / 1e6:.0f} MB.")
 
 
