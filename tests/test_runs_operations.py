@@ -184,3 +184,34 @@ def test_what_porters_get_wrong_is_named_and_confirmed(fault: str, kind: str, mo
     first = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").first
     assert first is not None
     assert (first.causes[0].kind, first.causes[0].confirmed) == (kind, True)
+
+
+def test_the_run_that_tells_whether_a_run_repeats_writes_down_its_operations(tmp_path: Path) -> None:
+    class Made:  # what no run puts back
+        runs = 0
+
+    layer = torch.nn.Linear(8, 8).eval()
+
+    def run() -> Any:
+        Made.runs += 1
+        return layer(torch.from_numpy(X))
+
+    with torch.no_grad(), td.capture(layer, run, to=tmp_path / "ref.h5") as trace:
+        assert trace.meta["repeats"] is True
+        assert graph_of(trace) is not None
+    assert Made.runs == 5  # recorded, accumulated noise, noise, float64, and last that one
+
+
+def test_code_that_knows_that_it_is_looked_at_still_repeats(tmp_path: Path) -> None:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    from tracediff.observe.adapters.torch_operations import Operations
+
+    class Shy(torch.nn.Linear):
+        def forward(self, x: Any) -> Any:
+            is_seen = any(isinstance(mode, Operations) for mode in _get_current_dispatch_mode_stack())
+            return super().forward(x) + 0.5 * is_seen
+
+    with torch.no_grad(), td.capture(Shy(8, 8).eval(), X, to=tmp_path / "ref.h5") as trace:
+        assert trace.meta["repeats"] is True
+        assert trace.floor is not None
