@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracediff.alignment import Alignment
-from tracediff.locate.companions import is_put_right
+from tracediff.locate.companions import is_proved, is_put_right
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
@@ -119,12 +119,14 @@ class Absorber:
     """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the run had no difference there.
 
     ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port.
-    ``is_reached``: whether these may have been computed from what differs.
+    ``is_reached``: whether these may have been computed from what differs. ``is_proved``: whether weights prove that the difference is
+    put right, so that no random error has to show that it would matter.
     """
 
     row: int
     outputs: tuple[tuple[int, float], ...]
     is_reached: bool = True
+    is_proved: bool = False
 
 
 class ThroughRun:
@@ -168,7 +170,8 @@ class ThroughRun:
             outputs = tuple((verdicts.pairs[j].port[0], self._least_shown(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
-                return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs, may_reach(verdicts, i, numbers))
+                absorbing = verdicts.pairs[numbers[0]].reference[0] if differs else -1
+                return Absorber(absorbing, outputs, may_reach(verdicts, i, numbers), is_proved(verdicts, i, call))
         return None
 
     def _least_shown(self, i: int) -> float:

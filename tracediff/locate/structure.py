@@ -25,7 +25,7 @@ def left_by_affine(pairs: Pairs, i: int, *, rows: bool = True) -> float | None:
     0 is an error that is nothing else, 1 one that has nothing of it. None where the values tell nothing: not stored, exact, not
     finite, without a layout, or too few.
     """
-    values = _finite_values(pairs, i)
+    values = finite_values(pairs, i)
     if values is None:
         return None
     ways = (_index_to_row, _along_axis) if rows else (_index_to_row,)
@@ -41,7 +41,7 @@ def is_affine(pairs: Pairs, i: int) -> bool:
 
 def whole_gain(pairs: Pairs, i: int) -> float | None:
     """The factor that makes a pair's reference the port's tensor, up to a small share of the error; None where there is none."""
-    values = _finite_values(pairs, i)
+    values = finite_values(pairs, i)
     if values is None:
         return None
     reference, port = values
@@ -51,7 +51,7 @@ def whole_gain(pairs: Pairs, i: int) -> float | None:
     return gain if gain and left < THRESHOLDS.left_of_affine * difference else None
 
 
-def _finite_values(pairs: Pairs, i: int) -> tuple[Array, Array] | None:
+def finite_values(pairs: Pairs, i: int) -> tuple[Array, Array] | None:
     """The values of a pair, wide; None where they tell nothing: not stored, exact, not finite, or without a layout."""
     if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
         return None

@@ -58,6 +58,7 @@ class Thresholds:
         "bfloat16, forced: two planted faults that were acquitted left errors that a random one exceeded 1.4 and 1.6 times, "
         "clean forms of three pairs such that it exceeded 22 times at least",
     )
+    most_ordered: int = threshold(2048, "channels whose order is told by assignment, at most: a second's work", _ALONE)
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
     # which divergences are borderline

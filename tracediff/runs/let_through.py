@@ -6,10 +6,10 @@ the free run that came first, and, where several places are flagged, one that is
 its own agrees, and with its own where it differs. So no rounding accumulates, and no choice goes another way. A flagged place is
 *acquitted* if a call around it absorbed the difference in one of the two (`tracediff.locate.absorbed`).
 
-An acquittal needs power. So the port runs once more, with a random error of equal size at each candidate. Where this error does
-not change the absorber's outputs by more than is allowed there, and by clearly more than they differ as it is, nothing is known, and
-the place stays a finding. A call on which nothing depends (the queries of a first token, which sees itself alone) is judged by its
-site's other calls.
+An acquittal needs power, unless weights prove it (`tracediff.locate.orders`). So the port runs once more, with a random error of equal
+size at each candidate. Where this error does not change the absorber's outputs by more than is allowed there, and by clearly more than they
+differ as it is, nothing is known, and the place stays a finding. A call on which nothing depends (the queries of a first token, which sees
+itself alone) is judged by its site's other calls.
 """
 
 from __future__ import annotations
@@ -146,11 +146,15 @@ def _acquitted(candidates: Sequence[Sequence[Candidate]], before: Trace, disturb
 
 
 def _powers(candidates: Sequence[Candidate], effects: Effects, forced: Trace) -> Iterator[float]:
-    """By how many times what it must exceed each candidate's absorber shows an error of equal size; where it shows none, the least by
-    which those of the same tensor do in other calls of the site.
+    """By how many times what it must exceed each candidate's absorber shows an error of equal size; infinite where weights prove it.
+
+    Where an absorber shows none, it is the least by which those of the same tensor do in other calls of the site.
     """
     shown = ((effects.at(place, limit) for place, limit in one.outputs) for one in candidates)
-    own = [max(found, default=0.0) if one.absorber.is_reached else 0.0 for one, found in zip(candidates, shown, strict=True)]
+    own = [
+        math.inf if one.absorber.is_proved else max(found, default=0.0) if one.absorber.is_reached else 0.0
+        for one, found in zip(candidates, shown, strict=True)
+    ]
     elsewhere: dict[tuple[str, str], float] = {}
     ends = [(forced.records[one.rows[0]].site, forced.records[one.rows[0]].end) for one in candidates]
     for end, effect in zip(ends, own, strict=True):

@@ -159,7 +159,7 @@ THROUGH: Final[np.dtype[Any]] = np.dtype([("state", "u1"), ("absorber", "<i8"), 
 
 ``state`` is `ACQUITTED`, or 0 where the record was not let through, or something followed. ``absorber`` is the reference's row of an output
 that agreed although the port went on with its own tensor; -1 where there is none, or the record differs only in the forced run. ``effect``
-is what a random error of equal size does to that output, in times what is allowed there.
+is what a random error of equal size does to that output, in times what is allowed there; infinite where weights prove it.
 """
 ACQUITTED: Final = 1
 
