@@ -224,6 +224,47 @@ def test_what_a_random_error_hardly_exceeds_is_not_acquitted(size: float, tmp_pa
     assert reports(reference, port, tmp_path)["forced"].verdict == "different"
 
 
+class Kept(torch.nn.Module):
+    """What rounding changes by a hundredth of its size, and two layers, of which the second sees the first token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        made = self.first((self.before(x) + 1e5) - 1e5)
+        return self.last(made * (torch.arange(TOKENS) == 0)[:, None])
+
+
+class Unlike(nn.Linear):
+    """A layer that gives something else for all tokens but the first, and ``leak`` times so much for that."""
+
+    leak = 0.0
+
+    def __call__(self, x: Any) -> Any:
+        wrong = np.random.default_rng(5).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+        wrong[0] *= self.leak
+        return super().__call__(x) + mx.array(wrong)
+
+
+class KeptPort(nn.Module):
+    def __init__(self, reference: Kept, leak: float) -> None:
+        super().__init__()
+        self.before, self.first, self.last = ported(reference.before), Unlike(WIDTH, WIDTH), ported(reference.last)
+        self.first.weight, self.first.bias = ported(reference.first).weight, ported(reference.first).bias
+        self.first.leak = leak
+
+    def __call__(self, x: Any) -> Any:
+        made = self.first((self.before(x) + 1e5) - 1e5)
+        return self.last(made * (mx.arange(TOKENS) == 0)[:, None])
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (0.005, "different"), (0.02, "different")])
+def test_what_dwindles_below_what_noise_allows_is_not_what_is_discarded(leak: float, verdict: str, tmp_path: Path) -> None:
+    reference = Kept()
+    assert reports(reference, KeptPort(reference, leak), tmp_path)["forced"].verdict == verdict
+
+
 class Normed(torch.nn.Module):
     """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
 

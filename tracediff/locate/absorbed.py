@@ -118,13 +118,15 @@ def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[i
 class Absorber:
     """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the run had no difference there.
 
-    ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port.
+    ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port,
+    ``returned`` the reference's rows of all of them.
     ``is_reached``: whether these may have been computed from what differs. ``is_proved``: whether weights prove that the difference is
     put right, so that no random error has to show that it would matter.
     """
 
     row: int
     outputs: tuple[tuple[int, float], ...]
+    returned: frozenset[int] = frozenset()
     is_reached: bool = True
     is_proved: bool = False
 
@@ -171,7 +173,8 @@ class ThroughRun:
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
                 absorbing = verdicts.pairs[numbers[0]].reference[0] if differs else -1
-                return Absorber(absorbing, outputs, may_reach(verdicts, i, numbers), is_proved(verdicts, i, call))
+                rows = frozenset(row for j in numbers for row in verdicts.pairs[j].reference)
+                return Absorber(absorbing, outputs, rows, may_reach(verdicts, i, numbers), is_proved(verdicts, i, call))
         return None
 
     def _least_shown(self, i: int) -> float:
@@ -180,6 +183,26 @@ class ThroughRun:
         own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
         limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
         return max(limit, THRESHOLDS.clearly_shown * own)
+
+    def leaves_more(self, row: int, returned: Collection[int], fed: Mapping[int, float]) -> bool:
+        """Whether what differs at a row leaves clearly more behind it than the reference's tensor in its place does.
+
+        Looked at are places that agree, and what the absorber ``returned``; ``fed`` are the errors of the forced run, both by the
+        reference's rows. In a run that was reset to the reference wherever it agreed both differ in nothing else.
+        """
+        verdicts = self._verdicts
+        worse = [j for j in self._worse(fed) if not verdicts.comparisons.judged(j).diverged or verdicts.pairs[j].reference[0] in returned]
+        return any(may_reach(verdicts, i, [j]) for i in verdicts.flow.pairs_at([row]) for j in worse if j > i)
+
+    def _worse(self, fed: Mapping[int, float]) -> Iterator[int]:
+        """The pairs of numbers that are clearly worse than in the forced run, and by more than noise."""
+        for j in range(len(self._verdicts)):
+            comparison, error = self._verdicts.comparisons.measure(j), fed.get(self._verdicts.pairs[j].reference[0])
+            metrics, judgement = comparison.metrics, comparison.judgement
+            if error is None or metrics is None or metrics.exact or judgement is None:
+                continue
+            if metrics.rel_l2 > max(THRESHOLDS.leaves_more * error, THRESHOLDS.leaves_more_of_allowed * judgement.limit):
+                yield j
 
     def chooses_by(self, row: int) -> bool:
         """Whether what takes in a row's tensor returns ids alone: it chose by the values that differ."""

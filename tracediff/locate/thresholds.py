@@ -58,6 +58,14 @@ class Thresholds:
         "bfloat16, forced: two planted faults that were acquitted left errors that a random one exceeded 1.4 and 1.6 times, "
         "clean forms of three pairs such that it exceeded 22 times at least",
     )
+    leaves_more: float = threshold(
+        2.0,
+        "times the error of a forced run that a difference must leave behind it to be no form: with the reference's tensor less is left",
+        "bfloat16 and float32: two planted faults that free runs acquitted leave 6 times and more, clean forms of five kinds 1.2 at most",
+    )
+    leaves_more_of_allowed: float = threshold(
+        0.2, "share of what is allowed, about the noise floor itself, up to which nothing counts as left behind", "as leaves_more"
+    )
     most_ordered: int = threshold(2048, "channels whose order is told by assignment, at most: a second's work", _ALONE)
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
