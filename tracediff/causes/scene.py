@@ -48,7 +48,8 @@ class Scene:
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
     site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
     reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
-    ``altered``: those of which a record diverged, or could not be compared.
+    ``altered``: those of which a record diverged, or could not be compared. ``chained``: of the calls that the sides make in another order
+    the pairs (earlier, later) of which one side may hand the later what the earlier returned, or what was made of it.
     ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known.
     """
 
@@ -71,6 +72,7 @@ class Scene:
     balanced: frozenset[str] = frozenset()
     paired: frozenset[str] = frozenset()
     altered: frozenset[str] = frozenset()
+    chained: frozenset[tuple[str, str]] = frozenset()
     program: Program | None = None
 
     @property

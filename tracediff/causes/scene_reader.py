@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,7 @@ class SceneReader:
             balanced=self._balanced(left.stage),
             paired=self._paired,
             altered=self._altered,
+            chained=self._chained(frames, left.stage),
             program=self._program(comparison, left),
         )
 
@@ -242,6 +244,15 @@ class SceneReader:
             elif site == module_of(site) and known[site]:
                 yield known[site], first
 
+    def _chained(self, frames: tuple[int, ...], stage: str) -> frozenset[tuple[str, str]]:
+        """Of the calls inside two frames that the sides make in another order those pairs of which a side hands on one's result."""
+        made = [dict(self._calls(side, frame, stage)) for side, frame in enumerate(frames)]
+        ours, theirs = ([name for name in one if name in other and one[name] >= 0] for one, other in (made, made[::-1]))
+        place = {name: number for number, name in enumerate(theirs)}
+        turned = [(one, other) for one, other in combinations(ours, 2) if place.get(one, 0) > place.get(other, 0)]
+        sides = zip(self._call_trees, made, (turned, [pair[::-1] for pair in turned]), strict=True)
+        return frozenset(pair for calls, rows, pairs in sides for pair in pairs if _is_handed_on(calls, *(rows[name] for name in pair)))
+
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
         """For each side the reference's name of a paired site; "" for all but the first of several sites with one partner."""
@@ -302,6 +313,11 @@ class SceneReader:
     @cached_property
     def _paired(self) -> frozenset[str]:
         return frozenset(self._alignment.port_of)
+
+
+def _is_handed_on(calls: CallTree, earlier: int, later: int) -> bool:
+    """Whether a call, known by one of its rows, may be handed what an earlier call returned, or what was made of it."""
+    return calls.may_reach(calls.outputs(int(calls.of_row[earlier])), set(calls.inputs(int(calls.of_row[later]))))
 
 
 def _widened(values: Array) -> Array:
