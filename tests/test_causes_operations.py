@@ -213,6 +213,17 @@ def test_no_change_explains_an_error_by_chance(name: str) -> None:
     assert causes(made, lambda reference: reference + error) == []
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(("leaves", "steps"), [([BOTH], GATED), ([X, GATE], POOLED)])
+def test_no_change_explains_a_value_that_overflows(leaves: list[Array], steps: tuple[Node, ...], value: float) -> None:
+    def overflowing(reference: Array) -> Array:
+        port = reference.copy()
+        port.reshape(-1)[3] = value
+        return port
+
+    assert causes(program(leaves, *steps), overflowing) == []
+
+
 def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
     decay = np.full((B, C), 0.5)
     turns = [node("select", Ref(0), 1, 0, role=0)]

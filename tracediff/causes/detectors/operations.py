@@ -210,8 +210,9 @@ def _is_close(one: Array, other: Array | None) -> bool:
     ours, theirs = _hidden(one), _hidden(other)
     if theirs.dtype.kind != "f" or ours.dtype.kind != "f":
         return bool(np.array_equal(ours, theirs))
-    seen = (ours > _HIDES) & (theirs > _HIDES)
-    if not np.array_equal(ours > _HIDES, theirs > _HIDES):
+    lost = ~(np.isfinite(ours) & np.isfinite(theirs))  # of which no error tells anything
+    if not np.array_equal(ours > _HIDES, theirs > _HIDES) or not np.array_equal(ours[lost], theirs[lost]):
         return False
+    seen = (ours > _HIDES) & ~lost
     size = float(np.linalg.norm(theirs[seen]))
     return float(np.linalg.norm(ours[seen] - theirs[seen])) <= THRESHOLDS.same_form * size
