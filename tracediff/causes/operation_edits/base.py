@@ -91,6 +91,14 @@ SUMS = frozenset(("add", "sub", "rsub"))
 PRODUCTS = frozenset(("mul", "div"))
 
 
+COUNTING = frozenset(("arange", "cumsum"))
+"""What numbers places."""
+
+
+REARRANGING = frozenset(("unsqueeze", "squeeze", "transpose", "permute", "flip", "cat", "stack"))
+"""What only rearranges: a whole number that such an operation is given is an axis."""
+
+
 MASKS = frozenset(("where", "masked_fill"))
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from tracediff.causes.in_hand import InHand
 from tracediff.causes.operation_edits.base import (
+    COUNTING,
     FUNCTION_OF,
     LOGARITHMS,
     MASKS,
@@ -26,7 +28,7 @@ from tracediff.causes.operation_edits.base import (
     is_mask,
     shape_at,
 )
-from tracediff.causes.program import Compute, Replay
+from tracediff.causes.program import Compute, Program, Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.trace.operations import Node
 
@@ -140,11 +142,26 @@ def _kind_of_term(replay: Replay, kept: int, lost: int) -> str:
     words = re.findall("[a-z]+", program.text(lost).lower())
     made = program.operations(lost)
     is_wave = bool({"sin", "cos"} & made) and not made & MIXING
-    if is_wave or any(word in ("pos", "wpe") or word.startswith("posit") for word in words) or _is_numbered(replay, lost):
+    is_said = any(word in ("pos", "wpe") or word.startswith("posit") for word in words)
+    if is_wave or is_said or _is_numbered(replay, lost) or _is_counted(program, lost):
         return "position.missing"
     if leaf is not None:
-        return leaf.kind_if_left_out(is_stream=leaf.is_stream)
+        return leaf.kind_if_left_out(is_stream=_is_stream(replay, leaf, kept, lost))
     return "branch.missing"
+
+
+def _is_stream(replay: Replay, leaf: InHand, kept: int, lost: int) -> bool:
+    """Whether of two terms of a sum the one left out is what the other was made of; as what was in hand tells, where no program does."""
+    behind = [replay.program.behind(node) for node in (kept, lost)]
+    if not all(behind):
+        return leaf.is_stream
+    return not behind[0].isdisjoint(_plain(replay, lost)) and behind[1].isdisjoint(_plain(replay, kept))
+
+
+def _is_counted(program: Program, node: int) -> bool:
+    """Whether a tensor was made of counted places alone: no weight mixed channels in it, and nothing was looked up."""
+    made = {program.whole[one].name for one in program.behind(node)}
+    return not made.isdisjoint(COUNTING) and made.isdisjoint(MIXING | {"embedding"})
 
 
 def _is_made_of(replay: Replay, node: int, source: int) -> bool:
