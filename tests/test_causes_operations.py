@@ -224,6 +224,18 @@ def test_no_change_explains_a_value_that_overflows(leaves: list[Array], steps: t
     assert causes(program(leaves, *steps), overflowing) == []
 
 
+@pytest.mark.parametrize(("wrong", "kinds"), [((), ["scale"]), (("norm.weight",), []), (("other.weight",), ["scale"])])
+@pytest.mark.parametrize("factor", [None, 1.3])
+def test_what_weights_show_already_is_no_change_of_operations(wrong: tuple[str, ...], kinds: list[str], factor: float | None) -> None:
+    gain = draw(C, seed=9)
+    nodes = {0: Node("@seen"), 1: Node("@param", ("norm.weight",), values=gain), 2: node("mul", Ref(0), Ref(1))}
+    made = Program(nodes, (1, 2), {0: InHand("x", "input", "", is_input=True, values=X)}, {1: "norm.weight"})
+    port = X if factor is None else X * gain * factor
+    sides = (CulpritSide("norm"), CulpritSide("norm"))
+    scene = Scene("norm", "output", "module", X * gain, port, 1e-6, (), sides, program=made, wrong_weights=frozenset(wrong))
+    assert [cause.kind for cause in judged(scene, operations.detect)] == kinds
+
+
 def added(made: Node, other: Node | None = None) -> Program:
     """A sum of two tensors in hand, of which the second was made by an operation outside of what the code did; both were handed in."""
     whole = [Node("@seen"), made if other is None else other, made]

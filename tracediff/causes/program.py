@@ -103,6 +103,12 @@ class Program:
             self._ancestors[node] = frozenset(_reached(self.nodes, node, self.leaves))
         return self._ancestors[node]
 
+    def parameter(self, node: int) -> str:
+        """The name of the parameter that a node is, or is a mere view of; "" where it is none."""
+        while node not in self.leaves and self.nodes[node].name in (*_SILENT, "t", "transpose", "permute"):
+            node = self.nodes[node].refs[0]
+        return self.names.get(node, "")
+
     def behind(self, node: int) -> frozenset[int]:
         """The nodes of the whole run that a node was made of, itself included; none where they are not known."""
         if node not in self._behind:

@@ -50,7 +50,8 @@ class Scene:
     reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
     ``altered``: those of which a record diverged, or could not be compared. ``chained``: of the calls that the sides make in another order
     the pairs (earlier, later) of which one side may hand the later what the earlier returned, or what was made of it.
-    ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known.
+    ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known. ``wrong_weights``: the
+    reference's parameters that the port lacks, or has with values so much others that they explain the error.
     """
 
     site: str
@@ -74,6 +75,7 @@ class Scene:
     altered: frozenset[str] = frozenset()
     chained: frozenset[tuple[str, str]] = frozenset()
     program: Program | None = None
+    wrong_weights: frozenset[str] = frozenset()
 
     @property
     def is_numeric(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -105,10 +105,20 @@ class _HandReader:
 
 
 class SceneReader:
-    """Reads the scenes of findings from two aligned traces."""
+    """Reads the scenes of findings from two aligned traces.
 
-    def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
-        self._located, self._alignment = located, alignment
+    ``wrong_weights`` gives, for the error that a finding introduced (relative L2), the reference's parameters that the port has so wrong.
+    """
+
+    def __init__(
+        self,
+        located: Located,
+        alignment: Alignment,
+        reference: Trace,
+        port: Trace,
+        wrong_weights: Callable[[float], frozenset[str]] = lambda _: frozenset(),
+    ) -> None:
+        self._located, self._alignment, self._wrong_weights = located, alignment, wrong_weights
         self._traces = (reference, port)
         self._call_trees = (reference.calls, port.calls)
         self._balances: dict[str, frozenset[str]] = {}
@@ -148,6 +158,7 @@ class SceneReader:
             altered=self._altered,
             chained=self._chained(frames, left.stage),
             program=self._program(comparison, left),
+            wrong_weights=self._wrong_weights(finding.introduced),
         )
 
     def _program(self, comparison: Comparison, record: Record) -> Program | None:

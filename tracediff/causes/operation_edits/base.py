@@ -18,13 +18,15 @@ from tracediff.trace.operations import Node, Ref
 class Change:
     """What some nodes give instead; ``kind`` and ``text`` say what the port would do then.
 
-    ``key``: the same for what is the same change of another operation that the same place in the code asks for.
+    ``key``: the same for what is the same change of another operation that the same place in the code asks for. ``lost``: what the port
+    would leave out.
     """
 
     kind: str
     text: str
     at: Mapping[int, Compute]
     key: Any = None
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
             merged: dict[int, Compute] = {}
             for change in same:
                 merged.update(change.at)
-            yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged)
+            lost = tuple(node for change in same for node in change.lost)
+            yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged, lost=lost)
 
 
 FAMILIES: tuple[Family, ...] = (
