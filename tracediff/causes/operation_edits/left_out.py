@@ -157,9 +157,9 @@ def _kind_of_term(replay: Replay, kept: int, lost: int) -> str:
 
 
 def _is_stream(replay: Replay, leaf: InHand, kept: int, lost: int) -> bool:
-    """Whether of two terms of a sum the one left out is what the other was made of; as what was in hand tells, where no program does."""
+    """Whether of two terms of a sum the one left out was a stream, and is what the other was made of, as far as that is known."""
     behind = [replay.program.behind(node) for node in (kept, lost)]
-    if not all(behind):
+    if not leaf.is_stream or not all(behind):
         return leaf.is_stream
     return not behind[0].isdisjoint(_plain(replay, lost)) and behind[1].isdisjoint(_plain(replay, kept))
 
