@@ -26,6 +26,7 @@ from tracediff.observe.options import (
 )
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
+from tracediff.trace.products import unpinned
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment
@@ -100,7 +101,10 @@ def capture(
     - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
     - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
       eight more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
-      ``("float64", "bfloat16")``, where float64 serves float32 ports;
+      ``("float64", "bfloat16")``, where float64 serves float32 ports, and "tf32" those whose products are coarser than float32's;
+    - ``precise``: True takes products of float32 numbers in full precision where the framework lets them be (MLX's on M5 Macs and on
+      CUDA are TF32's otherwise), False as they come; by default in a run that is fed, or whose floor is measured. The trace says what a
+      product was in this run;
     - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
 
     What a selection did not match is among the trace's ``not_seen``. A selection that leaves nothing to record is warned of, and so is a
@@ -163,7 +167,8 @@ def _warned(trace: Trace) -> Trace:
 
 def _warnings(trace: Trace) -> list[str]:
     """Why a fresh trace is of doubtful use: nothing was recorded, the run was in training mode, or it does not repeat itself."""
-    return [*_of_nothing(trace), *caveats(trace, "run" if trace.floor is None else "reference")]
+    told = (unpinned(trace),) if unpinned(trace) else ()
+    return [*_of_nothing(trace), *caveats(trace, "run" if trace.floor is None else "reference"), *told]
 
 
 def _of_nothing(trace: Trace) -> Sequence[str]:

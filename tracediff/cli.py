@@ -35,9 +35,16 @@ _FEED = (
 )
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _NO_FLOOR = "Do not measure the reference's noise floor (four to six more runs)."
-_FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
+_FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too, tf32 being float32 with coarse products (may be repeated)."
+_FLOOR_DTYPES = click.Choice(["float16", "bfloat16", "tf32"])
+_PRECISE = (
+    "Take float32 products in full precision where the framework lets them be; MLX on M5 Macs and CUDA multiplies TF32's 10 bits "
+    "otherwise [default: with --feed, and where the noise floor is measured]."
+)
 _STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
-_CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
+_CALIBRATE_DTYPE = (
+    "For ports in this dtype (may be repeated); float64 serves float32 ports, tf32 those with coarse products [default: all four]."
+)
 
 
 class StatusGroup(click.Group):
@@ -113,7 +120,10 @@ def capture_options(command: Command) -> Command:
             click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints."),
             click.option("--no-repeat", "repeat", is_flag=True, callback=lambda *given: not given[-1], help=_NO_REPEAT),
             click.option("--no-floor", "floor", is_flag=True, callback=lambda *given: False if given[-1] else None, help=_NO_FLOOR),
-            click.option("--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help=_FLOOR_DTYPE),
+            click.option(
+                "--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16", "tf32"]), help=_FLOOR_DTYPE
+            ),
+            click.option("--precise/--no-precise", "precise", default=None, help=_PRECISE),
         )
     ):
         command = option(command)
@@ -172,7 +182,7 @@ def capture(as_json: bool, **options: Any) -> int:
 @main.command()
 @click.argument("trace", type=click.Path())
 @click.option("--recipe", default=None, help="The recipe's name or file [default: the one that made the trace].")
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float64", "float16", "bfloat16"]), help=_CALIBRATE_DTYPE)
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float64", "float16", "bfloat16", "tf32"]), help=_CALIBRATE_DTYPE)
 @click.option("--python", "python", type=click.Path(), help="Run the reference with another environment's Python.")
 @json_option
 def calibrate(trace: str, as_json: bool, **options: Any) -> int:
@@ -522,7 +532,7 @@ def init(name: str, folder: str) -> int:
 @main.command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Say what is installed, what can run here, and what slows it down.
+    """Say what is installed, what can run here, how exactly it multiplies, and what slows it down.
 
     \b
     Example:

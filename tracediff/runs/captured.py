@@ -19,6 +19,7 @@ from tracediff.interrupts import allowed, held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
+from tracediff.observe.products import pinned
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import repeats_meta
 from tracediff.observe.world import State, World
@@ -27,6 +28,7 @@ from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 from tracediff.trace.container import new_identity
+from tracediff.trace.products import TF32
 from tracediff.trace.writer import check_trace_output
 
 if TYPE_CHECKING:
@@ -64,9 +66,19 @@ def captured(
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
-    asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
+    adapter = adapter_of(models, run, impl=options.impl)
+    is_precise = options.precise
+    if is_precise is None:
+        is_precise = feed is not None or _has_floor(options, adapter.name, meta)
+    asked = _Capture(models, run, Path(to), options, tuple(observers), {**meta, "precise": is_precise}, force, progress)
     check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
-    return _free(asked) if feed is None else _forced(asked, feed, mapping)
+    with pinned(adapter, wanted=is_precise):
+        return _free(asked) if feed is None else _forced(asked, feed, mapping)
+
+
+def _has_floor(options: CaptureOptions, framework: str, meta: Mapping[str, Any]) -> bool:
+    """Whether the noise floor of a free run is measured."""
+    return framework == "torch" and not meta.get("random") if options.floor is None else options.floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +133,7 @@ def _free(asked: _Capture) -> Path:
     world = World(asked.models, asked.run, adapter)
     before = world.state()
     path = replace(asked, options=replace(options, repeat=False)).record()
-    has_floor = options.floor
-    if has_floor is None:
-        has_floor = adapter.name == "torch" and not asked.meta.get("random")
+    has_floor = _has_floor(options, adapter.name, asked.meta)
     if why := world.once(before):
         asked.amend(**_missed(path, f"repeat and noise floor: {why}"))
         return path
@@ -172,15 +182,22 @@ def _floor_of(
     The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
     trace says was not seen. ``begin``: the state in which the recorded run began, in which the models are.
     """
+    from tracediff.runs.coarse_products import measure_products
     from tracediff.runs.floor import measure
 
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
         observed = options.observing()
-        asked: dict[str, Any] = {"dtypes_to_try": tuple(dtypes), "observed": observed, "say": progress, "begin": begin}
-        table, missed = measure(models, run, trace, known=trace.floor, **asked)
+        asked: dict[str, Any] = {"observed": observed, "say": progress, "begin": begin}
+        in_dtypes = tuple(name for name in dtypes if name != TF32)
+        table, missed = measure(models, run, trace, known=trace.floor, dtypes_to_try=in_dtypes, **asked)
+        found = {"floor": table}
+        if TF32 in dtypes and trace.floor_products is None:
+            products, more = measure_products(models, run, trace, **asked)
+            missed = [*missed, *more]
+            found |= {} if products is None else {schema.PRODUCTS_TABLE: products}
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
-    return {"meta": {"not_seen": [*kept, *(text for text in missed if text not in kept)]}, "floor": table}
+    return {"meta": {"not_seen": [*kept, *(text for text in missed if text not in kept)]}, **found}
 
 
 def recorded_options(
@@ -221,10 +238,13 @@ def calibrated(
         identity = trace.identity[0]
         _check_can_have_floor(trace)
         _check_parameters(models, run, trace, options.impl)
-        progress("a first run, to see whether it is the one that was captured")
-        _check_outputs(models, run, trace, options)
-    found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
-    amend(path, identity=identity, meta={**found["meta"], "repeats": True}, floor=found["floor"])
+        is_precise = bool(trace.meta.get("precise"))
+    with pinned(adapter_of(models, run, impl=options.impl), wanted=is_precise):
+        with open_trace(path) as trace:
+            progress("a first run, to see whether it is the one that was captured")
+            _check_outputs(models, run, trace, options)
+        found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
+    amend(path, identity=identity, **{**found, "meta": {**found["meta"], "repeats": True}})
     return path
 
 

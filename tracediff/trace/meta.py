@@ -63,8 +63,13 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "versions": Each(str, by_name=True),
     "converted": dict,
     "repeats": bool,
+    "precise": bool,
     "repeats_first": Items({"site": str, "call": str, "end": str}, needed=("site", "call", "end")),
     "returned": Items({"call": str, "type": str}, needed=("call", "type")),
+    "products": Items(
+        {"precision": str, "error": (int, float), "rounding": str, "device": str, "settings": Each(str, by_name=True)},
+        needed=("precision", "error", "device"),
+    ),
     "observed": Items({"methods": Each(str), "functions": Each(str)}),
     "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),
     "left_out": int,

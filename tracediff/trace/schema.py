@@ -10,7 +10,7 @@ A trace is one HDF5 file:
 - ``/meta`` uint8, one JSON object; ``/identity`` 16 random bytes, which the journal repeats;
 - ``/digest`` 16 bytes of xxh3_128 over the name and the bytes of each table, those of ``/meta`` among them, in the order of their names
   (absent in files of version 0.1.0);
-- ``/floor`` where it was measured: one row of `FLOOR` a record;
+- ``/floor`` where it was measured: one row of `FLOOR` a record; ``/floor_products`` likewise of `FLOOR_PRODUCTS`;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
 All numbers are little-endian.
@@ -36,6 +36,7 @@ IDENTITY: Final = "identity"
 SITES: Final = "sites"
 DIGEST: Final = "digest"
 FLOOR_TABLE: Final = "floor"
+PRODUCTS_TABLE: Final = "floor_products"
 THROUGH_TABLE: Final = "through"
 
 PACK_LIMIT: Final = 64 * 1024
@@ -141,6 +142,9 @@ FLOOR: Final[np.dtype[Any]] = np.dtype(
 )
 """One row a record: noise amplification in units of the roundoff, the error of a run in each dtype, whether noise changes ids."""
 
+FLOOR_PRODUCTS: Final[np.dtype[Any]] = np.dtype([("tf32", "<f8"), ("tf32_free", "<f8")])
+"""One row a record: the error of a run whose products multiply numbers of TF32's 10 bits, with values reset at each record, or not."""
+
 STRING_END: Final[np.dtype[Any]] = np.dtype("<u8")
 SKETCH: Final[np.dtype[Any]] = np.dtype("<f8")
 
@@ -163,7 +167,7 @@ is what a random error of equal size does to that output, in times what is allow
 """
 ACQUITTED: Final = 1
 
-OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {FLOOR_TABLE: FLOOR, THROUGH_TABLE: THROUGH}
+OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {FLOOR_TABLE: FLOOR, PRODUCTS_TABLE: FLOOR_PRODUCTS, THROUGH_TABLE: THROUGH}
 """Tables of one row a record that may be added after the run."""
 
 

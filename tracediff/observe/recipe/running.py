@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import RecipeError
 from tracediff.observe import observe
+from tracediff.observe.adapters.registry import named
 from tracediff.observe.context import Context, weights_beside
 from tracediff.observe.jobs import Job, find_job, name_of
 from tracediff.observe.observer import Observer
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
+from tracediff.observe.products import pinned
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
@@ -200,6 +202,8 @@ def _run(
         reference = None if asked.reference is None else stack.enter_context(open_trace(asked.reference))
         context = asked.context(reference, recipe.sources)
         stack.enter_context(redirect_stdout(sys.stderr))
+        is_precise = own.get("feed") is not None if options.precise is None else options.precise
+        stack.enter_context(pinned(named(asked.impl), wanted=is_precise))  # MLX asks once, perhaps while a model is made
         progress(f"loading {recipe.description}")
         models = recipe.load(context)
         if change is not None:
