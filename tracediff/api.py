@@ -27,6 +27,7 @@ from tracediff.observe.options import (
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
 from tracediff.trace.products import unpinned
+from tracediff.trace.stored_weights import stored_weights_note
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment
@@ -76,6 +77,7 @@ def capture(
     feed: PathLike | None = None,
     random: TraceLike | None = None,
     seed: int | None = None,
+    weights_from: Any = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
     **options: Unpack[CaptureKeywords],
@@ -90,6 +92,9 @@ def capture(
     on with the reference's, so that each site shows the error that it introduces itself. ``run`` is then called twice or more, fed and
     disturbed, and nothing is promised of its side effects. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
+    ``weights_from``: a port's model, its trace with ``save_params``, or a file or folder of its weights. A reference then runs with these
+    as they are stored (codes of a few bits, float16, bfloat16), wherever they differ by storage alone; what is left between the two is
+    no quantisation. Afterwards the model has its own again, bit for bit.
     ``meta``: what the trace says besides.
 
     The options, each explained in `tracediff.observe.options.CaptureOptions`:
@@ -124,6 +129,7 @@ def capture(
         to,
         options=CaptureOptions.of(**options),
         feed=feed,
+        weights_from=weights_from,
         observers=_draws(random if random is not None else feed, seed),
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
@@ -187,6 +193,7 @@ def capture_recipe(
     seed: int = 0,
     random: PathLike | None = None,
     feed: PathLike | None = None,
+    weights_from: PathLike | None = None,
     start: PathLike | None = None,
     dtype: str | None = None,
     python: PathLike | None = None,
@@ -199,8 +206,8 @@ def capture_recipe(
     """Runs one side of a pair as its recipe says, here or in another environment's ``python``, and returns its trace.
 
     The keywords are those of `tracediff.observe.recipe.run_recipe`; ``feed`` and the ``options`` those of `capture`, where
-    ``floor_dtypes`` come on top of float64. ``no_repeat`` and ``no_floor`` stand for ``repeat=False`` and ``floor=False``. What the
-    selection did not match is said by ``progress``.
+    ``floor_dtypes`` come on top of float64. ``weights_from`` as there, or "mlx": the port of the same recipe. ``no_repeat`` and
+    ``no_floor`` stand for ``repeat=False`` and ``floor=False``. What the selection did not match is said by ``progress``.
     """
     from tracediff.observe.recipe import run_recipe
     from tracediff.observe.selection import unmatched_lines
@@ -231,6 +238,7 @@ def capture_recipe(
         job=captured,
         options=asked,
         feed=None if feed is None else os.fspath(feed),
+        weights_from=None if weights_from is None else os.fspath(weights_from),
     )
     trace = open_trace(path)
     for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_warnings(trace)):
@@ -351,7 +359,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*floor_notes(first, second, alignment.stored), *explained.notes],
+        notes=[*filter(None, [stored_weights_note(first)]), *floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 

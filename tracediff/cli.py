@@ -33,6 +33,10 @@ _FEED = (
     "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of "
     "side effects."
 )
+_WEIGHTS_FROM = (
+    "Run the reference with a port's weights as they are stored (4-bit codes, float16): the port's trace with --save-params, its weights "
+    "file or folder, or mlx for the port of the same recipe."
+)
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _NO_FLOOR = "Do not measure the reference's noise floor (four to six more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too, tf32 being float32 with coarse products (may be repeated)."
@@ -154,6 +158,7 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
 @click.option("--feed", type=click.Path(exists=True), help=_FEED)
+@click.option("--weights-from", "weights_from", help=_WEIGHTS_FROM)
 @click.option("--from", "start", type=click.Path(exists=True), help="Start the wanted stages from the inputs they had in this trace.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Run the model in this dtype.")
 @capture_options
@@ -168,6 +173,7 @@ def capture(as_json: bool, **options: Any) -> int:
       tracediff capture --impl torch -o ref.h5
       tracediff capture --impl mlx --feed ref.h5 -o forced.h5
       tracediff capture --impl mlx --random ref.h5 -o free.h5
+      tracediff capture --impl torch --weights-from quantised.safetensors -o ref.h5
       tracediff capture --impl mlx --stage vocoder --from ref.h5 -o vocoder.h5
       tracediff capture --impl mlx --functions 'mlx_audio.tts.models.chatterbox.**'
     """

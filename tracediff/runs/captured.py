@@ -50,6 +50,7 @@ def captured(
     options: CaptureOptions = DEFAULTS,
     feed: str | os.PathLike[str] | Trace | None = None,
     mapping: Mapping[str, Any] | None = None,
+    weights_from: Any = None,
     observers: Sequence[Observer] = (),
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -58,7 +59,8 @@ def captured(
     """Records a run to a new trace and returns its path.
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
-    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
+    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. With ``weights_from``, the weights of a port, the models run
+    with these as they are stored (`tracediff.runs.port_weights`). A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
     Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
     choose ids or other values, once to write down its operations, and once to three times for each further dtype. With
@@ -73,7 +75,20 @@ def captured(
     asked = _Capture(models, run, Path(to), options, tuple(observers), {**meta, "precise": is_precise}, force, progress)
     check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
     with pinned(adapter, wanted=is_precise):
+        if weights_from is not None:
+            return _with_port_weights(asked, weights_from, is_forced=feed is not None)
         return _free(asked) if feed is None else _forced(asked, feed, mapping)
+
+
+def _with_port_weights(asked: _Capture, source: Any, *, is_forced: bool) -> Path:
+    """A free run with a port's weights."""
+    from tracediff.runs.port_weights import port_weights
+
+    if is_forced:
+        raise CaptureError("A run that is fed is a port's, which has its own weights; weights_from is for the capture of its reference.")
+    asked.progress("pairing the port's weights with the reference's")
+    with port_weights(asked.models, asked.run, source, impl=asked.options.impl) as told:
+        return _free(replace(asked, meta={**asked.meta, **told}))
 
 
 def _has_floor(options: CaptureOptions, framework: str, meta: Mapping[str, Any]) -> bool:

@@ -70,6 +70,7 @@ ITEMS: Final[Mapping[str, Shape]] = {
         {"precision": str, "error": (int, float), "rounding": str, "device": str, "settings": Each(str, by_name=True)},
         needed=("precision", "error", "device"),
     ),
+    "weights_from": Items({"source": str, "taken": Each(list), "left": Each(str)}, needed=("source",)),
     "observed": Items({"methods": Each(str), "functions": Each(str)}),
     "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),
     "left_out": int,

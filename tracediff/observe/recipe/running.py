@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import RecipeError
 from tracediff.observe import observe
-from tracediff.observe.adapters.registry import named
+from tracediff.observe.adapters.registry import FRAMEWORKS, named
 from tracediff.observe.context import Context, weights_beside
 from tracediff.observe.jobs import Job, find_job, name_of
 from tracediff.observe.observer import Observer
@@ -208,6 +208,8 @@ def _run(
         models = recipe.load(context)
         if change is not None:
             change(models)
+        if own.get("weights_from") in FRAMEWORKS:
+            own = {**own, "weights_from": _models_of_side(recipe, own["weights_from"], context, progress)}
         job(
             dict(models),
             lambda: run_all_stages(recipe, models, context, progress),
@@ -224,6 +226,13 @@ def _run(
             progress=progress,
             **own,
         )
+
+
+def _models_of_side(recipe: Recipe, impl: str, context: Context, progress: Progress) -> Models:
+    """The models that the recipe of another side loads, which lies beside this one."""
+    other = load_recipe(recipe.path.with_name(f"{recipe.name}_{impl}.py"), impl)
+    progress(f"loading {other.description}, for its weights")
+    return other.load(context)
 
 
 def observe_recipe(recipe: Recipe, context: Context, observers: Sequence[Observer] = (), *, models: Models | None = None) -> Any:
