@@ -68,7 +68,19 @@ class TestJson:
         data = json.loads(compared(tmp_path, faults={"dec.a": bumped}).to_json())
         assert list(data) == [
             *("schema", "verdict", "mode", "method", "reference", "port", "coverage"),
-            *("first", "divergences", "stages", "weights", "certificate", "equivalent", "borderline", "caveats", "withheld", "outputs"),
+            *(
+                "first",
+                "divergences",
+                "stages",
+                "weights",
+                "certificate",
+                "equivalent",
+                "borderline",
+                "caveats",
+                "withheld",
+                "outputs",
+                "quantised",
+            ),
         ]
         assert list(data["coverage"]) == [
             *("reference_records", "port_records", "paired", "compared", "read", "bytes_read"),

@@ -148,6 +148,14 @@ class Equivalent:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """An output of a layer whose weights the port holds as codes, off by no more than these explain; ``introduced`` is a relative L2."""
+
+    where: Where
+    introduced: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One pair of records in the table of all pairs; what was not compared has ``how`` "" and ``diverged`` None.
 
@@ -178,8 +186,9 @@ class Report:
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told, and ``withheld`` says why.
     ``outputs`` says how much of what the runs returned was compared. ``divergences`` are those introduced, in execution order; a bisection
     names the first only. ``equivalent`` are differences that are none, since nothing follows from them; ``borderline`` those that are
-    little more than noise in size and like noise in kind. ``caveats``: sentences that make the verdict doubtful (a run in
-    training mode, or that does not repeat itself). ``rows`` holds every pair (empty in a report read from JSON).
+    little more than noise in size and like noise in kind; ``quantised`` those that the codes of a port's weights explain. ``caveats``:
+    sentences that make the verdict doubtful (a run in training mode, or that does not repeat itself). ``rows`` holds every pair (empty in
+    a report read from JSON).
     """
 
     verdict: Verdict
@@ -194,6 +203,7 @@ class Report:
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
     borderline: tuple[Divergence, ...] = ()
+    quantised: tuple[Quantisation, ...] = ()
     caveats: tuple[str, ...] = ()
     withheld: Withheld | None = None
     outputs: Outputs = "compared"
@@ -229,6 +239,7 @@ class Report:
             "caveats": list(self.caveats),
             "withheld": asdict(self.withheld) if self.withheld else None,
             "outputs": self.outputs,
+            "quantised": [asdict(one) for one in self.quantised],
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -329,6 +340,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
         "borderline": tuple(_divergence(part) for part in data.get("borderline", ())),
+        "quantised": tuple(Quantisation(_made(Where, one["where"]), one["introduced"]) for one in data.get("quantised", ())),
         "caveats": tuple(data.get("caveats", ())),
         "withheld": _made(Withheld, data["withheld"]) if data.get("withheld") else None,
         "outputs": data.get("outputs", "compared"),
@@ -397,6 +409,7 @@ def build(
         certificate={**_certificate(located, decision, rows, reference, port), "notes": [*notes, *free_notes(located, port)]},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         borderline=tuple(_of_finding(finding, (), located, rows, reference, port) for finding in located.borderline),
+        quantised=tuple(Quantisation(row.where, row.rel_l2 or 0.0) for row in rows if row.effect == "quantised"),
         caveats=(*caveats(reference, "reference"), *caveats(port, "port")),
         withheld=decision.withheld,
         outputs=decision.outputs,

@@ -13,6 +13,7 @@ from tracediff.locate.flow import PairFlow, is_moved_boundary
 from tracediff.locate.limits import Limits
 from tracediff.locate.masks import has_two_conventions, may_mask
 from tracediff.locate.pairs import Pairs
+from tracediff.locate.quantised import Quantised
 from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.structure import is_affine
 from tracediff.locate.thresholds import THRESHOLDS
@@ -26,6 +27,7 @@ class Effects:
     def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, comparisons: Comparisons, expectations: Expectations) -> None:
         self._pairs, self._flow, self._limits, self._comparisons, self._expected = pairs, flow, limits, comparisons, expectations
         self._effects: dict[int, Effect] = {}
+        self._quantised = Quantised(pairs)
 
     @cached_property
     def flipped(self) -> tuple[int, ...]:
@@ -68,6 +70,8 @@ class Effects:
             return "equivalent"
         if self._pairs.has_raised(i):
             return "no effect" if self._is_caught(i) else ""
+        if self._quantised.is_there and self._quantised.explains(i, self._comparisons.measure(i).metrics):
+            return "quantised"
         if self._pairs.is_replaced(i) or self._comparisons.judged(i).how == "forced":
             return ""
         kind = self._flow.kind(i)

@@ -12,8 +12,8 @@ from tracediff.compare import Judgement, Metrics
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
 How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
-Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline"]
-EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline")
+Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline", "quantised"]
+EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline", "quantised")
 """Why a pair that diverged is no divergence."""
 Blame = Literal["module", "caller", "weights", "input", "random", "run"]
 Arrives = Literal["compared", "in part", "not recorded"]
@@ -42,7 +42,7 @@ class Comparison:
     the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
     "moved", "no effect", "unclear" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
     (nothing but noise-sensitive ids sent the two runs different ways), "equivalent" (nothing follows from it), "borderline" (little more
-    than what is allowed, and like noise).
+    than what is allowed, and like noise), "quantised" (what the codes of a layer's weights explain).
     """
 
     pair: RecordPair

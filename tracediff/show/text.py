@@ -121,7 +121,9 @@ def _agreement(result: Report) -> str:
     compared, total = result.coverage.compared, result.coverage.reference_records
     judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by not in ("sensitive", "cannot tell"))
     worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
-    text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}"
+    text = (
+        f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}{_quantised(result)}"
+    )
     if worst is None or not worst.rel_l2:
         return f"{text}; every bit is equal" if worst is not None else text
     place = f"{module(worst.where.reference)} {worst.where.end}"
@@ -135,6 +137,14 @@ def _borderline(result: Report) -> str:
         return ""
     worst = max(divergence.times or 0.0 for divergence in result.borderline)
     return f"; {counted(len(result.borderline), 'place')} borderline, up to {worst:.1f} times what is allowed"
+
+
+def _quantised(result: Report) -> str:
+    """The end of the sentence that none diverged: at how many places codes explain the difference."""
+    if not result.quantised:
+        return ""
+    worst = max(one.introduced for one in result.quantised)
+    return f"; {counted(len(result.quantised), 'output')} of quantised layers off by what their codes explain, up to {number(worst)}"
 
 
 def _no_verdict(result: Report) -> str:
@@ -444,6 +454,13 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
     for divergence in result.borderline:
         excess = f"{divergence.times or 0.0:.1f} times what is allowed, and like noise"
         yield f"Borderline: {_place(divergence.site)}: {excess}; --strict counts it as a divergence.", DOUBTFUL
+    if result.quantised:
+        places = grouped(f"{module(one.where.reference)} {one.where.end}" for one in result.quantised)
+        yield (
+            f"Quantisation: {listed(places)}: off by what the codes of the port's weights explain; no divergence. A reference with these "
+            "weights judges them exactly: tracediff capture --weights-from.",
+            QUIET,
+        )
     by_absorber: dict[str, list[str]] = {}
     for form in result.equivalent:
         by_absorber.setdefault(form.absorber, []).append(f"{module(form.where.reference)} {form.where.end}")
