@@ -228,6 +228,31 @@ class TestPinned:
             td.capture(port, np.ones((1, 4), np.float32), to=tmp_path / "x.h5", precise=True).close()
 
 
+MULTIPLYING = {
+    "linear": lambda: nn.Linear(16, 16),
+    "convolution": lambda: nn.Conv1d(9, 9, 3, padding=1),
+    "transposed convolution": lambda: nn.ConvTranspose1d(9, 9, 3, padding=1),
+    "attention": lambda: nn.MultiheadAttention(16, 2, batch_first=True),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+    "LSTM": lambda: nn.LSTM(16, 16, batch_first=True),
+    "GRU": lambda: nn.GRU(16, 16, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("name", MULTIPLYING)
+def test_the_operands_of_every_product_of_torch_are_cut(name: str, context: Any) -> None:
+    torch.manual_seed(2)
+    module, x = MULTIPLYING[name]().eval(), torch.from_numpy(SIGNAL)
+    given = (x, x, x) if name == "attention" else (x,)
+    with context():
+        whole, cutting = module(*given), named("torch").coarse_products(10, "nearest", lambda: False)
+        with cutting:
+            cut = module(*given)
+    ours, theirs = (made[0] if isinstance(made, tuple) else made for made in (whole, cut))
+    assert 1e-5 < float((theirs - ours).norm() / ours.norm()) < 2e-3
+
+
 class TestFloor:
     @pytest.mark.parametrize("is_fed", [True, False])
     @pytest.mark.parametrize("way", ["nearest", "zero"])
@@ -305,3 +330,28 @@ class TestCause:
         td.capture(port, mx.array(IDS), to=folder / "port.h5", feed=folder / "llama.h5", force=True).close()
         (found,) = td.diff(folder / "llama.h5", folder / "port.h5").divergences
         assert (found.causes[0].kind, found.culprit.port) == ("scale", "model.layers.1.mlp")
+
+
+class Cancelling(nn.Module):
+    """The spread of (B, 8) values, from their mean and that of their squares where ``by_squares``, which loses digits."""
+
+    def __init__(self, *, by_squares: bool) -> None:
+        super().__init__()
+        self.by_squares, self.scale = by_squares, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.scale
+        if self.by_squares:
+            return ((x * x).mean(-1) - x.mean(-1) ** 2).sqrt()
+        return ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1).sqrt()
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(None, "different"), (True, "same")])
+def test_a_port_that_loses_digits_by_another_formula_is_allowed_its_own_floor_where_it_was_asked_for(
+    tmp_path: Path, floor: bool | None, verdict: str
+) -> None:
+    x = (300 + np.random.default_rng(0).standard_normal((4, 8))).astype(np.float32)
+    with torch.no_grad():
+        td.capture(Cancelling(by_squares=False), x, to=tmp_path / "ref.h5").close()
+        td.capture(Cancelling(by_squares=True), x, to=tmp_path / "port.h5", floor=floor).close()
+    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict

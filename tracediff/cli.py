@@ -38,7 +38,10 @@ _WEIGHTS_FROM = (
     "file or folder, or mlx for the port of the same recipe."
 )
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
-_NO_FLOOR = "Do not measure the reference's noise floor (four to six more runs)."
+_FLOOR = (
+    "Measure the noise floor, or do not (three to six more runs); of a port that runs free its own counts where it is larger [default: of "
+    "PyTorch runs on their own inputs]."
+)
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too, tf32 being float32 with coarse products (may be repeated)."
 _FLOOR_DTYPES = click.Choice(["float16", "bfloat16", "tf32"])
 _PRECISE = (
@@ -123,7 +126,7 @@ def capture_options(command: Command) -> Command:
             click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help=_SAVE),
             click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints."),
             click.option("--no-repeat", "repeat", is_flag=True, callback=lambda *given: not given[-1], help=_NO_REPEAT),
-            click.option("--no-floor", "floor", is_flag=True, callback=lambda *given: False if given[-1] else None, help=_NO_FLOOR),
+            click.option("--floor/--no-floor", "floor", default=None, help=_FLOOR),
             click.option(
                 "--floor-dtype", "floor_dtypes", multiple=True, type=click.Choice(["float16", "bfloat16", "tf32"]), help=_FLOOR_DTYPE
             ),

@@ -72,7 +72,8 @@ def captured(
     is_precise = options.precise
     if is_precise is None:
         is_precise = feed is not None or _has_floor(options, adapter.name, meta)
-    asked = _Capture(models, run, Path(to), options, tuple(observers), {**meta, "precise": is_precise}, force, progress)
+    meta |= {"precise": is_precise, **({"own_floor": True} if options.floor else {})}
+    asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
     check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
     with pinned(adapter, wanted=is_precise):
         if weights_from is not None:

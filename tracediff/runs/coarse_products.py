@@ -19,6 +19,7 @@ from tracediff.observe.observer import Boundary
 from tracediff.observe.patching.places import quiet
 from tracediff.observe.world import State, World
 from tracediff.runs.variations import Variation
+from tracediff.site import RETURNED
 from tracediff.tensors.mantissa import TF32_BITS, WAYS, Way
 from tracediff.trace import Trace, schema
 from tracediff.trace.products import TF32
@@ -54,7 +55,18 @@ def measure_products(
             table[column] = np.fmax(table[column], np.where(np.isfinite(seen.errors), seen.errors, np.nan))
             if failed is not None:
                 missed.append(f"floor in {TF32}: the run ended early ({type(failed).__name__}: {failed})")
+    _as_where_made(trace, table)
     return table, list(dict.fromkeys(missed))
+
+
+def _as_where_made(trace: Trace, table: Array) -> None:
+    """What the run returned has the error of where it was made: a port's own tensor is recorded there, not what it was handed for it."""
+    codes = [digest.tobytes() for digest in trace.index["digest"]]
+    for row, record in enumerate(trace.records):
+        if record.site == RETURNED:
+            alike = [other for other, code in enumerate(codes) if code == codes[row]]
+            for column in table.dtype.names or ():
+                table[column][row] = np.fmax.reduce(table[column][alike])
 
 
 def _again(

@@ -64,6 +64,7 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "converted": dict,
     "repeats": bool,
     "precise": bool,
+    "own_floor": bool,
     "repeats_first": Items({"site": str, "call": str, "end": str}, needed=("site", "call", "end")),
     "returned": Items({"call": str, "type": str}, needed=("call", "type")),
     "products": Items(

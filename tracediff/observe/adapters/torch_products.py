@@ -25,10 +25,14 @@ _FULL = "ieee"
 _PRODUCTS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("mm", "bmm", "mv", "_grouped_mm", "matmul", "linear", "convolution", "_convolution"), (0, 1)),
     **dict.fromkeys(("convolution_overrideable", "conv1d", "conv2d", "conv3d"), (0, 1)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (0, 1)),
+    "scaled_dot_product_attention": (0, 1, 2),
     **dict.fromkeys(("addmm", "addbmm", "addmv", "baddbmm"), (1, 2)),
     **dict.fromkeys(("_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"), (0, 1, 2)),
     **dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"), (0, 1, 2)),
     "mkldnn_rnn_layer": (0, 1, 2, 5),
+    "_native_multi_head_attention": (0, 1, 2, 5, 7),
+    "_transformer_encoder_layer_fwd": (3, 5, 14, 16),
 }
 """The operations that multiply and add up, with the places of what they multiply; the probabilities inside attention stay whole."""
 
@@ -100,9 +104,15 @@ class CoarseProducts(TorchDispatchMode):
         self._gone, self._way, self._is_quiet = 23 - bits, way, is_quiet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        places = () if self._is_quiet() else _PRODUCTS.get(func.overloadpacket.__name__, ())
-        cut = tuple(self._cut(arg) if place in places else arg for place, arg in enumerate(args))
-        return func(*cut, **(kwargs or {}))
+        kwargs = kwargs or {}
+        places = _PRODUCTS.get(func.overloadpacket.__name__)
+        if self._is_quiet():
+            return func(*args, **kwargs)
+        if places is None and func._can_decompose():  # in inference mode what is made of other operations comes whole
+            with self:
+                made = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if made is NotImplemented else made
+        return func(*(self._cut(arg) if place in (places or ()) else arg for place, arg in enumerate(args)), **kwargs)
 
     def _cut(self, values: Any) -> Any:
         if not isinstance(values, torch.Tensor) or values.dtype != torch.float32 or values.layout != torch.strided:
