@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 
 import tracediff as td  # noqa: E402
 from benchmarks.faults.plant import planted  # noqa: E402
-from tracediff.errors import CaptureError, WeightsError  # noqa: E402
+from tracediff.errors import CaptureError, TracediffError, WeightsError  # noqa: E402
 
 GROUP = 32
 FAULTS = 10
@@ -191,3 +191,43 @@ def test_a_port_of_half_precision_gives_its_rounded_weights(tmp_path: Path, dtyp
     assert report.verdict == "same"
     assert report.weights is not None
     assert report.weights.equal == 6
+
+
+def test_a_status_says_what_the_storage_of_weights_costs_each_stage(full: tuple[Any, Path], quantised: tuple[Any, Path]) -> None:
+    _, own = full
+    pair, reference = quantised
+    forced = reference.with_name("forced.h5")
+    td.capture(pair.port, pair.run_port, to=forced, feed=reference, repeat=False, force=True).close()
+    table = td.status(reference, forced, full=own)
+    (stage,) = table.stages
+    assert stage.forced is not None
+    assert stage.forced.state == "same"
+    assert stage.storage is not None
+    assert 0.05 < (stage.storage.introduced or 0) < 0.3
+    assert 0.05 < (stage.storage.at_end or 0) < 1
+    assert "stored weights: one layer" in str(table)
+    assert td.status(reference, forced).stages[0].storage is None
+
+
+def test_the_error_that_one_layer_introduces_is_what_a_run_of_it_alone_gives(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    reference, port = Layers().eval(), layers()[1]
+    with torch.no_grad():
+        td.capture(reference, X, to=tmp_path / "full.h5", floor=False).close()
+        td.capture(reference, X, to=tmp_path / "ref4.h5", floor=False, weights_from=port).close()
+    td.capture(port, X, to=tmp_path / "port.h5", feed=tmp_path / "full.h5").close()
+    cost = td.status(tmp_path / "ref4.h5", tmp_path / "port.h5", full=tmp_path / "full.h5").stages[0].storage
+    alone = {one.where.reference: one.introduced for one in td.diff(tmp_path / "full.h5", tmp_path / "port.h5").quantised}
+    assert cost is not None
+    assert cost.introduced == pytest.approx(alone[cost.layer], rel=0.3)
+
+
+@pytest.mark.parametrize(("reference", "full", "said"), [("full.h5", "full.h5", "--weights-from"), ("ref4.h5", "ref4.h5", "with its own")])
+def test_a_cost_takes_one_run_with_own_weights_and_one_with_the_ports(tmp_path: Path, reference: str, full: str, said: str) -> None:
+    model, port = layers()
+    with torch.no_grad():
+        td.capture(model, X, to=tmp_path / "full.h5", floor=False).close()
+        td.capture(model, X, to=tmp_path / "ref4.h5", floor=False, weights_from=port).close()
+    td.capture(port, X, to=tmp_path / "port.h5", repeat=False).close()
+    with pytest.raises(TracediffError, match=said):
+        td.status(tmp_path / reference, tmp_path / "port.h5", full=tmp_path / full)

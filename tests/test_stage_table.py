@@ -328,7 +328,7 @@ class TestViews:
         ]
         assert data["schema"] == "tracediff.status/1"
         assert data["free"] is None
-        assert list(data["stages"][0]) == ["stage", "outer", "depth", "forced", "free"]
+        assert list(data["stages"][0]) == ["stage", "outer", "depth", "forced", "free", "storage"]
         assert list(data["stages"][0]["forced"]) == [
             *("verdict", "state", "compared", "total", "worst", "floor", "first", "culprit", "introduced", "causes", "why"),
         ]

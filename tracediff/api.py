@@ -461,6 +461,7 @@ def diff(reference: TraceLike, port: TraceLike, **options: Any) -> Report:
 def status(
     reference: TraceLike,
     *ports: TraceLike,
+    full: TraceLike | None = None,
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -470,6 +471,8 @@ def status(
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
+    ``full``: where the reference ran with the port's weights (``weights_from``), its trace with its own; each stage then says what the
+    storage of weights costs it, introduced by one layer at most and at its end.
     The verdict is "same" only where every stage is the same in both; "different" where one differs in either; else None, and ``why``
     says what was not shown. The options are those of `bisect`. Raises TracediffError for two runs of one mode.
 
@@ -481,7 +484,11 @@ def status(
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
         options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "strict": strict, "stages": stages, "progress": progress}
-        return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
+        reports = [(port, diff(first, port, **options)) for port in runs]
+        if full is None:
+            return Status.of(build(first, reports, stages=stages))
+        with _opened(full) as (whole,):
+            return Status.of(build(first, reports, stages=stages, full=whole))
 
 
 def try_site(

@@ -37,6 +37,7 @@ _WEIGHTS_FROM = (
     "Run the reference with a port's weights as they are stored (4-bit codes, float16): the port's trace with --save-params, its weights "
     "file or folder, or mlx for the port of the same recipe."
 )
+_FULL = "The reference's trace with its own weights, where REFERENCE ran with the port's: tells what the storage of weights costs."
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _FLOOR = (
     "Measure the noise floor, or do not (three to six more runs); of a port that runs free its own counts where it is larger [default: of "
@@ -390,6 +391,7 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
 @main.command()
 @judging_options
 @click.argument("port2", type=click.Path(), required=False)
+@click.option("--full", type=click.Path(), help=_FULL)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), help="[default: as -o's suffix says, else text]")
 @click.option("-o", "--output", type=click.Path(), help="Write it to this file.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
@@ -405,6 +407,7 @@ def status(
     Example:
       tracediff status ref.h5 forced.h5 free.h5
       tracediff status ref.h5 forced.h5 free.h5 -o STATUS.md
+      tracediff status ref4.h5 forced.h5 free.h5 --full ref.h5
     """
     from tracediff import api
     from tracediff.show import stage_table as shown

@@ -29,6 +29,7 @@ from tracediff.show.words import (
 )
 from tracediff.site import listed, printable
 from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
+from tracediff.storage_cost import StorageCost
 
 if TYPE_CHECKING:
     from tracediff.report import Where
@@ -115,6 +116,8 @@ def _stages(status: Status) -> Table:
     for mode in MODES:
         heads += [(mode.capitalize(), False)]
         heads += [("worst", True), ("floor", True), ("compared", True)] if mode in ran else []
+    has_cost = any(stage.storage for stage in status.stages)
+    heads += [("stored weights: one layer", True), ("at the end", True)] if has_cost else []
     lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=LABEL)
     for head, is_number in heads:
         lines.add_column(head, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
@@ -123,8 +126,14 @@ def _stages(status: Status) -> Table:
         for mode in MODES:
             outcome = stage.outcome(mode)
             cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, _numbers(outcome))]
+        if has_cost:
+            cells += map(Text, ("-", "-") if stage.storage is None else _cost(stage.storage))
         lines.add_row(*cells)
     return lines
+
+
+def _cost(storage: StorageCost) -> tuple[str, str]:
+    return number(storage.introduced), number(storage.at_end)
 
 
 def _unnamed(status: Status) -> str:
@@ -226,7 +235,9 @@ def _title(status: Status) -> str:
 
 
 def _stage_lines(status: Status) -> list[str]:
-    heads = ("Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared")))
+    has_cost = any(stage.storage for stage in status.stages)
+    heads = ["Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared"))]
+    heads += ["Stored weights: one layer", "at the end"] if has_cost else []
     rows = []
     for stage in status.stages:
         cells = ["&nbsp;&nbsp;" * stage.depth + _code(stage.stage or _unnamed(status))]
@@ -237,6 +248,8 @@ def _stage_lines(status: Status) -> list[str]:
                 continue
             worst, floor, compared = _numbers(outcome)
             cells += [f"**{outcome.state}**" if outcome.state == "different" else outcome.state, f"{worst} ({floor})", compared]
+        if has_cost:
+            cells += ["-", "-"] if stage.storage is None else _cost(stage.storage)
         rows.append(cells)
     return markdown_table(heads, rows)
 
