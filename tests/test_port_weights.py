@@ -12,11 +12,13 @@ import pytest
 mx = pytest.importorskip("mlx.core")
 torch = pytest.importorskip("torch")
 
+from click.testing import CliRunner  # noqa: E402
 from mlx import nn as mlx_nn  # noqa: E402
 from torch import nn  # noqa: E402
 
 import tracediff as td  # noqa: E402
 from benchmarks.faults.plant import planted  # noqa: E402
+from tracediff.cli import main  # noqa: E402
 from tracediff.errors import CaptureError, TracediffError, WeightsError  # noqa: E402
 
 GROUP = 32
@@ -231,3 +233,55 @@ def test_a_cost_takes_one_run_with_own_weights_and_one_with_the_ports(tmp_path: 
     td.capture(port, X, to=tmp_path / "port.h5", repeat=False).close()
     with pytest.raises(TracediffError, match=said):
         td.status(tmp_path / reference, tmp_path / "port.h5", full=tmp_path / full)
+
+
+RECIPE = '''"""A layer, the {side}."""
+import numpy as np
+import tracediff as td
+IMPL = "{impl}"
+STAGES = {{"one": "The only one"}}
+
+def load(context):
+    weight = context.weight("layer.weight", (64, 64))
+    {load}
+    return {{"model": model}}
+
+def run(models, context):
+    with td.stage("one"):
+        x = context.array("one", "x", lambda g: g.standard_normal((3, 64), "float32"))
+        return models["model"](td.tap("x", {give}(x)))
+'''
+SIDES = {
+    "torch": (
+        "import torch; model = torch.nn.Linear(64, 64, bias=False); model.weight.data = torch.from_numpy(weight)",
+        "__import__('torch').from_numpy",
+    ),
+    "mlx": (
+        "import mlx.core as mx, mlx.nn as nn; model = nn.Linear(64, 64, bias=False); model.weight = mx.array(weight); "
+        "model = model.to_quantized(32, 4)",
+        "__import__('mlx.core').core.array",
+    ),
+}
+
+
+def test_the_command_line_takes_a_ports_trace_or_the_port_of_the_same_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hooks").mkdir()
+    for impl, (load, give) in SIDES.items():
+        text = RECIPE.format(side="reference" if impl == "torch" else "port", impl=impl, load=load, give=give)
+        (tmp_path / "hooks" / f"toy_{impl}.py").write_text(text)
+    command = CliRunner()
+    for given in (
+        "--impl mlx --save-params --no-repeat -o port.h5",
+        "--impl torch --weights-from port.h5 -o by_trace.h5",
+        "--impl torch --weights-from mlx --precise -o by_recipe.h5",
+        "--impl mlx --feed by_recipe.h5 -o forced.h5",
+    ):
+        done = command.invoke(main, ["capture", *given.split()])
+        assert done.exit_code == 0, done.output
+    with td.open_trace("by_trace.h5") as one, td.open_trace("by_recipe.h5") as other:
+        taken = [trace.meta["weights_from"]["taken"] for trace in (one, other)]
+        assert [(name, how) for name, how, _ in taken[0]] == [("model.weight", "4-bit codes")]
+        assert taken[0] == taken[1]
+        assert one.params["model.weight"].digest == other.params["model.weight"].digest
+    assert command.invoke(main, ["bisect", "by_recipe.h5", "forced.h5"]).exit_code == 0
