@@ -58,6 +58,7 @@ def test_a_free_run_of_a_quantised_port_diverges_at_its_first_quantised_layer_an
     assert report.first is not None
     assert report.first.culprit.port == "layers.0"
     assert report.first.causes[0].kind == "weights.precision"
+    assert "capture --weights-from" in report.certificate["notes"][0]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -359,7 +359,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*filter(None, [stored_weights_note(first)]), *floor_notes(first, second, alignment.stored), *explained.notes],
+        notes=[*filter(None, [stored_weights_note(first, second)]), *floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 

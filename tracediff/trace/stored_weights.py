@@ -13,11 +13,11 @@ KEY: Final = "weights_from"
 L2 by which that is off; ``left``, the port's parameters that differ otherwise than by storage."""
 
 
-def stored_weights_note(reference: Trace) -> str:
-    """What a reader has to know of a reference that ran with its port's weights; "" of any other."""
+def stored_weights_note(reference: Trace, port: Trace) -> str:
+    """What a reader has to know of a reference that ran with its port's weights, or of a free run whose weights are codes; "" else."""
     found = reference.meta.get(KEY)
     if not found:
-        return ""
+        return _codes_note(port)
     taken = found.get("taken") or ()
     if not taken:
         return f"The reference ran with its own weights: the port's, from {found['source']!r}, differ nowhere by how they are stored alone."
@@ -28,4 +28,16 @@ def stored_weights_note(reference: Trace) -> str:
     return (
         f"The reference ran with the port's weights as they are stored ({kinds}; off by {worst:.1e} of their size at most), so nothing "
         f"that differs here is quantisation or rounding of weights.{besides}"
+    )
+
+
+def _codes_note(port: Trace) -> str:
+    """What to do about a free run of quantised layers, in which nothing tells their errors from faults."""
+    attributes = (module.get("attrs") or {} for module in port.meta.get("modules") or ())
+    has_codes = any(isinstance(one.get("bits"), int) and isinstance(one.get("group_size"), int) for one in attributes)
+    if not has_codes or port.meta.get("mode_run") == "forced":
+        return ""
+    return (
+        "The port's weights are quantised, and a free run hands their errors on to all that follows. To tell them from faults, capture the "
+        "reference with these weights: tracediff capture --weights-from"
     )
