@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SAME, DIFFERENT, TROUBLE, INTERRUPTED = 0, 1, 2, 130
+SKIP = 125
+"""By this status `git bisect run` passes over a commit that cannot be judged."""
 
 _FUNCTIONS = "Observe functions that are no modules, such as 'my_package.**' (may be repeated)."
 _CALLS = (
@@ -37,6 +40,9 @@ _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it re
 _NO_FLOOR = "Do not measure the reference's noise floor (four to six more runs)."
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too (may be repeated)."
 _STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
+_FORM = "text, JSON, annotations for GitHub's workflows, or a Markdown comment."
+_BASELINE = "What check --json printed before: by it new is told from still there [default: the last check here]."
+_BISECT_RUN = "Exit with 125 in the place of 2, so that git bisect run passes over what cannot be judged; keep nothing for the next check."
 _CALIBRATE_DTYPE = "For ports in this dtype (may be repeated); float64 serves float32 ports [default: all three]."
 
 
@@ -79,6 +85,12 @@ def _trouble(error: Exception) -> int:
 def json_option(command: Command) -> Command:
     """``--json``: the answer as one JSON object."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
+
+
+def config_option(command: Command) -> Command:
+    """``--config``: the file that declares a project's cases."""
+    text = "The file that declares the cases [default: the nearest tracediff.toml or pyproject.toml from here upwards]."
+    return click.option("--config", type=click.Path(), help=text)(command)
 
 
 def judging_options(command: Command) -> Command:
@@ -419,6 +431,90 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     compared = api.diff(reference, port, progress=_say, **options)
     click.echo(compared.save(path, force=force))
     return _status(compared.verdict)
+
+
+@main.command()
+@click.argument("cases", nargs=-1)
+@config_option
+@click.option("--update", is_flag=True, help="Capture the cases' references anew and keep them, instead of checking their ports.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "github", "markdown"]), default="text", show_default=True, help=_FORM)
+@click.option("--junit", type=click.Path(), help="Write JUnit's XML to this file too.")
+@click.option("--baseline", type=click.Path(exists=True), help=_BASELINE)
+@click.option("--bisect-run", is_flag=True, help=_BISECT_RUN)
+@json_option
+def check(
+    cases: Sequence[str],
+    config: str | None,
+    update: bool,
+    form: str,
+    junit: str | None,
+    baseline: str | None,
+    bisect_run: bool,
+    as_json: bool,
+) -> int:
+    """Run the ports of a project's cases against their kept references: what is new, still there, fixed, accepted.
+
+    The cases are declared in [tool.tracediff] of pyproject.toml, or in tracediff.toml (docs/check.md).
+
+    \b
+    Example:
+      tracediff check --update              capture the references, once
+      tracediff check                       run the ports
+      tracediff check --format github --junit tracediff.xml
+      git bisect run tracediff check --bisect-run
+    """
+    from tracediff import checking
+    from tracediff.show import check as shown
+
+    if update:
+        for path in checking.update(cases, config=config, progress=_say):
+            click.echo(path)
+        return SAME
+    with _skipped_if(bisect_run):
+        outcome = checking.check(cases, config=config, baseline=baseline, keep_state=not bisect_run, progress=_say)
+    if junit:
+        write_output(junit, shown.junit(outcome), force=True)
+    form = "json" if as_json else form
+    if form in shown.FORMATS:
+        click.echo(shown.FORMATS[form](outcome), nl=False)
+    else:
+        _print(outcome.to_dict() if form == "json" else shown.render(outcome), form == "json")
+    return SKIP if bisect_run and outcome.verdict is None else _status(outcome.verdict)
+
+
+@contextmanager
+def _skipped_if(bisect_run: bool) -> Iterator[None]:
+    """Trouble inside the block ends the command with the status by which `git bisect run` passes over a commit."""
+    try:
+        yield
+    except Exception as error:
+        if not bisect_run:
+            raise
+        _trouble(error)
+        sys.exit(SKIP)
+
+
+@main.command()
+@click.argument("site")
+@click.option("--because", default="", help="Why the difference is right, or must be lived with.")
+@click.option("--case", default=None, help="Only in this case.")
+@click.option("--forget", is_flag=True, help="Accept it no longer.")
+@config_option
+def accept(site: str, because: str, case: str | None, forget: bool, config: str | None) -> int:
+    """Accept the difference that the last check found at a site, with its reason and its size; it fails again when it grows.
+
+    SITE is the site or the culprit, as `tracediff check` prints it. What is accepted lies in tracediff-accepted.toml.
+
+    \b
+    Example:
+      tracediff accept encoder.norm --because "the checkpoint was trained with eps 1e-6"
+    """
+    from tracediff import checking
+    from tracediff.show import check as shown
+
+    accepted = checking.accept(site, because=because, case=case, config=config, forget=forget)
+    _print(shown.listed((one.case, one.site, one.size) for one in accepted), False)
+    return SAME
 
 
 @main.command()
