@@ -28,6 +28,7 @@ from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
 
 if TYPE_CHECKING:
+    from tracediff.alarms import Look
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
@@ -55,6 +56,7 @@ __all__ = [
     "convert",
     "diff",
     "listing",
+    "look",
     "open_trace",
     "record",
     "recover",
@@ -541,6 +543,18 @@ def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
 
     with _opened(trace) as (opened,):
         return list_trace(opened, pattern, **options)
+
+
+def look(port: TraceLike, *, like: TraceLike | None = None) -> Look:
+    """What looks wrong in one trace, by itself or beside a reference whose inputs may be others: alarms, never a verdict.
+
+    Looked for are calls that raised, NaN and infinities, constants, the same at every place, ids that loop or do not end, a pure tone, a
+    loop whose norm runs away, and with ``like`` signs, spread and range unlike the reference's.
+    """
+    from tracediff.alarms import look as look_at
+
+    with _opened(port, *([] if like is None else [like])) as (first, *others):
+        return look_at(first, others[0] if others else None)
 
 
 def summary(trace: TraceLike) -> dict[str, Any]:

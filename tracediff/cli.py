@@ -548,6 +548,29 @@ def convert(source: str, target: str | None, output: str | None, stored: str | N
     return SAME
 
 
+@main.command()
+@click.argument("port", type=click.Path())
+@click.option("--like", type=click.Path(), help="A reference's trace that tells what is usual; its inputs may be others.")
+@json_option
+def look(port: str, like: str | None, as_json: bool) -> int:
+    """Look at one trace for what is wrong in itself: alarms, never a verdict.
+
+    NaN, constants, ids that loop, a pure tone, a solver that runs away; with --like also signs, spread and range unlike the
+    reference's. The exit status is 0 with alarms too.
+
+    \b
+    Example:
+      tracediff look mlx.h5
+      tracediff look mlx.h5 --like ref.h5
+    """
+    from tracediff import api
+    from tracediff.show import look as shown
+
+    found = api.look(port, like=like)
+    _print(found.to_dict() if as_json else shown.render(found), as_json)
+    return SAME
+
+
 @main.command("try")
 @click.argument("reference", type=click.Path())
 @click.argument("site")
