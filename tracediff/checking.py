@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +144,9 @@ def _last(project: Project, baseline: PathLike | None) -> Outcome | None:
 
 
 def _kept(case: CaseOutcome, before: CaseOutcome | None) -> CaseOutcome:
-    """What the next check is to know of a case: of a case that was not run, what was known before."""
+    """What the next check is to know of a case: of a case that was not run, the differences that were known before."""
     if case.state == "not run" and before is not None:
-        return before
+        return replace(case, faults=before.faults)
     return replace(case, faults=tuple(fault for fault in case.faults if fault.state != "fixed"))
 
 
@@ -241,12 +241,24 @@ def _capture(project: Project, case: Case, side: str, to: Path, progress: Progre
             impl=impl, recipe=_recipe(project, case, impl), output=to, force=True, progress=progress, **options, **given
         )
     else:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _importable(project.root / name.rpartition(":")[0]):
             model, run = _sides(project, case, name)
             given = given or {"seed": case.seed}
             options = {"floor_dtypes": ("float64", case.dtype)} if side == "reference" and case.dtype in ("float16", "bfloat16") else {}
             trace = api.capture(model, run, to=to, force=True, stages=case.stages, **options, **given)
     trace.close()
+
+
+@contextmanager
+def _importable(file: Path) -> Iterator[None]:
+    """What lies beside a file can be imported inside the block, also by what is called in it."""
+    folder = os.fspath(file.parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _recipe(project: Project, case: Case, impl: str) -> str:

@@ -495,6 +495,50 @@ def _skipped_if(bisect_run: bool) -> Iterator[None]:
 
 
 @main.command()
+@click.argument("reference", type=click.Path(), required=False)
+@click.argument("port", type=click.Path(), required=False)
+@comparing_options
+@config_option
+def brief(reference: str | None, port: str | None, config: str | None, **options: Any) -> int:
+    """Say in at most 40 lines of plain text what is wrong first, where in the code on both sides, why, and the next command.
+
+    Of the last check of this project, or of two traces. The exit status is that of check and bisect.
+
+    \b
+    Example:
+      tracediff brief
+      tracediff brief ref.h5 mlx.h5
+    """
+    from tracediff import api, checking
+    from tracediff.show import brief as shown
+
+    if (reference is None) != (port is None):
+        raise click.UsageError("Give two traces, REFERENCE and PORT; or none, for the last check.")
+    if reference is None or port is None:
+        outcome = checking.last_check(config)
+        lines, verdict = shown.of_outcome(outcome), outcome.verdict
+    else:
+        report = api.diff(reference, port, progress=_say, **options)
+        lines, verdict = shown.of_report(report), report.verdict
+    click.echo("\n".join(lines))
+    return _status(verdict)
+
+
+@main.command()
+def skill() -> int:
+    """Print one page for coding agents: the loop, the commands, the exit statuses, how to read the JSON, what not to conclude.
+
+    \b
+    Example:
+      tracediff skill > skills/tracediff/SKILL.md
+    """
+    from tracediff.show.skill import skill as page
+
+    click.echo(page(), nl=False)
+    return SAME
+
+
+@main.command()
 @click.argument("site")
 @click.option("--because", default="", help="Why the difference is right, or must be lived with.")
 @click.option("--case", default=None, help="Only in this case.")

@@ -75,8 +75,8 @@ class CaseOutcome:
 
     @property
     def loud(self) -> list[Fault]:
-        """The differences that fail the check."""
-        return [fault for fault in self.faults if fault.state in LOUD]
+        """The differences that fail the check; those that are known of a case that was not run are of an earlier one."""
+        return [fault for fault in self.faults if fault.state in LOUD and self.state != "not run"]
 
 
 @dataclass(frozen=True, slots=True)

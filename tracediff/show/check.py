@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,7 +35,7 @@ def render(outcome: Outcome) -> RenderableType:
 
 def headline(outcome: Outcome) -> str:
     """The answer in one line."""
-    states = [fault.state for case in outcome.cases for fault in case.faults]
+    states = [fault.state for case in outcome.cases if case.state != "not run" for fault in case.faults]
     counts = [f"{states.count(state)} {state}" for state in FAULT_STYLES if state in states]
     untold = [case.case for case in outcome.cases if case.state in ("not run", "no verdict")]
     words = {"same": "Same", "different": "Different"}.get(outcome.verdict or "", "No verdict")
@@ -86,8 +87,13 @@ def _next(outcome: Outcome) -> Iterator[str]:
     if loud:
         case, fault = loud[0]
         yield ""
-        yield f"The first in full: tracediff bisect {' '.join(case.traces)}; in short, with the code on both sides: tracediff brief"
+        yield f"The first in full: {bisect(case)}; in short, with the code on both sides: tracediff brief"
         yield f"To live with it: tracediff accept {fault.site or '(root)'} --case {case.case} --because REASON"
+
+
+def bisect(case: CaseOutcome) -> str:
+    """The command that tells all of a case."""
+    return shlex.join(["tracediff", "bisect", *map(relative, case.traces)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- in the code
@@ -103,7 +109,7 @@ def code_line(text: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-def _relative(file: str) -> str:
+def relative(file: str) -> str:
     """A file as seen from the current folder, where it lies below it."""
     path, here = Path(file), Path.cwd()
     return os.fspath(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else file
@@ -122,7 +128,7 @@ def github(outcome: Outcome) -> str:
             if fault.state == "accepted":
                 continue
             found = code_line(fault.source[1])
-            place = {"file": _relative(found[0]), "line": str(found[1])} if found else {}
+            place = {"file": relative(found[0]), "line": str(found[1])} if found else {}
             title = {"title": f"tracediff: {case.case}: {fault.state}: {_where(fault)}"}
             kind = "notice" if fault.state == "fixed" else "error"
             lines.append(_annotation(kind, place | title, f"{_size(fault)}. {_cause(fault)}".strip(" .")))
@@ -162,7 +168,7 @@ def markdown(outcome: Outcome) -> str:
 def _markdown_row(row: tuple[CaseOutcome, Fault]) -> tuple[str, ...]:
     case, fault = row
     found = code_line(fault.source[1])
-    code = f"`{_relative(found[0])}:{found[1]}`" if found else ""
+    code = f"`{relative(found[0])}:{found[1]}`" if found else ""
     return (*map(markdown_text, (case.case, fault.state, _where(fault), _size(fault), _cause(fault))), code)
 
 

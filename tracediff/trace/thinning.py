@@ -25,6 +25,8 @@ from tracediff.trace.reader import Record, Trace, open_trace
 from tracediff.trace.tables import Tables
 from tracediff.trace.writer import write_tables
 
+_OF_VALUES = ("operations",)
+"""What the meta holds for those who read the values."""
 _EXACT = 2**53  # whole numbers up to it are float64 numbers
 
 
@@ -69,7 +71,7 @@ def _write(trace: Trace, part: Path) -> None:
             index["segment"][row], index["offset"][row] = segment, offset
         params = trace.tables.params.copy()
         params["segment"], params["offset"] = -1, 0
-        meta = {**trace.meta, "save": "samples"}
+        meta = {**{name: value for name, value in trace.meta.items() if name not in _OF_VALUES}, "save": "samples"}
         optional = {**trace.tables.optional, schema.SAMPLES_TABLE: samples}
         write_tables(output, Tables(index, params, trace.tables.sketches, trace.strings, meta, optional))
     except RuntimeError as error:  # HDF5 could not write
