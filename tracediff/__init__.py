@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         bisect_live,
         calibrate,
         capture,
+        compare,
         convert,
         diff,
         look,
@@ -46,6 +47,7 @@ _HOME = {
     "bisect": "tracediff.api",
     "bisect_live": "tracediff.api",
     "diff": "tracediff.api",
+    "compare": "tracediff.api",
     "look": "tracediff.api",
     "status": "tracediff.api",
     "convert": "tracediff.api",
@@ -79,6 +81,7 @@ __all__ = [
     "bisect",
     "bisect_live",
     "diff",
+    "compare",
     "try_site",
     "stub",
     "status",
@@ -108,6 +111,7 @@ MOVED = {
     "tracediff.capture": "tracediff.observe",
     "tracediff.capture.recording": "tracediff.observe.recording",
     "tracediff.capturing": "tracediff.runs.captured",
+    "tracediff.compare": "tracediff.metrics",
     "tracediff.live": "tracediff.runs.live",
 }
 """Modules by their names of version 0.1, as recipes import them and as the job of a recipe's run may be named, and where they are now."""

@@ -53,6 +53,8 @@ __all__ = [
     "calibrate_recipe",
     "capture",
     "capture_recipe",
+    "compare",
+    "compare_named",
     "convert",
     "diff",
     "listing",
@@ -429,6 +431,77 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
     with searched(*sides, most=most, **options) as found:
         report = _explained(found.located, found.alignment, found.reference, found.port)
         return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
+
+
+@lists_options(CaptureKeywords)
+def compare(
+    model: Any,
+    first: Any,
+    second: Any,
+    *,
+    second_model: Any = None,
+    to: PathLike | None = None,
+    seed: int = 0,
+    force: bool = False,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strict: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[CaptureKeywords],
+) -> Report:
+    """One model run in two ways, compared: a whole pass against token by token, a batch against singles, padded against plain.
+
+    ``first`` and ``second`` are runs as `capture` takes them: inputs, or callables without arguments. The first is the reference; the
+    second takes its draws, which come from ``seed``. Calls of which one way makes several to the other's one are paired: a loop over
+    tokens or chunks with the whole pass, masks and caches too, and places that are padded on the left or right are left out.
+    ``second_model``: the model of the second way where it is another object: on another device, in another dtype, compiled, rewritten.
+    ``to``: a folder that keeps the traces, ``first.h5`` and ``second.h5``. The options are those of `capture`. Raises as `capture` does,
+    and AlignmentError where the two ways share nothing.
+
+    >>> td.compare(model, {"tokens": tokens}, lambda: decode(model, tokens))          # doctest: +SKIP
+    """
+    from tracediff.runs.two_ways import record_two
+
+    with _folder_of_ways(to, force) as paths:
+        ways = (model, first), (model if second_model is None else second_model, second)
+        record_two(ways, paths, options=CaptureOptions.of(**options), seed=seed, force=force, progress=progress)
+        return diff(*paths, mapping=mapping, rtol=rtol, atol=atol, strict=strict, progress=progress)
+
+
+def compare_named(
+    first: str,
+    second: str,
+    *,
+    to: PathLike | None = None,
+    seed: int = 0,
+    python: PathLike | None = None,
+    force: bool = False,
+    functions: Sequence[str] = (),
+    progress: Progress = silent,
+    **options: Any,
+) -> Report:
+    """As `compare`, for two ways that ``FILE:CALLABLE`` make, each returning a model and its run; ``python`` runs the second way."""
+    from tracediff.runs.two_ways import record_two_named
+
+    with _folder_of_ways(to, force) as paths:
+        chosen = CaptureOptions.of(functions=functions)
+        record_two_named((first, second), paths, options=chosen, seed=seed, python=python, force=force, progress=progress)
+        return diff(*paths, progress=progress, **options)
+
+
+@contextmanager
+def _folder_of_ways(to: PathLike | None, force: bool) -> Iterator[tuple[Path, Path]]:
+    """The traces of two ways, in a folder that is kept where it has a name."""
+    from tempfile import TemporaryDirectory
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="tracediff-"))) if to is None else Path(to)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / "first.h5", folder / "second.h5"
+        for path in paths:
+            _check_free(path, force)
+        yield paths
 
 
 def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsReport:

@@ -495,6 +495,31 @@ def _skipped_if(bisect_run: bool) -> Iterator[None]:
 
 
 @main.command()
+@click.argument("first", metavar="FILE:CALLABLE")
+@click.argument("second", metavar="FILE:CALLABLE")
+@comparing_options
+@click.option("-o", "--output", "to", type=click.Path(), help="A folder that keeps the traces, first.h5 and second.h5.")
+@click.option("--seed", default=0, show_default=True, help="Seeds the first way's random draws; the second takes the same.")
+@click.option("--functions", multiple=True, help=_FUNCTIONS)
+@click.option("--python", "python", type=click.Path(), help="Run the second way with another environment's Python.")
+@click.option("--force", is_flag=True, help="Overwrite the traces.")
+@json_option
+def compare(first: str, second: str, as_json: bool, **options: Any) -> int:
+    """Compare two ways to run one model: whole passes and loops over tokens, batches, padding, chunks, compiled, versions, devices.
+
+    Each FILE:CALLABLE names a function without arguments that returns (model, run), as td.capture takes them. The first is the reference.
+
+    \b
+    Example:
+      tracediff compare ways.py:prefill ways.py:token_by_token
+      tracediff compare ways.py:run ways.py:run --python other/bin/python
+    """
+    from tracediff import api
+
+    return _show_report(api.compare_named(first, second, progress=_say, **options), as_json)
+
+
+@main.command()
 @click.argument("reference", type=click.Path(), required=False)
 @click.argument("port", type=click.Path(), required=False)
 @comparing_options

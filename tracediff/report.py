@@ -20,9 +20,9 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.causes.cause import Cause as Cause
 from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
-from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
+from tracediff.metrics import By, Metrics
 from tracediff.site import RETURNED, is_returned, printable, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.caveats import caveats
@@ -57,7 +57,7 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The metrics of a divergence, as `tracediff.compare.Metrics` defines them."""
+    """The metrics of a divergence, as `tracediff.metrics.Metrics` defines them."""
 
     max_abs: float
     mean_abs: float

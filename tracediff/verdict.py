@@ -15,9 +15,9 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
-from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
 from tracediff.locate.folded import folded
+from tracediff.metrics import rounding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of

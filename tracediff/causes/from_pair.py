@@ -11,8 +11,8 @@ import numpy as np
 from tracediff.causes.cause import Cause
 from tracediff.causes.proof import recorded
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.compare import Metrics
 from tracediff.locate import Comparison, Finding
+from tracediff.metrics import Metrics
 from tracediff.trace import Record, Trace, schema
 
 _KIND_OF_ARGUMENT = {"scale": "scale", "eps": "norm.eps", "causal": "mask.wrong"}

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from tracediff import dtype as dtypes
-from tracediff.compare import rounding
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.expectations import Expectations
 from tracediff.locate.flow import PairFlow, is_moved_boundary
@@ -16,6 +15,7 @@ from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.structure import is_affine
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import rounding
 from tracediff.site import INPUTS, module_of
 from tracediff.trace import schema
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import places_in_port
-from tracediff.compare import Judgement, Metrics, compare
 from tracediff.locate.estimates import Bounds, at_least
 from tracediff.locate.limits import Limits, rms
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, How
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import Judgement, Metrics, compare
 from tracediff.trace import Record, schema
 from tracediff.trace.thinning import sample_places
 

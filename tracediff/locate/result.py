@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tracediff.alignment import RecordPair
-from tracediff.compare import Judgement, Metrics
+from tracediff.metrics import Judgement, Metrics
 
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]

@@ -42,7 +42,7 @@ class Thresholds:
     roundoff_factor: float = threshold(
         8.0,
         "unit roundoffs that are allowed whatever the floor, and below which a tensor is mere rounding",
-        "set by hand; tests/test_compare.py guards it",
+        "set by hand; tests/test_metrics.py guards it",
     )
     cannot_tell: float = threshold(
         0.3,
@@ -50,7 +50,7 @@ class Thresholds:
         "22 planted faults (vocoder, sampler, flow, codec; forced, float32): 6 err by less than 0.1, the others by 0.49 or more",
     )
     most_rounding: float = threshold(
-        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_compare.py guards it"
+        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_metrics.py guards it"
     )
     smallest_float32: float = threshold(1e-12, "error whose square float32 still holds", "float32's smallest number, 1e-38, with room")
     largest_float32: float = threshold(
