@@ -228,7 +228,8 @@ def _laid_out(lefts: Sequence[_Operand], rights: Sequence[_Operand], layout: axe
         if left.count != right.count or (layout is None and left.shape != right.shape):
             raise TracediffError(f"Shapes {left.shape} and {right.shape} cannot be compared without a layout that reconciles them.")
         return replace(left, shape=shape), replace(right, shape=shape)
-    if layout.join_reference is not None or layout.part_reference is not None or layout.repeat == "reference":
+    is_moved = layout.join_reference is not None or layout.part_reference is not None or layout.window_reference is not None
+    if is_moved or layout.repeat == "reference":
         left = _Operand(layout.shape, left.dtype, axes.apply_reference([side.array() for side in lefts], layout), None)
     return left, _Operand(layout.shape, right.dtype, axes.apply([side.array() for side in rights], layout), None)
 

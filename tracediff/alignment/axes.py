@@ -77,7 +77,7 @@ class Layout:
 
     The port's tensors are joined, cut to the lengths ``crop`` (where its run has more rows or places than the reference's), at the front or
     from ``crop_from`` on, a part is taken, the result is seen as shape ``split``, its axes are permuted, a window is cut, and
-    what remains is seen as ``shape``, the shape compared. On the reference's side tensors may be joined and a part taken too.
+    what remains is seen as ``shape``, the shape compared. On the reference's side tensors may be joined, and a part or a window taken, too.
     """
 
     shape: Shape
@@ -89,6 +89,7 @@ class Layout:
     join_reference: Join | None = None
     part_reference: Part | None = None
     crop: Shape | None = None
+    window_reference: tuple[tuple[int, int], ...] | None = None  # what of each axis of the reference's tensor is compared
     crop_from: Shape | None = None  # where along each axis ``crop`` begins; None: at the front
     repeat: Literal["", "reference", "port"] = ""  # which side's slices are repeated along axes on which it is shorter (a mask, heads)
 
@@ -96,7 +97,7 @@ class Layout:
     def is_same(self) -> bool:
         """Whether both tensors hold the values in the same order, so that they can be compared as they are stored."""
         moved = self.join or self.crop or self.part or self.permutation or self.window or self.join_reference or self.part_reference
-        return not (moved or self.repeat)
+        return not (moved or self.repeat or self.window_reference)
 
     @property
     def leaves_some(self) -> bool:
@@ -106,7 +107,7 @@ class Layout:
     @property
     def is_partial(self) -> bool:
         """Whether either side's tensors hold values that are not compared."""
-        return self.leaves_some or self.part_reference is not None
+        return self.leaves_some or self.part_reference is not None or self.window_reference is not None
 
     @property
     def is_joined(self) -> bool:
@@ -114,6 +115,8 @@ class Layout:
 
     def __str__(self) -> str:
         parts = [_side_text("reference", self.join_reference, self.part_reference), _side_text("", self.join, self.part)]
+        if self.window_reference is not None:
+            parts.append(f"reference [{', '.join(f'{start}:{stop}' for start, stop in self.window_reference)}]")
         if self.crop is not None:
             start = f" from {_shape_text(self.crop_from)}" if self.crop_from is not None else ""
             parts.append(f"cut to {_shape_text(self.crop)}{start}")
@@ -152,6 +155,8 @@ def apply_reference(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     """The reference's tensor, or tensors, as they are compared: joined, and only the part that the port has; shape ``layout.shape``."""
     array = _joined(arrays, layout.join_reference)
     array = layout.part_reference(array) if layout.part_reference is not None else array
+    if layout.window_reference is not None:
+        array = array[tuple(slice(start, stop) for start, stop in layout.window_reference)]
     return _repeated_to(array, layout.shape) if layout.repeat == "reference" else array.reshape(layout.shape)
 
 

@@ -83,12 +83,17 @@ class BoundaryScores:
 
 
 def _are_alike_but_in_one_length(ours: axes.Shape, theirs: axes.Shape) -> bool:
-    """Whether two shapes have as many axes, all but one of the same lengths.
+    """Whether two shapes have as many axes, and differ only where one has one length: that of the steps.
 
     >>> _are_alike_but_in_one_length((1, 12, 8), (1, 5, 8)), _are_alike_but_in_one_length((1, 12, 12), (1, 5, 10))
-    (True, False)
+    (True, True)
+    >>> _are_alike_but_in_one_length((1, 12, 8), (1, 5, 9))
+    False
     """
-    return len(ours) == len(theirs) and sum(a != b for a, b in zip(ours, theirs, strict=True)) <= 1
+    if len(ours) != len(theirs):
+        return False
+    differ = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    return len(differ) <= 1 or any(len({pair[side] for pair in differ}) == 1 for side in (0, 1))
 
 
 def _value_score(distance: float) -> float:

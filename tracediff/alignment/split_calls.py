@@ -208,6 +208,32 @@ def piece_layouts(
         if all(layout is not None for layout in found):
             places = [(0, place) if side == 0 else (place, 0) for place in range(len(parts))]
             return [(*place, layout) for place, layout in zip(places, found, strict=True) if layout is not None]
+    return [] if heads else _square_pieces(whole, parts, lengths, side)
+
+
+def _square_pieces(
+    whole: Shape, parts: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]], side: int
+) -> list[tuple[int, int, Layout]]:
+    """As `piece_layouts`, of tensors with two axes of steps, scores and masks: each call has its own steps against all until then.
+
+    >>> [str(layout) for _, _, layout in piece_layouts([(4, 3, 3)], [(4, 2, 2), (4, 1, 3)], ([3], [2, 1]))]
+    ['reference [0:4, 0:2, 0:2]', 'reference [0:4, 2:3, 0:3]']
+    """
+    long = [axis for axis, size in enumerate(whole) if size == lengths[side][0]]
+    for rows, columns in zip(long, long[1:], strict=False):
+        found = []
+        for shape, length, end in _steps(parts, lengths[1 - side]):
+            box = tuple(
+                (end - length, end) if axis == rows else (0, end) if axis == columns else (0, size) for axis, size in enumerate(whole)
+            )
+            cut = tuple(stop - start for start, stop in box)
+            layout = _plain(cut, shape, side)
+            if layout is None:
+                break
+            starts = tuple(start for start, _ in box)
+            found.append(replace(layout, window_reference=box) if side == 0 else replace(layout, crop=cut, crop_from=starts))
+        if len(found) == len(parts):
+            return [(0, place, layout) if side == 0 else (place, 0, layout) for place, layout in enumerate(found)]
     return []
 
 

@@ -101,7 +101,16 @@ class Proofs:
         layout, samples, (left, right) = self._pairs[i].layout, self._pairs.reference.samples, self._pairs.records(i)
         count = 0 if samples is None else int(samples["count"][left.row])
         is_told = count and layout is not None and self._pairs.is_single(i) and self._pairs.stored_in(i) is None
-        if samples is None or layout is None or not is_told or left.stored or not right.stored or layout.repeat or layout.part_reference:
+        if (
+            samples is None
+            or layout is None
+            or not is_told
+            or left.stored
+            or not right.stored
+            or layout.repeat
+            or layout.part_reference
+            or layout.window_reference
+        ):
             return None
         kinds, places = (dtypes.named(left.dtype), dtypes.named(right.dtype)), sample_places(left.stats.count)
         if math.prod(layout.shape) != left.stats.count or kinds[1].is_complex or right.dtype == "text":
