@@ -35,10 +35,22 @@ def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found
     by_place, returned = {pair.place: pair for pair in sites}, _returned(chooser.rows.sides[1])
     cut: list[RecordPair] = []
     for pair in found:
-        known = _known(chooser.rows.sides[1], pair, lengths) if pair.layout is None and returned.isdisjoint(pair.port) else {}
+        known = _known(chooser.rows.sides[1], pair, lengths) if returned.isdisjoint(pair.port) else {}
+        known = known if pair.layout is None or _is_elsewhere(chooser.rows, pair, known) else {}
         one = _cut(chooser, by_place[pair.sites], pair, known) if known else pair
         cut.extend([] if one is None else [one])
     return cut
+
+
+def _is_elsewhere(rows: Rows, pair: RecordPair, lengths: Lengths) -> bool:
+    """Whether a pair is read in a window that begins elsewhere than what the run's inputs say of tensors of that length."""
+    window = pair.layout.window if pair.layout is not None else None
+    if window is None or len(pair.port) != 1 or pair.layout is None or pair.layout.permutation not in (None, tuple(range(len(window)))):
+        return False
+    shape = rows.shape(1, pair.port[0])
+    return len(shape) == len(window) and any(
+        lengths.get(length, (stop - start, start)) != (stop - start, start) for length, (start, stop) in zip(shape, window, strict=True)
+    )
 
 
 def _returned(side: Side) -> set[int]:
@@ -59,7 +71,11 @@ def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
         if maker is None or (maker != TOP and any(start for start, _ in window)):  # a layer's own padding ends with the layer
             continue
         shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), window, strict=True)
-        lengths[maker].update((theirs, (ours, start)) for ours, theirs, (start, _) in shapes if theirs > ours)
+        for ours, theirs, (start, _) in shapes:
+            if (
+                theirs > ours
+            ):  # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
+                lengths[maker].setdefault(theirs, (ours, start))
     return lengths
 
 

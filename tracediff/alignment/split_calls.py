@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 
@@ -180,7 +180,23 @@ def _joined_in_any_order(reference: Sequence[Shape], port: Sequence[Shape]) -> l
             for layout, *_ in axes.readings(shape_a, shape_b):
                 if layout.window is None and not layout.repeat:
                     found.append(replace(layout, join=join_b, join_reference=join_a))
-    return sorted(found, key=_joined_plainness)
+    return _along_the_steps(reference, port, sorted(found, key=_joined_plainness))
+
+
+def _along_the_steps(reference: Sequence[Shape], port: Sequence[Shape], layouts: list[Layout]) -> list[Layout]:
+    """Of some layouts those that join along the one axis in which the parts differ from the whole; all where it is not one."""
+    if min(len(reference), len(port)) != 1:
+        return layouts
+    whole, parts = (reference[0], port) if len(reference) == 1 else (port[0], reference)
+    if any(len(part) != len(whole) for part in parts):
+        return layouts
+    differ = {axis for part in parts for axis, (ours, theirs) in enumerate(zip(whole, part, strict=True)) if ours != theirs}
+    plain = [
+        one
+        for one in layouts
+        if one.permutation is None and one.split is None and {(one.join or one.join_reference)} == {*map(Join, differ)}
+    ]
+    return plain if len(differ) == 1 and plain else layouts
 
 
 def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
@@ -216,16 +232,18 @@ def _square_pieces(
 ) -> list[tuple[int, int, Layout]]:
     """As `piece_layouts`, of tensors with two axes of steps, scores and masks: each call has its own steps against all until then.
 
+    A cache that keeps the last steps only has fewer of these.
+
     >>> [str(layout) for _, _, layout in piece_layouts([(4, 3, 3)], [(4, 2, 2), (4, 1, 3)], ([3], [2, 1]))]
     ['reference [0:4, 0:2, 0:2]', 'reference [0:4, 2:3, 0:3]']
     """
     long = [axis for axis, size in enumerate(whole) if size == lengths[side][0]]
-    for rows, columns in zip(long, long[1:], strict=False):
+    for rows, columns in pairwise(long):
         found = []
         for shape, length, end in _steps(parts, lengths[1 - side]):
-            box = tuple(
-                (end - length, end) if axis == rows else (0, end) if axis == columns else (0, size) for axis, size in enumerate(whole)
-            )
+            seen = end - min(shape[columns], end) if len(shape) == len(whole) else 0  # a cache may keep the last steps only
+            spans = {rows: (end - length, end), columns: (seen, end)}
+            box = tuple(spans.get(axis, (0, size)) for axis, size in enumerate(whole))
             cut = tuple(stop - start for start, stop in box)
             layout = _plain(cut, shape, side)
             if layout is None:
