@@ -16,7 +16,7 @@ import tracediff as td
 from tracediff import cli
 from tracediff.alarms import Look
 from tracediff.errors import TraceNotFoundError
-from tracediff.show.look import render
+from tracediff.show.alarms import render
 from tracediff.show.words import plain
 
 TRACES = Path(__file__).parents[1] / "traces"

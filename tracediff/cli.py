@@ -633,7 +633,7 @@ def look(port: str, like: str | None, as_json: bool) -> int:
       tracediff look mlx.h5 --like ref.h5
     """
     from tracediff import api
-    from tracediff.show import look as shown
+    from tracediff.show import alarms as shown
 
     found = api.look(port, like=like)
     _print(found.to_dict() if as_json else shown.render(found), as_json)
