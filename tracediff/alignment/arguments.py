@@ -90,7 +90,7 @@ class Arguments:
                 if score > order.LEAST:
                     found.append((i, j, score))
             elif places[0] and places[1]:
-                found.extend(self._of_one_kind(kind, ours, theirs, *places, in_pieces))
+                found.extend(self._of_one_kind(kind, ours, theirs, places[0], places[1], in_pieces))
         return found
 
     def _score_alone(self, a: int, b: int, in_pieces: bool) -> float:

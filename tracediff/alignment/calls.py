@@ -93,7 +93,7 @@ class CallPairs:
         if is_regular(*outputs):
             return []
         if taking_turns := self._taking_turns(ours, theirs):
-            return [pair for turn in taking_turns for pair in self._in_pieces(*turn) or [CallPair(*map(tuple, turn))]]
+            return [pair for turn in taking_turns for pair in self._in_pieces(*turn) or [CallPair(tuple(turn[0]), tuple(turn[1]))]]
         inputs = [[self._input_shape(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
         for shapes in (outputs, inputs):
             pairs = regrouped(ours, theirs, shapes)

@@ -97,7 +97,7 @@ def record_two_named(
     """Records two ways that ``FILE:CALLABLE`` make; the second in another environment's ``python`` where one is given."""
     for place, (name, path) in enumerate(zip(names, paths, strict=True)):
         progress(f"{name}: recording the {'second' if place else 'first'} way")
-        given = {
+        given: dict[str, Any] = {
             "name": name,
             "to": os.fspath(path),
             "options": options.to_json(),
