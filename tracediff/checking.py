@@ -189,6 +189,7 @@ def _of_report(empty: CaseOutcome, report: Report, faults: Sequence[Fault]) -> C
         total=report.coverage.reference_records,
         mode=report.mode,
         caveats=caveats,
+        notes=tuple(map(str, report.certificate.get("notes") or ())),
     )
 
 

@@ -60,7 +60,8 @@ class CaseOutcome:
     """What a check found of one case.
 
     ``state`` "not run": the port gave nothing to compare; "no verdict": nothing diverged, and nothing is said of the whole. ``why`` says
-    more of these two. "same" also where all that differs is accepted. ``traces``: the kept reference and the port's trace.
+    more of these two. "same" also where all that differs is accepted. ``traces``: the kept reference and the port's trace. ``notes``: what
+    else is to be said of how the case was judged.
     """
 
     case: str
@@ -72,6 +73,7 @@ class CaseOutcome:
     mode: str
     traces: tuple[str, str]
     caveats: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def loud(self) -> list[Fault]:

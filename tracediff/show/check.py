@@ -28,6 +28,7 @@ def render(outcome: Outcome) -> RenderableType:
     for case in outcome.cases:
         parts.append(Text.assemble((case.case, LABEL), ": ", (case.state, STYLES[case.state]), f", {_compared(case)}"))
         parts += [Text(f"  {line}", DOUBTFUL) for line in (case.why, *case.caveats) if line]
+        parts += [Text(f"  {line}", QUIET) for line in case.notes]
         if case.faults:
             parts.append(Padding(_faults(case), (0, 0, 0, 2), expand=False))
     return Group(*parts, *(Text(line, QUIET) for line in _next(outcome)))
