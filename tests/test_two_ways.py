@@ -5,16 +5,15 @@ Tiny models of transformers and mlx-lm with seeded weights: a whole pass against
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from test_look_models import model as language_model
 
 import tracediff as td
 from tracediff import cli
@@ -110,22 +109,7 @@ class Mlx:
     ways = ("decode", "chunks", "batch", "right", "compiled")
 
     def __init__(self, name: str) -> None:
-        more = {
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "query_pre_attn_scalar": 8,
-            "sliding_window": 8,
-            "attn_logit_softcapping": 50.0,
-            "final_logit_softcapping": 30.0,
-        }
-        home = import_module(f"mlx_lm.models.{name}")
-        known = inspect.signature(home.ModelArgs).parameters
-        mx.random.seed(0)
-        self.model = home.Model(
-            home.ModelArgs(**{key: value for key, value in {**SIZES, **more, "model_type": name}.items() if key in known})
-        )
-        mx.eval(self.model.parameters())
+        self.model = language_model(name)
 
     def whole(self, ids: Any = ONE) -> Callable[[], Any]:
         return lambda: self.model(mx.array(ids))
