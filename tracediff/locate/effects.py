@@ -16,6 +16,7 @@ from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.structure import is_affine
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.unread import Unread
 from tracediff.site import INPUTS, module_of
 from tracediff.trace import schema
 
@@ -25,6 +26,7 @@ class Effects:
 
     def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, comparisons: Comparisons, expectations: Expectations) -> None:
         self._pairs, self._flow, self._limits, self._comparisons, self._expected = pairs, flow, limits, comparisons, expectations
+        self._unread = Unread(pairs.reference)
         self._effects: dict[int, Effect] = {}
 
     @cached_property
@@ -66,6 +68,8 @@ class Effects:
     def _effect(self, i: int) -> Effect:
         if self._is_acquitted(i):
             return "equivalent"
+        if self._flow.kind(i) in INPUTS and all(map(self._unread.is_unread, self._pairs[i].reference)):
+            return "no effect"
         if self._pairs.has_raised(i):
             return "no effect" if self._is_caught(i) else ""
         if self._pairs.is_replaced(i) or self._comparisons.judged(i).how == "forced":
