@@ -32,6 +32,7 @@ class Thresholds:
     amplification: float = threshold(
         100.0, "times its own relative size, at most, that a parameter's difference is found in an output", _PLANTED
     )
+    sure_stranger: float = threshold(0.9, "weights.unloaded: nothing of the reference is in a module, nothing of its partner in the port", _RANK)
     nearness_of_child: float = threshold(0.5, "weight of a finding about a parameter that a child of the culprit owns", _NEVER)
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
