@@ -242,6 +242,7 @@ class Thresholds:
     # ------------------------------------------------------------------------------------------------------------- the pair
     sure_recorded: float = threshold(1.0, "raised, nonfinite, input, random: the records themselves are the fact", _RANK)
     sure_length_of_shapes: float = threshold(0.5, "length: two shapes that no layout reconciles", _RANK)
+    sure_length_alone: float = threshold(0.9, "length: the places that both have agree, or numbers of another shape are drawn", _RANK)
     sure_mask_of_counts: float = threshold(0.9, "mask.missing, mask.wrong: values that one side masks", _RANK)
     sure_of_argument: float = threshold(0.8, "scale, norm.eps, mask: a scalar argument differs", _RANK)
 
