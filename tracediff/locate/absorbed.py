@@ -99,12 +99,26 @@ def returned(verdicts: Verdicts, call: int) -> list[int]:
 def _would_show(verdicts: Verdicts, i: int, call: int) -> bool:
     """Whether what a difference became inside the call that absorbs it is large enough to show in what this call returns.
 
-    A branch that is small beside what it is added to hides whatever is wrong in it. So of what the absorber's own code has in hand something
-    has to err, as RMS, by more than must be left at an output to be told.
+    A branch that is small beside what it is added to hides whatever is wrong in it. So something that differs, and that the absorber's own
+    code has in hand, has to err, as RMS, by more than must be left at an output to be told; or a call that takes it in returns what agrees,
+    where a relative error of its size would be told.
     """
-    carried = [_error(verdicts, j) for j in verdicts.flow.available(call) if j >= i and not verdicts.expected.agrees(j)]
     outputs = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
-    return max(carried, default=_error(verdicts, i)) > min(map(partial(_least_shown, verdicts), outputs), default=0.0)
+    least = min(map(partial(_least_error, verdicts), outputs), default=0.0)
+    carried = [j for j in verdicts.flow.available(call) if j >= i and not verdicts.expected.agrees(j)] or [i]
+    return any(_would_show_behind(verdicts, j, call, least) for j in carried)
+
+
+def _would_show_behind(verdicts: Verdicts, i: int, call: int, least: float) -> bool:
+    """Whether a difference in the hands of a call's own code would show: in what takes it in there, else as an RMS above ``least``."""
+    calls = verdicts.flow.calls
+    takers = {int(calls.of_row[row]) for own in verdicts.pairs[i].reference for row in calls.takers.get(own, ())} - {call}
+    outputs = [j for taker in takers for j in verdicts.flow.pairs_at(calls.outputs(taker)) if j > i and not verdicts.pairs.is_exact(j)]
+    if not outputs:
+        return _error(verdicts, i) > least
+    metrics = verdicts.comparisons.measure(i).metrics
+    size = math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rel_l2
+    return any(verdicts.expected.agrees(j) and size > least_shown(verdicts, j) for j in outputs)
 
 
 def _error(verdicts: Verdicts, i: int) -> float:
@@ -113,7 +127,7 @@ def _error(verdicts: Verdicts, i: int) -> float:
     return math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rms
 
 
-def _least_shown(verdicts: Verdicts, i: int) -> float:
+def _least_error(verdicts: Verdicts, i: int) -> float:
     """The RMS of an error that is told at a pair from what is allowed there, and from what the port's own difference may have left."""
     metrics = verdicts.comparisons.measure(i).metrics
     return 0.0 if metrics is None else least_shown(verdicts, i) * metrics.reference_rms
