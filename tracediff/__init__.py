@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         recover,
         status,
         try_site,
+        view,
         weights,
     )
     from tracediff.errors import TracediffError
@@ -46,6 +47,7 @@ _HOME = {
     "bisect_live": "tracediff.api",
     "diff": "tracediff.api",
     "status": "tracediff.api",
+    "view": "tracediff.api",
     "convert": "tracediff.api",
     "align": "tracediff.api",
     "weights": "tracediff.api",
@@ -80,6 +82,7 @@ __all__ = [
     "try_site",
     "stub",
     "status",
+    "view",
     "convert",
     "recover",
     "Trace",

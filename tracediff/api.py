@@ -61,6 +61,7 @@ __all__ = [
     "status",
     "try_named",
     "try_site",
+    "view",
     "weights",
     "write_recipes",
 ]
@@ -469,6 +470,27 @@ def status(
         modes_of(runs)
         options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "strict": strict, "stages": stages, "progress": progress}
         return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
+
+
+def view(reference: TraceLike, *ports: TraceLike, to: PathLike, sites: Sequence[str] = (), force: bool = False, **options: Any) -> Path:
+    """Writes the interactive page of a comparison to ``to`` and returns its path; ``ports`` are one run, or a forced and a free one.
+
+    The page is one HTML file that fetches nothing: findings, stages, a heat map of the modules, the error in execution order, both models
+    side by side, all pairs, and the tensors of those that tell most; ``sites`` adds all tensors of these. A page that is there is
+    replaced, another file only with ``force``. The options are those of `bisect`. Raises TraceExistsError and TraceFileError before
+    anything is compared, SiteError for a site that no pair has.
+
+    >>> td.view("ref.h5", "forced.h5", "free.h5", to="port.html")                # doctest: +SKIP
+    """
+    from tracediff.outputs import check_output, write_output
+    from tracediff.show.page import is_page, page
+
+    force = force or is_page(to)
+    check_output(to, force=force)
+    if len(ports) == 1:
+        return write_output(to, page(diff(reference, *ports, **options), sites=sites), force=force)
+    told = status(reference, *ports, **options)
+    return write_output(to, page(*told.reports.values(), status=told, sites=sites), force=force)
 
 
 def try_site(

@@ -81,6 +81,13 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
 
 
+def verbose_option(command: Command) -> Command:
+    """``-v``: all that is known instead of the answer alone."""
+    return click.option("-v", "--verbose", is_flag=True, help="All that is known of the first divergence, the others, stages, coverage.")(
+        command
+    )
+
+
 def judging_options(command: Command) -> Command:
     """What `diff` and `plot` share: the two traces, how they are paired and what error is allowed."""
     return click.argument("reference", type=click.Path())(click.argument("port", type=click.Path())(comparing_options(command)))
@@ -309,9 +316,10 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @click.option("--seed", default=0, show_default=True, help="With --live: seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="With --live: run the port in this dtype.")
 @click.option("--python", "python", multiple=True, metavar="IMPL=PATH", help="With --live: run a side with another environment's Python.")
+@verbose_option
 @json_option
-def bisect(as_json: bool, live: bool, **options: Any) -> int:
-    """Name the first divergence, its culprit on both sides and the likely cause.
+def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
+    """Name the first divergence, its culprit on both sides, the likely cause, and what to do next.
 
     \b
     Example:
@@ -322,7 +330,7 @@ def bisect(as_json: bool, live: bool, **options: Any) -> int:
 
     given = _of_live(options) if live else _of_traces(options)
     report = (api.bisect_recipe if live else api.bisect)(progress=_say, **given)
-    return _show_report(report, as_json)
+    return _show_report(report, as_json, verbose)
 
 
 _LIVE = ("recipe", "weights", "seed", "dtype", "python")
@@ -365,7 +373,7 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
     report = api.diff(reference, port, progress=_say, **options)
     figure = report.plot("culprit" if culprit else "sites")
     click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
-    return _status(report.verdict)
+    return SAME
 
 
 @main.command()
@@ -418,7 +426,42 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     path = check_output(output, force=force)
     compared = api.diff(reference, port, progress=_say, **options)
     click.echo(compared.save(path, force=force))
-    return _status(compared.verdict)
+    return SAME
+
+
+@main.command()
+@judging_options
+@click.argument("free", type=click.Path(), required=False)
+@click.option(
+    "-o", "--output", type=click.Path(), default="view.html", show_default=True, help="The page to write; an older page is replaced."
+)
+@click.option("--site", "sites", multiple=True, help="Draw all tensors of this site too (may be repeated).")
+@click.option("--open/--no-open", "opens", default=None, help="Open it in the browser [default: where this is a terminal with a screen].")
+@click.option("--force", is_flag=True, help="Overwrite the output, whatever it is.")
+def view(reference: str, port: str, free: str | None, output: str, opens: bool | None, **options: Any) -> int:
+    """Write what comparing shows as one interactive page, and open it: findings, heat map, both models, all pairs, tensors.
+
+    PORT and FREE are a port's forced and free run, in any order; one of them will do. The page is one file that fetches nothing and works
+    from a disk.
+
+    \b
+    Example:
+      tracediff view ref.h5 mlx.h5
+      tracediff view ref.h5 forced.h5 free.h5 -o port.html
+    """
+    from tracediff import api
+
+    path = api.view(reference, *(trace for trace in (port, free) if trace), to=output, progress=_say, **options)
+    click.echo(path)
+    if opens or (opens is None and _has_screen()):
+        click.launch(path.absolute().as_uri())
+    return SAME
+
+
+def _has_screen() -> bool:
+    """Whether a person at a terminal can see a browser."""
+    is_local = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.stdout.isatty() and is_local and "SSH_CONNECTION" not in os.environ
 
 
 @main.command()
@@ -466,8 +509,9 @@ def convert(source: str, target: str | None, output: str | None, stored: str | N
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol.")
 @click.option("--atol", type=float, help="Goes with --rtol.")
+@verbose_option
 @json_option
-def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], as_json: bool, **options: Any) -> int:
+def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], as_json: bool, verbose: bool, **options: Any) -> int:
     """Run one module of the port on the reference's inputs of its site, and judge what it returns.
 
     FILE:CLASS names a class, or a function, of a Python file that makes the module when it is called without arguments. Without it the
@@ -482,7 +526,7 @@ def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], 
 
     stated = dict(_pair(text) for text in arguments)
     report = api.try_named(reference, site, name, arguments=stated, progress=_say, **options)
-    return _show_report(report, as_json)
+    return _show_report(report, as_json, verbose)
 
 
 @main.command()
@@ -541,8 +585,9 @@ def doctor(as_json: bool) -> int:
 @click.option("--list", "listing", is_flag=True, help="List the faults and stop.")
 @click.option("--folder", type=click.Path(), default="traces", show_default=True, help="Where the two traces go.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws.")
+@verbose_option
 @json_option
-def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> int:
+def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool, verbose: bool) -> int:
     """Capture the real Chatterbox pair, plant one announced fault in the port, and find it.
 
     \b
@@ -553,10 +598,10 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> in
 
     if listing:
         for name, announcement in demo_module.faults().items():
-            click.echo(f"{name:24}{announcement}")
+            click.echo(f"{name}: {announcement}")
         return SAME
-    report = demo_module.run(fault, folder=folder, seed=seed, progress=_say)
-    return _show_report(report, as_json)
+    _show_report(demo_module.run(fault, folder=folder, seed=seed, progress=_say), as_json, verbose)
+    return SAME
 
 
 @main.command()
@@ -576,10 +621,10 @@ def completion(shell: str) -> int:
     return SAME
 
 
-def _show_report(report: Report, as_json: bool) -> int:
-    from tracediff.show import text
+def _show_report(report: Report, as_json: bool, verbose: bool) -> int:
+    from tracediff.show import answer, text
 
-    _print(report.to_dict() if as_json else text.report(report), as_json)
+    _print(report.to_dict() if as_json else text.report(report) if verbose else answer.render(report), as_json)
     return _status(report.verdict)
 
 
@@ -588,9 +633,9 @@ def _print(answer: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, allow_nan=False))
         return
-    from tracediff.show import text
+    from tracediff.show.words import put
 
-    text.console().print(answer)
+    put(answer)
 
 
 def _say(message: str) -> None:

@@ -485,7 +485,7 @@ def _measured(metrics: Metrics | None) -> Measured | None:
 
 def _side(trace: Trace) -> dict[str, Any]:
     """What a report says of one side."""
-    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
+    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created", "recipe")}
     found = {"complete": trace.complete, "repeats": trace.meta.get("repeats"), "damaged": list(trace.damaged.values())}
     return {"path": str(trace.path), **known, **found}
 

@@ -23,9 +23,9 @@ class Reporter:
 
 
 def _html(report: Report) -> bytes:
-    from tracediff.show import html  # loads matplotlib
+    from tracediff.show.page import page  # loads Jinja
 
-    return printable(html.page(report)).encode()
+    return page(report).encode()
 
 
 def _picture(form: str) -> Callable[[Report], bytes]:

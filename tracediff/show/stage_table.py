@@ -122,7 +122,7 @@ def _stages(status: Status) -> Table:
         cells: list[Text] = [Text("  " * stage.depth + (stage.stage or _unnamed(status)))]
         for mode in MODES:
             outcome = stage.outcome(mode)
-            cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, _numbers(outcome))]
+            cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, numbers(outcome))]
         lines.add_row(*cells)
     return lines
 
@@ -135,7 +135,8 @@ def _state(outcome: Outcome) -> Text:
     return Text(outcome.state, STYLES.get(outcome.state, DOUBTFUL))
 
 
-def _numbers(outcome: Outcome) -> tuple[str, str, str]:
+def numbers(outcome: Outcome) -> tuple[str, str, str]:
+    """The worst error, the noise floor there and how much was compared, as cells."""
     worst = "other" if outcome.state == "different" and outcome.worst is None else number(outcome.worst)
     return worst, number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
 
@@ -154,11 +155,11 @@ def _causes(status: Status) -> Iterable[tuple[str, Mode, Outcome]]:
 def _cause_table(causes: Iterable[tuple[str, Mode, Outcome]]) -> Table:
     lines = table("Stage", "Run", "First divergence", "Likely cause")
     for stage, mode, outcome in causes:
-        lines.add_row(Text(stage), Text(mode), Text(_first(outcome)), Text(_cause(outcome)))
+        lines.add_row(Text(stage), Text(mode), Text(first_place(outcome)), Text(_cause(outcome)))
     return lines
 
 
-def _first(outcome: Outcome) -> str:
+def first_place(outcome: Outcome) -> str:
     """Where a stage first differs: the culprit in the port where one was found, and the end it shows at."""
     if outcome.first is None:
         return ""
@@ -235,14 +236,14 @@ def _stage_lines(status: Status) -> list[str]:
             if outcome is None:
                 cells += ["not run", "", ""]
                 continue
-            worst, floor, compared = _numbers(outcome)
+            worst, floor, compared = numbers(outcome)
             cells += [f"**{outcome.state}**" if outcome.state == "different" else outcome.state, f"{worst} ({floor})", compared]
         rows.append(cells)
     return markdown_table(heads, rows)
 
 
 def _cause_lines(status: Status) -> list[str]:
-    rows = [(_code(stage), mode, _code(_first(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
+    rows = [(_code(stage), mode, _code(first_place(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
     return ["## Divergences", "", *markdown_table(("Stage", "Run", "First divergence", "Likely cause"), rows)] if rows else []
 
 
