@@ -305,9 +305,12 @@ def bisect(
     the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
+    from tracediff.compare import tolerance
     from tracediff.locate import locate
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
+
+    tolerance(rtol, atol)
 
     def compare() -> Report:
         progress(f"pairing the sites of {first.path} and {second.path}")
@@ -319,7 +322,22 @@ def bisect(
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        _check_stages(first, stages)
         return _despite_damage(compare)
+
+
+def _check_stages(reference: Trace, stages: Sequence[str]) -> None:
+    """Raises TracediffError, before anything is compared, where a stage is asked for that the reference's run has not."""
+    from tracediff.errors import TracediffError
+    from tracediff.site import is_in_stage
+
+    outer_of: Mapping[str, str] = reference.meta.get("stages") or {}
+    known = {reference.strings[number] for number in set(reference.index["stage"].tolist())} | set(outer_of)
+    named = sorted(stage for stage in known if stage)
+    for asked in stages:
+        if asked and not any(is_in_stage(stage, asked, outer_of) for stage in known):
+            has = f"its stages: {', '.join(named)}" if named else "its run has no stages, so leave out --stage"
+            raise TracediffError(f"No stage {asked!r} in {str(reference.path)!r}; {has}.")
 
 
 def _despite_damage(compare: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -171,7 +172,7 @@ def capture(as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.capture_recipe(progress=_say, **options) as trace:
+    with api.capture_recipe(progress=_progress, **options) as trace:
         _print(api.summary(trace) if as_json else tables.captured(trace), as_json)
     return SAME
 
@@ -195,7 +196,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.calibrate_recipe(trace, progress=_say, **options) as calibrated:
+    with api.calibrate_recipe(trace, progress=_progress, **options) as calibrated:
         _print(api.summary(calibrated) if as_json else tables.captured(calibrated), as_json)
     return SAME
 
@@ -300,7 +301,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff import api
     from tracediff.show import text
 
-    report = api.diff(reference, port, progress=_say, **options)
+    report = api.diff(reference, port, progress=_progress, **options)
     _print(report.to_dict() if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
 
@@ -329,7 +330,7 @@ def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
     from tracediff import api
 
     given = _of_live(options) if live else _of_traces(options)
-    report = (api.bisect_recipe if live else api.bisect)(progress=_say, **given)
+    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
     return _show_report(report, as_json, verbose)
 
 
@@ -368,9 +369,11 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
       tracediff plot ref.h5 mlx.h5 -o divergence.png
     """
     from tracediff import api
+    from tracediff.show.formats import check_picture
 
+    check_picture(output)
     path = check_output(output, force=force)
-    report = api.diff(reference, port, progress=_say, **options)
+    report = api.diff(reference, port, progress=_progress, **options)
     figure = report.plot("culprit" if culprit else "sites")
     click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
     return SAME
@@ -399,7 +402,7 @@ def status(
     from tracediff.show import stage_table as shown
 
     path = None if output is None else check_output(output, force=force)
-    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_say, **options)
+    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **options)
     form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
     if path is not None:
         click.echo(write_output(path, shown.written(table, form), force=force))
@@ -412,19 +415,28 @@ def status(
 
 @main.command()
 @judging_options
-@click.option("-o", "--output", type=click.Path(), default="report.html", show_default=True, help="A .html, .md, .json or .txt file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    default="report.html",
+    show_default=True,
+    help="A .html, .md, .json, .csv or .txt file, or a picture: .png, .svg, .pdf.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def report(reference: str, port: str, output: str, force: bool, **options: Any) -> int:
-    """Write all that comparing two traces shows to one file: HTML with its pictures inside, Markdown, JSON or text.
+    """Write all that comparing two traces shows to one file: the page of `view`, Markdown, JSON, a table of all pairs, text, a picture.
 
     \b
     Example:
       tracediff report ref.h5 mlx.h5 -o report.html
     """
     from tracediff import api
+    from tracediff.show.formats import reporter_of
 
+    reporter_of(output)
     path = check_output(output, force=force)
-    compared = api.diff(reference, port, progress=_say, **options)
+    compared = api.diff(reference, port, progress=_progress, **options)
     click.echo(compared.save(path, force=force))
     return SAME
 
@@ -451,7 +463,7 @@ def view(reference: str, port: str, free: str | None, output: str, opens: bool |
     """
     from tracediff import api
 
-    path = api.view(reference, *(trace for trace in (port, free) if trace), to=output, progress=_say, **options)
+    path = api.view(reference, *(trace for trace in (port, free) if trace), to=output, progress=_progress, **options)
     click.echo(path)
     if opens or (opens is None and _has_screen()):
         click.launch(path.absolute().as_uri())
@@ -525,7 +537,7 @@ def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], 
     from tracediff import api
 
     stated = dict(_pair(text) for text in arguments)
-    report = api.try_named(reference, site, name, arguments=stated, progress=_say, **options)
+    report = api.try_named(reference, site, name, arguments=stated, progress=_progress, **options)
     return _show_report(report, as_json, verbose)
 
 
@@ -600,7 +612,7 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool, verbo
         for name, announcement in demo_module.faults().items():
             click.echo(f"{name}: {announcement}")
         return SAME
-    _show_report(demo_module.run(fault, folder=folder, seed=seed, progress=_say), as_json, verbose)
+    _show_report(demo_module.run(fault, folder=folder, seed=seed, progress=_progress), as_json, verbose)
     return SAME
 
 
@@ -636,6 +648,14 @@ def _print(answer: Any, as_json: bool) -> None:
     from tracediff.show.words import put
 
     put(answer)
+
+
+_STARTED = time.monotonic()
+
+
+def _progress(message: str) -> None:
+    """A line of progress on stderr, with the time since the command began; warnings stand by themselves."""
+    _say(message if message.startswith("warning: ") else f"{time.monotonic() - _STARTED:5.0f} s  {message}")
 
 
 def _say(message: str) -> None:

@@ -60,8 +60,8 @@ class _Answer:
         yield from told
         for label, broken in taken.items():
             for place, line in enumerate(broken):
-                head = f"  {'' if place else label}".ljust(margin)
-                yield Text.assemble((head, LABEL), (line, LABEL if label == "Next" else ""), no_wrap=True, overflow="ignore")
+                before = f"  {'' if place else label}".ljust(margin)
+                yield Text.assemble((before, LABEL), (line, LABEL if label == "Next" else ""), no_wrap=True, overflow="ignore")
 
 
 def _broken(label: str, value: str, room: int) -> list[str]:

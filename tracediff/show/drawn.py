@@ -10,6 +10,7 @@ from rich.console import RenderableType
 
 from tracediff import report as plain_report
 from tracediff import stage_table as plain_stage_table
+from tracediff.errors import TracediffError
 from tracediff.show import formats, stage_table, text, words
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class _Drawn:
     def __str__(self) -> str:
         return words.plain(self._rendered())
 
+    def __repr__(self) -> str:
+        first, _, rest = str(self).partition("\n")
+        return f"<{type(self).__name__}: {first.strip()}{' …' if rest else ''}>"
+
     def _repr_html_(self) -> str:
         return words.html(self._rendered())
 
@@ -38,13 +43,18 @@ class Report(_Drawn, plain_report.Report):
     """What comparing two traces gave: the data of `tracediff.report.Report`, which can be printed, drawn and saved."""
 
     def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
-        """A figure: the error of every site in execution order, or reference against port at the culprit."""
+        """A figure: the error of every site in execution order, or reference against port at the culprit.
+
+        Raises TracediffError for another kind.
+        """
         from tracediff.show import plot  # loads matplotlib
 
+        if kind not in ("sites", "culprit"):
+            raise TracediffError(f"There is no plot {kind!r}; the plots are 'sites' and 'culprit'.")
         return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf) and returns the path.
+        """Writes the report as its suffix says (.html, .md, .json, .csv, .txt, .png, .svg, .pdf) and returns the path.
 
         Raises TracediffError for another suffix, TraceExistsError where the file is there and not ``force``.
         """

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def content(reports: Sequence[Report], status: Status | None, panels: Panels) -> dict[str, Any]:
     """What the template fills in."""
     first = reports[0]
-    word = verdict_word(first) if status is None else status.verdict or "cannot tell"
+    word = verdict_word(first) if status is None else status.verdict or stage_table.undecided(status)
     return {
         "title": f"{_name(reports[-1].port)} against {_name(first.reference)}",
         "verdict": word,
         "headline": _headline(reports, status),
-        "answer": text.headline(first),
+        "answer": text.headline(next((report for report in reports if report.first is not None), first)),
         "modes": [report.mode for report in reports],
         "caveats": list(dict.fromkeys(line for report in reports for line in report.caveats)),
         "rests_on": [(report.mode, answer.rests_on(report)) for report in reports],
@@ -55,9 +55,9 @@ def content(reports: Sequence[Report], status: Status | None, panels: Panels) ->
 
 
 def _headline(reports: Sequence[Report], status: Status | None) -> str:
-    if status is not None and len(reports) > 1:
+    if status is not None and len(reports) > 1 and (status.has_stages or status.verdict != "different"):
         return stage_table.headline(status).partition(": ")[2]
-    return answer.headline(reports[0])
+    return answer.headline(next((report for report in reports if report.first is not None), reports[0]))
 
 
 def _no_pairs(reports: Sequence[Report]) -> str:

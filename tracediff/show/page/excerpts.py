@@ -13,6 +13,8 @@ AROUND = 3
 """So many lines before and after the one that is meant."""
 BODY = 16
 """So many lines of the function in which a module computes."""
+FRAMEWORKS = ("torch/", "mlx/")
+"""Files of layers that nobody who ports a model has written: the line that calls one tells more."""
 _FORWARD = re.compile(r"\s*def (?:forward|__call__)\b")
 
 
@@ -37,9 +39,11 @@ def of_class(file: str, name: str, beside: Iterable[Path] = ()) -> dict[str, Any
 
 
 def of_module(path: str, modules: Iterable[Mapping[str, Any]], beside: Iterable[Path] = ()) -> dict[str, Any] | None:
-    """The same for the module of this path, among those that a trace describes."""
+    """The same for the module of this path, among those that a trace describes; None too where its class is a framework's own."""
     known = next((module for module in modules if module.get("path") == path), None)
-    return of_class(str(known["file"]), str(known.get("type", "")), beside) if known and known.get("file") else None
+    if not known or not known.get("file") or str(known["file"]).startswith(FRAMEWORKS):
+        return None
+    return of_class(str(known["file"]), str(known.get("type", "")), beside)
 
 
 def _end_of_body(lines: list[str], start: int) -> int:

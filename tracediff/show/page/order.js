@@ -40,7 +40,7 @@ const order = {
         padding: [26, 12, 0, 0],
         scales: { x: { time: false, range: (_, low, high) => [low - 0.5, high + 0.5] }, y: { distr: 3, range: () => [this.low / 4, this.high * 3] } },
         cursor: { y: false, drag: { x: true, y: false }, points: { show: false } },
-        axes: [{ ...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick.toLocaleString("en") : "")), size: 34 }, { ...axis, size: 76, splits: () => this.splits(), values: (_, ticks) => ticks.map((tick) => this.tick(tick)) }],
+        axes: [{ ...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick.toLocaleString("en") : "")), size: 34 }, { ...axis, size: 76, splits: () => this.splits(), filter: (_, splits) => splits, values: (_, ticks) => ticks.map((tick) => this.tick(tick)) }],
         series: [
           {},
           { label: "allowed", stroke: colour("ink"), width: 1.2, dash: [5, 4], paths: stepped, points: { show: false } },

@@ -72,12 +72,13 @@ class Panels:
             folders = (trace.path.parent,)
             for card, divergence in enumerate(report.divergences):
                 found = excerpts.of_module(getattr(divergence.culprit, side), trace.meta.get("modules") or (), folders)
+                if found is None and self.cards[run][card] >= 0:
+                    found = excerpts.around_line(_line(report.rows[self.cards[run][card]], side, trace), folders)
                 if found is not None:
                     self.code[f"class {side} {run} {card}"] = found
             for panel in (panel for panel in self.drawn if panel["run"] == run):
-                record = trace.records[getattr(report.rows[panel["row"]].pair, side)[0]]
-                place = f"{record.file}:{record.line}"
-                if record.file and place not in self.code and (found := excerpts.around_line(place, folders)) is not None:
+                place = _line(report.rows[panel["row"]], side, trace)
+                if place not in self.code and (found := excerpts.around_line(place, folders)) is not None:
                     self.code[place] = found
 
     def close(self) -> None:
@@ -85,6 +86,12 @@ class Panels:
         for traces in self.traces:
             for trace in traces:
                 trace.close()
+
+
+def _line(row: Row, side: str, trace: Trace) -> str:
+    """The line that made the call of a side of a pair, as ``FILE:LINE``."""
+    record = trace.records[getattr(row.pair, side)[0]]
+    return f"{record.file}:{record.line}"
 
 
 def _cards(report: Report) -> list[int]:
