@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -96,3 +97,14 @@ def test_what_is_tried_without_keeping_its_trace_says_how_to_keep_it(tmp_path: P
     (tmp_path / "port.h5").unlink()
     assert answer.next_command(report, 0).startswith("keep its trace with -o tried.h5")
     assert "See it" not in str(report)
+
+
+def test_json_holds_all_pairs_where_all_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = compared(tmp_path, faults={"dec.a": bumped})
+    monkeypatch.chdir(tmp_path)
+    plain, every = (
+        json.loads(CliRunner().invoke(cli.main, ["diff", "ref.h5", "port.h5", "--json", *more]).stdout) for more in ([], ["--all"])
+    )
+    assert "pairs" not in plain
+    assert [pair["port"] for pair in every["pairs"]] == [row.where.port for row in report.rows]
+    assert [pair["port"] for pair in every["pairs"] if pair["introduced"]] == ["dec.a"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from judging import bumped
+from judging import Run, bumped
 from test_report import compared
 from test_show_text import DIFFERENT, DIVERGENCE, JUDGED, REPORTS, SITE, row
 
@@ -301,3 +301,49 @@ def test_the_command_writes_the_report_and_its_exit_status_is_that_of_a_thing_do
     refused = CliRunner().invoke(cli.main, ["report", "ref.h5", "port.h5", "-o", "x.md"])
     assert refused.exit_code == 2
     assert "--force" in refused.stderr
+
+
+def panel_of(folder: Path, reference: np.ndarray, port: np.ndarray, site: str = "net") -> dict[str, Any]:
+    """What the page draws of a pair that differs."""
+    for name, values in (("ref", reference), ("port", port)):
+        run = Run(folder / f"{name}.h5")
+        with run(site, x=np.ones(3, np.float32)) as leave:
+            leave(values)
+        run.close()
+    path = td.view(folder / "ref.h5", folder / "port.h5", to=folder / "x.html")
+    data = Page(path.read_text(encoding="utf-8")).data
+    (found,) = [panel for panel in data["panels"] if panel["row"] == data["runs"][0]["cards"][0]]
+    return dict(found)
+
+
+def test_ids_are_listed_with_the_first_that_differs(tmp_path: Path) -> None:
+    ids = np.arange(5000).reshape(1, -1)
+    panel = panel_of(tmp_path, ids, np.where(ids >= 4000, ids + 1, ids))
+    assert (panel["kind"], panel["first"], panel["unequal"], panel["sizes"]) == ("ids", 4000, 1000, [5000, 5000])
+    place = panel["first"] - panel["start"]
+    assert [side[place] for side in panel["ids"]] == [4000, 4001]
+    assert len(panel["ids"][0]) <= tensors.MOST_IDS
+
+
+def test_attention_is_known_by_its_rows(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
+    weights /= weights.sum(-1, keepdims=True)
+    assert panel_of(tmp_path, weights, weights[..., ::-1].copy())["kind"] == "attention"
+
+
+def test_sound_can_be_heard_and_seen(tmp_path: Path) -> None:
+    sound = np.sin(np.arange(20_000) / 9).astype(np.float32)[None]
+    panel = panel_of(tmp_path, sound, sound * np.float32(0.5))
+    assert panel["kind"] == "wave"
+    for source in panel["players"]:
+        assert base64.b64decode(source.removeprefix("data:audio/wav;base64,"))[:4] == b"RIFF"
+    assert panel["height"] > 100
+    assert max(panel["outline"][1][1]) == pytest.approx(0.5, rel=1e-2)
+
+
+def test_a_cell_is_the_mean_of_what_it_covers_and_the_worst_of_the_difference() -> None:
+    values = np.arange(512 * 2, dtype=float).reshape(512, 2)
+    values[0, 0] = np.nan
+    drawn = tensors.pictures([values, values, np.where(values == 7, -9.0, 1.0)])
+    assert drawn["low"] == pytest.approx((2 + 4 + 6) / 3, rel=1e-2)
+    assert drawn["largest"] == 9

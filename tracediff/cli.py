@@ -289,7 +289,7 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
 
 @main.command()
 @judging_options
-@click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours.")
+@click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours; with --json too.")
 @json_option
 def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) -> int:
     """Compare every pair of two traces, in execution order.
@@ -302,7 +302,8 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff.show import text
 
     report = api.diff(reference, port, progress=_progress, **options)
-    _print(report.to_dict() if as_json else text.diff(report, every=every), as_json)
+    pairs = {"pairs": report.pairs_to_dict()} if as_json and every else {}
+    _print({**report.to_dict(), **pairs} if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
 
 

@@ -83,7 +83,7 @@ def _card(report: Report, run: int, place: int, panels: Panels) -> dict[str, Any
         "reference": module(divergence.culprit.reference),
         "places": counted(divergence.count, "place") if divergence.count > 1 else "",
         "stage": divergence.site.stage,
-        "times": answer.times(divergence.times) if divergence.times is not None else text.introduced(divergence),
+        "times": _times(report, place),
         "is_multiple": divergence.times is not None,
         "said": said,
         "causes": [
@@ -96,6 +96,16 @@ def _card(report: Report, run: int, place: int, panels: Panels) -> dict[str, Any
         "no_picture": panels.why.get((run, place), ""),
         "row": panels.cards[run][place],
     }
+
+
+def _times(report: Report, place: int) -> str:
+    """How large an error is, in few words."""
+    divergence = report.divergences[place]
+    if divergence.times is not None:
+        return answer.times(divergence.times)
+    if text.judged_at(report, place).get("by") == "exact" and divergence.metrics is not None:
+        return f"{divergence.metrics.mismatched:,} of {divergence.metrics.count:,} differ"
+    return text.introduced(divergence)
 
 
 def _stages(report: Report) -> list[dict[str, Any]]:

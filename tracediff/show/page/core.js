@@ -175,6 +175,7 @@ function ramp(stops) {
   });
 }
 const VALUES = ramp(["#00224e", "#3b496c", "#7c7b78", "#bcae6c", "#fee838"]);
+const SHARES = VALUES.map((_, place) => VALUES[Math.round(Math.sqrt(place / 255) * 255)]);
 const signed = () => ramp(isDark.matches ? ["#6fc3ff", "#1f5f99", "#15181c", "#b3471f", "#ff9a5c"] : ["#053f7a", "#5aa0d6", "#f7f7f7", "#ef8a48", "#8f2300"]);
 
 function bytes(text) {

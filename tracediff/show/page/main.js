@@ -26,7 +26,7 @@ function thumb(box) {
     }
     if (axis) parts.push(el("figure", { class: "plot" }, el("figcaption", {}, `RMS along axis ${axis.axis} of ${axis.size}`, el("span", { class: "legend" }, el("span", { class: "key" }, el("i", { class: "swatch line-same" }), "reference"), el("span", { class: "key" }, el("i", { class: "swatch line-differs" }), "difference"))), along(axis)));
   } else if (panel.kind === "ids") {
-    parts.push(tensorPanel.ids({ ...panel, ids: panel.ids.map((ids) => ids.slice(0, 400)) }));
+    parts.push(tensorPanel.ids(panel, 8));
   } else if (panel.kind === "text") {
     parts.push(...SIDES.map((side) => el("figure", {}, el("figcaption", {}, side), el("pre", {}, panel[side].slice(0, 300)))));
   } else if (panel.kind === "apart") {

@@ -59,7 +59,7 @@ const tensorPanel = {
   values(panel) {
     if (panel.kind === "none") return [el("p", { class: "notice" }, `No picture: ${panel.why}.`)];
     if (panel.kind === "text") return [el("div", { class: "texts" }, ...SIDES.map((side) => el("figure", {}, el("figcaption", {}, side), el("pre", { tabindex: "0" }, panel[side]))))];
-    if (panel.kind === "ids") return [this.ids(panel), ...this.measures(panel)];
+    if (panel.kind === "ids") return [this.ids(panel)];
     if (panel.kind === "apart") return panel.sides.map((side, place) => this.pictures(side, [SIDES[place]], false));
     const sound = panel.kind === "wave" ? [this.sound(panel), el("h3", {}, "Spectrograms, in decibels")] : [];
     return [...sound, this.pictures(panel, ["reference", "port", "difference"], FLIPPED.has(panel.kind)), ...this.measures(panel)];
@@ -67,11 +67,12 @@ const tensorPanel = {
 
   // Heat maps of both sides and of the difference, one slice at a time.
   pictures(panel, titles, isFlipped) {
+    const table = panel.kind === "attention" ? SHARES : VALUES;
     const size = panel.height * panel.width, cells = [...panel.values, ...(panel.difference ? [panel.difference] : [])].map(bytes);
     const isWide = panel.width > 2.2 * panel.height, box = el("div", { class: `pictures${isWide ? " stacked" : ""}` });
     const draw = (slice) => box.replaceChildren(...titles.map((title, place) => {
       const isSigned = title === "difference", own = cells[place].subarray(slice * size, (slice + 1) * size);
-      const drawn = picture(own, panel.height, panel.width, isSigned ? signed() : VALUES, isFlipped);
+      const drawn = picture(own, panel.height, panel.width, isSigned ? signed() : table, isFlipped);
       const [low, high] = isSigned ? [-panel.largest, panel.largest] : [panel.low, panel.high];
       const value = (cell) => (cell === 255 ? "no number" : number(low + (cell / 254) * (high - low)));
       drawn.addEventListener("pointermove", (event) => {
@@ -100,14 +101,14 @@ const tensorPanel = {
     return made;
   },
 
-  ids(panel) {
-    const rows = Math.max(...panel.ids.map((ids) => ids.length)), first = panel.first < 0 ? 0 : panel.first - panel.start, from = Math.max(0, Math.min(first - 4, rows - 24));
+  ids(panel, most = 24) {
+    const rows = Math.max(...panel.ids.map((ids) => ids.length)), first = panel.first < 0 ? 0 : panel.first - panel.start, from = Math.max(0, Math.min(first - 4, rows - most));
     const line = (place) => {
       const [left, right] = panel.ids.map((ids) => ids[place]);
       return el("tr", { class: left !== right ? "far" : null }, el("td", { class: "number" }, String(panel.start + place)), el("td", { class: "number" }, left ?? "–"), el("td", { class: "number" }, right ?? "–"));
     };
-    const body = el("tbody", {}, ...Array.from({ length: Math.min(24, rows) }, (_, place) => line(from + place)));
-    const all = rows > 24 ? el("button", { type: "button", onclick: (event) => { body.replaceChildren(...Array.from({ length: rows }, (_, place) => line(place))); event.target.remove(); } }, `All ${rows.toLocaleString("en")}`) : null;
+    const body = el("tbody", {}, ...Array.from({ length: Math.min(most, rows) }, (_, place) => line(from + place)));
+    const all = rows > most ? el("button", { type: "button", onclick: (event) => { body.replaceChildren(...Array.from({ length: rows }, (_, place) => line(place))); event.target.remove(); } }, `All ${rows.toLocaleString("en")}`) : null;
     const said = panel.first < 0 ? "All ids are equal." : `First differs at place ${panel.first}; ${panel.unequal.toLocaleString("en")} of ${Math.min(...panel.sizes).toLocaleString("en")} differ${panel.sizes[0] === panel.sizes[1] ? "" : `; ${panel.sizes[1]} ids, in the reference ${panel.sizes[0]}`}.`;
     return el("div", {}, el("p", { class: "worst" }, said), el("table", { class: "ids" }, el("thead", {}, el("tr", {}, ...["step", "reference", "port"].map((name) => el("th", { scope: "col", class: "number" }, name)))), body), all);
   },

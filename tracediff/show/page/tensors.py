@@ -35,6 +35,9 @@ WAVE = 4000
 SOUND_RATE = 24_000
 """Samples a second at which sound is played; a trace does not say it."""
 SOUND_SECONDS = 4
+WINDOW = 512
+QUIETEST = 1e-4
+"""What is softer than this share of the loudest is shown as silence (80 decibels)."""
 _UNKNOWN = 255
 """The cell of what is no number."""
 
@@ -64,7 +67,7 @@ def _drawn(row: Row, ours: Sequence[Record], theirs: Sequence[Record]) -> dict[s
         return {"kind": "apart", "sides": [pictures([side]) for side in (left, right)]}
     left, right = (real(values) for values in layouts.side_by_side(row.pair.layout, ours, theirs))
     if _is_ids(ours[0]) and left.ndim and left.size <= MOST_IDS * 4:
-        return {**_ids(left, right), **_measures(left, right)}
+        return _ids(left, right)
     flat = [side.reshape(-1) for side in (left, right)]
     if max(left.shape, default=0) == left.size >= WAVE and not named(ours[0].dtype).is_exact:
         return {"kind": "wave", **_sound(*flat), **_measures(left, right)}
@@ -118,7 +121,7 @@ def pictures(arrays: Sequence[Array]) -> dict[str, Any]:
     stacked = [array.reshape(-1, height, width) for array in squeezed]
     tall, wide = min(height, TALLEST), min(width, WIDEST)
     slices = _slices(stacked[-1], max(1, min(MOST_SLICES, MOST_CELLS // (tall * wide))))
-    means = [np.stack([_pooled(array[one], tall, wide, np.nanmean) for one in slices]) for array in stacked[:2]]
+    means = [np.stack([_means(array[one], tall, wide) for one in slices]) for array in stacked[:2]]
     low, high = _ends(means)
     drawn = {
         "height": tall,
@@ -130,7 +133,7 @@ def pictures(arrays: Sequence[Array]) -> dict[str, Any]:
         "values": [_bytes(array, low, high) for array in means],
     }
     if len(arrays) == 3:
-        extremes = np.stack([_pooled(stacked[2][one], tall, wide, _extreme) for one in slices])
+        extremes = np.stack([_extremes(stacked[2][one], tall, wide) for one in slices])
         largest = float(np.nanmax(np.abs(extremes), initial=0.0)) or 1.0
         drawn |= {"largest": rounded(largest), "difference": _bytes(extremes, -largest, largest)}
     return drawn
@@ -154,22 +157,25 @@ def _labels(slices: Sequence[int], outer: tuple[int, ...], kept: Sequence[int]) 
     return [", ".join(f"axis {axis}: {int(index)}" for axis, index in zip(kept, indices, strict=False)) for indices in found]
 
 
-def _pooled(array: Array, tall: int, wide: int, how: Any) -> Array:
+def _means(array: Array, tall: int, wide: int) -> Array:
+    """A matrix in ``tall`` by ``wide`` cells, each the mean of the numbers that it covers, NaN where it covers none."""
+    known = np.isfinite(array)
+    total, count = (_reduced(np.add, values, tall, wide) for values in (np.where(known, array, 0.0), known.astype(float)))
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _extremes(array: Array, tall: int, wide: int) -> Array:
+    """The same with the largest number of each cell, by its magnitude."""
+    known = np.isfinite(array)
+    high = _reduced(np.maximum, np.where(known, array, -np.inf), tall, wide)
+    low = _reduced(np.minimum, np.where(known, array, np.inf), tall, wide)
+    return np.asarray(np.where(np.isinf(high), np.nan, np.where(high >= -low, high, low)))
+
+
+def _reduced(how: np.ufunc, array: Array, tall: int, wide: int) -> Array:
     """A matrix in ``tall`` by ``wide`` cells, each made of what it covers."""
-    if array.shape == (tall, wide):
-        return array
-    rows, columns = (np.linspace(0, size, cells + 1).astype(int) for size, cells in zip(array.shape, (tall, wide), strict=True))
-    with np.errstate(all="ignore"):
-        return np.array([[_of_cell(array[a:b, c:d], how) for c, d in pairwise(columns)] for a, b in pairwise(rows)])
-
-
-def _of_cell(part: Array, how: Any) -> float:
-    return float(how(part)) if np.isfinite(part).any() else math.nan
-
-
-def _extreme(part: Array) -> float:
-    flat = part.reshape(-1)
-    return float(flat[np.nanargmax(np.abs(flat))])
+    rows, columns = (np.linspace(0, size, cells + 1).astype(int)[:-1] for size, cells in zip(array.shape, (tall, wide), strict=True))
+    return np.asarray(how.reduceat(how.reduceat(array, rows, axis=0), columns, axis=1))
 
 
 def _ends(arrays: Sequence[Array]) -> tuple[float, float]:
@@ -253,7 +259,9 @@ def _ids(reference: Array, port: Array) -> dict[str, Any]:
 def _sound(reference: Array, port: Array) -> dict[str, Any]:
     """Sound of both sides: its outline, its spectrogram in decibels, and what an audio player plays."""
     outline = [_outline(side) for side in (reference, port, port - reference)]
-    spectra = [_spectrogram(np.nan_to_num(side)) for side in (reference, port)]
+    magnitudes = [_spectrogram(np.nan_to_num(side)) for side in (reference, port)]
+    quiet = max(float(side.max(initial=0.0)) for side in magnitudes) * QUIETEST or 1.0
+    spectra = [20 * np.log10(np.maximum(side, quiet)) for side in magnitudes]
     loudest = max(float(np.nanmax(np.abs(side), initial=0.0)) for side in (reference, port)) or 1.0
     players = [_player(np.nan_to_num(side) / max(1.0, loudest)) for side in (reference, port)]
     return {"outline": outline, "players": players, "rate": SOUND_RATE, **pictures([*spectra, spectra[1] - spectra[0]])}
@@ -267,11 +275,9 @@ def _outline(values: Array) -> list[list[float | None]]:
 
 
 def _spectrogram(values: Array) -> Array:
-    """Magnitudes in decibels of windows of 512 samples, high frequencies first."""
-    from scipy.signal import stft
-
-    _, _, found = stft(values, nperseg=512, noverlap=384)
-    return np.asarray(20 * np.log10(np.maximum(np.abs(found), 1e-7)))[::-1]
+    """Magnitudes of Hann windows of `WINDOW` samples, a quarter of that apart, high frequencies first."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, WINDOW)[:: WINDOW // 4]
+    return np.asarray(np.abs(np.fft.rfft(windows * np.hanning(WINDOW), axis=1)).T[::-1])
 
 
 def _player(values: Array) -> str:
