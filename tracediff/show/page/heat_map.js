@@ -40,7 +40,7 @@ const heatMap = {
     });
     const room = Math.max(160, byId("map-body").clientWidth - (innerWidth < 640 ? 150 : 300) - 24);
     this.width = Math.max(5, Math.min(56, Math.floor(room / bins)));
-    const [drawn, pen] = canvas(this.width * bins + 2, nodes.length * ROW + 2, { class: "map-cells", tabindex: "0", role: "img", "aria-label": `Heat map: ${nodes.length} modules by ${bins} ${this.columns.name}; arrow keys move, Enter opens` });
+    const [drawn, pen] = canvas(this.width * bins + 2, nodes.length * ROW + 2, { class: "map-cells", tabindex: "0", role: "application", "aria-describedby": "map-hint", "aria-label": `Heat map: ${nodes.length} modules by ${bins} ${this.columns.name}; arrow keys move, Enter opens` });
     this.pen = pen;
     nodes.forEach((node, y) => this.cells[y].forEach((cell, x) => this.cell(cell, node, x, y)));
     drawn.addEventListener("pointermove", (event) => this.hover(event, drawn));

@@ -55,7 +55,8 @@ const order = {
     const over = this.plot.over;
     let pressed = 0;
     over.setAttribute("tabindex", "0");
-    over.setAttribute("role", "img");
+    over.setAttribute("role", "application");
+    over.setAttribute("aria-describedby", "order-hint");
     over.setAttribute("aria-label", `The errors of ${run.count} pairs in execution order, ${run.introduced.length} of them introduced; the table of all pairs has the same numbers`);
     over.addEventListener("mousedown", (event) => { pressed = event.clientX; });
     over.addEventListener("click", (event) => { if (Math.abs(event.clientX - pressed) < 4 && this.near !== null) chooseRow(this.near); });
