@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from judging import bumped
 from test_report import compared
@@ -108,3 +109,24 @@ def test_json_holds_all_pairs_where_all_are_asked_for(tmp_path: Path, monkeypatc
     assert "pairs" not in plain
     assert [pair["port"] for pair in every["pairs"]] == [row.where.port for row in report.rows]
     assert [pair["port"] for pair in every["pairs"] if pair["introduced"]] == ["dec.a"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "incomplete", "offered"),
+    [
+        (["bisect", "ref.h5", "port.h5", "--stage"], "de", ["dec"]),
+        (["align", "ref.h5", "port.h5", "--why"], "dec.", ["dec.a", "dec.b"]),
+        (["try", "ref.h5"], "dec.", ["dec.a", "dec.b"]),
+        (["try", "absent.h5"], "dec.", []),
+        (["capture", "--recipe"], "chatterbox", ["chatterbox", "chatterbox-mlx"]),
+        (["demo", "--fault"], "dropped_b", ["dropped_bias"]),
+    ],
+)
+def test_the_shell_completes_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], incomplete: str, offered: list[str]
+) -> None:
+    compared(tmp_path)
+    if "--fault" not in typed and "--recipe" not in typed:
+        monkeypatch.chdir(tmp_path)
+    found = ShellComplete(cli.main, {}, "tracediff", "_TRACEDIFF_COMPLETE").get_completions(typed, incomplete)
+    assert sorted(item.value for item in found) == offered

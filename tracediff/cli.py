@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from tracediff import completion
 from tracediff.outputs import check_output, write_output
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def comparing_options(command: Command) -> Command:
             click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol."),
             click.option("--atol", type=float, help="Goes with --rtol."),
             click.option("--strict", is_flag=True, help="Count what is borderline as a divergence."),
-            click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated)."),
+            click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated)."),
         )
     ):
         command = option(command)
@@ -146,8 +147,8 @@ def main() -> None:
 @main.command()
 @click.option("--impl", type=click.Choice(["torch", "mlx"]), required=True, help="Which side to run.")
 @click.option("-o", "--output", type=click.Path(), help="The trace to write [default: traces/RECIPE_IMPL.h5, or the next free number].")
-@click.option("--recipe", default=None, help="A recipe's name or file [default: the one in hooks/].")
-@click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated).")
+@click.option("--recipe", default=None, shell_complete=completion.recipes, help="A recipe's name or file [default: the one in hooks/].")
+@click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated).")
 @click.option("--weights", default="seeded", show_default=True, help="seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
@@ -179,7 +180,9 @@ def capture(as_json: bool, **options: Any) -> int:
 
 @main.command()
 @click.argument("trace", type=click.Path())
-@click.option("--recipe", default=None, help="The recipe's name or file [default: the one that made the trace].")
+@click.option(
+    "--recipe", default=None, shell_complete=completion.recipes, help="The recipe's name or file [default: the one that made the trace]."
+)
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float64", "float16", "bfloat16"]), help=_CALIBRATE_DTYPE)
 @click.option("--python", "python", type=click.Path(), help="Run the reference with another environment's Python.")
 @json_option
@@ -204,7 +207,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
 @main.command()
 @click.argument("trace", type=click.Path())
 @click.argument("pattern", default="")
-@click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated).")
+@click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated).")
 @click.option("--modules", is_flag=True, help="The module tree instead of the records.")
 @click.option("--params", is_flag=True, help="The parameters instead of the records.")
 @click.option("--limit", default=200, show_default=True, help="Rows at most; 0 for all.")
@@ -231,7 +234,12 @@ def show(trace: str, as_json: bool, **options: Any) -> int:
 @click.option("--map", "mapping", type=click.Path(exists=True), help="A mapping file that overrides the alignment.")
 @click.option("--write-map", type=click.Path(), help="Write the pairs as a mapping file to edit.")
 @click.option("--unpaired", is_flag=True, help="Only what found no partner or is ambiguous.")
-@click.option("--why", metavar="SITE", help="Only this site: what speaks for its pair, and for the layouts of its tensors.")
+@click.option(
+    "--why",
+    metavar="SITE",
+    shell_complete=completion.sites,
+    help="Only this site: what speaks for its pair, and for the layouts of its tensors.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the mapping file.")
 @json_option
 def align(
@@ -313,7 +321,9 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @comparing_options
 @click.option("--scan", is_flag=True, help="Read everything instead of bisecting; the answer is the same.")
 @click.option("--live", is_flag=True, help="Store no trace: run both sides of a recipe again for every round.")
-@click.option("--recipe", default=None, help="With --live: a recipe's name [default: the one in hooks/].")
+@click.option(
+    "--recipe", default=None, shell_complete=completion.recipes, help="With --live: a recipe's name [default: the one in hooks/]."
+)
 @click.option("--weights", default="seeded", show_default=True, help="With --live: seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="With --live: seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="With --live: run the port in this dtype.")
@@ -448,7 +458,9 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
 @click.option(
     "-o", "--output", type=click.Path(), default="view.html", show_default=True, help="The page to write; an older page is replaced."
 )
-@click.option("--site", "sites", multiple=True, help="Draw all tensors of this site too (may be repeated).")
+@click.option(
+    "--site", "sites", multiple=True, shell_complete=completion.sites, help="Draw all tensors of this site too (may be repeated)."
+)
 @click.option("--open/--no-open", "opens", default=None, help="Open it in the browser [default: where this is a terminal with a screen].")
 @click.option("--force", is_flag=True, help="Overwrite the output, whatever it is.")
 def view(reference: str, port: str, free: str | None, output: str, opens: bool | None, **options: Any) -> int:
@@ -510,10 +522,15 @@ def convert(source: str, target: str | None, output: str | None, stored: str | N
 
 @main.command("try")
 @click.argument("reference", type=click.Path())
-@click.argument("site")
+@click.argument("site", shell_complete=completion.sites)
 @click.argument("name", metavar="[FILE:CLASS]", required=False)
 @click.option("--impl", type=click.Choice(["torch", "mlx"]), default="mlx", show_default=True, help="Without FILE:CLASS: the port's side.")
-@click.option("--recipe", default=None, help="Without FILE:CLASS: the recipe that loads the port [default: the reference's].")
+@click.option(
+    "--recipe",
+    default=None,
+    shell_complete=completion.recipes,
+    help="Without FILE:CLASS: the recipe that loads the port [default: the reference's].",
+)
 @click.option("--module", default=None, help="Without FILE:CLASS: the module's path in the port, where it differs from the site.")
 @click.option("--weights", type=click.Path(exists=True), help="A .safetensors or .npz file that the module loads itself.")
 @click.option("--call", "calls", type=int, multiple=True, help="Only this call of the site, counted from 0 (may be repeated).")
@@ -594,7 +611,13 @@ def doctor(as_json: bool) -> int:
 
 
 @main.command()
-@click.option("--fault", default="dropped_bias", show_default=True, help="The fault to plant in the port; 'none' for the port as shipped.")
+@click.option(
+    "--fault",
+    default="dropped_bias",
+    show_default=True,
+    shell_complete=completion.faults,
+    help="The fault to plant in the port; 'none' for the port as shipped.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the faults and stop.")
 @click.option("--folder", type=click.Path(), default="traces", show_default=True, help="Where the two traces go.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws.")
@@ -617,9 +640,9 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool, verbo
     return SAME
 
 
-@main.command()
+@main.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> int:
+def completion_(shell: str) -> int:
     """Print a shell's completion script.
 
     \b

@@ -37,6 +37,7 @@ class _Console(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
+_SEGMENT_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
 UNWRAPPED = 1 << 14
 """The width of what is no terminal: a name that a line break cuts is found by no search."""
 
@@ -153,12 +154,17 @@ def shortened(text: str, most: int) -> str:
 
 
 def ended(text: str, most: int) -> str:
-    """The end of a text of more than so many characters: of a name it tells more than its beginning.
+    """The end of a name of more than so many characters, which tells more than its beginning, and the last number before it.
 
-    >>> ended("encoder.layers.3.attn", 12)
-    '…yers.3.attn'
+    >>> ended("encoder.layers.3.attn", 12), ended("encoder.layers.17.self_attn.to_out", 18)
+    ('…yers.3.attn', '…17…lf_attn.to_out')
     """
-    return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
+    if len(text) <= most:
+        return text
+    start = len(text) - most + 1
+    cut = [number for number in _SEGMENT_NUMBER.finditer(text) if number.start() < start]
+    mark = f"…{cut[-1][0]}…" if cut and _SEGMENT_NUMBER.search(text, start) is None else "…"
+    return mark + text[len(text) - max(most - len(mark), 1) :]
 
 
 def grouped(names: Iterable[str]) -> list[str]:
