@@ -21,7 +21,8 @@ from test_show_text import DIFFERENT, SITE, row
 from tracediff import Report
 from tracediff.show.page import page
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: the page was not tested in a browser")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
@@ -58,7 +59,7 @@ class Opened:
     def go(self, link: str = "") -> None:
         self.browser.get("about:blank")
         self.browser.get(self.path.as_uri() + link)
-        assert self.run("return document.documentElement.dataset.ready") == "yes"
+        WebDriverWait(self.browser, 60).until(lambda _: self.run("return document.documentElement.dataset.ready") == "yes")
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.browser.execute_script(script, *arguments)

@@ -1,9 +1,21 @@
 // The data of the page, and what all parts share: elements, colours, numbers, what is selected.
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = await unpacked(document.getElementById("data").textContent);
 const INFINITE = 1e300;
 const ROOT = "the root";
 const INTRODUCED = "INTRODUCED";
 const RETURNED = "##returned";
+
+function bytes(text) {
+  const raw = atob(text), found = new Uint8Array(raw.length);
+  for (let place = 0; place < raw.length; place++) found[place] = raw.charCodeAt(place);
+  return found;
+}
+
+// The data of a text that is deflated JSON in base64.
+async function unpacked(text) {
+  const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
 
 // ---------------------------------------------------------------------------------------------------------------- elements
 
@@ -177,12 +189,6 @@ function ramp(stops) {
 const VALUES = ramp(["#00224e", "#3b496c", "#7c7b78", "#bcae6c", "#fee838"]);
 const SHARES = VALUES.map((_, place) => VALUES[Math.round(Math.sqrt(place / 255) * 255)]);
 const signed = () => ramp(isDark.matches ? ["#6fc3ff", "#1f5f99", "#15181c", "#b3471f", "#ff9a5c"] : ["#053f7a", "#5aa0d6", "#f7f7f7", "#ef8a48", "#8f2300"]);
-
-function bytes(text) {
-  const raw = atob(text), found = new Uint8Array(raw.length);
-  for (let place = 0; place < raw.length; place++) found[place] = raw.charCodeAt(place);
-  return found;
-}
 
 // Cells as a picture of the given size; 255 stands for what is no number.
 function picture(cells, height, width, table, isFlipped = false) {

@@ -161,7 +161,7 @@ def _means(array: Array, tall: int, wide: int) -> Array:
     """A matrix in ``tall`` by ``wide`` cells, each the mean of the numbers that it covers, NaN where it covers none."""
     known = np.isfinite(array)
     total, count = (_reduced(np.add, values, tall, wide) for values in (np.where(known, array, 0.0), known.astype(float)))
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
 def _extremes(array: Array, tall: int, wide: int) -> Array:
