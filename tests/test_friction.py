@@ -130,3 +130,15 @@ def test_the_shell_completes_names(
         monkeypatch.chdir(tmp_path)
     found = ShellComplete(cli.main, {}, "tracediff", "_TRACEDIFF_COMPLETE").get_completions(typed, incomplete)
     assert sorted(item.value for item in found) == offered
+
+
+def test_python_says_its_progress_too_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared(tmp_path)
+    sides = (tmp_path / "ref.h5", tmp_path / "port.h5")
+    td.diff(*sides)
+    assert capsys.readouterr().err == ""
+    td.diff(*sides, progress=True)
+    assert "s  pairing the sites of" in capsys.readouterr().err
+    said: list[str] = []
+    td.diff(*sides, progress=said.append)
+    assert said[0].startswith("pairing the sites of")

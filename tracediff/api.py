@@ -24,6 +24,7 @@ from tracediff.observe.options import (
     lists_options,
     silent,
 )
+from tracediff.progress import chosen
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
 
@@ -78,6 +79,7 @@ def capture(
     seed: int | None = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    progress: Progress | bool = False,
     **options: Unpack[CaptureKeywords],
 ) -> Trace:
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
@@ -90,7 +92,7 @@ def capture(
     on with the reference's, so that each site shows the error that it introduces itself. ``run`` is then called twice or more, fed and
     disturbed, and nothing is promised of its side effects. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
-    ``meta``: what the trace says besides.
+    ``meta``: what the trace says besides. ``progress``: True says on stderr which run is made, a function is given each line.
 
     The options, each explained in `tracediff.observe.options.CaptureOptions`:
 
@@ -124,6 +126,7 @@ def capture(
         observers=_draws(random if random is not None else feed, seed),
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
+        progress=chosen(progress),
     )
     return _warned(open_trace(path))
 
@@ -294,14 +297,15 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. Raises AlignmentError where
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
+    says on stderr what is being done, a function is given each line. Raises AlignmentError where
     the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
@@ -310,12 +314,13 @@ def bisect(
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
+    say = chosen(progress)
     tolerance(rtol, atol)
 
     def compare() -> Report:
-        progress(f"pairing the sites of {first.path} and {second.path}")
+        say(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
-        progress(f"comparing {len(alignment.records):,} pairs")
+        say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
@@ -472,7 +477,7 @@ def status(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
@@ -523,7 +528,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
@@ -531,7 +536,7 @@ def try_site(
     recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
     reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
     names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
-    ``rtol`` and ``atol`` as in `bisect`.
+    ``rtol``, ``atol`` and ``progress`` as in `bisect`.
 
     Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
     bound to the module's parameters. What the module raises is a divergence.
@@ -542,10 +547,11 @@ def try_site(
 
     from tracediff.runs.single_site import run_site
 
+    say = chosen(progress)
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
-        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=say)
+        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=say)
 
 
 def try_named(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -674,12 +673,16 @@ def _print(answer: Any, as_json: bool) -> None:
     put(answer)
 
 
-_STARTED = time.monotonic()
-
-
 def _progress(message: str) -> None:
-    """A line of progress on stderr, with the time since the command began; warnings stand by themselves."""
-    _say(message if message.startswith("warning: ") else f"{time.monotonic() - _STARTED:5.0f} s  {message}")
+    """A line of progress on stderr, with the time since the first one."""
+    from tracediff.progress import to_stderr
+
+    if not _SAYS:
+        _SAYS.append(to_stderr())
+    _SAYS[0](message)
+
+
+_SAYS: list[Callable[[str], None]] = []
 
 
 def _say(message: str) -> None:
