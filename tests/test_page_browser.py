@@ -232,3 +232,18 @@ def test_no_width_is_too_small(opened: Opened, browser: Any, width: int) -> None
     wide = opened.run("return document.documentElement.scrollWidth")
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide <= width
+
+
+def test_a_notebook_shows_the_page_in_a_frame(browser: Any, tmp_path: Path) -> None:
+    shown = compared(tmp_path, faults={"dec.a": bumped}).view(height=700)._repr_html_()
+    (tmp_path / "cell.html").write_text(f"<!DOCTYPE html><meta charset='utf-8'><body>{shown}</body>", encoding="utf-8")
+    browser.get_log("browser")
+    browser.get((tmp_path / "cell.html").as_uri())
+    browser.switch_to.frame(0)
+    try:
+        WebDriverWait(browser, 60).until(lambda _: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
+        browser.execute_script("document.querySelector('.thumb .open').click()")
+        assert "dec.a" in browser.find_element("css selector", "#panel").text
+    finally:
+        browser.switch_to.default_content()
+    assert browser.get_log("browser") == []

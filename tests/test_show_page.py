@@ -348,3 +348,12 @@ def test_a_cell_is_the_mean_of_what_it_covers_and_the_worst_of_the_difference() 
     drawn = tensors.pictures([values, values, np.where(values == 7, -9.0, 1.0)])
     assert drawn["low"] == pytest.approx((2 + 4 + 6) / 3, rel=1e-2)
     assert drawn["largest"] == 9
+
+
+def test_a_cell_holds_the_page_as_text_of_a_frame(tmp_path: Path) -> None:
+    shown = compared(tmp_path, faults={"dec.a": bumped}).view(height=321)
+    frame = Page(shown._repr_html_())
+    assert frame.tags == ["iframe"]
+    assert dict(frame.attributes)["srcdoc"] == shown.html
+    assert (dict(frame.attributes)["height"], dict(frame.attributes)["sandbox"]) == ("321", "allow-scripts")
+    assert len(repr(shown)) < 200

@@ -163,7 +163,11 @@ function chooseRow(row, { isQuiet = false } = {}) {
   tell("row", row, isQuiet);
   const parts = { run: runs.length > 1 ? chosen.run.mode : null, site: chosen.run.port(row), call: chosen.run.call(row), end: chosen.run.end(row) };
   const link = Object.entries(parts).filter(([, value]) => value !== null).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
-  history.replaceState(null, "", `#${link.join("&")}`);
+  try {
+    history.replaceState(null, "", `#${link.join("&")}`);
+  } catch {
+    // a page inside a notebook's cell has no address to change
+  }
 }
 
 // ----------------------------------------------------------------------------------------------------------------- colours
