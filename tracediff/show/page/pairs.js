@@ -19,10 +19,10 @@ const pairs = {
     for (const id of ["pairs-state", "pairs-stage", "pairs-end"]) byId(id).addEventListener("change", () => this.filter());
     on("run", () => this.build());
     on("row", (row, isQuiet) => this.show(row, isQuiet));
-    const heads = COLUMNS.map((column, place) => el("button", { type: "button", role: "columnheader", class: `cell ${column.class} c-${column.key}`, "aria-colindex": place + 1, onclick: () => this.sort(column) }, column.name));
+    const heads = COLUMNS.map((column, place) => el("span", { role: "columnheader", class: `cell ${column.class} c-${column.key}`, "aria-colindex": place + 1 }, el("button", { type: "button", onclick: () => this.sort(column) }, column.name)));
     this.head = el("div", { class: "line head", role: "row", "aria-rowindex": "1" }, ...heads);
-    this.space = el("div", { class: "space" });
-    this.scroller = el("div", { class: "lines", tabindex: "0", role: "presentation" }, this.space);
+    this.space = el("div", { class: "space", role: "presentation" });
+    this.scroller = el("div", { class: "lines", tabindex: "0", role: "rowgroup" }, this.space);
     this.scroller.addEventListener("scroll", () => { this.frame ??= requestAnimationFrame(() => { this.frame = null; this.draw(); }); }, { passive: true });
     this.scroller.addEventListener("keydown", (event) => this.key(event));
     this.grid = el("div", { class: "grid", role: "grid", "aria-label": "All pairs of records", "aria-colcount": COLUMNS.length }, this.head, this.scroller);
@@ -83,10 +83,11 @@ const pairs = {
   draw() {
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / LINE) - 8);
     const last = Math.min(this.rows.length, first + Math.ceil(this.scroller.clientHeight / LINE) + 16);
+    this.head.style.paddingRight = `calc(.6rem + ${this.scroller.offsetWidth - this.scroller.clientWidth}px)`;
     const lines = [];
     for (let place = first; place < last; place++) lines.push(this.line(place));
     this.space.replaceChildren(...lines);
-    if (!this.rows.length) this.space.append(el("p", { class: "quiet none" }, "No pair fits. Clear the search or a filter."));
+    if (!this.rows.length) this.space.append(el("div", { role: "row", class: "quiet none" }, el("span", { role: "gridcell" }, "No pair fits. Clear the search or a filter.")));
   },
 
   line(place) {
