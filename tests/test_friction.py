@@ -142,3 +142,15 @@ def test_python_says_its_progress_too_where_asked(tmp_path: Path, capsys: pytest
     said: list[str] = []
     td.diff(*sides, progress=said.append)
     assert said[0].startswith("pairing the sites of")
+
+
+def test_any_divergence_can_be_drawn_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared(tmp_path, faults={"enc": bumped, "dec.a": bumped}, port_meta={"mode_run": "forced"})
+    monkeypatch.chdir(tmp_path)
+    count = len(td.diff("ref.h5", "port.h5").divergences)
+    arguments = ["plot", "ref.h5", "port.h5", "--culprit", "--force", "-o", "x.png", "--number"]
+    assert CliRunner().invoke(cli.main, [*arguments, str(count)]).exit_code == 0
+    for number in (0, count + 1):
+        refused = CliRunner().invoke(cli.main, [*arguments, str(number)])
+        assert refused.exit_code == 2
+        assert f"no divergence {number} to draw" in refused.stderr

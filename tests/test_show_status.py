@@ -8,7 +8,7 @@ import pytest
 from test_show_text import SITE, check
 
 from tracediff.report import Cause, Coverage, Culprit, Weights, Where
-from tracediff.show.stage_table import render
+from tracediff.show.stage_table import markdown, render
 from tracediff.show.words import plain
 from tracediff.stage_table import Outcome, RunInfo, StageStatus, Status
 
@@ -79,3 +79,10 @@ def test_without_a_verdict_it_is_said_whether_something_was_not_compared() -> No
     assert plain(render(agreeing)).startswith("Cannot tell: ")
     partly = replace(agreeing, stages=(StageStatus("a", "", 0, replace(TOLD, state="unfinished"), None),))
     assert plain(render(partly)).startswith("Not compared: ")
+
+
+def test_a_stage_says_how_many_more_faults_it_has() -> None:
+    several = replace(WRONG, introduced=8)
+    told = replace(status("forced"), stages=(StageStatus("voice", "", 0, several, None),))
+    assert "voice.resample output (@ode=3/.encoder[3]), and 7 more faults" in " ".join(plain(render(told), width=200).split())
+    assert "and 7 more faults" in markdown(told)

@@ -52,7 +52,8 @@ class StatusGroup(click.Group):
             error.show()
             status = TROUBLE
         except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted; what was recorded is kept.", err=True)
+            is_capture = (args if args is not None else sys.argv[1:])[:1] == ["capture"]
+            click.echo("Interrupted; what was recorded is kept." if is_capture else "Interrupted.", err=True)
             status = INTERRUPTED
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -256,6 +257,7 @@ def align(
     if write_map:
         check_output(write_map, force=force)
         alignment = api.map_skeleton(reference, port, write_map, mapping=mapping, force=force)
+        _say(f"wrote {write_map}")
     else:
         alignment = api.align(reference, port, mapping=mapping)
     if why is not None:
@@ -289,7 +291,7 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
         check_output(write_rules, force=force)
     report = api.weights(reference, port, checkpoint=checkpoint)
     if write_rules:
-        report.write_rules(write_rules, force=force)
+        _say(f"wrote {report.write_rules(write_rules, force=force)}")
     _print(report.to_dict() if as_json else shown.render(report), as_json)
     return _status(report.verdict)
 
@@ -370,8 +372,9 @@ def _of_live(options: dict[str, Any]) -> dict[str, Any]:
 @judging_options
 @click.option("-o", "--output", type=click.Path(), default="divergence.png", show_default=True, help="A .png, .svg or .pdf file.")
 @click.option("--culprit", is_flag=True, help="Reference against port at the culprit, instead of the error of every site.")
+@click.option("--number", default=1, show_default=True, help="With --culprit: which divergence, counted from 1.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **options: Any) -> int:
+def plot(reference: str, port: str, output: str, culprit: bool, number: int, force: bool, **options: Any) -> int:
     """Draw the error of every site in execution order, or reference against port at the culprit.
 
     \b
@@ -384,7 +387,7 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
     check_picture(output)
     path = check_output(output, force=force)
     report = api.diff(reference, port, progress=_progress, **options)
-    figure = report.plot("culprit" if culprit else "sites")
+    figure = report.plot("culprit", place=number - 1) if culprit else report.plot()
     click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
     return SAME
 

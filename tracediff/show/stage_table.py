@@ -203,14 +203,14 @@ class _Causes:
             yield _cause_table(self.causes)
             return
         for stage, mode, outcome in self.causes:
-            yield Text.assemble((f"{stage}, {mode}", LABEL), f": {first_place(outcome)}", overflow="fold")
+            yield Text.assemble((f"{stage}, {mode}", LABEL), f": {_first_of(outcome)}", overflow="fold")
             yield Padding(Text(_cause(outcome), overflow="fold"), (0, 0, 0, 2))
 
 
 def _cause_table(causes: Iterable[tuple[str, Mode, Outcome]]) -> Table:
     lines = table("Stage", "Run", "First divergence", "Likely cause")
     for stage, mode, outcome in causes:
-        lines.add_row(Text(stage), Text(mode), Text(first_place(outcome)), Text(_cause(outcome)))
+        lines.add_row(Text(stage), Text(mode), Text(_first_of(outcome)), Text(_cause(outcome)))
     return lines
 
 
@@ -223,6 +223,12 @@ def first_place(outcome: Outcome) -> str:
     if outcome.culprit is None or outcome.culprit.port == outcome.first.port or (is_tap_of_the_run and not outcome.culprit.port):
         return place
     return f"{module(outcome.culprit.port)} (seen at {place})"
+
+
+def _first_of(outcome: Outcome) -> str:
+    """The same with how many more faults were introduced in the stage."""
+    more = outcome.introduced - 1
+    return first_place(outcome) + (f", and {counted(more, 'more fault')}" if more > 0 else "")
 
 
 def _place(where: Where) -> str:
@@ -298,7 +304,7 @@ def _stage_lines(status: Status) -> list[str]:
 
 
 def _cause_lines(status: Status) -> list[str]:
-    rows = [(_code(stage), mode, _code(first_place(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
+    rows = [(_code(stage), mode, _code(_first_of(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
     return ["## Divergences", "", *markdown_table(("Stage", "Run", "First divergence", "Likely cause"), rows)] if rows else []
 
 
