@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         recover,
         status,
         try_site,
+        view,
         weights,
     )
     from tracediff.errors import TracediffError
@@ -50,6 +51,7 @@ _HOME = {
     "compare": "tracediff.api",
     "look": "tracediff.api",
     "status": "tracediff.api",
+    "view": "tracediff.api",
     "convert": "tracediff.api",
     "align": "tracediff.api",
     "weights": "tracediff.api",
@@ -86,6 +88,7 @@ __all__ = [
     "stub",
     "status",
     "look",
+    "view",
     "convert",
     "recover",
     "Trace",

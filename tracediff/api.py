@@ -24,6 +24,7 @@ from tracediff.observe.options import (
     lists_options,
     silent,
 )
+from tracediff.progress import chosen
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
 
@@ -65,6 +66,7 @@ __all__ = [
     "status",
     "try_named",
     "try_site",
+    "view",
     "weights",
     "write_recipes",
 ]
@@ -81,6 +83,7 @@ def capture(
     seed: int | None = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    progress: Progress | bool = False,
     **options: Unpack[CaptureKeywords],
 ) -> Trace:
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
@@ -93,7 +96,7 @@ def capture(
     on with the reference's, so that each site shows the error that it introduces itself. ``run`` is then called twice or more, fed and
     disturbed, and nothing is promised of its side effects. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
-    ``meta``: what the trace says besides.
+    ``meta``: what the trace says besides. ``progress``: True says on stderr which run is made, a function is given each line.
 
     The options, each explained in `tracediff.observe.options.CaptureOptions`:
 
@@ -127,6 +130,7 @@ def capture(
         observers=_draws(random if random is not None else feed, seed),
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
+        progress=chosen(progress),
     )
     return _warned(open_trace(path))
 
@@ -297,32 +301,52 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. Raises AlignmentError where
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
+    says on stderr what is being done, a function is given each line. Raises AlignmentError where
     the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.metrics import tolerance
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
+    say = chosen(progress)
+    tolerance(rtol, atol)
+
     def compare() -> Report:
-        progress(f"pairing the sites of {first.path} and {second.path}")
+        say(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
-        progress(f"comparing {len(alignment.records):,} pairs")
+        say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        _check_stages(first, stages)
         return _despite_damage(compare)
+
+
+def _check_stages(reference: Trace, stages: Sequence[str]) -> None:
+    """Raises TracediffError, before anything is compared, where a stage is asked for that the reference's run has not."""
+    from tracediff.errors import TracediffError
+    from tracediff.site import is_in_stage
+
+    outer_of: Mapping[str, str] = reference.meta.get("stages") or {}
+    known = {reference.strings[number] for number in set(reference.index["stage"].tolist())} | set(outer_of)
+    named = sorted(stage for stage in known if stage)
+    for asked in stages:
+        if asked and not any(is_in_stage(stage, asked, outer_of) for stage in known):
+            has = f"its stages: {', '.join(named)}" if named else "its run has no stages, so leave out --stage"
+            raise TracediffError(f"No stage {asked!r} in {str(reference.path)!r}; {has}.")
 
 
 def _despite_damage(compare: Callable[[], T]) -> T:
@@ -528,7 +552,7 @@ def status(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
@@ -546,6 +570,27 @@ def status(
         return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
 
 
+def view(reference: TraceLike, *ports: TraceLike, to: PathLike, sites: Sequence[str] = (), force: bool = False, **options: Any) -> Path:
+    """Writes the interactive page of a comparison to ``to`` and returns its path; ``ports`` are one run, or a forced and a free one.
+
+    The page is one HTML file that fetches nothing: findings, stages, a heat map of the modules, the error in execution order, both models
+    side by side, all pairs, and the tensors of those that tell most; ``sites`` adds all tensors of these. A page that is there is
+    replaced, another file only with ``force``. The options are those of `bisect`. Raises TraceExistsError and TraceFileError before
+    anything is compared, SiteError for a site that no pair has.
+
+    >>> td.view("ref.h5", "forced.h5", "free.h5", to="port.html")                # doctest: +SKIP
+    """
+    from tracediff.outputs import check_output, write_output
+    from tracediff.show.page import is_page, page
+
+    force = force or is_page(to)
+    check_output(to, force=force)
+    if len(ports) == 1:
+        return write_output(to, page(diff(reference, *ports, **options), sites=sites), force=force)
+    told = status(reference, *ports, **options)
+    return write_output(to, page(*told.reports.values(), status=told, sites=sites), force=force)
+
+
 def try_site(
     reference: TraceLike,
     site: str,
@@ -558,7 +603,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
@@ -566,7 +611,7 @@ def try_site(
     recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
     reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
     names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
-    ``rtol`` and ``atol`` as in `bisect`.
+    ``rtol``, ``atol`` and ``progress`` as in `bisect`.
 
     Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
     bound to the module's parameters. What the module raises is a divergence.
@@ -577,10 +622,11 @@ def try_site(
 
     from tracediff.runs.single_site import run_site
 
+    say = chosen(progress)
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
-        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=say)
+        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=say)
 
 
 def try_named(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from tracediff import completion
 from tracediff.outputs import check_output, write_output
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class StatusGroup(click.Group):
             error.show()
             status = TROUBLE
         except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted; what was recorded is kept.", err=True)
+            is_capture = (args if args is not None else sys.argv[1:])[:1] == ["capture"]
+            click.echo("Interrupted; what was recorded is kept." if is_capture else "Interrupted.", err=True)
             status = INTERRUPTED
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +95,13 @@ def config_option(command: Command) -> Command:
     return click.option("--config", type=click.Path(), help=text)(command)
 
 
+def verbose_option(command: Command) -> Command:
+    """``-v``: all that is known instead of the answer alone."""
+    return click.option("-v", "--verbose", is_flag=True, help="All that is known of the first divergence, the others, stages, coverage.")(
+        command
+    )
+
+
 def judging_options(command: Command) -> Command:
     """What `diff` and `plot` share: the two traces, how they are paired and what error is allowed."""
     return click.argument("reference", type=click.Path())(click.argument("port", type=click.Path())(comparing_options(command)))
@@ -106,7 +115,7 @@ def comparing_options(command: Command) -> Command:
             click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol."),
             click.option("--atol", type=float, help="Goes with --rtol."),
             click.option("--strict", is_flag=True, help="Count what is borderline as a divergence."),
-            click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated)."),
+            click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated)."),
         )
     ):
         command = option(command)
@@ -150,8 +159,8 @@ def main() -> None:
 @main.command()
 @click.option("--impl", type=click.Choice(["torch", "mlx"]), required=True, help="Which side to run.")
 @click.option("-o", "--output", type=click.Path(), help="The trace to write [default: traces/RECIPE_IMPL.h5, or the next free number].")
-@click.option("--recipe", default=None, help="A recipe's name or file [default: the one in hooks/].")
-@click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated).")
+@click.option("--recipe", default=None, shell_complete=completion.recipes, help="A recipe's name or file [default: the one in hooks/].")
+@click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated).")
 @click.option("--weights", default="seeded", show_default=True, help="seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--random", "random", type=click.Path(exists=True), help="Play back this trace's inputs and random draws.")
@@ -176,14 +185,16 @@ def capture(as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.capture_recipe(progress=_say, **options) as trace:
+    with api.capture_recipe(progress=_progress, **options) as trace:
         _print(api.summary(trace) if as_json else tables.captured(trace), as_json)
     return SAME
 
 
 @main.command()
 @click.argument("trace", type=click.Path())
-@click.option("--recipe", default=None, help="The recipe's name or file [default: the one that made the trace].")
+@click.option(
+    "--recipe", default=None, shell_complete=completion.recipes, help="The recipe's name or file [default: the one that made the trace]."
+)
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float64", "float16", "bfloat16"]), help=_CALIBRATE_DTYPE)
 @click.option("--python", "python", type=click.Path(), help="Run the reference with another environment's Python.")
 @json_option
@@ -200,7 +211,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
     from tracediff import api
     from tracediff.show import tables
 
-    with api.calibrate_recipe(trace, progress=_say, **options) as calibrated:
+    with api.calibrate_recipe(trace, progress=_progress, **options) as calibrated:
         _print(api.summary(calibrated) if as_json else tables.captured(calibrated), as_json)
     return SAME
 
@@ -208,7 +219,7 @@ def calibrate(trace: str, as_json: bool, **options: Any) -> int:
 @main.command()
 @click.argument("trace", type=click.Path())
 @click.argument("pattern", default="")
-@click.option("--stage", "stages", multiple=True, help="Only this stage (may be repeated).")
+@click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated).")
 @click.option("--modules", is_flag=True, help="The module tree instead of the records.")
 @click.option("--params", is_flag=True, help="The parameters instead of the records.")
 @click.option("--limit", default=200, show_default=True, help="Rows at most; 0 for all.")
@@ -235,7 +246,12 @@ def show(trace: str, as_json: bool, **options: Any) -> int:
 @click.option("--map", "mapping", type=click.Path(exists=True), help="A mapping file that overrides the alignment.")
 @click.option("--write-map", type=click.Path(), help="Write the pairs as a mapping file to edit.")
 @click.option("--unpaired", is_flag=True, help="Only what found no partner or is ambiguous.")
-@click.option("--why", metavar="SITE", help="Only this site: what speaks for its pair, and for the layouts of its tensors.")
+@click.option(
+    "--why",
+    metavar="SITE",
+    shell_complete=completion.sites,
+    help="Only this site: what speaks for its pair, and for the layouts of its tensors.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the mapping file.")
 @json_option
 def align(
@@ -253,6 +269,7 @@ def align(
     if write_map:
         check_output(write_map, force=force)
         alignment = api.map_skeleton(reference, port, write_map, mapping=mapping, force=force)
+        _say(f"wrote {write_map}")
     else:
         alignment = api.align(reference, port, mapping=mapping)
     if why is not None:
@@ -286,14 +303,14 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
         check_output(write_rules, force=force)
     report = api.weights(reference, port, checkpoint=checkpoint)
     if write_rules:
-        report.write_rules(write_rules, force=force)
+        _say(f"wrote {report.write_rules(write_rules, force=force)}")
     _print(report.to_dict() if as_json else shown.render(report), as_json)
     return _status(report.verdict)
 
 
 @main.command()
 @judging_options
-@click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours.")
+@click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours; with --json too.")
 @json_option
 def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) -> int:
     """Compare every pair of two traces, in execution order.
@@ -305,8 +322,9 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff import api
     from tracediff.show import text
 
-    report = api.diff(reference, port, progress=_say, **options)
-    _print(report.to_dict() if as_json else text.diff(report, every=every), as_json)
+    report = api.diff(reference, port, progress=_progress, **options)
+    pairs = {"pairs": report.pairs_to_dict()} if as_json and every else {}
+    _print({**report.to_dict(), **pairs} if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
 
 
@@ -316,14 +334,17 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @comparing_options
 @click.option("--scan", is_flag=True, help="Read everything instead of bisecting; the answer is the same.")
 @click.option("--live", is_flag=True, help="Store no trace: run both sides of a recipe again for every round.")
-@click.option("--recipe", default=None, help="With --live: a recipe's name [default: the one in hooks/].")
+@click.option(
+    "--recipe", default=None, shell_complete=completion.recipes, help="With --live: a recipe's name [default: the one in hooks/]."
+)
 @click.option("--weights", default="seeded", show_default=True, help="With --live: seeded, seeded:full, a checkpoint FOLDER, or a hub id.")
 @click.option("--seed", default=0, show_default=True, help="With --live: seeds weights, inputs and random draws, alike on both sides.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="With --live: run the port in this dtype.")
 @click.option("--python", "python", multiple=True, metavar="IMPL=PATH", help="With --live: run a side with another environment's Python.")
+@verbose_option
 @json_option
-def bisect(as_json: bool, live: bool, **options: Any) -> int:
-    """Name the first divergence, its culprit on both sides and the likely cause.
+def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
+    """Name the first divergence, its culprit on both sides, the likely cause, and what to do next.
 
     \b
     Example:
@@ -333,8 +354,8 @@ def bisect(as_json: bool, live: bool, **options: Any) -> int:
     from tracediff import api
 
     given = _of_live(options) if live else _of_traces(options)
-    report = (api.bisect_recipe if live else api.bisect)(progress=_say, **given)
-    return _show_report(report, as_json)
+    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
+    return _show_report(report, as_json, verbose)
 
 
 _LIVE = ("recipe", "weights", "seed", "dtype", "python")
@@ -363,8 +384,9 @@ def _of_live(options: dict[str, Any]) -> dict[str, Any]:
 @judging_options
 @click.option("-o", "--output", type=click.Path(), default="divergence.png", show_default=True, help="A .png, .svg or .pdf file.")
 @click.option("--culprit", is_flag=True, help="Reference against port at the culprit, instead of the error of every site.")
+@click.option("--number", default=1, show_default=True, help="With --culprit: which divergence, counted from 1.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **options: Any) -> int:
+def plot(reference: str, port: str, output: str, culprit: bool, number: int, force: bool, **options: Any) -> int:
     """Draw the error of every site in execution order, or reference against port at the culprit.
 
     \b
@@ -372,12 +394,14 @@ def plot(reference: str, port: str, output: str, culprit: bool, force: bool, **o
       tracediff plot ref.h5 mlx.h5 -o divergence.png
     """
     from tracediff import api
+    from tracediff.show.formats import check_picture
 
+    check_picture(output)
     path = check_output(output, force=force)
-    report = api.diff(reference, port, progress=_say, **options)
-    figure = report.plot("culprit" if culprit else "sites")
+    report = api.diff(reference, port, progress=_progress, **options)
+    figure = report.plot("culprit", place=number - 1) if culprit else report.plot()
     click.echo(write_output(path, lambda part: figure.savefig(part, dpi=150), force=force))
-    return _status(report.verdict)
+    return SAME
 
 
 @main.command()
@@ -403,7 +427,7 @@ def status(
     from tracediff.show import stage_table as shown
 
     path = None if output is None else check_output(output, force=force)
-    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_say, **options)
+    table = api.status(reference, *(trace for trace in (port, port2) if trace), progress=_progress, **options)
     form = "json" if as_json else form or {".md": "markdown", ".json": "json"}.get(path.suffix if path else "", "text")
     if path is not None:
         click.echo(write_output(path, shown.written(table, form), force=force))
@@ -416,21 +440,67 @@ def status(
 
 @main.command()
 @judging_options
-@click.option("-o", "--output", type=click.Path(), default="report.html", show_default=True, help="A .html, .md, .json or .txt file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    default="report.html",
+    show_default=True,
+    help="A .html, .md, .json, .csv or .txt file, or a picture: .png, .svg, .pdf.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def report(reference: str, port: str, output: str, force: bool, **options: Any) -> int:
-    """Write all that comparing two traces shows to one file: HTML with its pictures inside, Markdown, JSON or text.
+    """Write all that comparing two traces shows to one file: the page of `view`, Markdown, JSON, a table of all pairs, text, a picture.
 
     \b
     Example:
       tracediff report ref.h5 mlx.h5 -o report.html
     """
     from tracediff import api
+    from tracediff.show.formats import reporter_of
 
+    reporter_of(output)
     path = check_output(output, force=force)
-    compared = api.diff(reference, port, progress=_say, **options)
+    compared = api.diff(reference, port, progress=_progress, **options)
     click.echo(compared.save(path, force=force))
-    return _status(compared.verdict)
+    return SAME
+
+
+@main.command()
+@judging_options
+@click.argument("free", type=click.Path(), required=False)
+@click.option(
+    "-o", "--output", type=click.Path(), default="view.html", show_default=True, help="The page to write; an older page is replaced."
+)
+@click.option(
+    "--site", "sites", multiple=True, shell_complete=completion.sites, help="Draw all tensors of this site too (may be repeated)."
+)
+@click.option("--open/--no-open", "opens", default=None, help="Open it in the browser [default: where this is a terminal with a screen].")
+@click.option("--force", is_flag=True, help="Overwrite the output, whatever it is.")
+def view(reference: str, port: str, free: str | None, output: str, opens: bool | None, **options: Any) -> int:
+    """Write what comparing shows as one interactive page, and open it: findings, heat map, both models, all pairs, tensors.
+
+    PORT and FREE are a port's forced and free run, in any order; one of them will do. The page is one file that fetches nothing and works
+    from a disk.
+
+    \b
+    Example:
+      tracediff view ref.h5 mlx.h5
+      tracediff view ref.h5 forced.h5 free.h5 -o port.html
+    """
+    from tracediff import api
+
+    path = api.view(reference, *(trace for trace in (port, free) if trace), to=output, progress=_progress, **options)
+    click.echo(path)
+    if opens or (opens is None and _has_screen()):
+        click.launch(path.absolute().as_uri())
+    return SAME
+
+
+def _has_screen() -> bool:
+    """Whether a person at a terminal can see a browser."""
+    is_local = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.stdout.isatty() and is_local and "SSH_CONNECTION" not in os.environ
 
 
 @main.command()
@@ -467,11 +537,11 @@ def check(
     from tracediff.show import check as shown
 
     if update:
-        for path in checking.update(cases, config=config, progress=_say):
+        for path in checking.update(cases, config=config, progress=_progress):
             click.echo(path)
         return SAME
     with _skipped_if(bisect_run):
-        outcome = checking.check(cases, config=config, baseline=baseline, keep_state=not bisect_run, progress=_say)
+        outcome = checking.check(cases, config=config, baseline=baseline, keep_state=not bisect_run, progress=_progress)
     if junit:
         write_output(junit, shown.junit(outcome), force=True)
     form = "json" if as_json else form
@@ -503,8 +573,9 @@ def _skipped_if(bisect_run: bool) -> Iterator[None]:
 @click.option("--functions", multiple=True, help=_FUNCTIONS)
 @click.option("--python", "python", type=click.Path(), help="Run the second way with another environment's Python.")
 @click.option("--force", is_flag=True, help="Overwrite the traces.")
+@verbose_option
 @json_option
-def compare(first: str, second: str, as_json: bool, **options: Any) -> int:
+def compare(first: str, second: str, as_json: bool, verbose: bool, **options: Any) -> int:
     """Compare two ways to run one model: whole passes and loops over tokens, batches, padding, chunks, compiled, versions, devices.
 
     Each FILE:CALLABLE names a function without arguments that returns (model, run), as td.capture takes them. The first is the reference.
@@ -516,7 +587,7 @@ def compare(first: str, second: str, as_json: bool, **options: Any) -> int:
     """
     from tracediff import api
 
-    return _show_report(api.compare_named(first, second, progress=_say, **options), as_json)
+    return _show_report(api.compare_named(first, second, progress=_progress, **options), as_json, verbose)
 
 
 @main.command()
@@ -543,7 +614,7 @@ def brief(reference: str | None, port: str | None, config: str | None, **options
         outcome = checking.last_check(config)
         lines, verdict = shown.of_outcome(outcome), outcome.verdict
     else:
-        report = api.diff(reference, port, progress=_say, **options)
+        report = api.diff(reference, port, progress=_progress, **options)
         lines, verdict = shown.of_report(report), report.verdict
     click.echo("\n".join(lines))
     return _status(verdict)
@@ -642,10 +713,15 @@ def look(port: str, like: str | None, as_json: bool) -> int:
 
 @main.command("try")
 @click.argument("reference", type=click.Path())
-@click.argument("site")
+@click.argument("site", shell_complete=completion.sites)
 @click.argument("name", metavar="[FILE:CLASS]", required=False)
 @click.option("--impl", type=click.Choice(["torch", "mlx"]), default="mlx", show_default=True, help="Without FILE:CLASS: the port's side.")
-@click.option("--recipe", default=None, help="Without FILE:CLASS: the recipe that loads the port [default: the reference's].")
+@click.option(
+    "--recipe",
+    default=None,
+    shell_complete=completion.recipes,
+    help="Without FILE:CLASS: the recipe that loads the port [default: the reference's].",
+)
 @click.option("--module", default=None, help="Without FILE:CLASS: the module's path in the port, where it differs from the site.")
 @click.option("--weights", type=click.Path(exists=True), help="A .safetensors or .npz file that the module loads itself.")
 @click.option("--call", "calls", type=int, multiple=True, help="Only this call of the site, counted from 0 (may be repeated).")
@@ -654,8 +730,9 @@ def look(port: str, like: str | None, as_json: bool) -> int:
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--rtol", type=float, help="Allow |port - reference| <= atol + rtol * |reference|; goes with --atol.")
 @click.option("--atol", type=float, help="Goes with --rtol.")
+@verbose_option
 @json_option
-def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], as_json: bool, **options: Any) -> int:
+def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], as_json: bool, verbose: bool, **options: Any) -> int:
     """Run one module of the port on the reference's inputs of its site, and judge what it returns.
 
     FILE:CLASS names a class, or a function, of a Python file that makes the module when it is called without arguments. Without it the
@@ -669,8 +746,8 @@ def try_(reference: str, site: str, name: str | None, arguments: Sequence[str], 
     from tracediff import api
 
     stated = dict(_pair(text) for text in arguments)
-    report = api.try_named(reference, site, name, arguments=stated, progress=_say, **options)
-    return _show_report(report, as_json)
+    report = api.try_named(reference, site, name, arguments=stated, progress=_progress, **options)
+    return _show_report(report, as_json, verbose)
 
 
 @main.command()
@@ -725,12 +802,19 @@ def doctor(as_json: bool) -> int:
 
 
 @main.command()
-@click.option("--fault", default="dropped_bias", show_default=True, help="The fault to plant in the port; 'none' for the port as shipped.")
+@click.option(
+    "--fault",
+    default="dropped_bias",
+    show_default=True,
+    shell_complete=completion.faults,
+    help="The fault to plant in the port; 'none' for the port as shipped.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the faults and stop.")
 @click.option("--folder", type=click.Path(), default="traces", show_default=True, help="Where the two traces go.")
 @click.option("--seed", default=0, show_default=True, help="Seeds weights, inputs and random draws.")
+@verbose_option
 @json_option
-def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> int:
+def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool, verbose: bool) -> int:
     """Capture the real Chatterbox pair, plant one announced fault in the port, and find it.
 
     \b
@@ -741,15 +825,15 @@ def demo(fault: str, listing: bool, folder: str, seed: int, as_json: bool) -> in
 
     if listing:
         for name, announcement in demo_module.faults().items():
-            click.echo(f"{name:24}{announcement}")
+            click.echo(f"{name}: {announcement}")
         return SAME
-    report = demo_module.run(fault, folder=folder, seed=seed, progress=_say)
-    return _show_report(report, as_json)
+    _show_report(demo_module.run(fault, folder=folder, seed=seed, progress=_progress), as_json, verbose)
+    return SAME
 
 
-@main.command()
+@main.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> int:
+def completion_(shell: str) -> int:
     """Print a shell's completion script.
 
     \b
@@ -764,10 +848,10 @@ def completion(shell: str) -> int:
     return SAME
 
 
-def _show_report(report: Report, as_json: bool) -> int:
-    from tracediff.show import text
+def _show_report(report: Report, as_json: bool, verbose: bool) -> int:
+    from tracediff.show import answer, text
 
-    _print(report.to_dict() if as_json else text.report(report), as_json)
+    _print(report.to_dict() if as_json else text.report(report) if verbose else answer.render(report), as_json)
     return _status(report.verdict)
 
 
@@ -776,9 +860,21 @@ def _print(answer: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, allow_nan=False))
         return
-    from tracediff.show import text
+    from tracediff.show.words import put
 
-    text.console().print(answer)
+    put(answer)
+
+
+def _progress(message: str) -> None:
+    """A line of progress on stderr, with the time since the first one."""
+    from tracediff.progress import to_stderr
+
+    if not _SAYS:
+        _SAYS.append(to_stderr())
+    _SAYS[0](message)
+
+
+_SAYS: list[Callable[[str], None]] = []
 
 
 def _say(message: str) -> None:

@@ -9,17 +9,12 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
 from tracediff.errors import CaptureError
 from tracediff.observe.call_selection import call_test
+from tracediff.progress import Progress as Progress
+from tracediff.progress import silent as silent
 
 Save = Literal["full", "stats"]
-Progress = Callable[[str], None]
-"""Shows one line of what is being done."""
-
 FLOOR_DTYPES = ("float64", "float16", "bfloat16")
 """The dtypes in which a noise floor can be measured; float64 serves ports in float32."""
-
-
-def silent(_: str) -> None:
-    """Shows nothing: the progress of whoever wants none."""
 
 
 class _Observing(TypedDict):
