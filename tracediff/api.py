@@ -24,12 +24,14 @@ from tracediff.observe.options import (
     lists_options,
     silent,
 )
+from tracediff.progress import chosen
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
 from tracediff.trace.products import unpinned
 from tracediff.trace.stored_weights import stored_weights_note
 
 if TYPE_CHECKING:
+    from tracediff.alarms import Look
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
@@ -54,15 +56,19 @@ __all__ = [
     "calibrate_recipe",
     "capture",
     "capture_recipe",
+    "compare",
+    "compare_named",
     "convert",
     "diff",
     "listing",
+    "look",
     "open_trace",
     "record",
     "recover",
     "status",
     "try_named",
     "try_site",
+    "view",
     "weights",
     "write_recipes",
 ]
@@ -80,6 +86,7 @@ def capture(
     weights_from: Any = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    progress: Progress | bool = False,
     **options: Unpack[CaptureKeywords],
 ) -> Trace:
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
@@ -95,7 +102,7 @@ def capture(
     ``weights_from``: a port's model, its trace with ``save_params``, or a file or folder of its weights. A reference then runs with these
     as they are stored (codes of a few bits, float16, bfloat16), wherever they differ by storage alone; what is left between the two is
     no quantisation. Afterwards the model has its own again, bit for bit.
-    ``meta``: what the trace says besides.
+    ``meta``: what the trace says besides. ``progress``: True says on stderr which run is made, a function is given each line.
 
     The options, each explained in `tracediff.observe.options.CaptureOptions`:
 
@@ -133,6 +140,7 @@ def capture(
         observers=_draws(random if random is not None else feed, seed),
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
+        progress=chosen(progress),
     )
     return _warned(open_trace(path))
 
@@ -306,32 +314,52 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. Raises AlignmentError where
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
+    says on stderr what is being done, a function is given each line. Raises AlignmentError where
     the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.metrics import tolerance
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
+    say = chosen(progress)
+    tolerance(rtol, atol)
+
     def compare() -> Report:
-        progress(f"pairing the sites of {first.path} and {second.path}")
+        say(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
-        progress(f"comparing {len(alignment.records):,} pairs")
+        say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        _check_stages(first, stages)
         return _despite_damage(compare)
+
+
+def _check_stages(reference: Trace, stages: Sequence[str]) -> None:
+    """Raises TracediffError, before anything is compared, where a stage is asked for that the reference's run has not."""
+    from tracediff.errors import TracediffError
+    from tracediff.site import is_in_stage
+
+    outer_of: Mapping[str, str] = reference.meta.get("stages") or {}
+    known = {reference.strings[number] for number in set(reference.index["stage"].tolist())} | set(outer_of)
+    named = sorted(stage for stage in known if stage)
+    for asked in stages:
+        if asked and not any(is_in_stage(stage, asked, outer_of) for stage in known):
+            has = f"its stages: {', '.join(named)}" if named else "its run has no stages, so leave out --stage"
+            raise TracediffError(f"No stage {asked!r} in {str(reference.path)!r}; {has}.")
 
 
 def _despite_damage(compare: Callable[[], T]) -> T:
@@ -442,6 +470,77 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
         return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
 
 
+@lists_options(CaptureKeywords)
+def compare(
+    model: Any,
+    first: Any,
+    second: Any,
+    *,
+    second_model: Any = None,
+    to: PathLike | None = None,
+    seed: int = 0,
+    force: bool = False,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strict: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[CaptureKeywords],
+) -> Report:
+    """One model run in two ways, compared: a whole pass against token by token, a batch against singles, padded against plain.
+
+    ``first`` and ``second`` are runs as `capture` takes them: inputs, or callables without arguments. The first is the reference; the
+    second takes its draws, which come from ``seed``. Calls of which one way makes several to the other's one are paired: a loop over
+    tokens or chunks with the whole pass, masks and caches too, and places that are padded on the left or right are left out.
+    ``second_model``: the model of the second way where it is another object: on another device, in another dtype, compiled, rewritten.
+    ``to``: a folder that keeps the traces, ``first.h5`` and ``second.h5``. The options are those of `capture`. Raises as `capture` does,
+    and AlignmentError where the two ways share nothing.
+
+    >>> td.compare(model, {"tokens": tokens}, lambda: decode(model, tokens))          # doctest: +SKIP
+    """
+    from tracediff.runs.two_ways import record_two
+
+    with _folder_of_ways(to, force) as paths:
+        ways = (model, first), (model if second_model is None else second_model, second)
+        record_two(ways, paths, options=CaptureOptions.of(**options), seed=seed, force=force, progress=progress)
+        return diff(*paths, mapping=mapping, rtol=rtol, atol=atol, strict=strict, progress=progress)
+
+
+def compare_named(
+    first: str,
+    second: str,
+    *,
+    to: PathLike | None = None,
+    seed: int = 0,
+    python: PathLike | None = None,
+    force: bool = False,
+    functions: Sequence[str] = (),
+    progress: Progress = silent,
+    **options: Any,
+) -> Report:
+    """As `compare`, for two ways that ``FILE:CALLABLE`` make, each returning a model and its run; ``python`` runs the second way."""
+    from tracediff.runs.two_ways import record_two_named
+
+    with _folder_of_ways(to, force) as paths:
+        chosen = CaptureOptions.of(functions=functions)
+        record_two_named((first, second), paths, options=chosen, seed=seed, python=python, force=force, progress=progress)
+        return diff(*paths, progress=progress, **options)
+
+
+@contextmanager
+def _folder_of_ways(to: PathLike | None, force: bool) -> Iterator[tuple[Path, Path]]:
+    """The traces of two ways, in a folder that is kept where it has a name."""
+    from tempfile import TemporaryDirectory
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="tracediff-"))) if to is None else Path(to)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / "first.h5", folder / "second.h5"
+        for path in paths:
+            _check_free(path, force)
+        yield paths
+
+
 def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsReport:
     """How the weights of two sides differ, without running either.
 
@@ -467,7 +566,7 @@ def status(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
@@ -491,6 +590,27 @@ def status(
             return Status.of(build(first, reports, stages=stages, full=whole))
 
 
+def view(reference: TraceLike, *ports: TraceLike, to: PathLike, sites: Sequence[str] = (), force: bool = False, **options: Any) -> Path:
+    """Writes the interactive page of a comparison to ``to`` and returns its path; ``ports`` are one run, or a forced and a free one.
+
+    The page is one HTML file that fetches nothing: findings, stages, a heat map of the modules, the error in execution order, both models
+    side by side, all pairs, and the tensors of those that tell most; ``sites`` adds all tensors of these. A page that is there is
+    replaced, another file only with ``force``. The options are those of `bisect`. Raises TraceExistsError and TraceFileError before
+    anything is compared, SiteError for a site that no pair has.
+
+    >>> td.view("ref.h5", "forced.h5", "free.h5", to="port.html")                # doctest: +SKIP
+    """
+    from tracediff.outputs import check_output, write_output
+    from tracediff.show.page import is_page, page
+
+    force = force or is_page(to)
+    check_output(to, force=force)
+    if len(ports) == 1:
+        return write_output(to, page(diff(reference, *ports, **options), sites=sites), force=force)
+    told = status(reference, *ports, **options)
+    return write_output(to, page(*told.reports.values(), status=told, sites=sites), force=force)
+
+
 def try_site(
     reference: TraceLike,
     site: str,
@@ -503,7 +623,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
@@ -511,7 +631,7 @@ def try_site(
     recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
     reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
     names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
-    ``rtol`` and ``atol`` as in `bisect`.
+    ``rtol``, ``atol`` and ``progress`` as in `bisect`.
 
     Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
     bound to the module's parameters. What the module raises is a divergence.
@@ -522,10 +642,11 @@ def try_site(
 
     from tracediff.runs.single_site import run_site
 
+    say = chosen(progress)
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
-        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=say)
+        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=say)
 
 
 def try_named(
@@ -561,6 +682,18 @@ def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
 
     with _opened(trace) as (opened,):
         return list_trace(opened, pattern, **options)
+
+
+def look(port: TraceLike, *, like: TraceLike | None = None) -> Look:
+    """What looks wrong in one trace, by itself or beside a reference whose inputs may be others: alarms, never a verdict.
+
+    Looked for are calls that raised, NaN and infinities, constants, the same at every place, ids that loop or do not end, a pure tone, a
+    loop whose norm runs away, and with ``like`` signs, spread and range unlike the reference's.
+    """
+    from tracediff.alarms import look as look_at
+
+    with _opened(port, *([] if like is None else [like])) as (first, *others):
+        return look_at(first, others[0] if others else None)
 
 
 def summary(trace: TraceLike) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.causes.cause import Cause as Cause
 from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
-from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
+from tracediff.metrics import By, Metrics
 from tracediff.site import RETURNED, is_returned, printable, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.caveats import caveats
@@ -57,7 +57,7 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The metrics of a divergence, as `tracediff.compare.Metrics` defines them."""
+    """The metrics of a divergence, as `tracediff.metrics.Metrics` defines them."""
 
     max_abs: float
     mean_abs: float
@@ -285,6 +285,10 @@ class Report:
         numbers = ["rel_l2", "max_abs", "limit", "floor", "reference_length", "port_length"]
         return frame.astype(dict.fromkeys(numbers, float) | dict.fromkeys(["diverged", "introduced"], bool))
 
+    def pairs_to_dict(self) -> list[dict[str, Any]]:
+        """All pairs for JSON, in execution order, those that were not compared too."""
+        return [plain_json(_row_dict(row)) for row in self.rows]
+
     def with_causes(self, causes: Mapping[str, Iterable[Cause]]) -> Self:
         """The report with these causes, by the reference's module path of the culprit, put before those it has; best first."""
 
@@ -324,6 +328,13 @@ def _divergence_dict(divergence: Divergence) -> dict[str, Any]:
     """A divergence for JSON: without an error where there is none to measure, since shapes differ or a call raised."""
     has_no_error = divergence.metrics is None and math.isinf(divergence.introduced)
     return {**asdict(divergence), **({"introduced": None} if has_no_error else {})}
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    known = {
+        name: getattr(row, name) for name in ("how", "rel_l2", "max_abs", "at_least", "limit", "by", "floor", "diverged", "introduced")
+    }
+    return {**asdict(row.where), **known, "effect": row.effect, "layout": row.layout, "length": asdict(row.length) if row.length else None}
 
 
 def _number(value: Any) -> Any:
@@ -418,13 +429,13 @@ def build(
 
 
 def _weight_lines(weights: WeightsReport) -> Weights:
-    """The findings on weights as counted patterns of names."""
+    """The findings on weights as counted patterns of names, without what a port need not have: counters, masks, tables."""
 
     def lines(category: str) -> tuple[str, ...]:
         return tuple(
             f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "")
             for group in weights.groups
-            if group.category == category
+            if group.category == category and not (category == "missing" and group.findings[0].expected)
         )
 
     return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
@@ -498,7 +509,7 @@ def _measured(metrics: Metrics | None) -> Measured | None:
 
 def _side(trace: Trace) -> dict[str, Any]:
     """What a report says of one side."""
-    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
+    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created", "recipe")}
     found = {"complete": trace.complete, "repeats": trace.meta.get("repeats"), "damaged": list(trace.damaged.values())}
     return {"path": str(trace.path), **known, **found}
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
-from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
 from tracediff.locate.folded import folded
+from tracediff.metrics import rounding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
@@ -139,7 +139,9 @@ def _outputs_missed(seen: _Seen) -> Iterator[Withheld]:
             yield Withheld("outputs", (kind,), f"nothing that the {name}'s run returned could be recorded (its type is {kind!r})")
     if seen.outputs == "not compared":
         names = ours.names(ours.left_out)
-        yield Withheld("outputs", names, f"nothing that the run returned was compared ({_few(names)}), so nothing is said of the whole")
+        hint = "; let the port's run return what it computes" if theirs.returned == () and not theirs.is_opaque else ""
+        said = f"nothing that the run returned was compared ({_few(names)}), so nothing is said of the whole{hint}"
+        yield Withheld("outputs", names, said)
     elif theirs.left_out:
         names = theirs.names(theirs.left_out)
         yield Withheld("port outputs", names, f"of what the port returned {few(names)} not compared")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from tracediff.compare import Metrics
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.structure import correlation_of_error
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import Metrics
 from tracediff.parameters.sources import codes_of
 from tracediff.parameters.thresholds import THRESHOLDS as PARAMETERS
 from tracediff.site import module_of

@@ -9,17 +9,13 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
 from tracediff.errors import CaptureError
 from tracediff.observe.call_selection import call_test
+from tracediff.progress import Progress as Progress
+from tracediff.progress import silent as silent
 
 Save = Literal["full", "stats"]
-Progress = Callable[[str], None]
-"""Shows one line of what is being done."""
 
 FLOOR_DTYPES = ("float64", "float16", "bfloat16", "tf32")
 """In what a noise floor can be measured: dtypes, of which float64 serves ports in float32, and float32 whose products are TF32's."""
-
-
-def silent(_: str) -> None:
-    """Shows nothing: the progress of whoever wants none."""
 
 
 class _Observing(TypedDict):

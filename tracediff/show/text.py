@@ -6,6 +6,7 @@ Each function returns something that `console` prints; `plain` gives it as a str
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -55,18 +56,21 @@ _AFTER_MESSAGE = re.compile(r" at \S*:\d+ in |; the run went on|; it stopped|; a
 __all__ = [
     "HEADS",
     "PLAIN_WIDTH",
+    "blame",
     "console",
     "diff",
     "facts",
     "headline",
     "html",
     "introduced",
+    "judged_at",
     "limit",
     "markdown",
     "pairs",
     "plain",
     "remarks",
     "report",
+    "size",
     "state",
 ]
 
@@ -98,7 +102,7 @@ def _headline(result: Report) -> Text:
         return Text.assemble((words, GOOD if words == "Same" else DOUBTFUL), f": {missed}{_agreement(result)}")
     if result.first is None:
         return Text.assemble(("No verdict", DOUBTFUL), f": {_not_returned(result, besides=_withheld(result))}{_no_verdict(result)}")
-    return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
+    return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", size(result, 0))
 
 
 def _withheld(result: Report) -> Sequence[str]:
@@ -155,7 +159,7 @@ def _no_verdict(result: Report) -> str:
     return f"{why}; {counted(compared, 'record')} compared {'agrees' if compared == 1 else 'agree'}" if compared and not is_known else why
 
 
-def _judged(result: Report, place: int) -> dict[str, Any]:
+def judged_at(result: Report, place: int) -> dict[str, Any]:
     """What the certificate says of a divergence; a report from elsewhere may lack it."""
     judged = result.certificate.get("judged") or []
     found: dict[str, Any] = judged[place] if place < len(judged) else {}
@@ -164,25 +168,25 @@ def _judged(result: Report, place: int) -> dict[str, Any]:
 
 def _named(result: Report, place: int) -> list[str | tuple[str, str]]:
     """The culprit and where it shows; the stretch since the last same site where it is not known what arrived."""
-    divergence, judged = result.divergences[place], _judged(result, place)
-    blame, site, culprit = judged.get("blame", "module"), divergence.site, divergence.culprit
+    divergence, judged = result.divergences[place], judged_at(result, place)
+    whose, site, culprit = judged.get("blame", "module"), divergence.site, divergence.culprit
     if judged.get("arrives") == "not recorded":
         since = _place(divergence.last_same) if divergence.last_same else "the start"
         return ["between ", (since, LABEL), " and ", (_place(site), LABEL)]
-    if blame == "run":
+    if whose == "run":
         return [("the run's own code", LABEL), f", {_place(site)}"]
     names: list[str | tuple[str, str]] = [(module(culprit.port), LABEL), f" (reference {module(culprit.reference)})"]
-    end = f"{site.end} of {site.port}" if site.port != culprit.port and blame != "random" else site.end
-    if blame == "input":
+    end = f"{site.end} of {site.port}" if site.port != culprit.port and whose != "random" else site.end
+    if whose == "input":
         names.insert(0, "the inputs of ")
-    if blame == "random":
+    if whose == "random":
         names = [(site.port.partition("!")[2], LABEL), " drawn in ", *names]
     return [*names, f" at call {short_call(site.call) or '0'}, {end}"]
 
 
-def _size(result: Report, place: int) -> str:
+def size(result: Report, place: int) -> str:
     """How large an error is beside what is allowed."""
-    divergence, judged = result.divergences[place], _judged(result, place)
+    divergence, judged = result.divergences[place], judged_at(result, place)
     metrics = divergence.metrics
     if _raised(divergence):
         return _AFTER_MESSAGE.split(_raised(divergence).removeprefix("the port "))[0]
@@ -234,9 +238,9 @@ def _evidence(result: Report, place: int) -> Table:
 
 def facts(result: Report, place: int) -> list[tuple[str, str]]:
     """What is known of a divergence: labels and texts, a label repeated where it has several."""
-    divergence, judged = result.divergences[place], _judged(result, place)
+    divergence, judged = result.divergences[place], judged_at(result, place)
     known = [
-        ("Blame", _blame(result, place)),
+        ("Blame", blame(result, place)),
         ("Doubt", _doubt(divergence)),
         ("Shared", _shared(divergence, judged)),
         ("Call", _call(divergence)),
@@ -250,8 +254,9 @@ def facts(result: Report, place: int) -> list[tuple[str, str]]:
     return [(label, value) for label, value in known if value]
 
 
-def _blame(result: Report, place: int) -> str:
-    divergence, judged = result.divergences[place], _judged(result, place)
+def blame(result: Report, place: int) -> str:
+    """Whose code a divergence is, and what arrived there."""
+    divergence, judged = result.divergences[place], judged_at(result, place)
     if judged.get("arrives") == "not recorded":
         return _stretch(divergence, judged)
     arrives = f" (worst {number(divergence.inherited)})" if divergence.inherited else ""
@@ -372,7 +377,7 @@ def _others(result: Report) -> Table:
     heads = ("Culprit in the port", "Reference", "Seen at", "Introduced", "Allowed", "Cause")
     lines = table(*heads, numbers=("Introduced", "Allowed"))
     for place, divergence in enumerate(result.divergences[1 : 1 + MOST_OTHERS], 1):
-        judged, site = _judged(result, place), divergence.site
+        judged, site = judged_at(result, place), divergence.site
         seen = site.end if site.port == divergence.culprit.port else f"{site.end} of {site.port}"
         call = short_call(site.call)
         lines.add_row(
@@ -502,7 +507,9 @@ def _unseen(result: Report) -> Iterable[tuple[str, str]]:
 
 def _next(result: Report) -> Iterable[tuple[str, str]]:
     """The command that shows more of the first divergence; a live bisection leaves no traces to draw."""
-    if result.first is not None and result.first.metrics is not None and result.method != "live":
+    port = str(result.port.get("path"))
+    is_gone = os.path.isabs(port) and not os.path.exists(port)  # of a site that was tried the trace is not kept
+    if result.first is not None and result.first.metrics is not None and result.method != "live" and not is_gone:
         yield f"See it: tracediff plot {result.reference['path']} {result.port['path']} --culprit", QUIET
 
 
@@ -525,7 +532,7 @@ def markdown(result: Report) -> str:
 def _divergence_line(result: Report, place: int) -> tuple[str, ...]:
     divergence = result.divergences[place]
     cause = divergence.causes[0].kind if divergence.causes else "unknown"
-    port = module(divergence.culprit.port) + _places(divergence, _judged(result, place))
+    port = module(divergence.culprit.port) + _places(divergence, judged_at(result, place))
     return port, module(divergence.culprit.reference), introduced(divergence), limit(result, place), cause
 
 
@@ -548,7 +555,7 @@ def headline(result: Report) -> str:
 
 def limit(result: Report, place: int) -> str:
     """What was allowed at a divergence, as a cell of a table."""
-    judged = _judged(result, place)
+    judged = judged_at(result, place)
     return "none" if judged.get("by") == "exact" else number(judged.get("limit"))
 
 

@@ -105,6 +105,11 @@ class Trace:
         return self.tables.optional.get(schema.THROUGH_TABLE)
 
     @property
+    def samples(self) -> Array | None:
+        """A few values of each record of a thin trace, a row of `schema.SAMPLES` each; None where the trace is none."""
+        return self.tables.optional.get(schema.SAMPLES_TABLE)
+
+    @property
     def records(self) -> Records:
         return Records(self)
 
