@@ -83,6 +83,14 @@ class Scene:
         both = (self.reference, self.port)
         return all(one is not None and one.size and one.dtype.kind == "f" and np.isfinite(one).all() for one in both)
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the port's error is clearly more than what noise may be."""
+        if self.reference is None or self.port is None or not self.is_numeric:
+            return True
+        error, size = np.linalg.norm(self.port - self.reference), np.linalg.norm(self.reference)
+        return bool(error > THRESHOLDS.clear * self.limit * size)
+
     def tensors(self) -> tuple[Array, Array]:
         """The two tensors; to be asked only where `is_numeric`."""
         assert self.reference is not None

@@ -39,6 +39,18 @@ def is_affine(pairs: Pairs, i: int) -> bool:
     return left is not None and left < THRESHOLDS.left_of_affine
 
 
+def correlation_of_error(pairs: Pairs, i: int) -> tuple[float, int] | None:
+    """How much a pair's error goes with the reference's values, -1 to 1, and of how many values; None where the values tell nothing."""
+    values = finite_values(pairs, i)
+    if values is None or values[0].size < THRESHOLDS.fewest_affine_values:
+        return None
+    reference, port = values
+    error = port - reference
+    ours, theirs = (side - side.mean() for side in (reference, error))
+    sizes = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return (float(np.vdot(ours, theirs).real) / sizes if sizes else 0.0), reference.size
+
+
 def whole_gain(pairs: Pairs, i: int) -> float | None:
     """The factor that makes a pair's reference the port's tensor, up to a small share of the error; None where there is none."""
     values = finite_values(pairs, i)

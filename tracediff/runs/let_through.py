@@ -30,10 +30,10 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, align
-from tracediff.compare import compare
 from tracediff.dtype import Array
 from tracediff.locate import Comparison, Located, locate
 from tracediff.locate.absorbed import Absorber, ThroughRun
+from tracediff.metrics import compare
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.floor_limits import floor_limits
 from tracediff.runs.forcing import Forcing, Where, place_of, rows_by_place

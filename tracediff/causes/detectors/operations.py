@@ -128,7 +128,7 @@ class _Search:
                     return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind
-                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours))
+                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True))
                 return
 
     def _fitted(self, place: int, dial: Dial) -> float | None:
