@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tracediff.compare import compare
+from tracediff.metrics import compare
 from tracediff.trace import Trace, TraceWriter, open_trace
 
 LARGE, SMALL = 4_000_000, 20_000  # elements a tensor
@@ -35,7 +35,7 @@ RTOL = 1e-4
 
 
 def naive_metrics(r: np.ndarray, p: np.ndarray) -> dict[str, Any]:
-    """What `tracediff.compare` measures, by whole-array NumPy in float64."""
+    """What `tracediff.metrics` measures, by whole-array NumPy in float64."""
     a, b = r.astype(np.float64), p.astype(np.float64)
     a, b = np.maximum(a, -1e4), np.maximum(b, -1e4)
     nan_a, nan_b = np.isnan(a), np.isnan(b)

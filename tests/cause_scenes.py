@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def calling(ours: tuple[str, ...], theirs: tuple[str, ...]) -> Scene:
     """A block whose code makes these calls; no edit explains its values."""
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
     sides = (CulpritSide("b", calls=ours), CulpritSide("b", calls=theirs))
-    return scene(x, unexplained, sides=sides, types=types, paired=frozenset(types), altered=frozenset(types))
+    chained = frozenset((*pairwise(ours), *pairwise(theirs)))
+    return scene(x, unexplained, sides=sides, types=types, paired=frozenset(types), altered=frozenset(types), chained=chained)
 
 
 def training(*modes: bool) -> Scene:

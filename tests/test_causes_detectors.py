@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -243,15 +244,24 @@ def test_calls_that_only_one_side_makes(ours: tuple[str, ...], theirs: tuple[str
     types = {"b.norm": "LayerNorm", "b.attn": "Attention", "b.mlp": "Mlp"}
     sides = (CulpritSide("b", calls=ours), CulpritSide("b", calls=theirs))
     every = frozenset(types)
-    assert first(scene(x, x + branch * other, sides=sides, types=types, paired=every, altered=every)) == kind
+    chained = frozenset(pairwise(ours))
+    assert first(scene(x, x + branch * other, sides=sides, types=types, paired=every, altered=every, chained=chained)) == kind
 
 
 def test_another_order_of_calls_that_all_agree_explains_nothing() -> None:
     types = {"b.experts": "Experts", "b.shared": "Mlp"}
     sides = (CulpritSide("b", calls=("b.shared", "b.experts")), CulpritSide("b", calls=("b.experts", "b.shared")))
-    shown = scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types))
+    shown = scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types), chained=frozenset({("b.shared", "b.experts")}))
     assert not kinds(shown)
     assert kinds(replace(shown, altered=frozenset({"b.experts"}))) == ["order.roles"]
+
+
+def test_another_order_of_calls_that_are_not_handed_what_another_returned_explains_nothing() -> None:
+    types = {"b.q": "Linear", "b.k": "Linear", "b.out": "Linear"}
+    sides = (CulpritSide("b", calls=("b.q", "b.k", "b.out")), CulpritSide("b", calls=("b.k", "b.q", "b.out")))
+    shown = scene(x, x + branch * other, sides=sides, types=types, paired=frozenset(types), altered=frozenset(types))
+    assert not kinds(shown)
+    assert kinds(replace(shown, chained=frozenset({("b.q", "b.k")}))) == ["order.roles"]
 
 
 def test_a_call_that_is_lacking_behind_the_divergence_explains_nothing() -> None:

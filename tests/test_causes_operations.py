@@ -213,6 +213,58 @@ def test_no_change_explains_an_error_by_chance(name: str) -> None:
     assert causes(made, lambda reference: reference + error) == []
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(("leaves", "steps"), [([BOTH], GATED), ([X, GATE], POOLED)])
+def test_no_change_explains_a_value_that_overflows(leaves: list[Array], steps: tuple[Node, ...], value: float) -> None:
+    def overflowing(reference: Array) -> Array:
+        port = reference.copy()
+        port.reshape(-1)[3] = value
+        return port
+
+    assert causes(program(leaves, *steps), overflowing) == []
+
+
+@pytest.mark.parametrize(("wrong", "kinds"), [((), ["scale"]), (("norm.weight",), []), (("other.weight",), ["scale"])])
+@pytest.mark.parametrize("factor", [None, 1.3])
+def test_what_weights_show_already_is_no_change_of_operations(wrong: tuple[str, ...], kinds: list[str], factor: float | None) -> None:
+    gain = draw(C, seed=9)
+    nodes = {0: Node("@seen"), 1: Node("@param", ("norm.weight",), values=gain), 2: node("mul", Ref(0), Ref(1))}
+    made = Program(nodes, (1, 2), {0: InHand("x", "input", "", is_input=True, values=X)}, {1: "norm.weight"})
+    port = X if factor is None else X * gain * factor
+    sides = (CulpritSide("norm"), CulpritSide("norm"))
+    scene = Scene("norm", "output", "module", X * gain, port, 1e-6, (), sides, program=made, wrong_weights=frozenset(wrong))
+    assert [cause.kind for cause in judged(scene, operations.detect)] == kinds
+
+
+def added(made: Node, other: Node | None = None) -> Program:
+    """A sum of two tensors in hand, of which the second was made by an operation outside of what the code did; both were handed in."""
+    whole = [Node("@seen"), made if other is None else other, made]
+    seen = {0: InHand("the stream", "input", "", is_input=True, values=X), 2: InHand("the rest", "input", "", is_input=True, values=GATE)}
+    nodes = {0: whole[0], 2: made, 3: node("add", Ref(0), Ref(2))}
+    return Program(nodes, (3,), seen, whole=(*whole, nodes[3]))
+
+
+@pytest.mark.parametrize(("port", "kind"), [(X, "branch.missing"), (GATE, "residual.missing")])
+def test_of_two_terms_the_residual_is_the_one_that_the_other_was_made_of(port: Array, kind: str) -> None:
+    assert [cause.kind for cause in causes(added(node("silu", Ref(0))), port)] == [kind]
+
+
+def test_a_term_made_of_counted_places_alone_is_a_position() -> None:
+    assert [cause.kind for cause in causes(added(node("mul", Ref(1), 0.5), node("arange", T)), X)] == ["position.missing"]
+    assert [cause.kind for cause in causes(added(node("embedding", Ref(0), Ref(1)), node("arange", T)), X)] == ["branch.missing"]
+
+
+def test_another_of_two_guided_tensors_is_another_formula_of_guidance() -> None:
+    steps = (node("sub", Ref(0), Ref(1)), node("mul", Ref(2), 1.5), node("add", Ref(1), Ref(3)))
+    assert [cause.kind for cause in causes(program([X, GATE], *steps), X + 1.5 * (X - GATE))] == ["cfg.formula"]
+
+
+def test_another_axis_of_what_only_rearranges_is_another_order_and_no_scale() -> None:
+    heads = X[:, :2]
+    steps = (node("unsqueeze", Ref(0), 2), node("expand", Ref(1), [B, 2, 2, C]), node("reshape", Ref(2), [B, 4, C]))
+    assert [cause.kind for cause in causes(program([heads], *steps), np.tile(heads, (1, 2, 1)))] == ["order.channels"]
+
+
 def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
     decay = np.full((B, C), 0.5)
     turns = [node("select", Ref(0), 1, 0, role=0)]

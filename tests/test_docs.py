@@ -46,7 +46,7 @@ def test_every_option_is_explained(name: str) -> None:
     assert not unexplained
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))])
 def test_a_page_names_only_commands_and_options_that_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     called = r"(?:^(?=tracediff [a-z]+(?: |$))|run (?:--extra \w+ )*|`|\| )tracediff ([a-z]+)((?: [^`\n#|]*)?)"

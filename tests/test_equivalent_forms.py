@@ -35,12 +35,12 @@ def ported(layer: Linear, gain: float = 1.0) -> Any:
     return one
 
 
-def reports(reference: Any, port: Any, folder: Path) -> dict[str, Any]:
+def reports(reference: Any, port: Any, folder: Path, x: Any = X) -> dict[str, Any]:
     """The reports on a port, forced and free."""
     with torch.no_grad():
-        td.capture(reference, (torch.tensor(X),), to=folder / "ref.h5").close()
+        td.capture(reference, (torch.tensor(x),), to=folder / "ref.h5").close()
     for mode in MODES:
-        td.capture(port, (mx.array(X),), to=folder / f"{mode}.h5", **{"feed" if mode == "forced" else "random": folder / "ref.h5"}).close()
+        td.capture(port, (mx.array(x),), to=folder / f"{mode}.h5", **{"feed" if mode == "forced" else "random": folder / "ref.h5"}).close()
     return {mode: td.bisect(folder / "ref.h5", folder / f"{mode}.h5") for mode in MODES}
 
 
@@ -224,6 +224,47 @@ def test_what_a_random_error_hardly_exceeds_is_not_acquitted(size: float, tmp_pa
     assert reports(reference, port, tmp_path)["forced"].verdict == "different"
 
 
+class Kept(torch.nn.Module):
+    """What rounding changes by a hundredth of its size, and two layers, of which the second sees the first token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        made = self.first((self.before(x) + 1e5) - 1e5)
+        return self.last(made * (torch.arange(TOKENS) == 0)[:, None])
+
+
+class Unlike(nn.Linear):
+    """A layer that gives something else for all tokens but the first, and ``leak`` times so much for that."""
+
+    leak = 0.0
+
+    def __call__(self, x: Any) -> Any:
+        wrong = np.random.default_rng(5).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+        wrong[0] *= self.leak
+        return super().__call__(x) + mx.array(wrong)
+
+
+class KeptPort(nn.Module):
+    def __init__(self, reference: Kept, leak: float) -> None:
+        super().__init__()
+        self.before, self.first, self.last = ported(reference.before), Unlike(WIDTH, WIDTH), ported(reference.last)
+        self.first.weight, self.first.bias = ported(reference.first).weight, ported(reference.first).bias
+        self.first.leak = leak
+
+    def __call__(self, x: Any) -> Any:
+        made = self.first((self.before(x) + 1e5) - 1e5)
+        return self.last(made * (mx.arange(TOKENS) == 0)[:, None])
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (0.005, "different"), (0.02, "different")])
+def test_what_dwindles_below_what_noise_allows_is_not_what_is_discarded(leak: float, verdict: str, tmp_path: Path) -> None:
+    reference = Kept()
+    assert reports(reference, KeptPort(reference, leak), tmp_path)["forced"].verdict == verdict
+
+
 class Normed(torch.nn.Module):
     """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
 
@@ -294,6 +335,50 @@ def test_channels_in_another_order_are_the_same_where_the_code_behind_puts_them_
     reference = Reordered()
     report = reports(reference, ReorderedPort(reference, is_put_right=is_right), tmp_path)[mode]
     assert report.verdict == ("same" if is_right else "different")
+
+
+class Units(torch.nn.Module):
+    """Two layers with few units between them; ``faint``: of which little follows beside what rounding changes."""
+
+    def __init__(self, units: int, *, faint: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = Linear(WIDTH, units), Linear(units, WIDTH)
+        self.share, self.noise = (0.02, 3e5) if faint else (1.0, 0.0)
+
+    def forward(self, x: Any) -> Any:
+        return (x + self.share * self.last(torch.relu(self.first(x))) + self.noise) - self.noise
+
+
+class UnitsPort(nn.Module):
+    """The units are in another order; ``half``: in one of the two layers only."""
+
+    def __init__(self, reference: Units, half: str) -> None:
+        super().__init__()
+        self.first, self.last, self.share, self.noise = ported(reference.first), ported(reference.last), reference.share, reference.noise
+        order = mx.array(np.roll(np.arange(reference.first.out_features), 1))
+        if half != "last":
+            self.first.weight, self.first.bias = self.first.weight[order], self.first.bias[order]
+        if half != "first":
+            self.last.weight = self.last.weight[:, order]
+
+    def __call__(self, x: Any) -> Any:
+        return (x + self.share * self.last(nn.relu(self.first(x))) + self.noise) - self.noise
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("half", ["", "first", "last"])
+def test_two_units_exchanged_are_no_gain_where_the_layer_behind_has_its_inputs_exchanged(mode: str, half: str, tmp_path: Path) -> None:
+    reference, alike = Units(2), X[:1] + 0.01 * X  # of almost equal tokens an exchange is a gain of -1 and an offset
+    report = reports(reference, UnitsPort(reference, half), tmp_path, alike)[mode]
+    assert report.verdict == ("different" if half else "same")
+
+
+@pytest.mark.parametrize("units", [2, 8])
+@pytest.mark.parametrize("half", ["", "first", "last"])
+def test_an_order_that_weights_prove_needs_no_random_error_that_shows(units: int, half: str, tmp_path: Path) -> None:
+    reference = Units(units, faint=True)
+    report = reports(reference, UnitsPort(reference, half), tmp_path)["forced"]
+    assert report.verdict == ("different" if half else "same")
 
 
 # -- what hides an error -------------------------------------------------------------------------------------------------------------------

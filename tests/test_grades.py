@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from judging import Fault, Run, aligned, inputs, weights
 
 import tracediff as td
-from tracediff.compare import compare
 from tracediff.dtype import Array
 from tracediff.locate import Located, locate
+from tracediff.metrics import compare
 from tracediff.show.text import headline
 
 SITES = ["first", "blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp", "last"]

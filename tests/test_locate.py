@@ -15,10 +15,10 @@ from judging import Fault, Run, aligned, bumped, inputs, noisy, scaled, weights
 
 from tracediff.alignment import Alignment, Layout, RecordPair, SitePair
 from tracediff.alignment.axes import Part
-from tracediff.compare import Metrics
 from tracediff.dtype import Array
 from tracediff.errors import TracediffError
 from tracediff.locate import Length, Located, locate
+from tracediff.metrics import Metrics
 from tracediff.trace import Record, Trace
 
 BLOCKS = 5

@@ -68,7 +68,19 @@ class TestJson:
         data = json.loads(compared(tmp_path, faults={"dec.a": bumped}).to_json())
         assert list(data) == [
             *("schema", "verdict", "mode", "method", "reference", "port", "coverage"),
-            *("first", "divergences", "stages", "weights", "certificate", "equivalent", "borderline", "caveats", "withheld", "outputs"),
+            *(
+                "first",
+                "divergences",
+                "stages",
+                "weights",
+                "certificate",
+                "equivalent",
+                "borderline",
+                "caveats",
+                "withheld",
+                "outputs",
+                "quantised",
+            ),
         ]
         assert list(data["coverage"]) == [
             *("reference_records", "port_records", "paired", "compared", "read", "bytes_read"),
@@ -290,7 +302,7 @@ class TestCauses:
         for shown in (
             str(report),
             markdown,
-            re.sub(r"<style>.*?</style>|data:[^\"]*", "", page, flags=re.DOTALL),
+            re.sub(r"<style>.*?</style>|<script.*?</script>", "", page, flags=re.DOTALL),
             report.to_json(),
         ):
             assert not re.search(r"\binf(inite|inity)?\b|untold", shown, re.IGNORECASE)
@@ -344,7 +356,7 @@ class TestSaving:
     def test_refuses_other_suffixes(self, tmp_path: Path) -> None:
         report = compared(tmp_path)
         for name in ("x.htm", "x"):
-            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.txt, \.png, \.svg and \.pdf\."):
+            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.csv, \.txt, \.png, \.svg and \.pdf\."):
                 report.save(tmp_path / name)
 
     def test_a_report_is_frozen(self, tmp_path: Path) -> None:

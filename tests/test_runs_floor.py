@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.compare import allowed, compare
 from tracediff.dtype import named
 from tracediff.errors import CaptureError
+from tracediff.metrics import allowed, compare
 from tracediff.runs import floor_limits
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tracediff import dtype as dtypes
-from tracediff.compare import compare
+from tracediff.metrics import compare
 from tracediff.runs.noise import with_noise
 from tracediff.runs.variation_error import error_of
 from tracediff.trace.fingerprint import statistics

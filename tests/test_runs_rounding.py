@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.compare import compare
+from tracediff.metrics import compare
 from tracediff.runs.floor import measure
 
 torch = pytest.importorskip("torch")

@@ -297,7 +297,7 @@ def test_the_command_tries_a_class_of_a_file_with_weights(side: SimpleNamespace,
     assert (status, json.loads(out)["verdict"]) == (0, "same")
     status, out, _ = run("try", str(reference), "last", name)
     assert status == 1
-    assert out.startswith("First divergence: last")
+    assert out.startswith("Different: 1 fault at 1 place, in last")
     status, _, err = run("try", str(reference), "lost", name)
     assert (status, "nearest: 'last'" in err) == (2, True)
     status, _, err = run("try", str(reference), "last", f"{tmp_path / 'port.py'}:Lost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tracediff import Report
 from tracediff.alignment import Layout, RecordPair
 from tracediff.locate import Length
 from tracediff.report import Cause, Coverage, Culprit, Divergence, Measured, Row, Stage, Weights, Where
-from tracediff.show import text
+from tracediff.show import text, words
 from tracediff.verdict import Withheld
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -272,19 +273,43 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [code for code in ("31m", "32m", "33m") if code in monochrome.getvalue()]
 
 
-def test_a_pipe_gets_plain_lines_of_a_fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_plain_lines_that_no_width_breaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    pipe = io.StringIO()
-    text.console(file=pipe).print(text.report(DIFFERENT))
-    assert "\x1b" not in pipe.getvalue()
-    assert max(map(len, pipe.getvalue().splitlines())) <= text.PLAIN_WIDTH
+    name = "a_very_long_name_of_a_module." * 20
+    words.put(text.report(replace(DIFFERENT, divergences=(replace(DIVERGENCE, culprit=Culprit("a", name)),))))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert name in shown.splitlines()[0]
+    assert not [line for line in shown.splitlines() if line.endswith(" ")]
+    monkeypatch.setenv("COLUMNS", "70")
+    words.put(text.report(DIFFERENT))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 70
 
 
 def test_a_notebook_gets_html_with_names_escaped() -> None:
     site = replace(SITE, port="<script>")
     html = replace(DIFFERENT, divergences=(replace(DIVERGENCE, site=site, culprit=Culprit("a", "<script>")),))._repr_html_()
     assert html.startswith("<pre")
+    assert "monospace" in html
     assert "&lt;script&gt;" in html
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast of two colours as WCAG has it, 1 to 21."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    bright, dark = sorted((light(first), light(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_a_notebooks_colours_can_be_read_on_white_and_on_dark() -> None:
+    used = set(re.findall(r"color: (#[0-9a-f]{6})", DIFFERENT._repr_html_() + SAME._repr_html_()))
+    assert used
+    assert min(contrast(colour, page) for colour in used for page in ("#ffffff", "#1e1e1e")) >= 3
 
 
 def test_a_long_table_is_printed_fast() -> None:

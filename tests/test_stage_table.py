@@ -101,7 +101,7 @@ class TestVerdict:
         told = td.status(pair.reference(), pair.forced())
         assert told.verdict is None
         assert told.free is None
-        assert headline(told) == "No verdict: every compared part is right; run the port free to show that the whole works"
+        assert headline(told) == "Cannot tell: every compared part is right; run the port free to show that the whole works"
         assert told.next == (f"tracediff capture --impl numpy --random {pair.folder / 'ref.h5'} -o free.h5",)
         assert "not run" in plain(str(told))
 
@@ -155,7 +155,7 @@ class TestStages:
         assert told.verdict is None
         assert outcomes(told, "forced") == {"enc": "same", "dec": "not run"}
         assert told.why == ("forced, dec: the port did not run it",)
-        assert headline(told) == "No verdict: what was compared agrees, but not everything was compared"
+        assert headline(told) == "Not compared: what was compared agrees, but not everything was compared"
 
     def test_a_run_that_was_cut_short_is_not_the_same(self, pair: Pair) -> None:
         told = td.status(pair.reference(), pair.forced(), pair.free(only=("enc",), stages={"enc": ""}, closed=False))
@@ -328,7 +328,7 @@ class TestViews:
         ]
         assert data["schema"] == "tracediff.status/1"
         assert data["free"] is None
-        assert list(data["stages"][0]) == ["stage", "outer", "depth", "forced", "free"]
+        assert list(data["stages"][0]) == ["stage", "outer", "depth", "forced", "free", "storage"]
         assert list(data["stages"][0]["forced"]) == [
             *("verdict", "state", "compared", "total", "worst", "floor", "first", "culprit", "introduced", "causes", "why"),
         ]
@@ -379,7 +379,7 @@ class TestViews:
         assert all(written(told, form).endswith("\n") for form in ("text", "markdown", "json"))
 
     def test_a_notebook_shows_it(self, pair: Pair) -> None:
-        assert "No verdict" in td.status(pair.reference(), pair.forced())._repr_html_()
+        assert "Cannot tell" in td.status(pair.reference(), pair.forced())._repr_html_()
 
     def test_it_is_plain_frozen_data(self, pair: Pair) -> None:
         told = td.status(pair.reference(), pair.forced())

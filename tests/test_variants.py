@@ -42,6 +42,25 @@ def test_a_change_that_alters_the_answer_is_taken_back() -> None:
     assert is_same(before, answer(pair), 0.0)
 
 
+def test_a_change_of_which_a_part_alone_does_nothing_is_taken_back() -> None:
+    pair = small()
+    before, layer = answer(pair), pair.port.layers[0].feed_forward.up
+    kept = layer.weight
+
+    def times(factor: float) -> None:
+        layer.weight = layer.weight * factor
+
+    def both() -> None:
+        times(2.0), times(0.5)
+
+    assert Trial(pair).keeps(both)
+    assert Trial(pair).keeps(both, partial(times, 2.0), partial(times, 0.5))
+    layer.weight = kept
+    assert not Trial(pair).keeps(both, partial(times, 2.0), lambda: None)
+    assert layer.weight is kept
+    assert is_same(before, answer(pair), 0.0)
+
+
 def test_a_change_that_raises_is_taken_back() -> None:
     pair = small()
     before = answer(pair)

@@ -24,10 +24,14 @@ from tracediff.observe.options import (
     lists_options,
     silent,
 )
+from tracediff.progress import chosen
 from tracediff.trace import Trace, open_trace
 from tracediff.trace.caveats import caveats
+from tracediff.trace.products import unpinned
+from tracediff.trace.stored_weights import stored_weights_note
 
 if TYPE_CHECKING:
+    from tracediff.alarms import Look
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
@@ -52,15 +56,19 @@ __all__ = [
     "calibrate_recipe",
     "capture",
     "capture_recipe",
+    "compare",
+    "compare_named",
     "convert",
     "diff",
     "listing",
+    "look",
     "open_trace",
     "record",
     "recover",
     "status",
     "try_named",
     "try_site",
+    "view",
     "weights",
     "write_recipes",
 ]
@@ -75,8 +83,10 @@ def capture(
     feed: PathLike | None = None,
     random: TraceLike | None = None,
     seed: int | None = None,
+    weights_from: Any = None,
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
+    progress: Progress | bool = False,
     **options: Unpack[CaptureKeywords],
 ) -> Trace:
     """Runs a model, records every boundary of the run to the new trace ``to``, and returns that trace.
@@ -89,7 +99,10 @@ def capture(
     on with the reference's, so that each site shows the error that it introduces itself. ``run`` is then called twice or more, fed and
     disturbed, and nothing is promised of its side effects. Without it the run is *free*.
     ``random``: a trace whose recorded random draws are played back; ``seed``: draws come from a seed that serves every framework.
-    ``meta``: what the trace says besides.
+    ``weights_from``: a port's model, its trace with ``save_params``, or a file or folder of its weights. A reference then runs with these
+    as they are stored (codes of a few bits, float16, bfloat16), wherever they differ by storage alone; what is left between the two is
+    no quantisation. Afterwards the model has its own again, bit for bit.
+    ``meta``: what the trace says besides. ``progress``: True says on stderr which run is made, a function is given each line.
 
     The options, each explained in `tracediff.observe.options.CaptureOptions`:
 
@@ -99,8 +112,11 @@ def capture(
       ``"my_package.**"``: what takes or gives arrays or texts and is no module;
     - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
     - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
-      three to five more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
-      ``("float64", "bfloat16")``, where float64 serves float32 ports;
+      three to six more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
+      ``("float64", "bfloat16")``, where float64 serves float32 ports, and "tf32" those whose products are coarser than float32's;
+    - ``precise``: True takes products of float32 numbers in full precision where the framework lets them be (MLX's on M5 Macs and on
+      CUDA are TF32's otherwise), False as they come; by default in a run that is fed, or whose floor is measured. The trace says what a
+      product was in this run;
     - ``impl``: the framework, where nothing tells it; ``compile``: False leaves nothing compiled, True what is compiled.
 
     What a selection did not match is among the trace's ``not_seen``. A selection that leaves nothing to record is warned of, and so is a
@@ -120,9 +136,11 @@ def capture(
         to,
         options=CaptureOptions.of(**options),
         feed=feed,
+        weights_from=weights_from,
         observers=_draws(random if random is not None else feed, seed),
         meta={**({} if seed is None else {"seed": seed}), **(meta or {})},
         force=force,
+        progress=chosen(progress),
     )
     return _warned(open_trace(path))
 
@@ -163,7 +181,8 @@ def _warned(trace: Trace) -> Trace:
 
 def _warnings(trace: Trace) -> list[str]:
     """Why a fresh trace is of doubtful use: nothing was recorded, the run was in training mode, or it does not repeat itself."""
-    return [*_of_nothing(trace), *caveats(trace, "run" if trace.floor is None else "reference")]
+    told = (unpinned(trace),) if unpinned(trace) else ()
+    return [*_of_nothing(trace), *caveats(trace, "run" if trace.floor is None else "reference"), *told]
 
 
 def _of_nothing(trace: Trace) -> Sequence[str]:
@@ -182,6 +201,7 @@ def capture_recipe(
     seed: int = 0,
     random: PathLike | None = None,
     feed: PathLike | None = None,
+    weights_from: PathLike | None = None,
     start: PathLike | None = None,
     dtype: str | None = None,
     python: PathLike | None = None,
@@ -194,8 +214,8 @@ def capture_recipe(
     """Runs one side of a pair as its recipe says, here or in another environment's ``python``, and returns its trace.
 
     The keywords are those of `tracediff.observe.recipe.run_recipe`; ``feed`` and the ``options`` those of `capture`, where
-    ``floor_dtypes`` come on top of float64. ``no_repeat`` and ``no_floor`` stand for ``repeat=False`` and ``floor=False``. What the
-    selection did not match is said by ``progress``.
+    ``floor_dtypes`` come on top of float64. ``weights_from`` as there, or "mlx": the port of the same recipe. ``no_repeat`` and
+    ``no_floor`` stand for ``repeat=False`` and ``floor=False``. What the selection did not match is said by ``progress``.
     """
     from tracediff.observe.recipe import run_recipe
     from tracediff.observe.selection import unmatched_lines
@@ -226,6 +246,7 @@ def capture_recipe(
         job=captured,
         options=asked,
         feed=None if feed is None else os.fspath(feed),
+        weights_from=None if weights_from is None else os.fspath(weights_from),
     )
     trace = open_trace(path)
     for line in (*unmatched_lines(asked, trace.meta.get("not_seen") or ()), *_warnings(trace)):
@@ -293,32 +314,52 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
 
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. Raises AlignmentError where
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
+    says on stderr what is being done, a function is given each line. Raises AlignmentError where
     the traces share nothing.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.metrics import tolerance
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
+    say = chosen(progress)
+    tolerance(rtol, atol)
+
     def compare() -> Report:
-        progress(f"pairing the sites of {first.path} and {second.path}")
+        say(f"pairing the sites of {first.path} and {second.path}")
         alignment = align_traces(first, second, mapping=mapping)
-        progress(f"comparing {len(alignment.records):,} pairs")
+        say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
         located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
         return Report.of(_explained(located, alignment, first, second))
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        _check_stages(first, stages)
         return _despite_damage(compare)
+
+
+def _check_stages(reference: Trace, stages: Sequence[str]) -> None:
+    """Raises TracediffError, before anything is compared, where a stage is asked for that the reference's run has not."""
+    from tracediff.errors import TracediffError
+    from tracediff.site import is_in_stage
+
+    outer_of: Mapping[str, str] = reference.meta.get("stages") or {}
+    known = {reference.strings[number] for number in set(reference.index["stage"].tolist())} | set(outer_of)
+    named = sorted(stage for stage in known if stage)
+    for asked in stages:
+        if asked and not any(is_in_stage(stage, asked, outer_of) for stage in known):
+            has = f"its stages: {', '.join(named)}" if named else "its run has no stages, so leave out --stage"
+            raise TracediffError(f"No stage {asked!r} in {str(reference.path)!r}; {has}.")
 
 
 def _despite_damage(compare: Callable[[], T]) -> T:
@@ -346,7 +387,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*floor_notes(first, second, alignment.stored), *explained.notes],
+        notes=[*filter(None, [stored_weights_note(first, second)]), *floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 
@@ -429,6 +470,77 @@ def _live_report(sides: Sequence[Any], most: int | None, **options: Any) -> Repo
         return Report.of(replace(report, certificate={**report.certificate, **found.certificate()}))
 
 
+@lists_options(CaptureKeywords)
+def compare(
+    model: Any,
+    first: Any,
+    second: Any,
+    *,
+    second_model: Any = None,
+    to: PathLike | None = None,
+    seed: int = 0,
+    force: bool = False,
+    mapping: PathLike | Mapping[str, Any] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strict: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[CaptureKeywords],
+) -> Report:
+    """One model run in two ways, compared: a whole pass against token by token, a batch against singles, padded against plain.
+
+    ``first`` and ``second`` are runs as `capture` takes them: inputs, or callables without arguments. The first is the reference; the
+    second takes its draws, which come from ``seed``. Calls of which one way makes several to the other's one are paired: a loop over
+    tokens or chunks with the whole pass, masks and caches too, and places that are padded on the left or right are left out.
+    ``second_model``: the model of the second way where it is another object: on another device, in another dtype, compiled, rewritten.
+    ``to``: a folder that keeps the traces, ``first.h5`` and ``second.h5``. The options are those of `capture`. Raises as `capture` does,
+    and AlignmentError where the two ways share nothing.
+
+    >>> td.compare(model, {"tokens": tokens}, lambda: decode(model, tokens))          # doctest: +SKIP
+    """
+    from tracediff.runs.two_ways import record_two
+
+    with _folder_of_ways(to, force) as paths:
+        ways = (model, first), (model if second_model is None else second_model, second)
+        record_two(ways, paths, options=CaptureOptions.of(**options), seed=seed, force=force, progress=progress)
+        return diff(*paths, mapping=mapping, rtol=rtol, atol=atol, strict=strict, progress=progress)
+
+
+def compare_named(
+    first: str,
+    second: str,
+    *,
+    to: PathLike | None = None,
+    seed: int = 0,
+    python: PathLike | None = None,
+    force: bool = False,
+    functions: Sequence[str] = (),
+    progress: Progress = silent,
+    **options: Any,
+) -> Report:
+    """As `compare`, for two ways that ``FILE:CALLABLE`` make, each returning a model and its run; ``python`` runs the second way."""
+    from tracediff.runs.two_ways import record_two_named
+
+    with _folder_of_ways(to, force) as paths:
+        chosen = CaptureOptions.of(functions=functions)
+        record_two_named((first, second), paths, options=chosen, seed=seed, python=python, force=force, progress=progress)
+        return diff(*paths, progress=progress, **options)
+
+
+@contextmanager
+def _folder_of_ways(to: PathLike | None, force: bool) -> Iterator[tuple[Path, Path]]:
+    """The traces of two ways, in a folder that is kept where it has a name."""
+    from tempfile import TemporaryDirectory
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="tracediff-"))) if to is None else Path(to)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / "first.h5", folder / "second.h5"
+        for path in paths:
+            _check_free(path, force)
+        yield paths
+
+
 def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsReport:
     """How the weights of two sides differ, without running either.
 
@@ -448,15 +560,18 @@ def diff(reference: TraceLike, port: TraceLike, **options: Any) -> Report:
 def status(
     reference: TraceLike,
     *ports: TraceLike,
+    full: TraceLike | None = None,
     mapping: PathLike | Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Status:
     """How far a port is, stage by stage; ``ports`` are a forced run, a free run, or both, in any order.
 
+    ``full``: where the reference ran with the port's weights (``weights_from``), its trace with its own; each stage then says what the
+    storage of weights costs it, introduced by one layer at most and at its end.
     The verdict is "same" only where every stage is the same in both; "different" where one differs in either; else None, and ``why``
     says what was not shown. The options are those of `bisect`. Raises TracediffError for two runs of one mode.
 
@@ -468,7 +583,32 @@ def status(
     with _opened(reference, *ports) as (first, *runs):
         modes_of(runs)
         options: dict[str, Any] = {"mapping": mapping, "rtol": rtol, "atol": atol, "strict": strict, "stages": stages, "progress": progress}
-        return Status.of(build(first, [(port, diff(first, port, **options)) for port in runs], stages=stages))
+        reports = [(port, diff(first, port, **options)) for port in runs]
+        if full is None:
+            return Status.of(build(first, reports, stages=stages))
+        with _opened(full) as (whole,):
+            return Status.of(build(first, reports, stages=stages, full=whole))
+
+
+def view(reference: TraceLike, *ports: TraceLike, to: PathLike, sites: Sequence[str] = (), force: bool = False, **options: Any) -> Path:
+    """Writes the interactive page of a comparison to ``to`` and returns its path; ``ports`` are one run, or a forced and a free one.
+
+    The page is one HTML file that fetches nothing: findings, stages, a heat map of the modules, the error in execution order, both models
+    side by side, all pairs, and the tensors of those that tell most; ``sites`` adds all tensors of these. A page that is there is
+    replaced, another file only with ``force``. The options are those of `bisect`. Raises TraceExistsError and TraceFileError before
+    anything is compared, SiteError for a site that no pair has.
+
+    >>> td.view("ref.h5", "forced.h5", "free.h5", to="port.html")                # doctest: +SKIP
+    """
+    from tracediff.outputs import check_output, write_output
+    from tracediff.show.page import is_page, page
+
+    force = force or is_page(to)
+    check_output(to, force=force)
+    if len(ports) == 1:
+        return write_output(to, page(diff(reference, *ports, **options), sites=sites), force=force)
+    told = status(reference, *ports, **options)
+    return write_output(to, page(*told.reports.values(), status=told, sites=sites), force=force)
 
 
 def try_site(
@@ -483,7 +623,7 @@ def try_site(
     force: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Report:
     """The report of one module of a port, run on the inputs that a reference's trace holds of a site; this takes seconds.
 
@@ -491,7 +631,7 @@ def try_site(
     recorded call, or at those of ``calls`` (counted from 0). The modules inside it are paired with those inside the site and fed the
     reference's tensors, as in a forced run. Inputs go to parameters of the same name, else in order; ``arguments`` maps the reference's
     names to the module's. ``impl``: the framework of a callable that does not tell it. ``to``: where to keep the module's trace.
-    ``rtol`` and ``atol`` as in `bisect`.
+    ``rtol``, ``atol`` and ``progress`` as in `bisect`.
 
     Raises SiteError for an unknown site or call, TraceFileError where the inputs were not stored, CaptureError where they cannot be
     bound to the module's parameters. What the module raises is a divergence.
@@ -502,10 +642,11 @@ def try_site(
 
     from tracediff.runs.single_site import run_site
 
+    say = chosen(progress)
     with _opened(reference) as (whole,), TemporaryDirectory(prefix="tracediff-") as folder:
         path = Path(folder) / "tried.h5" if to is None else Path(to)
-        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=progress)
-        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=progress)
+        part, mapping = run_site(whole, site, module, path, calls=calls, arguments=arguments, impl=impl, force=force, say=say)
+        return bisect(part, path, scan=True, mapping=mapping, rtol=rtol, atol=atol, progress=say)
 
 
 def try_named(
@@ -541,6 +682,18 @@ def listing(trace: TraceLike, pattern: str = "", **options: Any) -> Listing:
 
     with _opened(trace) as (opened,):
         return list_trace(opened, pattern, **options)
+
+
+def look(port: TraceLike, *, like: TraceLike | None = None) -> Look:
+    """What looks wrong in one trace, by itself or beside a reference whose inputs may be others: alarms, never a verdict.
+
+    Looked for are calls that raised, NaN and infinities, constants, the same at every place, ids that loop or do not end, a pure tone, a
+    loop whose norm runs away, and with ``like`` signs, spread and range unlike the reference's.
+    """
+    from tracediff.alarms import look as look_at
+
+    with _opened(port, *([] if like is None else [like])) as (first, *others):
+        return look_at(first, others[0] if others else None)
 
 
 def summary(trace: TraceLike) -> dict[str, Any]:

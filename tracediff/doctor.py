@@ -1,7 +1,8 @@
-"""What is installed, what can run here, and what slows it down, each with its cure."""
+"""What is installed, what can run here, how exactly it multiplies, and what slows it down, each with its cure."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
-State = Literal["ok", "slow", "missing"]
+from tracediff.trace.products import told
+
+State = Literal["ok", "slow", "coarse", "missing"]
 
 CORE = ("numpy", "h5py", "click", "rich", "pandas", "matplotlib", "ml_dtypes", "xxhash", "scipy", "safetensors")
 # A square product large enough to tell a reference BLAS (2 to 4 GFLOP/s) from an optimised one (over 30 on one core).
@@ -25,6 +28,12 @@ SLOW_GFLOPS = 15.0
 BLAS_CURE = (
     "sudo apt-get install libopenblas0-pthread, then LD_PRELOAD=libopenblas.so.0 tracediff ... "
     "(it also serves torch's products: the two sides then share a BLAS, so there is less noise, and less independence)"
+)
+
+_PRODUCTS = "import json, sys; from tracediff.observe.products import examined; print(json.dumps(examined(sys.argv[1])))"
+PRODUCTS_CURE = (
+    "a run fed by a reference takes its products in full precision, any other with tracediff capture --precise (in MLX only before the "
+    "process multiplies anything: else set MLX_ENABLE_TF32=0 before it starts)"
 )
 
 
@@ -46,6 +55,8 @@ def examine() -> tuple[Check, ...]:
         _stack("torch", "captures PyTorch models", "pip install 'tensor-tracediff[torch]'"),
         _stack("mlx", "captures MLX models", "pip install 'tensor-tracediff[mlx]'"),
         *_mlx_speed(),
+        *_products("torch"),
+        *_products("mlx"),
         _chatterbox(),
         _recipes(),
         _stack("ipykernel", "runs the notebooks", "pip install 'tensor-tracediff[notebook]'"),
@@ -90,6 +101,24 @@ def _mlx_speed() -> tuple[Check, ...]:
     if gflops < SLOW_GFLOPS:
         return (Check("mlx speed", "slow", f"{seen}: a reference BLAS", BLAS_CURE),)
     return (Check("mlx speed", "ok", seen),)
+
+
+def _products(name: str) -> tuple[Check, ...]:
+    """In which precision a framework multiplies float32 numbers, on each device, and what rules it."""
+    if _version(name) is None or find_spec(name) is None:
+        return ()
+    try:
+        printed = subprocess.run([sys.executable, "-c", _PRODUCTS, name], capture_output=True, text=True, timeout=120, check=True)
+        found = json.loads(printed.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        return (Check(f"{name} products", "missing", f"a matrix product failed: {error}", f"pip install 'tensor-tracediff[{name}]'"),)
+    return tuple(products_check(name, one) for one in found)
+
+
+def products_check(name: str, found: dict[str, Any]) -> Check:
+    """The check of one device: what `tracediff.observe.products.probed` found there."""
+    is_full = found["precision"] == "float32"
+    return Check(f"{name} products", "ok" if is_full else "coarse", told({"products": found}), "" if is_full else PRODUCTS_CURE)
 
 
 def _chatterbox() -> Check:

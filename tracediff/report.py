@@ -20,9 +20,9 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.causes.cause import Cause as Cause
 from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
-from tracediff.compare import By, Metrics
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
+from tracediff.metrics import By, Metrics
 from tracediff.site import RETURNED, is_returned, printable, stage_chain
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.caveats import caveats
@@ -57,7 +57,7 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The metrics of a divergence, as `tracediff.compare.Metrics` defines them."""
+    """The metrics of a divergence, as `tracediff.metrics.Metrics` defines them."""
 
     max_abs: float
     mean_abs: float
@@ -148,6 +148,14 @@ class Equivalent:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """An output of a layer whose weights the port holds as codes, off by no more than these explain; ``introduced`` is a relative L2."""
+
+    where: Where
+    introduced: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One pair of records in the table of all pairs; what was not compared has ``how`` "" and ``diverged`` None.
 
@@ -178,8 +186,9 @@ class Report:
     ``verdict`` is "same" only where pairs were compared and none diverged; None where nothing could be told, and ``withheld`` says why.
     ``outputs`` says how much of what the runs returned was compared. ``divergences`` are those introduced, in execution order; a bisection
     names the first only. ``equivalent`` are differences that are none, since nothing follows from them; ``borderline`` those that are
-    little more than noise in size and like noise in kind. ``caveats``: sentences that make the verdict doubtful (a run in
-    training mode, or that does not repeat itself). ``rows`` holds every pair (empty in a report read from JSON).
+    little more than noise in size and like noise in kind; ``quantised`` those that the codes of a port's weights explain. ``caveats``:
+    sentences that make the verdict doubtful (a run in training mode, or that does not repeat itself). ``rows`` holds every pair (empty in
+    a report read from JSON).
     """
 
     verdict: Verdict
@@ -194,6 +203,7 @@ class Report:
     certificate: Mapping[str, Any]
     equivalent: tuple[Equivalent, ...] = ()
     borderline: tuple[Divergence, ...] = ()
+    quantised: tuple[Quantisation, ...] = ()
     caveats: tuple[str, ...] = ()
     withheld: Withheld | None = None
     outputs: Outputs = "compared"
@@ -229,6 +239,7 @@ class Report:
             "caveats": list(self.caveats),
             "withheld": asdict(self.withheld) if self.withheld else None,
             "outputs": self.outputs,
+            "quantised": [asdict(one) for one in self.quantised],
         }
         written: dict[str, Any] = plain_json(plain)
         return written
@@ -274,6 +285,10 @@ class Report:
         numbers = ["rel_l2", "max_abs", "limit", "floor", "reference_length", "port_length"]
         return frame.astype(dict.fromkeys(numbers, float) | dict.fromkeys(["diverged", "introduced"], bool))
 
+    def pairs_to_dict(self) -> list[dict[str, Any]]:
+        """All pairs for JSON, in execution order, those that were not compared too."""
+        return [plain_json(_row_dict(row)) for row in self.rows]
+
     def with_causes(self, causes: Mapping[str, Iterable[Cause]]) -> Self:
         """The report with these causes, by the reference's module path of the culprit, put before those it has; best first."""
 
@@ -315,6 +330,13 @@ def _divergence_dict(divergence: Divergence) -> dict[str, Any]:
     return {**asdict(divergence), **({"introduced": None} if has_no_error else {})}
 
 
+def _row_dict(row: Row) -> dict[str, Any]:
+    known = {
+        name: getattr(row, name) for name in ("how", "rel_l2", "max_abs", "at_least", "limit", "by", "floor", "diverged", "introduced")
+    }
+    return {**asdict(row.where), **known, "effect": row.effect, "layout": row.layout, "length": asdict(row.length) if row.length else None}
+
+
 def _number(value: Any) -> Any:
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
@@ -329,6 +351,7 @@ def _of_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "weights": _made(Weights, data["weights"]),
         "equivalent": tuple(Equivalent(_made(Where, form["where"]), form["absorber"]) for form in data.get("equivalent", ())),
         "borderline": tuple(_divergence(part) for part in data.get("borderline", ())),
+        "quantised": tuple(Quantisation(_made(Where, one["where"]), one["introduced"]) for one in data.get("quantised", ())),
         "caveats": tuple(data.get("caveats", ())),
         "withheld": _made(Withheld, data["withheld"]) if data.get("withheld") else None,
         "outputs": data.get("outputs", "compared"),
@@ -397,6 +420,7 @@ def build(
         certificate={**_certificate(located, decision, rows, reference, port), "notes": [*notes, *free_notes(located, port)]},
         equivalent=tuple(Equivalent(rows[place].where, absorber) for place, absorber in located.equivalent),
         borderline=tuple(_of_finding(finding, (), located, rows, reference, port) for finding in located.borderline),
+        quantised=tuple(Quantisation(row.where, row.rel_l2 or 0.0) for row in rows if row.effect == "quantised"),
         caveats=(*caveats(reference, "reference"), *caveats(port, "port")),
         withheld=decision.withheld,
         outputs=decision.outputs,
@@ -405,13 +429,13 @@ def build(
 
 
 def _weight_lines(weights: WeightsReport) -> Weights:
-    """The findings on weights as counted patterns of names."""
+    """The findings on weights as counted patterns of names, without what a port need not have: counters, masks, tables."""
 
     def lines(category: str) -> tuple[str, ...]:
         return tuple(
             f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "")
             for group in weights.groups
-            if group.category == category
+            if group.category == category and not (category == "missing" and group.findings[0].expected)
         )
 
     return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
@@ -485,7 +509,7 @@ def _measured(metrics: Metrics | None) -> Measured | None:
 
 def _side(trace: Trace) -> dict[str, Any]:
     """What a report says of one side."""
-    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created")}
+    known = {name: trace.meta.get(name) for name in ("impl", "dtype", "device", "mode", "seed", "created", "recipe")}
     found = {"complete": trace.complete, "repeats": trace.meta.get("repeats"), "damaged": list(trace.damaged.values())}
     return {"path": str(trace.path), **known, **found}
 

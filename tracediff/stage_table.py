@@ -28,6 +28,7 @@ from tracediff.report import (
     unseen_outputs,
 )
 from tracediff.site import RETURNED, is_in_stage, printable, stage_chain
+from tracediff.storage_cost import StorageCost, storage_costs
 from tracediff.trace import Trace
 from tracediff.verdict import Verdict, few
 
@@ -75,7 +76,8 @@ class Outcome:
 class StageStatus:
     """A stage of the reference ("" is the run outside of any) with its outcome in each run; None where there was no such run.
 
-    ``outer`` is the stage around it, ``depth`` how many stages are around it.
+    ``outer`` is the stage around it, ``depth`` how many stages are around it. ``storage``: what the port's stored weights cost it, None
+    where that was not asked for.
     """
 
     stage: str
@@ -83,6 +85,7 @@ class StageStatus:
     depth: int
     forced: Outcome | None
     free: Outcome | None
+    storage: StorageCost | None = None
 
     def outcome(self, mode: Mode) -> Outcome | None:
         return self.forced if mode == "forced" else self.free
@@ -176,14 +179,17 @@ def _stage_dict(stage: StageStatus) -> dict[str, Any]:
     for mode in MODES:
         outcome = stage.outcome(mode)
         outcomes[mode] = {"verdict": outcome.verdict, **asdict(outcome)} if outcome else None
-    return {"stage": stage.stage, "outer": stage.outer, "depth": stage.depth, **outcomes}
+    cost = asdict(stage.storage) if stage.storage else None
+    return {"stage": stage.stage, "outer": stage.outer, "depth": stage.depth, **outcomes, "storage": cost}
 
 
 # ------------------------------------------------------------------------------------------------------------------- assembly
 
 
-def build(reference: Trace, runs: Sequence[tuple[Trace, Report]], *, stages: Sequence[str] = ()) -> Status:
+def build(reference: Trace, runs: Sequence[tuple[Trace, Report]], *, stages: Sequence[str] = (), full: Trace | None = None) -> Status:
     """The status of a port from the reports of its runs, at most one forced and one free; of some stages, where they are named.
+
+    ``full``: the reference's run with its own weights, where ``reference`` ran with the port's.
 
     A report must hold every pair (a scan). Raises TracediffError for two runs of one mode, or a reference that is a forced run.
     """
@@ -193,6 +199,9 @@ def build(reference: Trace, runs: Sequence[tuple[Trace, Report]], *, stages: Seq
     rows = {mode: _StageRecords(reference, port, report) for mode, (port, report) in by_mode.items()}
     tree = _StageTree(reference)
     shown = tuple(_stage_status(stage, tree, rows) for stage in tree.ordered if tree.is_wanted(stage, stages))
+    if full is not None:
+        costs = storage_costs(full, reference)
+        shown = tuple(replace(stage, storage=costs.get(stage.stage)) for stage in shown)
     sides = {mode: run_info(port) for mode, (port, _) in by_mode.items()}
     why = tuple(_lacking(reference, shown, by_mode, sides))
     return Status(

@@ -15,9 +15,9 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment
-from tracediff.compare import rounding
 from tracediff.locate import Comparison, Effect, Located
 from tracediff.locate.folded import folded
+from tracediff.metrics import rounding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
@@ -139,7 +139,9 @@ def _outputs_missed(seen: _Seen) -> Iterator[Withheld]:
             yield Withheld("outputs", (kind,), f"nothing that the {name}'s run returned could be recorded (its type is {kind!r})")
     if seen.outputs == "not compared":
         names = ours.names(ours.left_out)
-        yield Withheld("outputs", names, f"nothing that the run returned was compared ({_few(names)}), so nothing is said of the whole")
+        hint = "; let the port's run return what it computes" if theirs.returned == () and not theirs.is_opaque else ""
+        said = f"nothing that the run returned was compared ({_few(names)}), so nothing is said of the whole{hint}"
+        yield Withheld("outputs", names, said)
     elif theirs.left_out:
         names = theirs.names(theirs.left_out)
         yield Withheld("port outputs", names, f"of what the port returned {few(names)} not compared")
@@ -296,18 +298,22 @@ def _untold_weights(seen: _Seen, weights: WeightsReport | None) -> Iterator[str]
     """The port's weights that differ by more than rounding, where no compared output tells that this has no effect.
 
     The nearest module around a weight tells of which something was compared; the root stands for too much to tell.
-    Nor do weights count that make up for each other: a gain that is in the layers behind (`folded`).
+    Nor do codes count that explain what their layers give, or weights that make up for each other: a gain that is in the layers behind
+    (`folded`).
     A module that is handed ids alone looks some of its weights up. Its outputs say nothing of the others, unless one change of the whole
     tensor gives the port's.
     """
     params = seen.sides[1].trace.params
     found = [] if weights is None else [finding for finding in weights.different if not finding.expected]
     told = _told(seen) if found else {}
+    by_codes = {seen.sides[1].trace.records[one.pair.port[0]].module for one in seen.comparisons if one.effect == "quantised"}
     moved = frozenset[str]().union(*folded(seen.alignment, *(side.trace for side in seen.sides)).values()) if found else frozenset()
     for finding in found:
         size, param = finding.numbers.get("rel_l2", math.inf), params.get(finding.port)
         around = [path for path in told if path and is_below(parent(finding.port), path)]
         module = told.get(max(around, key=len) if around else parent(finding.port))
+        if finding.kind == "weights.precision" and parent(finding.port) in by_codes:
+            continue
         if finding.port in moved or (param is not None and size <= rounding(dtypes.named(param.dtype))):
             continue
         if module is None or size <= module.limit or (module.looks_up and not finding.confirmed):

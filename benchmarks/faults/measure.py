@@ -24,7 +24,7 @@ from benchmarks.faults.catalogue import all_faults, chosen, couples, everywhere
 from benchmarks.faults.plant import Fault, planted
 from benchmarks.faults.score import Case, Planted, caller, judge
 from tracediff import dtype as dtypes
-from tracediff.compare import compare
+from tracediff.metrics import compare
 from tracediff.trace import Trace
 
 HALF = ("float16", "bfloat16")

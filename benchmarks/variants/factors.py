@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,15 +56,21 @@ def factor_moved(pair: Any, chance: random.Random) -> Made | None:
         for first, second in chance.sample(couples, len(couples)):
             places = [first.path, second.path]
             is_new = places not in found and len(found) < 3
-            if is_new and trial.keeps(partial(_shift, first, second, chance.choice([3.0, 0.3, 5.0]))):
+            if is_new and trial.keeps(*_shift(first, second, chance.choice([3.0, 0.3, 5.0]))):
                 found.append(places)
                 break
     return listed(found)
 
 
-def _shift(first: Spot, second: Spot, factor: float) -> None:
-    scaled_rows(first.module, factor)
-    second.module.weight = second.module["weight"] / factor
+def _shift(first: Spot, second: Spot, factor: float) -> Iterator[Callable[[], None]]:
+    """What makes one layer larger and another smaller, and then either alone."""
+
+    def smaller() -> None:
+        second.module.weight = second.module["weight"] / factor
+
+    larger = partial(scaled_rows, first.module, factor)
+    yield lambda: (larger(), smaller())[1]
+    yield from (larger, smaller)
 
 
 def gain_folded(pair: Any, chance: random.Random) -> Made | None:

@@ -156,17 +156,28 @@ class Trial:
     def __post_init__(self) -> None:
         self.before, self.close = answer(self.pair), noise(self.pair)
 
-    def keeps(self, change: Callable[[], Any]) -> bool:
-        """Makes the change; takes it back and returns False where the answer is another, or there is none."""
+    def keeps(self, change: Callable[[], Any], *parts: Callable[[], Any]) -> bool:
+        """Makes the change; takes it back and returns False where the answer is another, or there is none.
+
+        So it does where one of the ``parts`` of the change alone leaves the answer as it was: what a normalisation takes out anyway makes
+        up for nothing, and is a fault that does not show.
+        """
+        if parts and (not self._is_kept(change, for_good=False) or any(self._is_kept(part, for_good=False) for part in parts)):
+            return False
+        return self._is_kept(change)
+
+    def _is_kept(self, change: Callable[[], Any], *, for_good: bool = True) -> bool:
+        """Whether a change leaves the answer as it was; it is taken back where it does not, or not ``for_good``."""
         kept = [(module, type(module), _copied(dict(module)), _copied(dict(vars(module)))) for module in self.pair.port.modules()]
+        is_kept = False
         try:
             change()
-            if is_same(self.before, answer(self.pair), self.close):
-                return True
+            is_kept = is_same(self.before, answer(self.pair), self.close)
         except Exception:  # noqa: BLE001 - a change that does not fit raises whatever the port raises
             pass
-        restore(kept)
-        return False
+        if not (is_kept and for_good):
+            restore(kept)
+        return is_kept
 
 
 def _copied(value: Any) -> Any:

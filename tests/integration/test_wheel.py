@@ -47,4 +47,12 @@ def test_a_demonstration_knows_its_faults_where_only_the_wheel_is_installed(inst
     lines = ran.stdout.splitlines()
     assert Path(lines[0]).is_relative_to(installed)
     assert len(lines) > 100
-    assert any(line.startswith("dropped_bias ") for line in lines)
+    assert any(line.startswith("dropped_bias: ") for line in lines)
+
+
+def test_the_wheel_holds_what_the_page_is_made_of(installed: Path) -> None:
+    from tracediff.show import page
+
+    held = {path.name for path in (installed / "tracediff" / "show" / "page").rglob("*")}
+    assert {Path(name).name for name in (page.TEMPLATE, *page.STYLES, *page.LIBRARIES, *page.SCRIPTS)} <= held
+    assert {"uPlot.LICENSE", "SHA256SUMS"} <= held

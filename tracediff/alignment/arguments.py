@@ -75,30 +75,33 @@ class Arguments:
         named = [(self.rows.key(0, ours[i]), self.rows.key(1, theirs[j])) for i, j, _ in pairs]
         return sum(a != b and a in keys[1] and b in keys[0] for a, b in named)
 
-    def paired(self, ours: Sequence[int], theirs: Sequence[int]) -> BoundaryPairs:
-        """The pairs of boundaries of two calls by what is recorded of these calls, given their rows."""
+    def paired(self, ours: Sequence[int], theirs: Sequence[int], *, in_pieces: bool = False) -> BoundaryPairs:
+        """The pairs of boundaries of two calls by what is recorded of these calls, given their rows.
+
+        ``in_pieces``: one call does a part of the other's work.
+        """
         kinds = [self.rows.kind[0][row] for row in ours], [self.rows.kind[1][row] for row in theirs]
         found: BoundaryPairs = []
         for kind in dict.fromkeys(kinds[0]):
             places = [[place for place, seen in enumerate(side) if seen == kind] for side in kinds]
             if len(places[0]) == len(places[1]) == 1:
                 i, j = places[0][0], places[1][0]
-                score = self._score_alone(ours[i], theirs[j]) if kind == INPUT else THRESHOLDS.boundary_sole_output
+                score = self._score_alone(ours[i], theirs[j], in_pieces) if kind == INPUT else THRESHOLDS.boundary_sole_output
                 if score > order.LEAST:
                     found.append((i, j, score))
             elif places[0] and places[1]:
-                found.extend(self._of_one_kind(kind, ours, theirs, *places))
+                found.extend(self._of_one_kind(kind, ours, theirs, places[0], places[1], in_pieces))
         return found
 
-    def _score_alone(self, a: int, b: int) -> float:
-        return self.scores.of(a, b, alone=True) + THRESHOLDS.boundary_same_place
+    def _score_alone(self, a: int, b: int, in_pieces: bool) -> float:
+        return self.scores.of(a, b, alone=True, in_pieces=in_pieces) + THRESHOLDS.boundary_same_place
 
     def _of_one_kind(
-        self, kind: int, ours: Sequence[int], theirs: Sequence[int], rows: Sequence[int], columns: Sequence[int]
+        self, kind: int, ours: Sequence[int], theirs: Sequence[int], rows: Sequence[int], columns: Sequence[int], in_pieces: bool
     ) -> BoundaryPairs:
         """The pairs among several boundaries of one kind (inputs, outputs, taps), which are at the places ``rows`` and ``columns``."""
         some, others = [ours[i] for i in rows], [theirs[j] for j in columns]
-        scores = np.array([[self.scores.of(a, b, alone=False) for b in others] for a in some])  # (rows, columns)
+        scores = np.array([[self.scores.of(a, b, alone=False, in_pieces=in_pieces) for b in others] for a in some])  # (rows, columns)
         scores[np.diag_indices(min(scores.shape))] += THRESHOLDS.boundary_same_place
         pairs: PlacePairs = order.matched(scores)
         if kind == INPUT:

@@ -75,9 +75,9 @@ class Part:
 class Layout:
     """How the port's tensor (or tensors) are read as the reference's.
 
-    The port's tensors are joined, cut at the front to the lengths ``crop`` (where its run has more rows or places than the reference's), a
-    part is taken, the result is seen as shape ``split``, its axes are permuted, a window is cut, and
-    what remains is seen as ``shape``, the shape compared. On the reference's side tensors may be joined and a part taken too.
+    The port's tensors are joined, cut to the lengths ``crop`` (where its run has more rows or places than the reference's), at the front or
+    from ``crop_from`` on, a part is taken, the result is seen as shape ``split``, its axes are permuted, a window is cut, and
+    what remains is seen as ``shape``, the shape compared. On the reference's side tensors may be joined, and a part or a window taken, too.
     """
 
     shape: Shape
@@ -89,13 +89,15 @@ class Layout:
     join_reference: Join | None = None
     part_reference: Part | None = None
     crop: Shape | None = None
+    window_reference: tuple[tuple[int, int], ...] | None = None  # what of each axis of the reference's tensor is compared
+    crop_from: Shape | None = None  # where along each axis ``crop`` begins; None: at the front
     repeat: Literal["", "reference", "port"] = ""  # which side's slices are repeated along axes on which it is shorter (a mask, heads)
 
     @property
     def is_same(self) -> bool:
         """Whether both tensors hold the values in the same order, so that they can be compared as they are stored."""
         moved = self.join or self.crop or self.part or self.permutation or self.window or self.join_reference or self.part_reference
-        return not (moved or self.repeat)
+        return not (moved or self.repeat or self.window_reference)
 
     @property
     def leaves_some(self) -> bool:
@@ -105,7 +107,7 @@ class Layout:
     @property
     def is_partial(self) -> bool:
         """Whether either side's tensors hold values that are not compared."""
-        return self.leaves_some or self.part_reference is not None
+        return self.leaves_some or self.part_reference is not None or self.window_reference is not None
 
     @property
     def is_joined(self) -> bool:
@@ -113,8 +115,11 @@ class Layout:
 
     def __str__(self) -> str:
         parts = [_side_text("reference", self.join_reference, self.part_reference), _side_text("", self.join, self.part)]
+        if self.window_reference is not None:
+            parts.append(f"reference [{', '.join(f'{start}:{stop}' for start, stop in self.window_reference)}]")
         if self.crop is not None:
-            parts.append(f"cut to {_shape_text(self.crop)}")
+            start = f" from {_shape_text(self.crop_from)}" if self.crop_from is not None else ""
+            parts.append(f"cut to {_shape_text(self.crop)}{start}")
         if self.permutation is not None:
             parts.append((f"reshape {_shape_text(self.split)} " if self.split and self.window is None else "") + str(self.permutation))
         elif self.split is not None and not parts[1]:
@@ -134,7 +139,7 @@ def apply(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     """
     array = _joined(arrays, layout.join)
     if layout.crop is not None:
-        array = array[_front(layout.crop)]
+        array = array[_cut(layout)]
     if layout.part is not None:
         array = layout.part(array)
     if layout.split is not None:
@@ -149,9 +154,10 @@ def apply(arrays: Array | Sequence[Array], layout: Layout) -> Array:
 def apply_reference(arrays: Array | Sequence[Array], layout: Layout) -> Array:
     """The reference's tensor, or tensors, as they are compared: joined, and only the part that the port has; shape ``layout.shape``."""
     array = _joined(arrays, layout.join_reference)
-    if layout.repeat == "reference":
-        return _repeated_to(array, layout.shape)
-    return (layout.part_reference(array) if layout.part_reference is not None else array).reshape(layout.shape)
+    array = layout.part_reference(array) if layout.part_reference is not None else array
+    if layout.window_reference is not None:
+        array = array[tuple(slice(start, stop) for start, stop in layout.window_reference)]
+    return _repeated_to(array, layout.shape) if layout.repeat == "reference" else array.reshape(layout.shape)
 
 
 def side_by_side(layout: Layout, reference: Sequence[Record], port: Sequence[Record]) -> tuple[Array, Array]:
@@ -177,7 +183,11 @@ def places_in_port(places: Array, layout: Layout, shape: Shape) -> Array:
         moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
         places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
     places = places_in_part(places, part, cut)
-    return places if layout.crop is None else np.asarray(np.ravel_multi_index(np.unravel_index(places, cut), shape))
+    if layout.crop is None:
+        return places
+    begins = layout.crop_from or (0,) * len(cut)
+    within = tuple(index + start for index, start in zip(np.unravel_index(places, cut), begins, strict=True))
+    return np.asarray(np.ravel_multi_index(within, shape))
 
 
 def places_in_part(places: Array, part: Part | None, shape: Shape) -> Array:
@@ -202,10 +212,10 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
     ``reference`` has the shape ``layout.shape``. Where the reference says nothing (outside a window or a part) the port keeps its own.
     """
     uncut = np.array(_joined(port, layout.join))
-    whole = uncut if layout.crop is None else np.array(uncut[_front(layout.crop)])
+    whole = uncut if layout.crop is None else np.array(uncut[_cut(layout)])
     if layout.repeat == "port":
         once = reference[tuple(slice(None, None, length // size) for size, length in zip(whole.shape, layout.shape, strict=True))]
-        return [once if layout.crop is None else _with_front(uncut, layout.crop, once)]
+        return [once if layout.crop is None else _with_cut(uncut, layout, once)]
     inner = layout.part(whole) if layout.part is not None else whole
     seen = inner.reshape(layout.split) if layout.split is not None else inner
     seen = seen.transpose(layout.permutation) if layout.permutation is not None else seen
@@ -221,13 +231,13 @@ def restore(reference: Array, layout: Layout, port: Sequence[Array]) -> list[Arr
         runs[spot] = seen.reshape(runs[spot].shape)
         seen = runs.reshape(whole.shape)
     if layout.crop is not None:
-        seen = _with_front(uncut, layout.crop, seen)
+        seen = _with_cut(uncut, layout, seen)
     return layout.join.parts(seen, [array.shape for array in port]) if layout.join is not None else [seen]
 
 
-def _with_front(array: Array, shape: Shape, front: Array) -> Array:
-    """An array whose front, of that shape, is exchanged; in place."""
-    array[_front(shape)] = front
+def _with_cut(array: Array, layout: Layout, inside: Array) -> Array:
+    """An array of which what a layout cuts out is exchanged; in place."""
+    array[_cut(layout)] = inside
     return array
 
 
@@ -557,9 +567,11 @@ def _repeated_to(array: Array, shape: Shape) -> Array:
     return np.broadcast_to(array, shape)
 
 
-def _front(lengths: Shape) -> tuple[slice, ...]:
-    """The front of each axis."""
-    return tuple(slice(0, length) for length in lengths)
+def _cut(layout: Layout) -> tuple[slice, ...]:
+    """What a layout that cuts takes of each axis of the port's tensor."""
+    lengths = layout.crop or ()
+    starts = layout.crop_from or (0,) * len(lengths)
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
 
 
 def _grouped(array: Array, axis: int, groups: int) -> Array:

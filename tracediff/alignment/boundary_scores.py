@@ -18,8 +18,11 @@ class BoundaryScores:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def of(self, a: int, b: int, *, alone: bool) -> float:
-        """The score of two boundaries; ``alone``: each is the only one of its kind in its call."""
+    def of(self, a: int, b: int, *, alone: bool, in_pieces: bool = False) -> float:
+        """The score of two boundaries; ``alone``: each is the only one of its kind in its call.
+
+        ``in_pieces``: of calls of which one does a part of the other's work, so that the tensors may differ in the length of one axis.
+        """
         rows, ours, theirs = self.rows, self.rows.key(0, a), self.rows.key(1, b)
         if ours.kind != theirs.kind or self._is_mask_against_numbers(a, b):
             return THRESHOLDS.boundary_refused
@@ -27,7 +30,8 @@ class BoundaryScores:
         score += _name_score(ours, theirs)
         if ours == theirs and rows.are_of_functions(a, b):
             score += THRESHOLDS.boundary_of_function
-        fits = axes.layouts(rows.shape(0, a), rows.shape(1, b))
+        shapes = rows.shape(0, a), rows.shape(1, b)
+        fits = axes.layouts(*shapes) or (in_pieces and _are_alike_but_in_one_length(*shapes))
         score += THRESHOLDS.boundary_fits if fits else THRESHOLDS.boundary_misfits
         if self._are_two_masks(a, b):
             return score + (THRESHOLDS.masks_equal_score if self._mask_alike(a, b) else THRESHOLDS.masks_different_score)
@@ -76,6 +80,20 @@ class BoundaryScores:
             for values in (axes.apply_reference(read[0], layout), axes.apply(read[1], layout))
         )
         return np.array_equal(ours, theirs) or np.array_equal(ours, ~theirs)
+
+
+def _are_alike_but_in_one_length(ours: axes.Shape, theirs: axes.Shape) -> bool:
+    """Whether two shapes have as many axes, and differ only where one has one length: that of the steps.
+
+    >>> _are_alike_but_in_one_length((1, 12, 8), (1, 5, 8)), _are_alike_but_in_one_length((1, 12, 12), (1, 5, 10))
+    (True, True)
+    >>> _are_alike_but_in_one_length((1, 12, 8), (1, 5, 9))
+    False
+    """
+    if len(ours) != len(theirs):
+        return False
+    differ = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    return len(differ) <= 1 or any(len({pair[side] for pair in differ}) == 1 for side in (0, 1))
 
 
 def _value_score(distance: float) -> float:

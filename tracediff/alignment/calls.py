@@ -92,6 +92,8 @@ class CallPairs:
         outputs = self._shapes(ours, theirs)
         if is_regular(*outputs):
             return []
+        if taking_turns := self._taking_turns(ours, theirs):
+            return [pair for turn in taking_turns for pair in self._in_pieces(*turn) or [CallPair(tuple(turn[0]), tuple(turn[1]))]]
         inputs = [[self._input_shape(side, call) for call in calls] for side, calls in enumerate((ours, theirs))]
         for shapes in (outputs, inputs):
             pairs = regrouped(ours, theirs, shapes)
@@ -102,6 +104,32 @@ class CallPairs:
             return [CallPair(tuple(ours), tuple(theirs), around.lengths)]
         short = None if len(ours) == len(theirs) else cut_short(ours, theirs, outputs) or cut_short(ours, theirs, inputs)
         return [] if short is None else [short]
+
+    def _taking_turns(self, ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """The first calls that each enclosing call makes, the second ones, and so on, where the enclosing calls are split; else none.
+
+        So where one module rotates the queries and then the keys, chunk by chunk.
+        """
+        around = self.groups.split_around(ours[0])
+        if around is None:
+            return []
+        made = [self._made_by(side, calls, by) for side, calls, by in ((0, ours, around.reference), (1, theirs, around.port))]
+        counts = {len(calls) for side in made for calls in side}
+        if len(counts) != 1 or min(counts) < 2:
+            return []
+        return [([calls[turn] for calls in made[0]], [calls[turn] for calls in made[1]]) for turn in range(min(counts))]
+
+    def _made_by(self, side: int, calls: Sequence[int], callers: Sequence[int]) -> list[list[int]]:
+        """Some calls by which of the callers encloses them, in the order of the callers."""
+        parent = self.sides[side].calls.parent
+        made: dict[int, list[int]] = {caller: [] for caller in callers}
+        for call in calls:
+            above = int(parent[call])
+            while above >= 0 and above not in made:
+                above = int(parent[above])
+            if above >= 0:
+                made[above].append(call)
+        return list(made.values())
 
     def _with_gaps(self, ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int]]:
         """The calls that shapes and values pair in order, some calls being missing or extra on one side."""

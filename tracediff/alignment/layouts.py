@@ -32,6 +32,7 @@ class Tensors:
     shape_b: Shape
     candidates: tuple[Layout, ...]  # the layouts that the two shapes allow, the plainest first
     crop: Shape | None = None  # the lengths to which the port's tensor is cut first; ``shape_b`` has them
+    crop_from: Shape | None = None  # where along each axis that cut begins; None: at the front
 
 
 class LayoutChooser:
@@ -42,13 +43,13 @@ class LayoutChooser:
         self.one_position, self.cut_outputs = OnePosition(rows), CutOutputs(rows)
         self.options: dict[Key, Sequence[Layout]] = {}
 
-    def of(self, sites: PairedSites, a: int, b: int, crop: Shape | None = None) -> Choice:
+    def of(self, sites: PairedSites, a: int, b: int, crop: Shape | None = None, crop_from: Shape | None = None) -> Choice:
         """The layout of a pair of records, and the evidence for it: what the first of `CASCADE` says that says anything.
 
-        ``crop``: the lengths to which the port's tensor is cut first.
+        ``crop``: the lengths to which the port's tensor is cut first, at the front or from ``crop_from`` on.
         """
         shapes = self.rows.shape(0, a), crop or self.rows.shape(1, b)
-        tensors = Tensors(sites, a, b, *shapes, axes.layouts(*shapes), crop)
+        tensors = Tensors(sites, a, b, *shapes, axes.layouts(*shapes), crop, crop_from)
         for step in CASCADE:
             choice = step(self, tensors)
             if choice is not None:
@@ -58,7 +59,8 @@ class LayoutChooser:
     def among(self, tensors: Tensors, ways: Sequence[Sequence[Layout]], evidence: str) -> Choice:
         """The plainest of the layouts that shapes allow, given by what they do to the values; open where there are several ways."""
         options = [channels.of_layers(self.rows.channels, tensors.a, tensors.b, same) for same in ways]
-        options = [replace(one, crop=tensors.crop) for one in options] if tensors.crop is not None else options
+        if tensors.crop is not None:
+            options = [replace(one, crop=tensors.crop, crop_from=tensors.crop_from) for one in options]
         if not options:
             return None, unreadable(tensors.shape_a, tensors.shape_b)
         if len(options) > 1:

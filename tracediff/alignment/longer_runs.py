@@ -2,7 +2,7 @@
 
 What a port adds at the end, a causal model or a batch never lets back to the front. So where code hands a call an input that holds the
 reference's at its front, all that comes of it does, too: the tensors of the calls that this code makes are cut to the reference's lengths
-and then read as any other.
+and then read as any other. Of the run's own inputs the reference's may also be what is behind: padding on the left, which masks keep apart.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tracediff.alignment.result import RecordPair
 from tracediff.alignment.structure import INPUT, Side
 from tracediff.trace.calls import TOP
 
-Lengths = dict[int, int]
-"""By each length of the port's tensors that is more than the reference's the reference's."""
+Lengths = dict[int, tuple[int, int]]
+"""By each length of the port's tensors that is more than the reference's, the reference's, and where in the port's it begins."""
 
 
 def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found: Sequence[RecordPair]) -> list[RecordPair]:
@@ -35,10 +35,22 @@ def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found
     by_place, returned = {pair.place: pair for pair in sites}, _returned(chooser.rows.sides[1])
     cut: list[RecordPair] = []
     for pair in found:
-        known = _known(chooser.rows.sides[1], pair, lengths) if pair.layout is None and returned.isdisjoint(pair.port) else {}
+        known = _known(chooser.rows.sides[1], pair, lengths) if returned.isdisjoint(pair.port) else {}
+        known = known if pair.layout is None or _is_elsewhere(chooser.rows, pair, known) else {}
         one = _cut(chooser, by_place[pair.sites], pair, known) if known else pair
         cut.extend([] if one is None else [one])
     return cut
+
+
+def _is_elsewhere(rows: Rows, pair: RecordPair, lengths: Lengths) -> bool:
+    """Whether a pair is read in a window that begins elsewhere than what the run's inputs say of tensors of that length."""
+    window = pair.layout.window if pair.layout is not None else None
+    if window is None or len(pair.port) != 1 or pair.layout is None or pair.layout.permutation not in (None, tuple(range(len(window)))):
+        return False
+    shape = rows.shape(1, pair.port[0])
+    return len(shape) == len(window) and any(
+        lengths.get(length, (stop - start, start)) != (stop - start, start) for length, (start, stop) in zip(shape, window, strict=True)
+    )
 
 
 def _returned(side: Side) -> set[int]:
@@ -53,12 +65,17 @@ def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
     lengths: dict[int, Lengths] = defaultdict(dict)
     for pair in found:
         window = pair.layout.window if pair.layout is not None else None
-        if len(pair.reference) != 1 or len(pair.port) != 1 or window is None or any(start for start, _ in window):
+        if len(pair.reference) != 1 or len(pair.port) != 1 or window is None:
             continue
         maker = _maker(rows.sides[1], pair.port[0]) if rows.kind[0][pair.reference[0]] == INPUT else None
-        if maker is not None:
-            shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), strict=True)
-            lengths[maker].update((theirs, ours) for ours, theirs in shapes if theirs > ours)
+        if maker is None or (maker != TOP and any(start for start, _ in window)):  # a layer's own padding ends with the layer
+            continue
+        shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), window, strict=True)
+        for ours, theirs, (start, _) in shapes:
+            if (
+                theirs > ours
+            ):  # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
+                lengths[maker].setdefault(theirs, (ours, start))
     return lengths
 
 
@@ -86,18 +103,23 @@ def _cut(chooser: LayoutChooser, sites: PairedSites, pair: RecordPair, lengths: 
     if len(pair.reference) != 1 or len(pair.port) != 1:
         return pair
     a, b = pair.reference[0], pair.port[0]
-    for crop in _crops(chooser.rows.shape(1, b), lengths):
-        layout, evidence = chooser.of(sites, a, b, crop)
+    for crop, start in _crops(chooser.rows.shape(1, b), lengths):
+        layout, evidence = chooser.of(sites, a, b, crop, start)
         if layout is not None:
-            return replace(pair, layout=replace(layout, crop=crop), evidence=evidence)
+            return replace(pair, layout=replace(layout, crop=crop, crop_from=start), evidence=evidence)
         if is_picked(chooser.rows, a, b, crop):
             return None
     return pair
 
 
-def _crops(shape: Shape, lengths: Mapping[int, int]) -> Iterator[Shape]:
-    """The shapes that a tensor may be cut to, most axes first: an axis may be as long as another for another reason."""
+def _crops(shape: Shape, lengths: Lengths) -> Iterator[tuple[Shape, Shape | None]]:
+    """The shapes that a tensor may be cut to, and where the cuts begin (None: at the front), most axes first.
+
+    An axis may be as long as another for another reason.
+    """
     longer = [axis for axis, length in enumerate(shape) if length in lengths]
     for count in range(len(longer), 0, -1):
         for axes_cut in combinations(longer, count):
-            yield tuple(lengths[length] if axis in axes_cut else length for axis, length in enumerate(shape))
+            cuts = [lengths[length] if axis in axes_cut else (length, 0) for axis, length in enumerate(shape)]
+            starts = tuple(start for _, start in cuts)
+            yield tuple(length for length, _ in cuts), starts if any(starts) else None

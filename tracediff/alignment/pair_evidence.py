@@ -41,8 +41,10 @@ class PairEvidence:
         self._sides, self._features, self._bags = sides, features, bags
 
     def strength(self, a: int, b: int) -> float:
-        """How much parameters and values say for two sites, from 0 (nothing) to about 5."""
+        """How much parameters and values say for two sites, from 0 (nothing) to about 5; less where one is a mere step of the other."""
         owned, seen = self.parameters.get((a, b)), self.values.get((a, b))
+        if owned is not None and owned.is_step:
+            return -THRESHOLDS.step_of_whole
         total = THRESHOLDS.parameters_equal * owned.share if owned is not None and owned.part is None else 0.0
         if total and self._is_misplaced(a, b):
             total *= THRESHOLDS.misplaced

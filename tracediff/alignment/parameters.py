@@ -34,6 +34,7 @@ class Evidence:
     """What the parameters of two sites say about their being one: ``share`` of what they own agrees, and how.
 
     ``is_addend``: one of them is the other on some of its inputs, so that what several such sites return adds up to what it returns.
+    ``is_step``: one of them is a step of what the other does as a whole, as a layer of a recurrent stack is; they are no pair.
     """
 
     share: float = 0.0
@@ -41,6 +42,7 @@ class Evidence:
     part: Part | None = None
     whole: str = ""  # which side holds the fused whole: "reference", "port" or "" where nothing is fused
     is_addend: bool = False
+    is_step: bool = False
 
     @property
     def text(self) -> str:
@@ -155,6 +157,7 @@ def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, wort
         whole = found[(site, holder) if side == 0 else (holder, site)]
         whole.share = sum(entry.share for entry in entries) / len(entries)
         whole.how = [how for entry in entries for how in entry.how]
+        found.update((pair, Evidence(is_step=True)) for pair in pairs)
 
 
 def _holder(side: Side, sites: Sequence[int]) -> int | None:

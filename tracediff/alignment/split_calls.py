@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class SplitCalls:
         rows = [[side.calls.rows_of(call).tolist() for call in own] for side, own in zip(self.rows.sides, numbers, strict=True)]
         joinable: list[Joinable] = []
         pieces: list[tuple[int, int, Layout]] = []
-        for i, j, _ in self.arguments.paired(rows[0][0], rows[1][0]):
+        for i, j, _ in self.arguments.paired(rows[0][0], rows[1][0], in_pieces=True):
             ours, theirs = self._same_boundary(0, rows[0], rows[0][0][i]), self._same_boundary(1, rows[1], rows[1][0][j])
             if len(ours) != len(calls.reference) or len(theirs) != len(calls.port):
                 continue
@@ -52,7 +52,10 @@ class SplitCalls:
             if layouts:
                 joinable.append((ours, theirs, layouts))
                 continue
-            parts = piece_layouts(shapes[0], shapes[1], calls.lengths) or self._repeated(ours, theirs, shapes)
+            parts = piece_layouts(shapes[0], shapes[1], calls.lengths)
+            if not parts and self._are_heads(ours[0], theirs[0]):
+                parts = piece_layouts(shapes[0], shapes[1], calls.lengths, heads=True)
+            parts = parts or self._repeated(ours, theirs, shapes)
             pieces.extend((ours[a], theirs[b], part) for a, b, part in parts)
         joined = self._joined(joinable)
         order = self._order(sites.place, joined)
@@ -97,6 +100,11 @@ class SplitCalls:
         others = [error for error in errors if error > errors[best]]
         is_clear = bool(others) and errors[best] < THRESHOLDS.clearly_better * min(others)
         return (layouts[best].join, layouts[best].join_reference, layouts[best].permutation) if is_clear else None
+
+    def _are_heads(self, a: int, b: int) -> bool:
+        """Whether two tensors are the keys, or the values, of attention, whose heads one side may repeat for a group."""
+        keys = self.rows.key(0, a).keys, self.rows.key(1, b).keys
+        return self.rows.are_of_functions(a, b) and keys in ((("k",), ("k",)), (("v",), ("v",)))
 
     def _repeated(self, ours: Sequence[int], theirs: Sequence[int], shapes: Sequence[Sequence[Shape]]) -> list[tuple[int, int, Layout]]:
         """What one call takes in or returns, and each of the several calls of the other side too: a scale, a mask, positions.
@@ -172,7 +180,23 @@ def _joined_in_any_order(reference: Sequence[Shape], port: Sequence[Shape]) -> l
             for layout, *_ in axes.readings(shape_a, shape_b):
                 if layout.window is None and not layout.repeat:
                     found.append(replace(layout, join=join_b, join_reference=join_a))
-    return sorted(found, key=_joined_plainness)
+    return _along_the_steps(reference, port, sorted(found, key=_joined_plainness))
+
+
+def _along_the_steps(reference: Sequence[Shape], port: Sequence[Shape], layouts: list[Layout]) -> list[Layout]:
+    """Of some layouts those that join along the one axis in which the parts differ from the whole; all where it is not one."""
+    if min(len(reference), len(port)) != 1:
+        return layouts
+    whole, parts = (reference[0], port) if len(reference) == 1 else (port[0], reference)
+    if any(len(part) != len(whole) for part in parts):
+        return layouts
+    differ = {axis for part in parts for axis, (ours, theirs) in enumerate(zip(whole, part, strict=True)) if ours != theirs}
+    plain = [
+        one
+        for one in layouts
+        if one.permutation is None and one.split is None and {(one.join or one.join_reference)} == {*map(Join, differ)}
+    ]
+    return plain if len(differ) == 1 and plain else layouts
 
 
 def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
@@ -180,12 +204,13 @@ def _dealt(rows: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
 
 
 def piece_layouts(
-    reference: Sequence[Shape], port: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]]
+    reference: Sequence[Shape], port: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]], *, heads: bool = False
 ) -> list[tuple[int, int, Layout]]:
     """Which part of one call's tensor each of several calls' has: (place in the reference, place in the port, layout) each.
 
     ``lengths``: the steps that each call does. A call's tensor may hold its own steps, all steps so far (the keys of a cache), or its
-    last step alone (the logits of a decoder). Empty where neither side is one call, or some tensor is none of these.
+    last step alone (the logits of a decoder). ``heads``: one side may repeat heads for a group, on some axis before the last two. Empty
+    where neither side is one call, or some tensor is none of these.
 
     >>> [str(layout) for _, _, layout in piece_layouts([(1, 3, 40)], [(1, 2, 40), (1, 3, 40)], ([3], [2, 1]))]
     ['reference 0:2 of axis 1', 'reference 0:3 of axis 1']
@@ -195,10 +220,38 @@ def piece_layouts(
     side = 0 if len(reference) == 1 else 1
     whole, parts = (reference, port)[side][0], (port, reference)[side]
     for axis in (axis for axis, size in enumerate(whole) if size == lengths[side][0]):
-        found = [_piece(whole, shape, axis, end - length, end, side) for shape, length, end in _steps(parts, lengths[1 - side])]
+        found = [_piece(whole, shape, axis, end - length, end, side, heads) for shape, length, end in _steps(parts, lengths[1 - side])]
         if all(layout is not None for layout in found):
             places = [(0, place) if side == 0 else (place, 0) for place in range(len(parts))]
             return [(*place, layout) for place, layout in zip(places, found, strict=True) if layout is not None]
+    return [] if heads else _square_pieces(whole, parts, lengths, side)
+
+
+def _square_pieces(
+    whole: Shape, parts: Sequence[Shape], lengths: tuple[Sequence[int], Sequence[int]], side: int
+) -> list[tuple[int, int, Layout]]:
+    """As `piece_layouts`, of tensors with two axes of steps, scores and masks: each call has its own steps against all until then.
+
+    A cache that keeps the last steps only has fewer of these.
+
+    >>> [str(layout) for _, _, layout in piece_layouts([(4, 3, 3)], [(4, 2, 2), (4, 1, 3)], ([3], [2, 1]))]
+    ['reference [0:4, 0:2, 0:2]', 'reference [0:4, 2:3, 0:3]']
+    """
+    long = [axis for axis, size in enumerate(whole) if size == lengths[side][0]]
+    for rows, columns in pairwise(long):
+        found = []
+        for shape, length, end in _steps(parts, lengths[1 - side]):
+            seen = end - min(shape[columns], end) if len(shape) == len(whole) else 0  # a cache may keep the last steps only
+            spans = {rows: (end - length, end), columns: (seen, end)}
+            box = tuple(spans.get(axis, (0, size)) for axis, size in enumerate(whole))
+            cut = tuple(stop - start for start, stop in box)
+            layout = _plain(cut, shape, side)
+            if layout is None:
+                break
+            starts = tuple(start for start, _ in box)
+            found.append(replace(layout, window_reference=box) if side == 0 else replace(layout, crop=cut, crop_from=starts))
+        if len(found) == len(parts):
+            return [(0, place, layout) if side == 0 else (place, 0, layout) for place, layout in enumerate(found)]
     return []
 
 
@@ -206,15 +259,26 @@ def _steps(shapes: Sequence[Shape], lengths: Sequence[int]) -> Iterable[tuple[Sh
     return zip(shapes, lengths, np.cumsum(lengths).tolist(), strict=True)
 
 
-def _piece(whole: Shape, part: Shape, axis: int, start: int, stop: int, side: int) -> Layout | None:
+def _piece(whole: Shape, part: Shape, axis: int, start: int, stop: int, side: int, heads: bool) -> Layout | None:
     """How one tensor is part of a whole on side 0 or 1: its steps ``start:stop``, all until ``stop``, or the last one."""
     for first in dict.fromkeys((start, 0, stop - 1)):
         cut = (*whole[:axis], stop - first, *whole[axis + 1 :])
-        fits = axes.layouts(cut, part) if side == 0 else axes.layouts(part, cut)
-        if fits and fits[0].window is None and not fits[0].repeat:
+        layout = _of_heads(cut, part, side) if heads else _plain(cut, part, side)
+        if layout is not None:
             piece = Part(axis, first, stop)
-            return replace(fits[0], part_reference=piece) if side == 0 else replace(fits[0], part=piece)
+            return replace(layout, part_reference=piece) if side == 0 else replace(layout, part=piece)
     return None
+
+
+def _plain(cut: Shape, part: Shape, side: int) -> Layout | None:
+    """How a piece cut out of the whole on a side is read as the other side's part, all of both."""
+    fits = axes.layouts(cut, part) if side == 0 else axes.layouts(part, cut)
+    return fits[0] if fits and fits[0].window is None and not fits[0].repeat else None
+
+
+def _of_heads(cut: Shape, part: Shape, side: int) -> Layout | None:
+    """As `_plain`, where one side repeats heads."""
+    return axes.shared(*((cut, part) if side == 0 else (part, cut))) if len(cut) == len(part) and cut[-2:] == part[-2:] else None
 
 
 def _joined_plainness(layout: Layout) -> tuple[bool, bool, bool]:

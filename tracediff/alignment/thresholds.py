@@ -83,6 +83,7 @@ class Thresholds:
     # -- what parameters and values say of two sites: pair_evidence.py ------------------------------------------------------
 
     parameters_equal: float = threshold(2.0, "what it is worth to own the same parameters", _BY_HAND)
+    step_of_whole: float = threshold(6.0, "less where one owns a step of what the other owns: more than all else says", _guarded("sites"))
     misplaced: float = threshold(0.25, "the part of it that is left where a site takes in just what another site does", _guarded("sites"))
     inputs_seen_equal: float = threshold(0.7, "what equal input values are worth", _BY_HAND)
     outputs_seen_equal: float = threshold(0.8, "what equal output values are worth", _BY_HAND)

@@ -40,7 +40,7 @@ class Explanation:
 def explain(located: Located, alignment: Alignment, reference: Trace, port: Trace) -> Explanation:
     """The causes of everything that was located between two aligned traces."""
     weights = _compared_weights(reference, port)
-    reader = SceneReader(located, alignment, reference, port)
+    reader = SceneReader(located, alignment, reference, port, partial(_wrong, weights))
     located, seen_in_tensors = _with_proved(located, reader)
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
@@ -51,6 +51,13 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
         causes.append(tuple(map(calibrated, in_order([*of_weights[place], *seen]))))
     return Explanation(located, tuple(causes), weights, tuple(_notes(seen_in_tensors.unsearched)))
+
+
+def _wrong(weights: WeightsReport | None, introduced: float) -> frozenset[str]:
+    """The reference's parameters that the port lacks, or has with values so much others that they explain an error (relative L2)."""
+    findings = () if weights is None else weights.findings
+    wrong = (one for one in findings if not one.expected and one.reference and from_weights.explains(one, introduced))
+    return frozenset(name for one in wrong for name in one.reference.split(" + "))
 
 
 def _notes(unsearched: int) -> Iterator[str]:
@@ -84,9 +91,9 @@ def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneRe
     for finding in located.findings:
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
-        causes = told()
+        causes = told() or list(from_weights.strangers(weights, finding.culprit, reference, port))
         is_layer = bool(causes) and finding.blame == "module" and parameters.are_stored(finding.culprit[1])
-        found.append(told(scene=reader.scene(finding), parameters=parameters) if is_layer else causes)
+        found.append((is_layer and told(scene=reader.scene(finding), parameters=parameters)) or causes)
     return found
 
 

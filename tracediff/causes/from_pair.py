@@ -11,8 +11,8 @@ import numpy as np
 from tracediff.causes.cause import Cause
 from tracediff.causes.proof import recorded
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.compare import Metrics
 from tracediff.locate import Comparison, Finding
+from tracediff.metrics import Metrics
 from tracediff.trace import Record, Trace, schema
 
 _KIND_OF_ARGUMENT = {"scale": "scale", "eps": "norm.eps", "causal": "mask.wrong"}
@@ -25,8 +25,12 @@ def causes(finding: Finding, comparison: Comparison, reference: Trace, port: Tra
     if comparison.how == "raised":
         yield recorded("raised", THRESHOLDS.sure_recorded, _raised(left, right, (reference, port)))
     elif comparison.how == "shape":
-        evidence = f"shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them{_agreeing(finding)}"
-        yield Cause("length", THRESHOLDS.sure_length_of_shapes, False, evidence)
+        drawn = "numbers are drawn of " if left.end == "draw" else ""
+        evidence = (
+            f"{drawn}shape {left.shape} in the reference, {right.shape} in the port, and no layout reconciles them{_agreeing(finding)}"
+        )
+        sure = THRESHOLDS.sure_length_alone if drawn or _differs_in_length_alone(finding) else THRESHOLDS.sure_length_of_shapes
+        yield Cause("length", sure, False, evidence)
     elif metrics is not None and (metrics.masked_reference or metrics.masked_port):
         yield _masked(metrics)
     elif metrics is not None and metrics.lone_nonfinite:
@@ -46,6 +50,12 @@ def _agreeing(finding: Finding) -> str:
     if length is None or not length.agree:
         return ""
     return f"; along axis {length.axes[0]} the {'last' if length.at_end else 'first'} {length.agree} agree"
+
+
+def _differs_in_length_alone(finding: Finding) -> bool:
+    """Whether all places that both tensors have agree."""
+    length = finding.length
+    return length is not None and length.agree == min(length.reference, length.port)
 
 
 def scalars(left: Record, right: Record) -> dict[str, Any] | None:

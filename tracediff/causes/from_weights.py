@@ -19,6 +19,7 @@ from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.locate import Located
 from tracediff.parameters.findings import WeightFinding
 from tracediff.parameters.renames import parent
+from tracediff.parameters.result import WeightsReport
 from tracediff.site import is_below
 from tracediff.trace import Trace
 
@@ -57,6 +58,22 @@ def causes(
     if scene is None:
         return in_order(Cause(one.kind, one.likelihood, False, one.evidence) for one in map(_claim, concerned.values()))
     return in_order(judged(scene, claims))
+
+
+def strangers(weights: WeightsReport, culprit: tuple[str, str], reference: Trace, port: Trace) -> Iterator[Cause]:
+    """The cause where all that the port's module owns is unlike anything of the reference, and all that the reference's owns is unused.
+
+    So it is where fused weights were never loaded: they have no single partner, whatever the names say. ``culprit``: module paths of
+    reference and port.
+    """
+    ours, theirs = (
+        [name for name, param in trace.params.items() if param.path == path] for trace, path in zip((reference, port), culprit, strict=True)
+    )
+    used = {name for pair in weights.pairs if pair.equal for name in pair.reference}
+    if ours and theirs and used.isdisjoint(ours) and set(theirs) <= set(weights.unexpected):
+        more = f" (and {len(theirs) - 1} more)" if len(theirs) > 1 else ""
+        evidence = f"{theirs[0]}{more}: holds nothing of the reference, and nothing of the port holds {ours[0]}: never loaded"
+        yield Cause("weights.unloaded", THRESHOLDS.sure_stranger, False, evidence)
 
 
 def explains(finding: WeightFinding, introduced: float) -> bool:

@@ -30,7 +30,7 @@ class Program:
     """Operations in order; ``steps`` are the numbers of the nodes that are computed, the last one gives the tensor.
 
     ``leaves``: what the operations start from, by node. ``names``: of some nodes how people know them. ``lines``: lines of code by role.
-    ``seen``: what was seen of steps at boundaries that the port lacks.
+    ``seen``: what was seen of steps at boundaries that the port lacks. ``whole``: all operations of the run, also behind the leaves.
     """
 
     nodes: Mapping[int, Node]
@@ -39,9 +39,11 @@ class Program:
     names: Mapping[int, str] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     seen: Mapping[int, InHand] = field(default_factory=dict)
+    whole: Sequence[Node] = ()
     _texts: dict[int, str] = field(default_factory=dict, compare=False)
     _ancestors: dict[int, frozenset[int]] = field(default_factory=dict, compare=False)
     _operations: dict[int, frozenset[str]] = field(default_factory=dict, compare=False)
+    _behind: dict[int, frozenset[int]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def replay(self) -> Replay:
@@ -100,6 +102,18 @@ class Program:
         if node not in self._ancestors:
             self._ancestors[node] = frozenset(_reached(self.nodes, node, self.leaves))
         return self._ancestors[node]
+
+    def parameter(self, node: int) -> str:
+        """The name of the parameter that a node is, or is a mere view of; "" where it is none."""
+        while node not in self.leaves and self.nodes[node].name in (*_SILENT, "t", "transpose", "permute"):
+            node = self.nodes[node].refs[0]
+        return self.names.get(node, "")
+
+    def behind(self, node: int) -> frozenset[int]:
+        """The nodes of the whole run that a node was made of, itself included; none where they are not known."""
+        if node not in self._behind:
+            self._behind[node] = frozenset(_reached(self.whole, node, {})) if node < len(self.whole) else frozenset()
+        return self._behind[node]
 
     def operations(self, node: int) -> frozenset[str]:
         """The names of the operations that a node's tensor was made by, since what was in hand."""
@@ -245,7 +259,7 @@ def _resolvable(
     names = {number: str(graph.nodes[number].args[0]) for number in steps if graph.nodes[number].name == "@param"}
     seen = {number: leaf for number in steps[:-1] if number in graph.names and (leaf := leaf_of(number, True)) is not None}
     own = {number: leaf for number, leaf in leaves.items() if number in needed}
-    return Program({number: graph.nodes[number] for number in needed}, steps, own, names, graph.lines, seen)
+    return Program({number: graph.nodes[number] for number in needed}, steps, own, names, graph.lines, seen, graph.nodes)
 
 
 def _is_computable(node: Node) -> bool:

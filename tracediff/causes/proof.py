@@ -6,7 +6,9 @@ A detector hands over a *claim*: a kind, and where it can the *edit* that it nam
 2. the edited form gives the port's tensor, up to a small share of the difference or to what noise explains;
 3. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
    random error as large as the port's, once with its values in other places and signs, once with its spectrum; where nothing differs but
-   what a mask hides, as many other places hidden or shown. What explains a control as well would explain anything.
+   what a mask hides, as many other places hidden or shown. What explains a control as well would explain anything;
+4. an edit with a number that was fitted to the port's tensor explains clearly more than noise: where sums are taken in another order, one
+   number (a variance) is off, and a fitted number gives just that error.
 
 What rests on no prediction is a likelihood. A few kinds name what was recorded rather than an edit (an exception, a lone NaN): `recorded`.
 """
@@ -30,11 +32,12 @@ class Edit:
     """One change, as predictions in the reference's shape.
 
     ``port``: what the changed form gives. ``reference``: what the form gives unchanged; None where the change is made to the reference's
-    tensor itself.
+    tensor itself. ``is_fitted``: a number of it was fitted to the port's tensor.
     """
 
     port: Array
     reference: Array | None = None
+    is_fitted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +60,9 @@ def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
         is_proven = CATALOGUE[claim.kind].proof is not Proof.NONE and _holds(scene, claim)
         if is_proven and is_null_enough is None:
             is_null_enough = any(_holds(control, other) for control in controls(scene) for other in detector(control))
-        yield Cause(claim.kind, claim.likelihood, is_proven and not is_null_enough, claim.evidence)
+        is_faint = claim.edit is not None and claim.edit.is_fitted and not scene.is_clear
+        likelihood = min(claim.likelihood, THRESHOLDS.sure_of_noise) if is_faint else claim.likelihood
+        yield Cause(claim.kind, likelihood, is_proven and not is_null_enough, claim.evidence)
 
 
 def recorded(kind: str, likelihood: float, evidence: str) -> Cause:
@@ -68,7 +73,7 @@ def recorded(kind: str, likelihood: float, evidence: str) -> Cause:
 def _holds(scene: Scene, claim: Claim) -> bool:
     """Whether an edit starts from what the reference does and ends at what the port does."""
     edit, reference, port = claim.edit, scene.reference, scene.port
-    if edit is None or reference is None or port is None:
+    if edit is None or reference is None or port is None or (edit.is_fitted and not scene.is_clear):
         return False
     if port.dtype.kind != "f":
         return np.array_equal(edit.port, port) and (edit.reference is None or np.array_equal(edit.reference, reference))

@@ -48,8 +48,10 @@ class Scene:
     ``shapes`` and ``dtypes``: of reference and port, ``run_dtypes`` those that the two runs mostly compute in. ``ordinal`` counts the
     site's calls. ``has_frames``: whether the culprit's two calls correspond, so that what they call can be compared. ``paired``: the
     reference's sites that have a partner. ``balanced``: those of them that both runs call equally often in the divergence's stage.
-    ``altered``: those of which a record diverged, or could not be compared.
-    ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known.
+    ``altered``: those of which a record diverged, or could not be compared. ``chained``: of the calls that the sides make in another order
+    the pairs (earlier, later) of which one side may hand the later what the earlier returned, or what was made of it.
+    ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known. ``wrong_weights``: the
+    reference's parameters that the port lacks, or has with values so much others that they explain the error.
     """
 
     site: str
@@ -71,13 +73,23 @@ class Scene:
     balanced: frozenset[str] = frozenset()
     paired: frozenset[str] = frozenset()
     altered: frozenset[str] = frozenset()
+    chained: frozenset[tuple[str, str]] = frozenset()
     program: Program | None = None
+    wrong_weights: frozenset[str] = frozenset()
 
     @property
     def is_numeric(self) -> bool:
         """Whether both tensors are there as finite real numbers of one shape."""
         both = (self.reference, self.port)
         return all(one is not None and one.size and one.dtype.kind == "f" and np.isfinite(one).all() for one in both)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the port's error is clearly more than what noise may be."""
+        if self.reference is None or self.port is None or not self.is_numeric:
+            return True
+        error, size = np.linalg.norm(self.port - self.reference), np.linalg.norm(self.reference)
+        return bool(error > THRESHOLDS.clear * self.limit * size)
 
     def tensors(self) -> tuple[Array, Array]:
         """The two tensors; to be asked only where `is_numeric`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,20 @@ class _HandReader:
 
 
 class SceneReader:
-    """Reads the scenes of findings from two aligned traces."""
+    """Reads the scenes of findings from two aligned traces.
 
-    def __init__(self, located: Located, alignment: Alignment, reference: Trace, port: Trace) -> None:
-        self._located, self._alignment = located, alignment
+    ``wrong_weights`` gives, for the error that a finding introduced (relative L2), the reference's parameters that the port has so wrong.
+    """
+
+    def __init__(
+        self,
+        located: Located,
+        alignment: Alignment,
+        reference: Trace,
+        port: Trace,
+        wrong_weights: Callable[[float], frozenset[str]] = lambda _: frozenset(),
+    ) -> None:
+        self._located, self._alignment, self._wrong_weights = located, alignment, wrong_weights
         self._traces = (reference, port)
         self._call_trees = (reference.calls, port.calls)
         self._balances: dict[str, frozenset[str]] = {}
@@ -145,7 +156,9 @@ class SceneReader:
             balanced=self._balanced(left.stage),
             paired=self._paired,
             altered=self._altered,
+            chained=self._chained(frames, left.stage),
             program=self._program(comparison, left),
+            wrong_weights=self._wrong_weights(finding.introduced),
         )
 
     def _program(self, comparison: Comparison, record: Record) -> Program | None:
@@ -242,6 +255,15 @@ class SceneReader:
             elif site == module_of(site) and known[site]:
                 yield known[site], first
 
+    def _chained(self, frames: tuple[int, ...], stage: str) -> frozenset[tuple[str, str]]:
+        """Of the calls inside two frames that the sides make in another order those pairs of which a side hands on one's result."""
+        made = [dict(self._calls(side, frame, stage)) for side, frame in enumerate(frames)]
+        ours, theirs = ([name for name in one if name in other and one[name] >= 0] for one, other in (made, made[::-1]))
+        place = {name: number for number, name in enumerate(theirs)}
+        turned = [(one, other) for one, other in combinations(ours, 2) if place.get(one, 0) > place.get(other, 0)]
+        sides = zip(self._call_trees, made, (turned, [pair[::-1] for pair in turned]), strict=True)
+        return frozenset(pair for calls, rows, pairs in sides for pair in pairs if _is_handed_on(calls, *(rows[name] for name in pair)))
+
     @cached_property
     def _canonical(self) -> tuple[dict[str, str], dict[str, str]]:
         """For each side the reference's name of a paired site; "" for all but the first of several sites with one partner."""
@@ -302,6 +324,11 @@ class SceneReader:
     @cached_property
     def _paired(self) -> frozenset[str]:
         return frozenset(self._alignment.port_of)
+
+
+def _is_handed_on(calls: CallTree, earlier: int, later: int) -> bool:
+    """Whether a call, known by one of its rows, may be handed what an earlier call returned, or what was made of it."""
+    return calls.may_reach(calls.outputs(int(calls.of_row[earlier])), set(calls.inputs(int(calls.of_row[later]))))
 
 
 def _widened(values: Array) -> Array:

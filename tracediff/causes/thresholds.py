@@ -32,12 +32,21 @@ class Thresholds:
     amplification: float = threshold(
         100.0, "times its own relative size, at most, that a parameter's difference is found in an output", _PLANTED
     )
+    sure_stranger: float = threshold(
+        0.9, "weights.unloaded: nothing of the reference is in a module, nothing of its partner in the port", _RANK
+    )
     nearness_of_child: float = threshold(0.5, "weight of a finding about a parameter that a child of the culprit owns", _NEVER)
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
     reproduced: float = threshold(0.02, "an edit that leaves at most this share of the difference is what the port does", _SCENES)
     reproduced_noise: float = threshold(3.0, "so many times the allowed error may be left besides", _PLANTED)
     reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _SCENES)
+    clear: float = threshold(
+        2.5,
+        "times what is allowed from which on an error is more than noise: a number fitted to less proves nothing",
+        "see locate.borderline",
+    )
+    sure_of_noise: float = threshold(0.5, "a number fitted to an error that may be noise", _RANK)
     largest_control: int = threshold(2**22, "values up to which a control has the error's spectrum", _WORK)
     same_control: float = threshold(0.9, "cosine from which on a control is the error itself, and controls nothing", _NEVER)
     same_form: float = threshold(1e-4, "relative L2 up to which a formula gives the reference", _SCENES)
@@ -237,6 +246,7 @@ class Thresholds:
     # ------------------------------------------------------------------------------------------------------------- the pair
     sure_recorded: float = threshold(1.0, "raised, nonfinite, input, random: the records themselves are the fact", _RANK)
     sure_length_of_shapes: float = threshold(0.5, "length: two shapes that no layout reconciles", _RANK)
+    sure_length_alone: float = threshold(0.9, "length: the places that both have agree, or numbers of another shape are drawn", _RANK)
     sure_mask_of_counts: float = threshold(0.9, "mask.missing, mask.wrong: values that one side masks", _RANK)
     sure_of_argument: float = threshold(0.8, "scale, norm.eps, mask: a scalar argument differs", _RANK)
 

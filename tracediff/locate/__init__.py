@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tracediff.alignment import Alignment, RecordPair
-from tracediff.compare import Metrics, tolerance
 from tracediff.errors import TracediffError
 from tracediff.locate.absorbed import acquit, let_through
 from tracediff.locate.findings import finding
@@ -28,6 +27,7 @@ from tracediff.locate.result import EXCUSED, Again, Blame, Certificate, Comparis
 from tracediff.locate.search import bisected, certified, descended, in_order, introduced, look_into_stages, scanned
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
+from tracediff.metrics import Metrics, tolerance
 from tracediff.site import is_in_stage
 from tracediff.trace import Trace
 

@@ -10,11 +10,13 @@ it in is made for it (`companions`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tracediff.alignment import Alignment
-from tracediff.locate.companions import is_put_right
+from tracediff.locate.companions import is_proved, is_put_right
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
@@ -28,10 +30,13 @@ from tracediff.trace.calls import TOP
 def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int] | None = None) -> dict[int, int]:
     """Of introduced divergences those from which nothing follows, each with the call that absorbs it.
 
-    ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none. A run that was reset to the
-    reference wherever it agreed proves less by what agrees: there whatever takes a difference in has to be made for it.
+    ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none. Two files alone then have to
+    show that an error of that size would be seen. A run that was reset to the reference wherever it agreed proves less by what agrees:
+    there whatever takes a difference in has to be made for it.
     """
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
+    if flagged is None:
+        absorbers = {i: call for i, call in absorbers.items() if is_proved(verdicts, i, call) or _would_show(verdicts, i, call)}
     needs = {i for i in absorbers if verdicts.mode == "forced" or is_affine(verdicts.pairs, i)}
     return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
 
@@ -91,6 +96,51 @@ def returned(verdicts: Verdicts, call: int) -> list[int]:
     return verdicts.flow.pairs_at(row for row in calls.outputs(call) if calls.kinds[row] == "output")
 
 
+def _would_show(verdicts: Verdicts, i: int, call: int) -> bool:
+    """Whether what a difference became inside the call that absorbs it is large enough to show in what this call returns.
+
+    A branch that is small beside what it is added to hides whatever is wrong in it. So something that differs, and that the absorber's own
+    code has in hand, has to err, as RMS, by more than must be left at an output to be told; or a call that takes it in returns what agrees,
+    where a relative error of its size would be told.
+    """
+    outputs = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
+    least = min(map(partial(_least_error, verdicts), outputs), default=0.0)
+    carried = [j for j in verdicts.flow.available(call) if j >= i and not verdicts.expected.agrees(j)] or [i]
+    return any(_would_show_behind(verdicts, j, call, least) for j in carried)
+
+
+def _would_show_behind(verdicts: Verdicts, i: int, call: int, least: float) -> bool:
+    """Whether a difference in the hands of a call's own code would show: in what takes it in there, else as an RMS above ``least``."""
+    calls = verdicts.flow.calls
+    takers = {int(calls.of_row[row]) for own in verdicts.pairs[i].reference for row in calls.takers.get(own, ())} - {call}
+    outputs = [j for taker in takers for j in verdicts.flow.pairs_at(calls.outputs(taker)) if j > i and not verdicts.pairs.is_exact(j)]
+    if not outputs:
+        return _error(verdicts, i) > least
+    metrics = verdicts.comparisons.measure(i).metrics
+    size = math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rel_l2
+    return any(verdicts.expected.agrees(j) and size > least_shown(verdicts, j) for j in outputs)
+
+
+def _error(verdicts: Verdicts, i: int) -> float:
+    """The RMS of what a pair differs by; infinite where it has none that could be told."""
+    metrics = verdicts.comparisons.measure(i).metrics
+    return math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rms
+
+
+def _least_error(verdicts: Verdicts, i: int) -> float:
+    """The RMS of an error that is told at a pair from what is allowed there, and from what the port's own difference may have left."""
+    metrics = verdicts.comparisons.measure(i).metrics
+    return 0.0 if metrics is None else least_shown(verdicts, i) * metrics.reference_rms
+
+
+def least_shown(verdicts: Verdicts, i: int) -> float:
+    """The relative L2 that an error must leave at a pair to be told from what the port's own difference may have left there."""
+    comparison = verdicts.comparisons.measure(i)
+    own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
+    limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
+    return max(limit, THRESHOLDS.clearly_shown * own)
+
+
 def _chooses_by(verdicts: Verdicts, i: int) -> bool:
     """Whether the call that takes in a tensor returns ids or truth values alone: it chose by what differs."""
     outputs = returned(verdicts, verdicts.flow.call(i)) if verdicts.flow.kind(i) in INPUTS else []
@@ -118,13 +168,17 @@ def let_through(verdicts: Verdicts, comparisons: Sequence[Comparison]) -> dict[i
 class Absorber:
     """A call that absorbed a difference: the reference's row of its first output of numbers, -1 where the run had no difference there.
 
-    ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port.
-    ``is_reached``: whether these may have been computed from what differs.
+    ``outputs`` has (the port's row, what a random error must exceed there) of each output of numbers that is one record of the port,
+    ``returned`` the reference's rows of all of them.
+    ``is_reached``: whether these may have been computed from what differs. ``is_proved``: whether weights prove that the difference is
+    put right, so that no random error has to show that it would matter.
     """
 
     row: int
     outputs: tuple[tuple[int, float], ...]
+    returned: frozenset[int] = frozenset()
     is_reached: bool = True
+    is_proved: bool = False
 
 
 class ThroughRun:
@@ -165,18 +219,33 @@ class ThroughRun:
             if call is None or not self._dirty.isdisjoint(inside(verdicts, i, call)):
                 continue
             numbers = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
-            outputs = tuple((verdicts.pairs[j].port[0], self._least_shown(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
+            outputs = tuple((verdicts.pairs[j].port[0], least_shown(verdicts, j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
-                return Absorber(verdicts.pairs[numbers[0]].reference[0] if differs else -1, outputs, may_reach(verdicts, i, numbers))
+                absorbing = verdicts.pairs[numbers[0]].reference[0] if differs else -1
+                rows = frozenset(row for j in numbers for row in verdicts.pairs[j].reference)
+                return Absorber(absorbing, outputs, rows, may_reach(verdicts, i, numbers), is_proved(verdicts, i, call))
         return None
 
-    def _least_shown(self, i: int) -> float:
-        """The relative L2 that an error must leave at a pair to be told from what the port's own difference may have left there."""
-        comparison = self._verdicts.comparisons.measure(i)
-        own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
-        limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
-        return max(limit, THRESHOLDS.clearly_shown * own)
+    def leaves_more(self, row: int, returned: Collection[int], fed: Mapping[int, float]) -> bool:
+        """Whether what differs at a row leaves clearly more behind it than the reference's tensor in its place does.
+
+        Looked at are places that agree, and what the absorber ``returned``; ``fed`` are the errors of the forced run, both by the
+        reference's rows. In a run that was reset to the reference wherever it agreed both differ in nothing else.
+        """
+        verdicts = self._verdicts
+        worse = [j for j in self._worse(fed) if not verdicts.comparisons.judged(j).diverged or verdicts.pairs[j].reference[0] in returned]
+        return any(may_reach(verdicts, i, [j]) for i in verdicts.flow.pairs_at([row]) for j in worse if j > i)
+
+    def _worse(self, fed: Mapping[int, float]) -> Iterator[int]:
+        """The pairs of numbers that are clearly worse than in the forced run, and by more than noise."""
+        for j in range(len(self._verdicts)):
+            comparison, error = self._verdicts.comparisons.measure(j), fed.get(self._verdicts.pairs[j].reference[0])
+            metrics, judgement = comparison.metrics, comparison.judgement
+            if error is None or metrics is None or metrics.exact or judgement is None:
+                continue
+            if metrics.rel_l2 > max(THRESHOLDS.leaves_more * error, THRESHOLDS.leaves_more_of_allowed * judgement.limit):
+                yield j
 
     def chooses_by(self, row: int) -> bool:
         """Whether what takes in a row's tensor returns ids alone: it chose by the values that differ."""

@@ -3,7 +3,8 @@
 A normalisation takes a gain and an offset out of anything, right or wrong, so that what follows agrees excuses neither. A factor that was
 moved into weights, a scale or another tensor has a companion: what takes the tensor in would go wrong with the reference's. A forced run
 shows that directly. Two files show the companion itself: other weights, another scalar argument, another input that differs too. Weights
-alone prove it where a gain and an offset for each channel are in those of the layers behind (`folded`).
+alone prove it where a gain and an offset for each channel are in those of the layers behind (`folded`), and weights and values together
+where channels come in the order of the inputs of the layers behind (`orders`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
+from tracediff.locate.orders import takes_order_back
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
@@ -48,6 +50,25 @@ def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None
     if _is_flagged(verdicts, taker, flagged) or _is_flagged_inside(verdicts, taker, flagged):
         return True
     return len(_differing(verdicts, taker)) > 1
+
+
+def is_proved(verdicts: Verdicts, i: int, call: int) -> bool:
+    """Whether weights prove that a pair's difference is put right inside the call that absorbs it, so that no control is needed.
+
+    A pair that agrees, since it was let through, is proved where what made it was.
+    """
+    if verdicts.comparisons.judged(i).diverged:
+        taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
+        takers = list(_takers(verdicts, i, call, taken))
+    else:
+        takers = [verdicts.flow.call(i)] if verdicts.flow.kind(i) == "output" else []
+    differing = [(taker, _differing(verdicts, taker)) for taker in takers]
+    return bool(takers) and all(len(handed) == 1 and _puts_in_order(verdicts, taker, handed[0]) for taker, handed in differing)
+
+
+def _puts_in_order(verdicts: Verdicts, call: int, taken: int) -> bool:
+    """Whether a call's module is handed channels in another order, and is made for that order."""
+    return takes_order_back(verdicts.pairs, module_of(verdicts.flow.calls.site_of(call)), taken, _allowed(verdicts, taken))
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
@@ -138,7 +159,9 @@ def _has_companion(verdicts: Verdicts, call: int) -> bool:
     if not _returned(verdicts, call):
         return _has_weights(verdicts, path)
     differing = _differing(verdicts, call)
-    return len(differing) > 1 or (bool(differing) and _has_other_weights(verdicts, path, differing[0]))
+    if len(differing) != 1:
+        return bool(differing)
+    return _has_other_weights(verdicts, path, differing[0]) or _puts_in_order(verdicts, call, differing[0])
 
 
 def _has_other_weights(verdicts: Verdicts, path: str, taken: int) -> bool:

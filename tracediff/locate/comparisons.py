@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
-from tracediff.compare import Metrics, compare
 from tracediff.draws import standard
 from tracediff.locate.flow import PairFlow
 from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.proofs import Proofs
 from tracediff.locate.result import Again, Comparison
+from tracediff.metrics import Metrics, compare
 from tracediff.site import Site
 
 

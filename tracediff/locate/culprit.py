@@ -27,6 +27,8 @@ def blamed(verdicts: Verdicts, i: int) -> tuple[Blame, Modules]:
     if verdicts.flow.is_made_by_run(i):
         maker = _uncompared_maker(verdicts, i)
         return ("module", maker) if maker is not None else ("run", ("", ""))
+    if kind == "draw" and verdicts.pairs[i].layout is None:  # numbers of another shape: the code asked for them
+        return "caller", _own_modules(verdicts, i)
     if kind in ("output", "draw"):
         return ("module" if kind == "output" else "random"), _own_modules(verdicts, i)
     owner = _state_keeper(verdicts, i) or _uncompared_maker(verdicts, i)

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from tracediff import dtype as dtypes
-from tracediff.compare import rounding
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.expectations import Expectations
 from tracediff.locate.flow import PairFlow, is_moved_boundary
 from tracediff.locate.limits import Limits
 from tracediff.locate.masks import has_two_conventions, may_mask
 from tracediff.locate.pairs import Pairs
+from tracediff.locate.quantised import Quantised
 from tracediff.locate.result import Comparison, Effect
 from tracediff.locate.structure import is_affine
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.unread import Unread
+from tracediff.metrics import rounding
 from tracediff.site import INPUTS, module_of
 from tracediff.trace import schema
 
@@ -25,7 +27,9 @@ class Effects:
 
     def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, comparisons: Comparisons, expectations: Expectations) -> None:
         self._pairs, self._flow, self._limits, self._comparisons, self._expected = pairs, flow, limits, comparisons, expectations
+        self._unread = Unread(pairs.reference)
         self._effects: dict[int, Effect] = {}
+        self._quantised = Quantised(pairs)
 
     @cached_property
     def flipped(self) -> tuple[int, ...]:
@@ -66,8 +70,12 @@ class Effects:
     def _effect(self, i: int) -> Effect:
         if self._is_acquitted(i):
             return "equivalent"
+        if self._flow.kind(i) in INPUTS and all(map(self._unread.is_unread, self._pairs[i].reference)):
+            return "no effect"
         if self._pairs.has_raised(i):
             return "no effect" if self._is_caught(i) else ""
+        if self._quantised.is_there and self._quantised.explains(i, self._comparisons.measure(i).metrics):
+            return "quantised"
         if self._pairs.is_replaced(i) or self._comparisons.judged(i).how == "forced":
             return ""
         kind = self._flow.kind(i)
@@ -93,7 +101,19 @@ class Effects:
         return is_moved_boundary(consumers, self._agrees_or_moved) and (bool(recorded) or self._differs_by_a_factor(i))
 
     def _agrees_or_moved(self, i: int) -> bool:
-        return self._expected.vouches(i) or (self._flow.kind(i) == "output" and self.of(i) == "moved")
+        if self._expected.vouches(i):
+            return not self._is_longer(i) or self._gives_right_lengths(self._flow.call(i))
+        return self._flow.kind(i) == "output" and self.of(i) == "moved"
+
+    def _is_longer(self, i: int) -> bool:
+        """Whether the port hands a call more places than are compared, as where it pads before the call."""
+        layout = self._pairs[i].layout
+        return layout is not None and layout.window is not None
+
+    def _gives_right_lengths(self, call: int) -> bool:
+        """Whether what a call makes of an input that is longer in the port has the reference's lengths, or comes to have them behind."""
+        outputs = self._flow.pairs_at(self._flow.calls.outputs(call))
+        return all(self._comparisons.judged(j).how != "shape" or self.of(j) == "moved" for j in outputs)
 
     def _differs_by_a_factor(self, i: int) -> bool:
         metrics = self._comparisons.measure(i).metrics

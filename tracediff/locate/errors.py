@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from tracediff.alignment.axes import Layout
-from tracediff.compare import Metrics
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
+from tracediff.metrics import Metrics
 
 Kind = Literal["shape", "raised", "argument", "exact", "mask", "not finite", "values"]
 _T = TypeVar("_T")

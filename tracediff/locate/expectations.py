@@ -6,12 +6,12 @@ import random
 from collections.abc import Hashable, Iterable
 
 from tracediff import dtype as dtypes
-from tracediff.compare import THRESHOLDS as COMPARING
 from tracediff.locate import estimates, samples
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import THRESHOLDS as COMPARING
 
 
 class Expectations:

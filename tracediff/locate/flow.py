@@ -65,7 +65,7 @@ class PairFlow:
     def _are_whole(self, *places: int) -> bool:
         """Whether pairs are of whole tensors: a wrapper's output stands beside the same output of what it wraps."""
         layouts = [self.pairs[i].layout for i in places]
-        return not any(layout is not None and (layout.part or layout.part_reference) for layout in layouts)
+        return not any(layout is not None and (layout.part or layout.part_reference or layout.window_reference) for layout in layouts)
 
     def origins(self, i: int) -> list[int]:
         """The calls whose code made a pair: of an output the call itself, of an input or a tap the caller, of a draw none."""

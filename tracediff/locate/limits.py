@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 
 from tracediff import dtype as dtypes
-from tracediff.compare import Judgement, Metrics, allowed
 from tracediff.dtype import MASKED, DType, is_whole
 from tracediff.locate.flow import PairFlow
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Mode
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import Judgement, Metrics, allowed
 from tracediff.site import INPUTS
 from tracediff.trace import Record
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.compare import Judgement, Metrics, compare
+from tracediff.alignment.axes import places_in_port
 from tracediff.locate.estimates import Bounds, at_least
 from tracediff.locate.limits import Limits, rms
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.result import Comparison, How
 from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.metrics import Judgement, Metrics, compare
 from tracediff.trace import Record, schema
+from tracediff.trace.thinning import sample_places
 
 _EXACT_BELOW = 2.0**53  # statistics are float64: of one number below it they hold the number itself
 
@@ -46,6 +49,8 @@ class Proofs:
             return self.measured(i, "digest", digests)
         if (single := self._of_one_value(i)) is not None:
             return self.measured(i, "statistics", single)
+        if (few := self._of_few_values(i)) is not None:
+            return self.measured(i, "samples", few)
         return self._by_statistics(i)
 
     def measured(self, i: int, how: How, metrics: Metrics) -> Comparison:
@@ -90,6 +95,38 @@ class Proofs:
         values = (np.full(record.shape, record.stats.min) for record in records)
         kinds = dtypes.named(records[0].dtype), dtypes.named(records[1].dtype)
         return compare(*values, dtypes=kinds, layout=self._pairs[i].layout, rtol=self._limits.rtol, atol=self._limits.atol)
+
+    def _of_few_values(self, i: int) -> Metrics | None:
+        """The metrics of the few values that a thin reference kept of a tensor, and what the statistics prove; None where it kept none."""
+        layout, samples, (left, right) = self._pairs[i].layout, self._pairs.reference.samples, self._pairs.records(i)
+        count = 0 if samples is None else int(samples["count"][left.row])
+        is_told = count and layout is not None and self._pairs.is_single(i) and self._pairs.stored_in(i) is None
+        if (
+            samples is None
+            or layout is None
+            or not is_told
+            or left.stored
+            or not right.stored
+            or layout.repeat
+            or layout.part_reference
+            or layout.window_reference
+        ):
+            return None
+        kinds, places = (dtypes.named(left.dtype), dtypes.named(right.dtype)), sample_places(left.stats.count)
+        if math.prod(layout.shape) != left.stats.count or kinds[1].is_complex or right.dtype == "text":
+            return None
+        ours, theirs = samples["values"][left.row][:count], right.at(places_in_port(places, layout, right.shape))
+        found = compare(ours, np.asarray(theirs, np.float64), dtypes=kinds, rtol=self._limits.rtol, atol=self._limits.atol, ulp=False)
+        bounds, scale = self.bounds(i), rms(left)
+        is_plain = not (left.stats.nan or left.stats.inf) and left.stats.min > dtypes.MASKED
+        size = found.rms / scale if is_plain and scale and not found.lone_nonfinite else found.rel_l2
+        return replace(
+            found,
+            rel_l2=max(size, bounds.rel_l2 / THRESHOLDS.bound_margin),
+            mismatched=max(found.mismatched, self._surely_beyond(left, bounds)),
+            reference_rms=scale,
+            port_rms=rms(right),
+        )
 
     def _surely_beyond(self, left: Record, bounds: Bounds) -> int:
         """1 where the statistics prove that some value is beyond tolerance."""

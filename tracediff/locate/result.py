@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tracediff.alignment import RecordPair
-from tracediff.compare import Judgement, Metrics
+from tracediff.metrics import Judgement, Metrics
 
 Mode = Literal["free", "forced"]
 Method = Literal["bisect", "scan", "live"]
-How = Literal["", "read", "digest", "statistics", "forced", "shape", "raised", "served"]
-Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline"]
-EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline")
+How = Literal["", "read", "digest", "statistics", "samples", "forced", "shape", "raised", "served"]
+Effect = Literal["", "moved", "no effect", "unclear", "unchecked", "noise", "equivalent", "borderline", "quantised"]
+EXCUSED: tuple[Effect, ...] = ("moved", "no effect", "unclear", "noise", "equivalent", "borderline", "quantised")
 """Why a pair that diverged is no divergence."""
 Blame = Literal["module", "caller", "weights", "input", "random", "run"]
 Arrives = Literal["compared", "in part", "not recorded"]
@@ -36,13 +36,14 @@ class Comparison:
     """One pair of records and what is known of it.
 
     ``how``: "read" (values compared), "digest" (equal bits, not read), "statistics" (values not stored, or not needed: ``at_least``, a
-    lower bound of the relative L2, can prove a difference but no agreement), "forced" (compared while the port ran), "shape" (no layout
-    reconciles the two), "raised" (a call of one side raised instead), "served" (the port computed nothing: the tensor was served from a
-    trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or digests were compared. ``judgement`` gives
-    the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a pair that diverged is no divergence:
-    "moved", "no effect", "unclear" (an argument of a call of which another input diverged too), "unchecked" (nobody asked), "noise"
-    (nothing but noise-sensitive ids sent the two runs different ways), "equivalent" (nothing follows from it), "borderline" (little more
-    than what is allowed, and like noise).
+    lower bound of the relative L2, can prove a difference but no agreement), "samples" (the reference kept a few values; these were
+    compared with the port's at their places, and the statistics: a few values that changed places among many show in neither), "forced"
+    (compared while the port ran), "shape" (no layout reconciles the two), "raised" (a call of one side raised instead), "served" (the port
+    computed nothing: the tensor was served from a trace, so nothing was compared), "" (not compared). ``metrics`` is None unless values or
+    digests were compared. ``judgement`` gives the limit also where nothing was compared; ``diverged`` is then None. ``effect`` says why a
+    pair that diverged is no divergence: "moved", "no effect", "unclear" (an argument of a call of which another input diverged too),
+    "unchecked" (nobody asked), "noise" (nothing but noise-sensitive ids sent the two runs different ways), "equivalent" (nothing follows
+    from it), "borderline" (little more than what is allowed, and like noise), "quantised" (what the codes of a layer's weights explain).
     """
 
     pair: RecordPair

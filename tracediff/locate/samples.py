@@ -21,7 +21,7 @@ from tracediff.trace import Record
 
 def can_sample(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> bool:
     """Whether a few values of a pair's records can be compared place by place: plain numbers, and enough of them."""
-    is_joined = len(references) > 1 or len(ports) > 1 or layout.repeat
+    is_joined = len(references) > 1 or len(ports) > 1 or layout.repeat or layout.window_reference is not None
     if not _count(layout) or (is_joined and _size(references) + _size(ports) > THRESHOLDS.most_joined_values):
         return False
     return all(map(_is_plain, (*references, *ports)))
@@ -35,7 +35,7 @@ def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layou
     total, count = math.prod(layout.shape), _count(layout)
     edges = [k * total // count for k in range(count + 1)]
     places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
-    if len(references) == len(ports) == 1 and not layout.repeat:
+    if len(references) == len(ports) == 1 and not layout.repeat and layout.window_reference is None:
         ours = references[0].at(places_in_part(places, layout.part_reference, references[0].shape))
         theirs = ports[0].at(places_in_port(places, layout, ports[0].shape))
     else:

@@ -30,7 +30,7 @@ def scanned(verdicts: Verdicts, progress: Callable[[int, int], None] | None) -> 
 def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
     """The divergences that no earlier divergence explains. Where the port went on with the reference's tensor, nothing is explained."""
     flow = verdicts.flow
-    carriers = {i for i in (*dirty, *verdicts.effects.flipped) if not verdicts.pairs.is_replaced(i)}
+    carriers = {i for i in (*dirty, *verdicts.effects.flipped) if not verdicts.pairs.is_replaced(i)} | _too_long(verdicts, dirty)
     raised, dirty_ones = {i for i in dirty if verdicts.pairs.has_raised(i)}, set(dirty)
     first_carrier: dict[int, int] = {}
 
@@ -50,6 +50,13 @@ def introduced(verdicts: Verdicts, dirty: Sequence[int]) -> list[int]:
         return not any(j in raised and j < i for j in inside)
 
     return [i for i in dirty if all(first_inside(call) >= i for call in flow.origins(i)) and is_own(i)]
+
+
+def _too_long(verdicts: Verdicts, dirty: Sequence[int]) -> set[int]:
+    """The inputs that are read in part, the rest of which a divergence in length made: that rest is in the port also where it is fed."""
+    makers = (i for i in dirty if verdicts.comparisons.judged(i).how == "shape")
+    takers = (j for i in makers for j in verdicts.flow.recorded_consumers(i, only_later=True, only_last_of_row=False))
+    return {j for j in takers if (layout := verdicts.pairs[j].layout) is not None and layout.window is not None}
 
 
 def bisected(verdicts: Verdicts, probes: int, chance: random.Random) -> tuple[list[int], int]:

@@ -25,7 +25,7 @@ def left_by_affine(pairs: Pairs, i: int, *, rows: bool = True) -> float | None:
     0 is an error that is nothing else, 1 one that has nothing of it. None where the values tell nothing: not stored, exact, not
     finite, without a layout, or too few.
     """
-    values = _finite_values(pairs, i)
+    values = finite_values(pairs, i)
     if values is None:
         return None
     ways = (_index_to_row, _along_axis) if rows else (_index_to_row,)
@@ -39,9 +39,21 @@ def is_affine(pairs: Pairs, i: int) -> bool:
     return left is not None and left < THRESHOLDS.left_of_affine
 
 
+def correlation_of_error(pairs: Pairs, i: int) -> tuple[float, int] | None:
+    """How much a pair's error goes with the reference's values, -1 to 1, and of how many values; None where the values tell nothing."""
+    values = finite_values(pairs, i)
+    if values is None or values[0].size < THRESHOLDS.fewest_affine_values:
+        return None
+    reference, port = values
+    error = port - reference
+    ours, theirs = (side - side.mean() for side in (reference, error))
+    sizes = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return (float(np.vdot(ours, theirs).real) / sizes if sizes else 0.0), reference.size
+
+
 def whole_gain(pairs: Pairs, i: int) -> float | None:
     """The factor that makes a pair's reference the port's tensor, up to a small share of the error; None where there is none."""
-    values = _finite_values(pairs, i)
+    values = finite_values(pairs, i)
     if values is None:
         return None
     reference, port = values
@@ -51,7 +63,7 @@ def whole_gain(pairs: Pairs, i: int) -> float | None:
     return gain if gain and left < THRESHOLDS.left_of_affine * difference else None
 
 
-def _finite_values(pairs: Pairs, i: int) -> tuple[Array, Array] | None:
+def finite_values(pairs: Pairs, i: int) -> tuple[Array, Array] | None:
     """The values of a pair, wide; None where they tell nothing: not stored, exact, not finite, or without a layout."""
     if pairs[i].layout is None or pairs.is_exact(i) or not pairs.is_stored(i):
         return None

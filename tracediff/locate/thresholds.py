@@ -15,6 +15,7 @@ _LIKE = (
     "taken for one; with 0.3 and 0.3 25 of 28 and 5 %, with 1.0 and 1.0 28 of 28 and 26 %"
 )
 _LIKE_CALLS = "planted faults, forced: the errors of one fault at 208 pairs of calls of one site differ by 0.93 decades at most"
+_CODES = "set by hand; tests/test_quantised.py guards it (a factor beside the codes)"
 _ALONE = "set by hand, never measured alone"
 
 
@@ -58,7 +59,21 @@ class Thresholds:
         "bfloat16, forced: two planted faults that were acquitted left errors that a random one exceeded 1.4 and 1.6 times, "
         "clean forms of three pairs such that it exceeded 22 times at least",
     )
+    leaves_more: float = threshold(
+        2.0,
+        "times the error of a forced run that a difference must leave behind it to be no form: with the reference's tensor less is left",
+        "bfloat16 and float32: two planted faults that free runs acquitted leave 6 times and more, clean forms of five kinds 1.2 at most",
+    )
+    leaves_more_of_allowed: float = threshold(
+        0.2, "share of what is allowed, about the noise floor itself, up to which nothing counts as left behind", "as leaves_more"
+    )
+    most_ordered: int = threshold(2048, "channels whose order is told by assignment, at most: a second's work", _ALONE)
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
+
+    gain_of_quantisation: float = threshold(
+        0.4, "correlation of an error with the reference's values up to which it may be that of codes: a gain leaves 0.9 of it", _CODES
+    )
+    gain_by_chance: float = threshold(4.0, "correlation that few values may have by chance, times the root of their number", _CODES)
 
     # which divergences are borderline
     borderline: float = threshold(2.5, "times what is allowed up to which an error may be borderline", _GRADES)

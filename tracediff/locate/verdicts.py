@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tracediff.alignment import Alignment, RecordPair
-from tracediff.compare import Metrics
 from tracediff.locate.comparisons import Comparisons
 from tracediff.locate.effects import Effects
 from tracediff.locate.expectations import Expectations
@@ -16,6 +15,7 @@ from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.proofs import Proofs
 from tracediff.locate.result import Again, Comparison, Mode
+from tracediff.metrics import Metrics
 from tracediff.trace import Trace
 
 

@@ -23,6 +23,7 @@ from tracediff.observe import frames
 from tracediff.observe.adapters import registry
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.options import BlockKeywords, block_options, lists_options
+from tracediff.observe.products import pinned
 from tracediff.observe.session import Session
 from tracediff.observe.types import Adapter
 
@@ -85,14 +86,19 @@ def record(
         return Session(models, every, adapter, methods=chosen.methods, functions=chosen.functions, compile=chosen.compile)
 
     if not isinstance(to, (str, PathLike)):
-        with session(*to) as opened:
+        with pinned(adapter, wanted=bool(chosen.precise)), session(*to) as opened:
             yield opened.run
         return
     from tracediff.observe.blind_spots import note_blind_spots
     from tracediff.observe.recorder import Recorder
     from tracediff.trace.writer import TraceWriter
 
-    with TraceWriter(to, force=force, save=chosen.save) as writer, session(Recorder(writer, chosen)) as opened:
+    meta = {"precise": True} if chosen.precise else {}
+    with (
+        pinned(adapter, wanted=bool(chosen.precise)),
+        TraceWriter(to, force=force, meta=meta, save=chosen.save) as writer,
+        session(Recorder(writer, chosen)) as opened,
+    ):
         yield opened.run
     note_blind_spots(to, writer.identity)
 

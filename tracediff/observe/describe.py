@@ -13,6 +13,7 @@ import numpy as np
 
 from tracediff.observe import frames
 from tracediff.observe.observer import Run
+from tracediff.observe.products import probed
 from tracediff.observe.provenance import provenance
 from tracediff.observe.tree import path_of
 from tracediff.observe.types import Adapter, Node, ParameterKind, Tensor
@@ -58,7 +59,8 @@ def meta(run: Run) -> dict[str, Any]:
     """The meta of a trace that is known before the run."""
     dtypes: Counter[str] = Counter()
     devices: Counter[str] = Counter()
-    for parameter in parameters(run):
+    held = parameters(run)
+    for parameter in held:
         dtype, shape, device = run.adapter.describe(parameter.tensor)
         dtypes[dtype] += math.prod(shape)
         devices[device] += math.prod(shape)
@@ -75,6 +77,7 @@ def meta(run: Run) -> dict[str, Any]:
         "generator": info["generator"],
         "modules": [module(node, run.adapter) for node in models],
         "mode_run": "free",
+        **probed(run.adapter, held[0].tensor if held else None),
     }
 
 

@@ -9,17 +9,13 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
 from tracediff.errors import CaptureError
 from tracediff.observe.call_selection import call_test
+from tracediff.progress import Progress as Progress
+from tracediff.progress import silent as silent
 
 Save = Literal["full", "stats"]
-Progress = Callable[[str], None]
-"""Shows one line of what is being done."""
 
-FLOOR_DTYPES = ("float64", "float16", "bfloat16")
-"""The dtypes in which a noise floor can be measured; float64 serves ports in float32."""
-
-
-def silent(_: str) -> None:
-    """Shows nothing: the progress of whoever wants none."""
+FLOOR_DTYPES = ("float64", "float16", "bfloat16", "tf32")
+"""In what a noise floor can be measured: dtypes, of which float64 serves ports in float32, and float32 whose products are TF32's."""
 
 
 class _Observing(TypedDict):
@@ -40,6 +36,7 @@ class _AnyRun(TypedDict, total=False):
     save: Save
     save_params: bool
     compile: bool | None
+    precise: bool | None
 
 
 class BlockKeywords(_AnyRun, total=False):
@@ -98,6 +95,9 @@ class CaptureOptions:
     """The framework (``torch``, ``mlx``, ``plain``) where models and inputs do not tell it."""
     compile: bool | None = None
     """False turns compilation and fused layers off for the run; True leaves them on; None: off where they would hide observed modules."""
+    precise: bool | None = None
+    """True takes products of float32 numbers in full precision where the framework lets them be, False as they come; None: in full
+    precision where a run is fed by a reference, or is one whose floor is measured."""
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "calls", "stages", "methods", "functions", "floor_dtypes"):

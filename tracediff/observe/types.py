@@ -1,7 +1,7 @@
 """What the parts of `tracediff.observe` hand each other: tensors, functional sites, random functions, modules, and the adapter protocols.
 
 Everything here is a type without behaviour of its own, so that adapters, the tree, observers and the session need not import each other.
-`Adapter` is the whole of what a run asks of a framework; it is put together from four smaller protocols, for code that needs one of them.
+`Adapter` is the whole of what a run asks of a framework; it is put together from five smaller protocols, for code that needs one of them.
 `tracediff.observe.adapters.base` has the class that the adapters of frameworks are made from.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from tracediff.dtype import Array
+from tracediff.tensors.mantissa import Way
 
 Tensor = Any
 """A framework's tensor, a NumPy array, or (in a tap and in what a call returns) a text."""
@@ -264,7 +265,32 @@ class Choosing(Protocol):
         """Whether any did, or values went where operations are not seen."""
 
 
-class Adapter(Tensors, Modules, Interception, Randomness, Protocol):
+class Products(Protocol):
+    """Multiplies float32 matrices as the framework's models do, and knows what rules the precision."""
+
+    def devices(self) -> Sequence[Tensor | None]:
+        """A tensor on each device that is there, or a device itself; None stands for the default one."""
+
+    def products(self, left: Array, right: Array, like: Tensor | None) -> tuple[Sequence[Array], str] | None:
+        """The product of two float32 matrices, once as such and once as a convolution makes it, and the name of the device.
+
+        It is taken where ``like`` is, for None on the default device. None where a framework multiplies no matrices.
+        """
+
+    def product_settings(self, device: str) -> dict[str, str]:
+        """The switches and variables that rule the precision of products on a device, by name, as they are now."""
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        """A context in which products are taken in full float32 wherever that can still be asked for; afterwards all is as it was."""
+
+    def coarse_products(self, bits: int, way: Way, is_quiet: Callable[[], bool]) -> AbstractContextManager[Any] | None:
+        """A context in which what float32 products and convolutions multiply is cut to so many explicit bits of mantissa.
+
+        What is computed while ``is_quiet`` is left alone. None where a framework has no such thing.
+        """
+
+
+class Adapter(Tensors, Modules, Interception, Randomness, Products, Protocol):
     """One framework, seen from outside."""
 
     name: str

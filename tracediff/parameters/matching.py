@@ -357,12 +357,18 @@ def merged_unseen(free_sources: Sequence[Weight], free_targets: Sequence[Weight]
                 yield ValuePair(target.name, origin, "sketch")
 
 
-def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight) -> Layout | None:
-    """The layout in which a tensor is a merged weight norm, by its sketch; None where it is none."""
-    if axis < 0 or not has_norm_of(gain.stats.l2, target.stats.l2):
+def norm_layout(gain: Weight, direction: Weight, axis: int, target: Weight, known: Layout | None = None) -> Layout | None:
+    """The layout in which a tensor is a merged weight norm, by its sketch; None where it is none.
+
+    ``known``: the layout in which the tensor is the direction itself. A sketch tells the rows, not the order of the other axes.
+    """
+    if not has_norm_of(gain.stats.l2, target.stats.l2):
         return None
+    if axis < 0:
+        return known
     scale, rows = gain.read().reshape(-1).astype(np.float64), direction.sketch.axes[axis]
-    for layout in fitting_layouts(direction.shape, target.shape):
+    first: tuple[Layout, ...] = () if known is None else (known,)
+    for layout in (*first, *fitting_layouts(direction.shape, target.shape)):
         order = axis_order(layout)
         if layout.split not in (None, direction.shape) or len(order) != len(target.shape):
             continue

@@ -322,7 +322,7 @@ def _regain_by_sketches(pairing: Pairing, gains: Sequence[Weight], pool: Sequenc
         held = by_direction.get(direction.name)
         if direction.is_readable or gain not in gains or held is None:
             continue
-        right = norm_layout(gain, direction, axis, pairing.port[held.port])
+        right = norm_layout(gain, direction, axis, pairing.port[held.port], held.origin.layout)
         merge = Merge("raw") if right is None else right_merge(direction, axis)
         origin = Origin((gain.name, direction.name), right or held.origin.layout, merge)
         pairing.held[held.port] = replace(held, origin=origin, by="sketch")

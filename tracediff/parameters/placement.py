@@ -323,7 +323,7 @@ def _long_move(shape: tuple[int, ...], layout: Layout) -> str | None:
 
 def _find_layout(pairing: Pairing, held: ValuePair, conventions: Conventions, result: Placement) -> None:
     origin = held.origin
-    if not origin.is_copy:
+    if not origin.is_copy or (held.by == "sketch" and origin.merge is not None):  # a sketch tells no order of a merged tensor's axes
         return
     name = origin.key
     source, target = pairing.reference[name], pairing.port[held.port]

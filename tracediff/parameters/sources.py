@@ -217,7 +217,7 @@ def _parameters_of(model: Any) -> dict[str, Any]:
 def _codes_of(model: Any) -> dict[str, tuple[int, int]]:
     """The bits and group size of each quantised module of a live model, by the name of its weight."""
     modules = model.named_modules() if _is_of(model, "mlx.nn", "Module") else ()
-    return {_dotted(path, "weight"): codes for path, module in modules if (codes := _codes(vars(module))) is not None}
+    return {_dotted(path, "weight"): codes for path, module in modules if (codes := codes_of(vars(module))) is not None}
 
 
 def _dotted(*keys: Any) -> str:
@@ -308,7 +308,7 @@ def _to_numpy(array: Any) -> Array:
 
 def _from_trace(trace: Trace) -> Weights:
     entries = {}
-    codes = {module["path"]: _codes(module.get("attrs") or {}) for module in trace.meta.get("modules") or ()}
+    codes = {module["path"]: codes_of(module.get("attrs") or {}) for module in trace.meta.get("modules") or ()}
     for name, param in trace.params.items():
         known = (param.stats, param.digest, param.sketch)
         dtype = dtypes.named(param.dtype)
@@ -320,7 +320,7 @@ def _from_trace(trace: Trace) -> Weights:
     return Weights(str(trace.path), "trace", entries)
 
 
-def _codes(attributes: Mapping[str, Any]) -> tuple[int, int] | None:
+def codes_of(attributes: Mapping[str, Any]) -> tuple[int, int] | None:
     """The bits of a quantised module's values and the size of their groups; None for any other module."""
     bits, group = attributes.get("bits"), attributes.get("group_size")
     return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None

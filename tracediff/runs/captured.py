@@ -19,6 +19,7 @@ from tracediff.interrupts import allowed, held
 from tracediff.observe import adapter_of, observe
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
+from tracediff.observe.products import pinned
 from tracediff.observe.recording import record_run, run_again
 from tracediff.observe.repeat import Place, repeats_meta
 from tracediff.observe.world import State, World
@@ -27,6 +28,7 @@ from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
 from tracediff.trace.container import new_identity
+from tracediff.trace.products import TF32
 from tracediff.trace.writer import check_trace_output
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def captured(
     options: CaptureOptions = DEFAULTS,
     feed: str | os.PathLike[str] | Trace | None = None,
     mapping: Mapping[str, Any] | None = None,
+    weights_from: Any = None,
     observers: Sequence[Observer] = (),
     meta: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -56,7 +59,8 @@ def captured(
     """Records a run to a new trace and returns its path.
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
-    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. A forced run neither repeats nor has a floor. It is made twice
+    ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. With ``weights_from``, the weights of a port, the models run
+    with these as they are stored (`tracediff.runs.port_weights`). A forced run neither repeats nor has a floor. It is made twice
     or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
     Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
     choose ids or other values, and once to three times for each further dtype. With ``options.repeat`` it is run once more, last and
@@ -65,9 +69,33 @@ def captured(
     `tracediff.observe.recording.record_run`.
     """
     meta = {**(meta or {}), "observed": {"methods": list(options.methods), "functions": list(options.functions)}}
+    adapter = adapter_of(models, run, impl=options.impl)
+    is_precise = options.precise
+    if is_precise is None:
+        is_precise = feed is not None or _has_floor(options, adapter.name, meta)
+    meta |= {"precise": is_precise, **({"own_floor": True} if options.floor else {})}
     asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
     check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
-    return _free(asked) if feed is None else _forced(asked, feed, mapping)
+    with pinned(adapter, wanted=is_precise):
+        if weights_from is not None:
+            return _with_port_weights(asked, weights_from, is_forced=feed is not None)
+        return _free(asked) if feed is None else _forced(asked, feed, mapping)
+
+
+def _with_port_weights(asked: _Capture, source: Any, *, is_forced: bool) -> Path:
+    """A free run with a port's weights."""
+    from tracediff.runs.port_weights import port_weights
+
+    if is_forced:
+        raise CaptureError("A run that is fed is a port's, which has its own weights; weights_from is for the capture of its reference.")
+    asked.progress("pairing the port's weights with the reference's")
+    with port_weights(asked.models, asked.run, source, impl=asked.options.impl) as told:
+        return _free(replace(asked, meta={**asked.meta, **told}))
+
+
+def _has_floor(options: CaptureOptions, framework: str, meta: Mapping[str, Any]) -> bool:
+    """Whether the noise floor of a free run is measured."""
+    return framework == "torch" and not meta.get("random") if options.floor is None else options.floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +150,7 @@ def _free(asked: _Capture) -> Path:
     world = World(asked.models, asked.run, adapter)
     before = world.state()
     path = replace(asked, options=replace(options, repeat=False)).record()
-    has_floor = options.floor
-    if has_floor is None:
-        has_floor = adapter.name == "torch" and not asked.meta.get("random")
+    has_floor = _has_floor(options, adapter.name, asked.meta)
     if why := world.once(before):
         asked.amend(**_missed(path, f"repeat and noise floor: {why}"))
         return path
@@ -195,16 +221,23 @@ def _floor_of(
     The models and the run must be those of the trace, observed as ``options`` say. What could not be measured is added to what the
     trace says was not seen. ``begin``: the state in which the recorded run began, in which the models are.
     """
+    from tracediff.runs.coarse_products import measure_products
     from tracediff.runs.floor import METHODS_KEY, measure
 
     with open_trace(path) as trace:
         not_seen = list(trace.meta.get("not_seen") or ())
         observed = options.observing()
-        asked: dict[str, Any] = {"dtypes_to_try": tuple(dtypes), "observed": observed, "say": progress, "begin": begin}
-        measured = measure(models, run, trace, known=trace.floor, **asked)
+        asked: dict[str, Any] = {"observed": observed, "say": progress, "begin": begin}
+        in_dtypes = tuple(name for name in dtypes if name != TF32)
+        measured = measure(models, run, trace, known=trace.floor, dtypes_to_try=in_dtypes, **asked)
+        found, missed = {"floor": measured.table}, list(measured.missed)
+        if TF32 in dtypes and trace.floor_products is None:
+            products, more = measure_products(models, run, trace, **asked)
+            missed += more
+            found |= {} if products is None else {schema.PRODUCTS_TABLE: products}
     kept = [text for text in not_seen if not text.startswith(tuple(f"floor in {name}:" for name in dtypes))]
-    said = [*kept, *(text for text in measured.missed if text not in kept)]
-    return {"meta": {"not_seen": said, METHODS_KEY: measured.methods}, "floor": measured.table}
+    said = [*kept, *(text for text in missed if text not in kept)]
+    return {"meta": {"not_seen": said, METHODS_KEY: measured.methods}, **found}
 
 
 def recorded_options(
@@ -245,10 +278,13 @@ def calibrated(
         identity = trace.identity[0]
         _check_can_have_floor(trace)
         _check_parameters(models, run, trace, options.impl)
-        progress("a first run, to see whether it is the one that was captured")
-        _check_outputs(models, run, trace, options)
-    found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
-    amend(path, identity=identity, meta={**found["meta"], "repeats": True}, floor=found["floor"])
+        is_precise = bool(trace.meta.get("precise"))
+    with pinned(adapter_of(models, run, impl=options.impl), wanted=is_precise):
+        with open_trace(path) as trace:
+            progress("a first run, to see whether it is the one that was captured")
+            _check_outputs(models, run, trace, options)
+        found = _floor_of(models, run, path, dtypes=dtypes, options=options, progress=progress)
+    amend(path, identity=identity, **{**found, "meta": {**found["meta"], "repeats": True}})
     return path
 
 

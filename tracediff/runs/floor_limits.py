@@ -13,6 +13,7 @@ from tracediff.alignment.result import Stored
 from tracediff.dtype import Array, DType
 from tracediff.site import module_of
 from tracediff.trace import Trace
+from tracediff.trace.products import ROUNDOFF, TF32, Precision, products_of, told
 
 NOISE, FREE, SENSITIVE = "noise", "free", "sensitive"
 """The columns of `schema.FLOOR` beside those of dtypes: local noise, accumulated noise, and whether noise changes a choice."""
@@ -32,10 +33,11 @@ def floor_limits(
     """The error that noise explains at each of the reference's records, as relative L2 by row; only where it was measured.
 
     ``is_forced`` is by default what the port's trace says. For a forced run the limit is the larger of two errors: the local noise times
-    the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). For a free run
-    accumulated noise counts too, and in a forced run up to where the port is first fed something that was computed. Of exact values the
-    limit is the share that noise changes, where it changes any. A record without partner is taken to run in the dtype of the paired record
-    before it. ``stored``: how a port that ran in float32 was stored (`Alignment.stored`).
+    the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). Where a side says
+    that it multiplied coarser numbers, the error that this makes of the reference counts too. For a free run accumulated noise counts too,
+    as does the port's own floor where that was asked for, and in a forced run accumulated noise up to where the port is first fed
+    something that was computed. Of exact values the limit is the share that noise changes, where it changes any. A record without partner
+    is taken to run in the dtype of the paired record before it. ``stored``: how a port that ran in float32 was stored (`Alignment.stored`).
     """
     floor = reference.floor
     if floor is None:
@@ -48,20 +50,72 @@ def floor_limits(
     own_until = _unfed_until(reference, records) if is_forced else len(noise)
     units = np.where(np.arange(len(noise)) < own_until, np.fmax(noise, floor[FREE]), noise).tolist()
     columns = {column: floor[column].tolist() for column in DTYPES}
+    products = _Products(reference, port, own_until)
     limits: dict[int, float] = {}
     for row, code in enumerate(reference.index["dtype"].tolist()):
         kind = dtypes.BY_CODE[code]
         name = name_of.get(row, name)
         own = columns[name if name in HALF else "float64"][row]
+        coarse = math.nan if name in HALF else products.error(row)
         if kind.is_exact:
-            share = _larger(float(noise[row]), own if name in HALF else 0.0)
+            share = _larger(_larger(float(noise[row]), own if name in HALF else 0.0), coarse)
             if share > 0:
                 limits[row] = share
             continue
-        error = _larger(units[row] * _unit(kind, name), own)
+        unit = _unit(kind, name) if name in HALF else max(_unit(kind, name), products.unit)
+        error = _larger(_larger(units[row] * unit, own), coarse)
         if math.isfinite(error):
             limits[row] = error
+    if not is_forced:
+        for row, error in _of_port(port, records).items():
+            limits[row] = max(error, limits.get(row, 0.0))
     return limits
+
+
+def _of_port(port: Trace, records: Iterable[RecordPair]) -> dict[int, float]:
+    """What a port's own floor explains, by the reference's row; nothing where none was measured on it.
+
+    A port may compute the same otherwise, and lose more digits by it. Only real values that it did not choose count.
+    """
+    floor = port.floor if port.meta.get("own_floor") else None
+    if floor is None:
+        return {}
+    found: dict[int, float] = {}
+    codes = port.index["dtype"].tolist()
+    for pair in records:
+        for row in pair.port:
+            kind = dtypes.BY_CODE[codes[row]]
+            units = _larger(float(floor[NOISE][row]), float(floor[FREE][row]))
+            error = _larger(units * kind.roundoff, float(floor["float64"][row]))
+            if not kind.is_exact and not floor[SENSITIVE][row] and math.isfinite(error):
+                found.update({ours: max(error, found.get(ours, 0.0)) for ours in pair.reference})
+    return found
+
+
+class _Products:
+    """What coarse products of either side explain; nothing where both multiplied in float32.
+
+    ``unit``: the roundoff by which noise is measured where the reference's floor does not say what such products make of it, else 0.
+    ``own_until``: the row up to which errors accumulate.
+    """
+
+    def __init__(self, reference: Trace, port: Trace, own_until: int) -> None:
+        self.precision = coarse_products(reference, port)
+        table = reference.floor_products if self.precision == TF32 else None
+        self.unit = 0.0 if self.precision == "float32" or table is not None else ROUNDOFF[self.precision]
+        self._errors: list[float] = []
+        if table is not None:
+            is_free = np.arange(len(table)) < own_until
+            self._errors = np.where(is_free, np.fmax(table[TF32], table["tf32_free"]), table[TF32]).tolist()
+
+    def error(self, row: int) -> float:
+        """The error that coarse products make of a record of the reference; NaN where it was not measured."""
+        return self._errors[row] if self._errors else math.nan
+
+
+def coarse_products(*traces: Trace) -> Precision:
+    """The coarser precision in which runs multiplied float32 numbers."""
+    return max((products_of(trace) for trace in traces), key=lambda name: ROUNDOFF[name])
 
 
 def _unfed_until(reference: Trace, records: Iterable[RecordPair]) -> int:
@@ -130,6 +184,7 @@ def floor_notes(reference: Trace, port: Trace, stored: Stored | None = None) -> 
             f"This is a free run in {halves[0]}: errors are judged by what rounding amounts to over the whole run, which hides small "
             "faults; a forced run (--feed) shows them."
         )
+    notes += _products_notes(reference, port)
     known = [] if reference.floor is None else measured_dtypes(reference.floor)
     by = "by amplified rounding alone" if known else "without a noise floor"
     return notes + [
@@ -138,6 +193,24 @@ def floor_notes(reference: Trace, port: Trace, stored: Stored | None = None) -> 
         for name in halves
         if name not in known
     ]
+
+
+def _products_notes(reference: Trace, port: Trace) -> list[str]:
+    """What a reader has to know of sides that multiplied coarser numbers than float32's."""
+    notes = []
+    for side, trace in (("reference", reference), ("port", port)):
+        precision = products_of(trace)
+        if precision == "float32":
+            continue
+        text = f"The {side}'s float32 products were {told(trace.meta)}: hardware cut what it multiplied."
+        if precision == TF32 and reference.floor_products is not None:
+            notes.append(f"{text} What this makes of the reference was measured, and is allowed.")
+            continue
+        remedy = "take its products in full precision: tracediff capture --precise"
+        if precision == TF32 and reference.floor is not None:
+            remedy += f"; or measure what they make of the reference: tracediff calibrate {reference.path} --dtype {TF32}"
+        notes.append(f"{text} It is judged by amplified rounding alone, which may raise false alarms or hide faults. Better {remedy}")
+    return notes
 
 
 def _storage_note(port: Trace, stored: Stored) -> str:

@@ -16,9 +16,9 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import relative_error
 from tracediff.alignment.call_evidence import in_another_order
 from tracediff.alignment.thresholds import THRESHOLDS as ALIGNMENT
-from tracediff.compare import compare
 from tracediff.locate.estimates import at_least
 from tracediff.locate.flow import PairFlow, is_moved_boundary
+from tracediff.metrics import compare
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.call_numbers import CallNumbers
 from tracediff.runs.replacements import PlacedPair, Replacements

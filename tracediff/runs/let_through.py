@@ -2,14 +2,18 @@
 
 A forced run feeds each site the reference's tensor. Where the port says the same in another way (a factor in its weights, another order of
 a set, other padding), this tensor is not what the port's next call needs, and places are flagged. Two runs let every such tensor through:
-the free run that came first, and, where several places are flagged, one that is *reset*: it goes on with the reference's tensor wherever
-its own agrees, and with its own where it differs. So no rounding accumulates, and no choice goes another way. A flagged place is
-*acquitted* if a call around it absorbed the difference in one of the two (`tracediff.locate.absorbed`).
+the free run that came first, and one that is *reset*: it goes on with the reference's tensor wherever its own agrees, and with its own
+where it differs. So no rounding accumulates, and no choice goes another way. A flagged place is *acquitted* if a call around it absorbed
+the difference in one of the two (`tracediff.locate.absorbed`).
 
-An acquittal needs power. So the port runs once more, with a random error of equal size at each candidate. Where this error does
-not change the absorber's outputs by more than is allowed there, and by clearly more than they differ as it is, nothing is known, and
-the place stays a finding. A call on which nothing depends (the queries of a first token, which sees itself alone) is judged by its
-site's other calls.
+A difference that is absorbed is put right or discarded: what follows is as right as it is with the reference's own tensor. A fault dwindles
+instead. It stays below what noise allows, and yet the forced run, which had the reference's tensor, is clearly better at some place behind.
+Such a place is a finding.
+
+An acquittal needs power, unless weights prove it (`tracediff.locate.orders`). So the port runs once more, with a random error of equal
+size at each candidate. Where this error does not change the absorber's outputs by more than is allowed there, and by clearly more than they
+differ as it is, nothing is known, and the place stays a finding. A call on which nothing depends (the queries of a first token, which sees
+itself alone) is judged by its site's other calls.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, align
-from tracediff.compare import compare
 from tracediff.dtype import Array
 from tracediff.locate import Comparison, Located, locate
 from tracediff.locate.absorbed import Absorber, ThroughRun
+from tracediff.metrics import compare
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.floor_limits import floor_limits
 from tracediff.runs.forcing import Forcing, Where, place_of, rows_by_place
@@ -41,11 +45,12 @@ Again = Callable[[Observer, str], Path | None]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A flagged pair of a forced run: the port's rows, the error (relative L2), and what absorbed it in a run that let it through.
+    """A flagged pair of a forced run: the reference's first row, the port's rows, the error (relative L2), and what absorbed it.
 
     ``outputs``: the places of the absorber's outputs of numbers, each with what a random error must exceed there.
     """
 
+    row: int
     rows: tuple[int, ...]
     error: float
     absorber: Absorber
@@ -68,7 +73,7 @@ def let_through(
     forced run, one row of `schema.THROUGH` each, unless nothing is acquitted.
 
     ``discovery`` is the free run before the forced one, ``alignment`` pairs the reference with it, ``forcing`` fed the forced run.
-    ``again`` is called once where several places are flagged, and once where something may be acquitted.
+    ``again`` is called once where several places are flagged or the free run absorbs one, and once where something may be acquitted.
     """
     pairs = align(reference, forced, mapping=mapping)
     floors = floor_limits(reference, forced, pairs.records)
@@ -79,12 +84,15 @@ def let_through(
     free = ThroughRun(alignment, reference, discovery, floor_limits(reference, discovery, alignment.records), diverged)
     found: dict[str, Any] = {"meta": {"free": free.to_meta()}}
     candidates, before = [list(_candidates(located, free, discovery))], discovery
-    reset = Reset(forcing, _limits(located.comparisons, forced)) if sum(one.places for one in located.findings) > 1 else None
+    is_worth_it = bool(candidates[0]) or sum(one.places for one in located.findings) > 1
+    reset = Reset(forcing, _limits(located.comparisons, forced)) if is_worth_it else None
     with ExitStack() as stack:
         if reset is not None and (path := again(reset, "reset")) is not None:
             before = stack.enter_context(open_trace(path))
             through = ThroughRun(_at(pairs, forced, before), reference, before, floors, diverged, "forced")
             candidates.append(list(_candidates(located, through, before)))
+            fed = dict(_errors(located.comparisons))
+            candidates = [[one for one in of_run if not through.leaves_more(one.row, one.absorber.returned, fed)] for of_run in candidates]
         errors = {place_of(forced.records[row]): one.error for one in chain(*candidates) for row in one.rows}
         path = again(Disturbing(errors, None if before is discovery else reset), "disturbed") if errors else None
         if path is not None:
@@ -104,6 +112,13 @@ def _limits(comparisons: Sequence[Comparison], forced: Trace) -> dict[Where, flo
             place = place_of(forced.records[row])
             found[place] = max(found.get(place, 0.0), one.judgement.limit, error)
     return found
+
+
+def _errors(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
+    """The error of a run's pairs of numbers, as relative L2, by the reference's row."""
+    for one in comparisons:
+        if one.metrics is not None and not one.metrics.exact:
+            yield from ((row, one.metrics.rel_l2) for row in one.pair.reference)
 
 
 def _at(alignment: Alignment, one: Trace, other: Trace) -> Alignment:
@@ -126,7 +141,7 @@ def _candidates(located: Located, through: ThroughRun, trace: Trace) -> Iterator
             continue
         if (absorber := through.absorber(row)) is not None:
             outputs = tuple((place_of(trace.records[output]), limit) for output, limit in absorber.outputs)
-            yield Candidate(one.pair.port, one.metrics.rel_l2, absorber, outputs)
+            yield Candidate(row, one.pair.port, one.metrics.rel_l2, absorber, outputs)
 
 
 def _acquitted(candidates: Sequence[Sequence[Candidate]], before: Trace, disturbed: Trace, forced: Trace) -> Array | None:
@@ -146,11 +161,15 @@ def _acquitted(candidates: Sequence[Sequence[Candidate]], before: Trace, disturb
 
 
 def _powers(candidates: Sequence[Candidate], effects: Effects, forced: Trace) -> Iterator[float]:
-    """By how many times what it must exceed each candidate's absorber shows an error of equal size; where it shows none, the least by
-    which those of the same tensor do in other calls of the site.
+    """By how many times what it must exceed each candidate's absorber shows an error of equal size; infinite where weights prove it.
+
+    Where an absorber shows none, it is the least by which those of the same tensor do in other calls of the site.
     """
     shown = ((effects.at(place, limit) for place, limit in one.outputs) for one in candidates)
-    own = [max(found, default=0.0) if one.absorber.is_reached else 0.0 for one, found in zip(candidates, shown, strict=True)]
+    own = [
+        math.inf if one.absorber.is_proved else max(found, default=0.0) if one.absorber.is_reached else 0.0
+        for one, found in zip(candidates, shown, strict=True)
+    ]
     elsewhere: dict[tuple[str, str], float] = {}
     ends = [(forced.records[one.rows[0]].site, forced.records[one.rows[0]].end) for one in candidates]
     for end, effect in zip(ends, own, strict=True):

@@ -1,4 +1,4 @@
-"""How far what arrives in a varied run is from what was stored: one number, by the rules of `tracediff.compare`."""
+"""How far what arrives in a varied run is from what was stored: one number, by the rules of `tracediff.metrics`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from tracediff.compare import compare
 from tracediff.dtype import MASKED, Array
+from tracediff.metrics import compare
 from tracediff.trace.fingerprint import Stats
 
 _BLOCK = 1 << 15

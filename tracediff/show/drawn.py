@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -10,6 +11,7 @@ from rich.console import RenderableType
 
 from tracediff import report as plain_report
 from tracediff import stage_table as plain_stage_table
+from tracediff.errors import TracediffError
 from tracediff.show import formats, stage_table, text, words
 
 if TYPE_CHECKING:
@@ -30,21 +32,54 @@ class _Drawn:
     def __str__(self) -> str:
         return words.plain(self._rendered())
 
+    def __repr__(self) -> str:
+        first, _, rest = str(self).partition("\n")
+        return f"<{type(self).__name__}: {first.strip()}{' …' if rest else ''}>"
+
     def _repr_html_(self) -> str:
         return words.html(self._rendered())
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """The interactive page of a report, which a notebook's cell shows in a frame of its own; ``html`` is the whole file."""
+
+    html: str
+    height: int = 900
+
+    def _repr_html_(self) -> str:
+        content = escape(self.html, quote=True)
+        return f'<iframe srcdoc="{content}" title="tracediff" sandbox="allow-scripts" width="100%" height="{self.height}"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"<Page of {len(self.html):,} characters; a notebook shows it, and td.view writes it to a file>"
 
 
 class Report(_Drawn, plain_report.Report):
     """What comparing two traces gave: the data of `tracediff.report.Report`, which can be printed, drawn and saved."""
 
     def plot(self, kind: Literal["sites", "culprit"] = "sites", **options: Any) -> Figure:
-        """A figure: the error of every site in execution order, or reference against port at the culprit."""
+        """A figure: the error of every site in execution order, or reference against port at the culprit.
+
+        Raises TracediffError for another kind.
+        """
         from tracediff.show import plot  # loads matplotlib
 
+        if kind not in ("sites", "culprit"):
+            raise TracediffError(f"There is no plot {kind!r}; the plots are 'sites' and 'culprit'.")
         return plot.sites(self, **options) if kind == "sites" else plot.culprit(self, **options)
 
+    def view(self, *sites: str, height: int = 900) -> Page:
+        """The interactive page for a notebook's cell, so many pixels high; of ``sites`` all tensors are drawn too.
+
+        Raises SiteError for a site that no pair has.
+        """
+        from tracediff.show.page import page  # loads Jinja
+
+        return Page(page(self, sites=sites), height)
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Writes the report as its suffix says (.html, .md, .json, .txt, .png, .svg, .pdf) and returns the path.
+        """Writes the report as its suffix says (.html, .md, .json, .csv, .txt, .png, .svg, .pdf) and returns the path.
 
         Raises TracediffError for another suffix, TraceExistsError where the file is there and not ``force``.
         """

@@ -23,9 +23,9 @@ class Reporter:
 
 
 def _html(report: Report) -> bytes:
-    from tracediff.show import html  # loads matplotlib
+    from tracediff.show.page import page  # loads Jinja
 
-    return printable(html.page(report)).encode()
+    return page(report).encode()
 
 
 def _picture(form: str) -> Callable[[Report], bytes]:
@@ -45,11 +45,24 @@ REPORTERS: tuple[Reporter, ...] = (
     Reporter(".html", _html),
     Reporter(".md", lambda report: printable(text.markdown(report)).encode()),
     Reporter(".json", lambda report: (report.to_json() + "\n").encode()),
+    Reporter(".csv", lambda report: printable(report.to_frame().to_csv(index=False)).encode()),
     Reporter(".txt", lambda report: text.plain(text.report(report)).encode()),
     Reporter(".png", _picture("png")),
     Reporter(".svg", _picture("svg")),
     Reporter(".pdf", _picture("pdf")),
 )
+
+
+PICTURES = (".png", ".svg", ".pdf")
+"""The suffixes of reports that are pictures."""
+
+
+def check_picture(path: str | Path) -> None:
+    """TracediffError for a path whose suffix names no form of picture."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise TracediffError(
+            f"A picture cannot be saved as {Path(path).name!r}; the suffixes are {', '.join(PICTURES[:-1])} and {PICTURES[-1]}."
+        )
 
 
 def save(report: Report, path: str | Path, *, force: bool = False) -> Path:

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from tracediff.locate import EXCUSED
-from tracediff.show.words import BAD, LABEL, QUIET, module, number, short_call, short_length
+from tracediff.show.words import BAD, LABEL, QUIET, ended, module, number, short_call, short_length
 
 if TYPE_CHECKING:
     from tracediff.report import Row
@@ -113,12 +113,7 @@ def _needed(widths: Mapping[int, int]) -> int:
 
 def _line(cells: Sequence[str], widths: Mapping[int, int]) -> str:
     shown = (
-        _fitted(cells[column], width).rjust(width) if column in _NUMBERS else _fitted(cells[column], width).ljust(width)
+        ended(cells[column], width).rjust(width) if column in _NUMBERS else ended(cells[column], width).ljust(width)
         for column, width in widths.items()
     )
     return "  ".join(shown).rstrip()
-
-
-def _fitted(text: str, width: int) -> str:
-    """A name cut at its beginning, since its end tells more."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

@@ -318,9 +318,11 @@ def culprit(result: Report, place: int = 0, *, width: float = 11.0, height: floa
     The values are read from the two traces that the report names. ``place`` counts divergences from 0. Raises TracediffError where there
     is no such divergence, or its values cannot be laid over each other.
     """
-    if place >= len(result.divergences):
+    if not result.divergences:
+        raise TracediffError("Nothing diverged, so there is no culprit to draw.")
+    if not 0 <= place < len(result.divergences):
         raise TracediffError(
-            f"There is no divergence number {place} to draw; the report has {counted(len(result.divergences), 'divergence')}."
+            f"There is no divergence {place + 1} to draw; the report has {counted(len(result.divergences), 'divergence')}."
         )
     divergence = result.divergences[place]
     reference, port = _values(result, divergence)

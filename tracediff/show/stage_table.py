@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +16,11 @@ from tracediff.show.words import (
     DOUBTFUL,
     GOOD,
     LABEL,
+    PLAIN_WIDTH,
     QUIET,
+    UNWRAPPED,
     counted,
+    ended,
     grouped,
     markdown_table,
     markdown_text,
@@ -28,13 +31,19 @@ from tracediff.show.words import (
     table,
 )
 from tracediff.site import listed, printable
-from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, Status
+from tracediff.stage_table import MODES, Mode, Outcome, RunInfo, StageStatus, Status
+from tracediff.storage_cost import StorageCost
 
 if TYPE_CHECKING:
     from tracediff.report import Where
 
 STYLES = {"same": GOOD, "different": BAD}
 WHOLE = "the whole run"
+NUMBERS = ("worst", "floor", "compared")
+SHORTEST = 24
+"""Names of stages are cut to so many characters before a column is left out."""
+WIDE = 110
+"""From so many columns on, where and why stages differ is a table."""
 
 
 # ------------------------------------------------------------------------------------------------------------------- text
@@ -46,10 +55,10 @@ def render(status: Status) -> RenderableType:
         _headline(status),
         *(Text(line, DOUBTFUL) for line in status.caveats),
         "",
-        Padding(_stages(status), (0, 0, 0, 2), expand=False),
+        Padding(_Stages(status), (0, 0, 0, 2)),
     ]
     if causes := list(_causes(status)):
-        parts += ["", Padding(_cause_table(causes), (0, 0, 0, 2), expand=False)]
+        parts += ["", Padding(_Causes(causes), (0, 0, 0, 2))]
     parts += ["", *(Text(line, QUIET) for line in _compared(status))]
     parts += [Text(f"Note: {line}.", DOUBTFUL) for line in status.notes]
     if status.verdict != "same":
@@ -78,7 +87,13 @@ def _headline(status: Status) -> Text:
         return Text.assemble(("Same", GOOD), f": {_each(status)} agrees, forced and free")
     if status.verdict == "different":
         return Text.assemble(("Different", BAD), f": {_each_different(status)}")
-    return Text.assemble(("No verdict", DOUBTFUL), f": {_undecided(status)}")
+    return Text.assemble((undecided(status).capitalize(), DOUBTFUL), f": {_undecided(status)}")
+
+
+def undecided(status: Status) -> str:
+    """The word for no verdict: something was not compared, or what was compared cannot tell of the whole."""
+    states = {stage.state(mode) for stage in status.stages for mode in MODES} - {None, "same", "different"}
+    return "not compared" if states else "cannot tell"
 
 
 def _each(status: Status) -> str:
@@ -109,22 +124,56 @@ def _undecided(status: Status) -> str:
     return "what was compared agrees, but the two runs do not show it of the whole port"
 
 
-def _stages(status: Status) -> Table:
+class _Stages:
+    """The table of stages in the columns that there is room for; the name of a stage is cut at its beginning last of all."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = max(len(_name(self.status, stage)) for stage in self.status.stages)
+        unbounded = options.update(max_width=UNWRAPPED)
+        for spared in ((), ("floor",), ("floor", "compared"), NUMBERS):
+            excess = console.measure(_stages(self.status, spared), options=unbounded).maximum - options.max_width
+            if excess <= max(names - SHORTEST, 0) or spared == NUMBERS:
+                yield _stages(self.status, spared, names - max(excess, 0))
+                return
+
+
+def _name(status: Status, stage: StageStatus) -> str:
+    return "  " * stage.depth + (stage.stage or _unnamed(status))
+
+
+def _stages(status: Status, spared: Sequence[str] = (), most: int = PLAIN_WIDTH) -> Table:
+    """A row a stage, without the columns that are spared, names of at most so many characters."""
     ran = [mode for mode in MODES if status.side(mode)]
+    kept = [name for name in NUMBERS if name not in spared]
     heads = [("Stage", False)]
     for mode in MODES:
         heads += [(mode.capitalize(), False)]
-        heads += [("worst", True), ("floor", True), ("compared", True)] if mode in ran else []
+        heads += [(name, True) for name in kept] if mode in ran else []
+    has_cost = any(stage.storage for stage in status.stages)
+    heads += [("stored weights: one layer", True), ("at the end", True)] if has_cost else []
     lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=LABEL)
     for head, is_number in heads:
-        lines.add_column(head, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        lines.add_column(head, justify="right" if is_number else "left", no_wrap=True)
     for stage in status.stages:
-        cells: list[Text] = [Text("  " * stage.depth + (stage.stage or _unnamed(status)))]
+        cells: list[Text] = [Text(ended(_name(status, stage), max(most, 8)))]
         for mode in MODES:
             outcome = stage.outcome(mode)
-            cells += [Text("not run", QUIET)] if outcome is None else [_state(outcome), *map(Text, _numbers(outcome))]
+            if outcome is None:
+                cells += [Text("not run", QUIET)]
+                continue
+            told = dict(zip(NUMBERS, numbers(outcome), strict=True))
+            cells += [_state(outcome), *(Text(told[name]) for name in kept)]
+        if has_cost:
+            cells += map(Text, ("-", "-") if stage.storage is None else _cost(stage.storage))
         lines.add_row(*cells)
     return lines
+
+
+def _cost(storage: StorageCost) -> tuple[str, str]:
+    return number(storage.introduced), number(storage.at_end)
 
 
 def _unnamed(status: Status) -> str:
@@ -135,7 +184,8 @@ def _state(outcome: Outcome) -> Text:
     return Text(outcome.state, STYLES.get(outcome.state, DOUBTFUL))
 
 
-def _numbers(outcome: Outcome) -> tuple[str, str, str]:
+def numbers(outcome: Outcome) -> tuple[str, str, str]:
+    """The worst error, the noise floor there and how much was compared, as cells."""
     worst = "other" if outcome.state == "different" and outcome.worst is None else number(outcome.worst)
     return worst, number(outcome.floor), f"{outcome.compared:,}/{outcome.total:,}"
 
@@ -151,14 +201,29 @@ def _causes(status: Status) -> Iterable[tuple[str, Mode, Outcome]]:
                 yield stage.stage or _unnamed(status), mode, outcome
 
 
+class _Causes:
+    """The stages that differ with where and why: a table, or where there is too little room for one three lines each."""
+
+    def __init__(self, causes: Sequence[tuple[str, Mode, Outcome]]) -> None:
+        self.causes = causes
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= WIDE:
+            yield _cause_table(self.causes)
+            return
+        for stage, mode, outcome in self.causes:
+            yield Text.assemble((f"{stage}, {mode}", LABEL), f": {_first_of(outcome)}", overflow="fold")
+            yield Padding(Text(_cause(outcome), overflow="fold"), (0, 0, 0, 2))
+
+
 def _cause_table(causes: Iterable[tuple[str, Mode, Outcome]]) -> Table:
     lines = table("Stage", "Run", "First divergence", "Likely cause")
     for stage, mode, outcome in causes:
-        lines.add_row(Text(stage), Text(mode), Text(_first(outcome)), Text(_cause(outcome)))
+        lines.add_row(Text(stage), Text(mode), Text(_first_of(outcome)), Text(_cause(outcome)))
     return lines
 
 
-def _first(outcome: Outcome) -> str:
+def first_place(outcome: Outcome) -> str:
     """Where a stage first differs: the culprit in the port where one was found, and the end it shows at."""
     if outcome.first is None:
         return ""
@@ -167,6 +232,12 @@ def _first(outcome: Outcome) -> str:
     if outcome.culprit is None or outcome.culprit.port == outcome.first.port or (is_tap_of_the_run and not outcome.culprit.port):
         return place
     return f"{module(outcome.culprit.port)} (seen at {place})"
+
+
+def _first_of(outcome: Outcome) -> str:
+    """The same with how many more faults were introduced in the stage."""
+    more = outcome.introduced - 1
+    return first_place(outcome) + (f", and {counted(more, 'more fault')}" if more > 0 else "")
 
 
 def _place(where: Where) -> str:
@@ -226,7 +297,9 @@ def _title(status: Status) -> str:
 
 
 def _stage_lines(status: Status) -> list[str]:
-    heads = ("Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared")))
+    has_cost = any(stage.storage for stage in status.stages)
+    heads = ["Stage", *(f"{mode.capitalize()}{what}" for mode in MODES for what in ("", ": worst (floor)", ": compared"))]
+    heads += ["Stored weights: one layer", "at the end"] if has_cost else []
     rows = []
     for stage in status.stages:
         cells = ["&nbsp;&nbsp;" * stage.depth + _code(stage.stage or _unnamed(status))]
@@ -235,14 +308,16 @@ def _stage_lines(status: Status) -> list[str]:
             if outcome is None:
                 cells += ["not run", "", ""]
                 continue
-            worst, floor, compared = _numbers(outcome)
+            worst, floor, compared = numbers(outcome)
             cells += [f"**{outcome.state}**" if outcome.state == "different" else outcome.state, f"{worst} ({floor})", compared]
+        if has_cost:
+            cells += ["-", "-"] if stage.storage is None else _cost(stage.storage)
         rows.append(cells)
     return markdown_table(heads, rows)
 
 
 def _cause_lines(status: Status) -> list[str]:
-    rows = [(_code(stage), mode, _code(_first(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
+    rows = [(_code(stage), mode, _code(_first_of(outcome)), markdown_text(_cause(outcome))) for stage, mode, outcome in _causes(status)]
     return ["## Divergences", "", *markdown_table(("Stage", "Run", "First divergence", "Likely cause"), rows)] if rows else []
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tracediff.show.words import counted, number
 from tracediff.site import listed
+from tracediff.trace.products import products_of, told
 
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment, SitePair
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tracediff.trace import Trace
     from tracediff.trace.listing import Listing
 
-STATES = {"ok": "bold green", "slow": "yellow", "missing": "yellow"}
+STATES = {"ok": "bold green", "slow": "yellow", "coarse": "yellow", "missing": "yellow"}
 DOUBTFUL = 0.6
 """Pairs below this confidence are marked."""
 
@@ -36,6 +37,8 @@ def captured(trace: Trace) -> RenderableType:
     )
     lines = [Text(f"{trace.path}: {held}", "bold"), Text(run)]
     lines += [Text(line, style) for line, style in _repeats(meta)]
+    if products_of(trace) != "float32":
+        lines.append(Text(f"products of float32 numbers: {told(meta)}", "yellow"))
     lines += [Text(f"warning: {warning}", "yellow") for warning in meta.get("warnings") or ()]
     missed = meta.get("not_seen") or ()
     if missed:

@@ -6,6 +6,7 @@ Each function returns something that `console` prints; `plain` gives it as a str
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -55,18 +56,21 @@ _AFTER_MESSAGE = re.compile(r" at \S*:\d+ in |; the run went on|; it stopped|; a
 __all__ = [
     "HEADS",
     "PLAIN_WIDTH",
+    "blame",
     "console",
     "diff",
     "facts",
     "headline",
     "html",
     "introduced",
+    "judged_at",
     "limit",
     "markdown",
     "pairs",
     "plain",
     "remarks",
     "report",
+    "size",
     "state",
 ]
 
@@ -98,7 +102,7 @@ def _headline(result: Report) -> Text:
         return Text.assemble((words, GOOD if words == "Same" else DOUBTFUL), f": {missed}{_agreement(result)}")
     if result.first is None:
         return Text.assemble(("No verdict", DOUBTFUL), f": {_not_returned(result, besides=_withheld(result))}{_no_verdict(result)}")
-    return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", _size(result, 0))
+    return Text.assemble(("First divergence", BAD), ": ", *_named(result, 0), ": ", size(result, 0))
 
 
 def _withheld(result: Report) -> Sequence[str]:
@@ -121,7 +125,9 @@ def _agreement(result: Report) -> str:
     compared, total = result.coverage.compared, result.coverage.reference_records
     judged = (row for row in result.rows if row.rel_l2 is not None and not row.effect and row.by not in ("sensitive", "cannot tell"))
     worst = max(judged, key=lambda row: row.rel_l2 or 0.0, default=None)
-    text = f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}"
+    text = (
+        f"{compared:,} of {counted(total, 'record')} of the reference compared, and none diverged{_borderline(result)}{_quantised(result)}"
+    )
     if worst is None or not worst.rel_l2:
         return f"{text}; every bit is equal" if worst is not None else text
     place = f"{module(worst.where.reference)} {worst.where.end}"
@@ -137,6 +143,14 @@ def _borderline(result: Report) -> str:
     return f"; {counted(len(result.borderline), 'place')} borderline, up to {worst:.1f} times what is allowed"
 
 
+def _quantised(result: Report) -> str:
+    """The end of the sentence that none diverged: at how many places codes explain the difference."""
+    if not result.quantised:
+        return ""
+    worst = max(one.introduced for one in result.quantised)
+    return f"; {counted(len(result.quantised), 'output')} of quantised layers off by what their codes explain, up to {number(worst)}"
+
+
 def _no_verdict(result: Report) -> str:
     """Why nothing is said of the whole, and how much agrees."""
     why = result.withheld.text if result.withheld else "the report does not say why"
@@ -145,7 +159,7 @@ def _no_verdict(result: Report) -> str:
     return f"{why}; {counted(compared, 'record')} compared {'agrees' if compared == 1 else 'agree'}" if compared and not is_known else why
 
 
-def _judged(result: Report, place: int) -> dict[str, Any]:
+def judged_at(result: Report, place: int) -> dict[str, Any]:
     """What the certificate says of a divergence; a report from elsewhere may lack it."""
     judged = result.certificate.get("judged") or []
     found: dict[str, Any] = judged[place] if place < len(judged) else {}
@@ -154,25 +168,25 @@ def _judged(result: Report, place: int) -> dict[str, Any]:
 
 def _named(result: Report, place: int) -> list[str | tuple[str, str]]:
     """The culprit and where it shows; the stretch since the last same site where it is not known what arrived."""
-    divergence, judged = result.divergences[place], _judged(result, place)
-    blame, site, culprit = judged.get("blame", "module"), divergence.site, divergence.culprit
+    divergence, judged = result.divergences[place], judged_at(result, place)
+    whose, site, culprit = judged.get("blame", "module"), divergence.site, divergence.culprit
     if judged.get("arrives") == "not recorded":
         since = _place(divergence.last_same) if divergence.last_same else "the start"
         return ["between ", (since, LABEL), " and ", (_place(site), LABEL)]
-    if blame == "run":
+    if whose == "run":
         return [("the run's own code", LABEL), f", {_place(site)}"]
     names: list[str | tuple[str, str]] = [(module(culprit.port), LABEL), f" (reference {module(culprit.reference)})"]
-    end = f"{site.end} of {site.port}" if site.port != culprit.port and blame != "random" else site.end
-    if blame == "input":
+    end = f"{site.end} of {site.port}" if site.port != culprit.port and whose != "random" else site.end
+    if whose == "input":
         names.insert(0, "the inputs of ")
-    if blame == "random":
+    if whose == "random":
         names = [(site.port.partition("!")[2], LABEL), " drawn in ", *names]
     return [*names, f" at call {short_call(site.call) or '0'}, {end}"]
 
 
-def _size(result: Report, place: int) -> str:
+def size(result: Report, place: int) -> str:
     """How large an error is beside what is allowed."""
-    divergence, judged = result.divergences[place], _judged(result, place)
+    divergence, judged = result.divergences[place], judged_at(result, place)
     metrics = divergence.metrics
     if _raised(divergence):
         return _AFTER_MESSAGE.split(_raised(divergence).removeprefix("the port "))[0]
@@ -224,9 +238,9 @@ def _evidence(result: Report, place: int) -> Table:
 
 def facts(result: Report, place: int) -> list[tuple[str, str]]:
     """What is known of a divergence: labels and texts, a label repeated where it has several."""
-    divergence, judged = result.divergences[place], _judged(result, place)
+    divergence, judged = result.divergences[place], judged_at(result, place)
     known = [
-        ("Blame", _blame(result, place)),
+        ("Blame", blame(result, place)),
         ("Doubt", _doubt(divergence)),
         ("Shared", _shared(divergence, judged)),
         ("Call", _call(divergence)),
@@ -240,8 +254,9 @@ def facts(result: Report, place: int) -> list[tuple[str, str]]:
     return [(label, value) for label, value in known if value]
 
 
-def _blame(result: Report, place: int) -> str:
-    divergence, judged = result.divergences[place], _judged(result, place)
+def blame(result: Report, place: int) -> str:
+    """Whose code a divergence is, and what arrived there."""
+    divergence, judged = result.divergences[place], judged_at(result, place)
     if judged.get("arrives") == "not recorded":
         return _stretch(divergence, judged)
     arrives = f" (worst {number(divergence.inherited)})" if divergence.inherited else ""
@@ -362,7 +377,7 @@ def _others(result: Report) -> Table:
     heads = ("Culprit in the port", "Reference", "Seen at", "Introduced", "Allowed", "Cause")
     lines = table(*heads, numbers=("Introduced", "Allowed"))
     for place, divergence in enumerate(result.divergences[1 : 1 + MOST_OTHERS], 1):
-        judged, site = _judged(result, place), divergence.site
+        judged, site = judged_at(result, place), divergence.site
         seen = site.end if site.port == divergence.culprit.port else f"{site.end} of {site.port}"
         call = short_call(site.call)
         lines.add_row(
@@ -444,6 +459,13 @@ def _differences_excused(result: Report) -> Iterable[tuple[str, str]]:
     for divergence in result.borderline:
         excess = f"{divergence.times or 0.0:.1f} times what is allowed, and like noise"
         yield f"Borderline: {_place(divergence.site)}: {excess}; --strict counts it as a divergence.", DOUBTFUL
+    if result.quantised:
+        places = grouped(f"{module(one.where.reference)} {one.where.end}" for one in result.quantised)
+        yield (
+            f"Quantisation: {listed(places)}: off by what the codes of the port's weights explain; no divergence. A reference with these "
+            "weights judges them exactly: tracediff capture --weights-from.",
+            QUIET,
+        )
     by_absorber: dict[str, list[str]] = {}
     for form in result.equivalent:
         by_absorber.setdefault(form.absorber, []).append(f"{module(form.where.reference)} {form.where.end}")
@@ -485,7 +507,9 @@ def _unseen(result: Report) -> Iterable[tuple[str, str]]:
 
 def _next(result: Report) -> Iterable[tuple[str, str]]:
     """The command that shows more of the first divergence; a live bisection leaves no traces to draw."""
-    if result.first is not None and result.first.metrics is not None and result.method != "live":
+    port = str(result.port.get("path"))
+    is_gone = os.path.isabs(port) and not os.path.exists(port)  # of a site that was tried the trace is not kept
+    if result.first is not None and result.first.metrics is not None and result.method != "live" and not is_gone:
         yield f"See it: tracediff plot {result.reference['path']} {result.port['path']} --culprit", QUIET
 
 
@@ -508,7 +532,7 @@ def markdown(result: Report) -> str:
 def _divergence_line(result: Report, place: int) -> tuple[str, ...]:
     divergence = result.divergences[place]
     cause = divergence.causes[0].kind if divergence.causes else "unknown"
-    port = module(divergence.culprit.port) + _places(divergence, _judged(result, place))
+    port = module(divergence.culprit.port) + _places(divergence, judged_at(result, place))
     return port, module(divergence.culprit.reference), introduced(divergence), limit(result, place), cause
 
 
@@ -531,7 +555,7 @@ def headline(result: Report) -> str:
 
 def limit(result: Report, place: int) -> str:
     """What was allowed at a divergence, as a cell of a table."""
-    judged = _judged(result, place)
+    judged = judged_at(result, place)
     return "none" if judged.get("by") == "exact" else number(judged.get("limit"))
 
 

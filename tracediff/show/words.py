@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 
 from tracediff.site import RETURNED, pattern_of, printable
 
@@ -36,29 +37,60 @@ class _Console(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
+_SEGMENT_NUMBER = re.compile(r"(?<![^.])\d+(?![^.:#! ])")
+UNWRAPPED = 1 << 14
+"""The width of what is no terminal: a name that a line break cuts is found by no search."""
+
+
 def console(*, file: Any = None, width: int | None = None) -> Console:
-    """The console for answers: stdout, coloured on a terminal unless NO_COLOR is set, as wide as the terminal (else 120)."""
+    """The console for answers: stdout, coloured on a terminal unless NO_COLOR is set, as wide as the terminal.
+
+    What goes into a pipe or a file is not wrapped, unless COLUMNS says how wide it is to be.
+    """
     stream = file or sys.stdout
     if width is None and not stream.isatty() and "COLUMNS" not in os.environ:
-        width = PLAIN_WIDTH
+        width = UNWRAPPED
     return _Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False)
+
+
+def put(shown: RenderableType) -> None:
+    """Prints an answer on stdout; without blanks at the ends of lines where that is no terminal."""
+    to = console()
+    if to.is_terminal:
+        to.print(shown, crop=False)
+    else:
+        to.file.write(plain(shown, width=to.width))
 
 
 def plain(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
     """What would be printed, without colour, as one string."""
     stream = io.StringIO()
-    _Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(shown)
+    _Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(shown, crop=False)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def html(shown: RenderableType, *, width: int = PLAIN_WIDTH) -> str:
     """What would be printed, as HTML for a notebook's cell, in the page's own colours."""
     recorded = _Console(
-        file=io.StringIO(), width=width, highlight=False, markup=False, record=True, force_terminal=True, color_system="standard"
+        file=io.StringIO(),
+        width=width,
+        highlight=False,
+        markup=False,
+        record=True,
+        force_terminal=True,
+        force_jupyter=False,  # else the console shows it too, beside what the cell returns
+        color_system="standard",
     )
     recorded.print(shown)
-    frame = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;background:none;color:inherit;font-size:90%">{code}</pre>'
-    return recorded.export_html(inline_styles=True, code_format=frame)
+    looks = "white-space:pre;overflow-x:auto;line-height:1.35;background:none;color:inherit;font:90% ui-monospace,Menlo,Consolas,monospace"
+    return recorded.export_html(inline_styles=True, theme=_theme(), code_format=f'<pre style="{looks}">{{code}}</pre>')
+
+
+def _theme() -> TerminalTheme:
+    """Colours that can be read on a white page and on a dark one: each stands out by 3 to 1 or more from both."""
+    red, green, yellow, blue, grey = (217, 72, 65), (46, 140, 87), (178, 120, 0), (36, 130, 200), (128, 128, 128)
+    colours = [grey, red, green, yellow, blue, grey, blue, grey]
+    return TerminalTheme((255, 255, 255), (0, 0, 0), colours, colours)  # what is dim lies halfway between these two: grey
 
 
 # ------------------------------------------------------------------------------------------------------------ small words
@@ -95,6 +127,44 @@ def same(result: Report) -> str:
     """How much is the same, in the words that begin the answer where nothing diverged."""
     words = "Same as far as compared" if result.coverage.unseen_outputs else "Same"
     return f"{words}, outputs not recorded" if result.outputs == "not recorded" else words
+
+
+_UNCOMPARED = ("nothing paired", "no values", "outputs", "port outputs", "modules", "served")
+"""The reasons to withhold a verdict that mean that something was not compared."""
+
+
+def verdict_word(result: Report) -> str:
+    """The verdict as screens show it: same, different, cannot tell, not compared. `Report.withheld` has the finer reasons."""
+    if result.verdict is not None:
+        return result.verdict
+    code = result.withheld.code if result.withheld else ""
+    return "not compared" if code in _UNCOMPARED or not result.coverage.compared else "cannot tell"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, cut at a word where it is longer.
+
+    >>> shortened("all that arrives there agrees", 20)
+    'all that arrives …'
+    """
+    if len(text) <= most:
+        return text
+    kept = text[: most - 1]
+    return (kept.rpartition(" ")[0] or kept) + " …" if " " in kept[most // 2 :] else kept + "…"
+
+
+def ended(text: str, most: int) -> str:
+    """The end of a name of more than so many characters, which tells more than its beginning, and the last number before it.
+
+    >>> ended("encoder.layers.3.attn", 12), ended("encoder.layers.17.self_attn.to_out", 18)
+    ('…yers.3.attn', '…17…lf_attn.to_out')
+    """
+    if len(text) <= most:
+        return text
+    start = len(text) - most + 1
+    cut = [number for number in _SEGMENT_NUMBER.finditer(text) if number.start() < start]
+    mark = f"…{cut[-1][0]}…" if cut and _SEGMENT_NUMBER.search(text, start) is None else "…"
+    return mark + text[len(text) - max(most - len(mark), 1) :]
 
 
 def grouped(names: Iterable[str]) -> list[str]:

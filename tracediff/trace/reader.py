@@ -95,9 +95,19 @@ class Trace:
         return self.tables.optional.get(schema.FLOOR_TABLE)
 
     @property
+    def floor_products(self) -> Array | None:
+        """The floor of coarse products, one row of `schema.FLOOR_PRODUCTS` a record; None where it was not measured."""
+        return self.tables.optional.get(schema.PRODUCTS_TABLE)
+
+    @property
     def through(self) -> Array | None:
         """What became of each record of a forced run when it was let through, a row of `schema.THROUGH` each; None where nobody looked."""
         return self.tables.optional.get(schema.THROUGH_TABLE)
+
+    @property
+    def samples(self) -> Array | None:
+        """A few values of each record of a thin trace, a row of `schema.SAMPLES` each; None where the trace is none."""
+        return self.tables.optional.get(schema.SAMPLES_TABLE)
 
     @property
     def records(self) -> Records:

@@ -10,7 +10,8 @@ A trace is one HDF5 file:
 - ``/meta`` uint8, one JSON object; ``/identity`` 16 random bytes, which the journal repeats;
 - ``/digest`` 16 bytes of xxh3_128 over the name and the bytes of each table, those of ``/meta`` among them, in the order of their names
   (absent in files of version 0.1.0);
-- ``/floor`` where it was measured: one row of `FLOOR` a record;
+- ``/floor`` where it was measured: one row of `FLOOR` a record; ``/floor_products`` likewise of `FLOOR_PRODUCTS`; ``/samples`` in a thin
+  trace: one row of `SAMPLES` a record;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
 All numbers are little-endian.
@@ -36,7 +37,9 @@ IDENTITY: Final = "identity"
 SITES: Final = "sites"
 DIGEST: Final = "digest"
 FLOOR_TABLE: Final = "floor"
+PRODUCTS_TABLE: Final = "floor_products"
 THROUGH_TABLE: Final = "through"
+SAMPLES_TABLE: Final = "samples"
 
 PACK_LIMIT: Final = 64 * 1024
 """Tensors of at most so many bytes share a segment."""
@@ -141,6 +144,9 @@ FLOOR: Final[np.dtype[Any]] = np.dtype(
 )
 """One row a record: noise amplification in units of the roundoff, the error of a run in each dtype, whether noise changes ids."""
 
+FLOOR_PRODUCTS: Final[np.dtype[Any]] = np.dtype([("tf32", "<f8"), ("tf32_free", "<f8")])
+"""One row a record: the error of a run whose products multiply numbers of TF32's 10 bits, with values reset at each record, or not."""
+
 STRING_END: Final[np.dtype[Any]] = np.dtype("<u8")
 SKETCH: Final[np.dtype[Any]] = np.dtype("<f8")
 
@@ -159,11 +165,21 @@ THROUGH: Final[np.dtype[Any]] = np.dtype([("state", "u1"), ("absorber", "<i8"), 
 
 ``state`` is `ACQUITTED`, or 0 where the record was not let through, or something followed. ``absorber`` is the reference's row of an output
 that agreed although the port went on with its own tensor; -1 where there is none, or the record differs only in the forced run. ``effect``
-is what a random error of equal size does to that output, in times what is allowed there.
+is what a random error of equal size does to that output, in times what is allowed there; infinite where weights prove it.
 """
 ACQUITTED: Final = 1
 
-OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {FLOOR_TABLE: FLOOR, THROUGH_TABLE: THROUGH}
+SAMPLED: Final = 32
+"""So many values of a tensor are kept in a thin trace (`tracediff.trace.thinning`)."""
+SAMPLES: Final[np.dtype[Any]] = np.dtype([("count", "u1"), ("values", "<f8", (SAMPLED,))])
+"""One row a record of a thin trace: how many values are kept, at the places that follow from the record's size, and these values."""
+
+OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {
+    FLOOR_TABLE: FLOOR,
+    PRODUCTS_TABLE: FLOOR_PRODUCTS,
+    THROUGH_TABLE: THROUGH,
+    SAMPLES_TABLE: SAMPLES,
+}
 """Tables of one row a record that may be added after the run."""
 
 

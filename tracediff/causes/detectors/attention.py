@@ -20,9 +20,16 @@ _MOST_NEGATIVE = -1e30
 """What an additive mask is raised to, so that no infinity times 0 arises."""
 
 
+_BLIND = {"mean": "the mean of the values", "zero": "zero", "unmasked": "what it would without a mask"}
+"""What may come of a query from which every key is hidden: all scores are one huge number, or the softmax is left out, or shifts them."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One attention call: q (B, H, T, D), k and v (B, G, S, D), an additive mask, and the axis of the scores that the softmax runs over."""
+    """One attention call: q (B, H, T, D), k and v (B, G, S, D), an additive mask, and the axis of the scores that the softmax runs over.
+
+    ``blind``: what a query gives from which the mask hides every key, one of `_BLIND`.
+    """
 
     q: Array
     k: Array
@@ -30,6 +37,7 @@ class _Call:
     mask: Array | None
     scale: float
     axis: int = -1
+    blind: str = "mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +133,18 @@ def _calls(scene: Scene) -> Iterator[_Call]:
     given = None if mask is None else _additive(mask)
     call = _Call(q, k, v, given, factor)
     yield call
+    if _is_blind(call).any():
+        yield from (replace(call, blind=blind) for blind in _BLIND if blind != call.blind)
     yield replace(call, mask=_causal(q.shape[2], k.shape[2]) + (0 if given is None else given))
 
 
 def _additive(mask: Array) -> Array:
     return np.where(mask, 0.0, -np.inf) if mask.dtype == bool else np.maximum(mask.astype(np.float64), _MOST_NEGATIVE)
+
+
+def _is_blind(call: _Call) -> Array:
+    """Which rows of the mask hide every key, as a mask for the scores with one key; False where there is no mask."""
+    return np.zeros(1, bool) if call.mask is None else np.asarray((call.mask < THRESHOLDS.mask_hides).all(-1, keepdims=True))
 
 
 def _causal(queries: int, keys: int) -> Array:
@@ -164,6 +179,10 @@ def _edits_of_mask(call: _Call) -> Iterator[_Change]:
     yield _Change("mask.wrong", "with a causal mask instead", replace(call, mask=causal))
     if call.mask.shape[-1] == call.mask.shape[-2]:
         yield _Change("mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2)))
+    if _is_blind(call).any():
+        for blind, text in _BLIND.items():
+            if blind != call.blind:
+                yield _Change("mask.wrong", f"where a query sees no key: {text}", replace(call, blind=blind))
     for shift in (1, -1):
         yield _Change("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
 
@@ -175,6 +194,18 @@ def _edits_of_scale(call: _Call) -> Iterator[_Change]:
         if abs(scale / call.scale - 1) > THRESHOLDS.same_attention_scale:
             yield _Change("scale", f"with a scale of {text} in the place of {call.scale:.6g}", replace(call, scale=scale))
     yield _Change("scale", f"with the scale applied twice ({call.scale**2:.6g})", replace(call, scale=call.scale**2))
+
+
+def _of_blind(call: _Call, weights: Array) -> Array:
+    """The weights of the keys, with those of the queries from which every key is hidden."""
+    blind = _is_blind(call)
+    if not blind.any() or call.axis != -1:
+        return weights
+    if call.blind == "unmasked":
+        scores = call.scale * (call.q @ np.swapaxes(_repeated(call.k, call.q.shape[1]), -1, -2))
+        given = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.where(blind, given / given.sum(-1, keepdims=True), weights)
+    return np.where(blind, 0.0 if call.blind == "zero" else 1 / weights.shape[-1], weights)
 
 
 def _repeated(x: Array, heads: int) -> Array:
@@ -193,7 +224,8 @@ def _computed(call: _Call, shape: tuple[int, ...]) -> Array | None:
         with np.errstate(all="ignore"):
             top = scores.max(call.axis, keepdims=True)
             weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
-            made = weights / weights.sum(call.axis, keepdims=True) @ v
+            weights = _of_blind(call, weights / weights.sum(call.axis, keepdims=True))
+            made = weights @ v
     except ValueError:
         return None
     if made.shape == shape:

@@ -58,7 +58,7 @@ def _kind_of_lacking(name: str, type_: str) -> str:
 
 
 def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable[Claim]:
-    """Both sides make the same calls, in another order."""
+    """Both sides make the same calls, in another order, and one of two such calls is handed what comes of the other."""
     shared = [name for name in ours if name in theirs and ours.count(name) == theirs.count(name) == 1]
     order = [name for name in theirs if name in shared]
     if len(shared) < 2 or shared == order:
@@ -66,8 +66,8 @@ def _moved(scene: Scene, ours: Sequence[str], theirs: Sequence[str]) -> Iterable
     first = next(place for place, (a, b) in enumerate(zip(shared, order, strict=True)) if a != b)
     evidence = f"the reference calls {shared[first]} where the port calls {order[first]}"
     moved = [name for name in shared if shared.index(name) != order.index(name)]
-    if scene.altered.isdisjoint(moved):
-        return  # what they were handed and returned agrees: the order has no effect
+    if scene.altered.isdisjoint(moved) or not scene.chained:
+        return  # what they were handed and returned agrees, or none was handed what another returned: the order has no effect
     if any("norm" in scene.types.get(name, "").lower() for name in moved):
         yield Claim("norm.placement", THRESHOLDS.sure_norm_moved, evidence)
     else:

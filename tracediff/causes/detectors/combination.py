@@ -62,7 +62,7 @@ def detect(scene: Scene) -> Iterable[Claim]:
 def _multiple(scene: Scene, reference: Array, port: Array) -> Iterable[Claim]:
     """The port is the reference times a number."""
     factor = float(np.vdot(reference, port)) / max(float(np.vdot(reference, reference)), NOT_ZERO)
-    edit = Edit(factor * reference)
+    edit = Edit(factor * reference, is_fitted=True)
     if not scene.reproduces(edit.port) or abs(factor) < THRESHOLDS.least_multiple:
         return
     evidence = f"the port's values are the reference's times {factor:.6g}"

@@ -68,7 +68,7 @@ def _otherwise(
     theirs = norms[name](found) * gain + offset
     if scene.reproduces(theirs):
         evidence = f"with eps {found:.1e} in the place of {eps:.1e} the {name} gives the port's values"
-        yield Claim("norm.eps", THRESHOLDS.sure_eps_fitted, evidence, Edit(theirs, ours))
+        yield Claim("norm.eps", THRESHOLDS.sure_eps_fitted, evidence, Edit(theirs, ours, is_fitted=True))
         return
     for other, norm in norms.items():
         if other != name and scene.reproduces(theirs := norm(eps) * gain + offset):

@@ -57,10 +57,17 @@ class _Search:
         for place, change in enumerate(self._changes()):
             theirs = self._given(place, change)
             if theirs is not None and self._reproduces(theirs):
+                if self._is_of_weights(change.lost):
+                    return
                 yield Claim(change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._ours))
                 return
         if self._scene.is_numeric:
             yield from self._dialled()
+
+    def _is_of_weights(self, *groups: Sequence[int]) -> bool:
+        """Whether one of the groups of nodes has parameters, all of which the port has not got right: then the weights say it already."""
+        names = ({name for node in group if (name := self._replay.program.parameter(node))} for group in groups)
+        return any(own and own <= self._scene.wrong_weights for own in names)
 
     def _said(self, change: Change) -> str:
         """A change in words, with the line of the reference's code."""
@@ -117,9 +124,11 @@ class _Search:
             value = self._fitted(place, dial)
             theirs = None if value is None else _changed(self._replay, dial_change(dial, value), self._ours)
             if value is not None and theirs is not None and self._reproduces(theirs):
+                if dial.start == 1 and self._is_of_weights((dial.node,), self._replay.program.nodes[dial.node].refs):
+                    return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind
-                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours))
+                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True))
                 return
 
     def _fitted(self, place: int, dial: Dial) -> float | None:
@@ -210,8 +219,9 @@ def _is_close(one: Array, other: Array | None) -> bool:
     ours, theirs = _hidden(one), _hidden(other)
     if theirs.dtype.kind != "f" or ours.dtype.kind != "f":
         return bool(np.array_equal(ours, theirs))
-    seen = (ours > _HIDES) & (theirs > _HIDES)
-    if not np.array_equal(ours > _HIDES, theirs > _HIDES):
+    lost = ~(np.isfinite(ours) & np.isfinite(theirs))  # of which no error tells anything
+    if not np.array_equal(ours > _HIDES, theirs > _HIDES) or not np.array_equal(ours[lost], theirs[lost]):
         return False
+    seen = (ours > _HIDES) & ~lost
     size = float(np.linalg.norm(theirs[seen]))
     return float(np.linalg.norm(ours[seen] - theirs[seen])) <= THRESHOLDS.same_form * size

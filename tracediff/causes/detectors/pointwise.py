@@ -98,7 +98,7 @@ def _slope(scene: Scene, name: str, ours: Array, argument: _Argument) -> Iterabl
     slope = float(np.vdot(below, port - above)) / size if size else 0.0
     if scene.reproduces(theirs := above + slope * below):
         evidence = f"the reference applies {name}, the port a slope of {slope:.4g} below zero"
-        yield Claim("activation", THRESHOLDS.sure_other_slope, evidence, Edit(theirs, ours))
+        yield Claim("activation", THRESHOLDS.sure_other_slope, evidence, Edit(theirs, ours, is_fitted=True))
 
 
 def _clamped(scene: Scene) -> Iterable[Claim]:

@@ -129,4 +129,4 @@ def _seen_scaled(ours: Array, theirs: Array, seen: Array) -> Iterable[Claim]:
     error = float(np.linalg.norm(port - reference))
     if error and np.linalg.norm(port - factor * reference) < THRESHOLDS.reproduced * error:
         evidence = f"where nothing is masked, the port's values are the reference's times {factor:.6g}"
-        yield Claim("scale", THRESHOLDS.sure_seen_scaled, evidence, Edit(np.where(seen, factor * ours, theirs)))
+        yield Claim("scale", THRESHOLDS.sure_seen_scaled, evidence, Edit(np.where(seen, factor * ours, theirs), is_fitted=True))

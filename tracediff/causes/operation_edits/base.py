@@ -18,13 +18,15 @@ from tracediff.trace.operations import Node, Ref
 class Change:
     """What some nodes give instead; ``kind`` and ``text`` say what the port would do then.
 
-    ``key``: the same for what is the same change of another operation that the same place in the code asks for.
+    ``key``: the same for what is the same change of another operation that the same place in the code asks for. ``lost``: what the port
+    would leave out.
     """
 
     kind: str
     text: str
     at: Mapping[int, Compute]
     key: Any = None
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,14 @@ SUMS = frozenset(("add", "sub", "rsub"))
 
 
 PRODUCTS = frozenset(("mul", "div"))
+
+
+COUNTING = frozenset(("arange", "cumsum"))
+"""What numbers places."""
+
+
+REARRANGING = frozenset(("unsqueeze", "squeeze", "transpose", "permute", "flip", "cat", "stack"))
+"""What only rearranges: a whole number that such an operation is given is an axis."""
 
 
 MASKS = frozenset(("where", "masked_fill"))

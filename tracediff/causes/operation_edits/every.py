@@ -28,6 +28,7 @@ from tracediff.causes.operation_edits.places import (
     other_view,
     other_whole_number,
 )
+from tracediff.causes.operation_edits.products import coarse_products
 from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_pairs, other_tensor
 from tracediff.causes.program import Compute, Replay
 from tracediff.causes.thresholds import THRESHOLDS
@@ -39,6 +40,7 @@ def changes(replay: Replay) -> Iterator[Change]:
     What one place in the code asks for in many turns of a loop, or in many calls, is changed in all of them.
     """
     program = replay.program
+    yield from coarse_products(replay)
     for family in FAMILIES:
         for number in reversed(program.steps):
             alike = program.roles[number]
@@ -62,7 +64,8 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
             merged: dict[int, Compute] = {}
             for change in same:
                 merged.update(change.at)
-            yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged)
+            lost = tuple(node for change in same for node in change.lost)
+            yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged, lost=lost)
 
 
 FAMILIES: tuple[Family, ...] = (

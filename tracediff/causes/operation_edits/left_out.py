@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from tracediff.causes.in_hand import InHand
 from tracediff.causes.operation_edits.base import (
+    COUNTING,
     FUNCTION_OF,
     LOGARITHMS,
     MASKS,
@@ -26,7 +28,7 @@ from tracediff.causes.operation_edits.base import (
     is_mask,
     shape_at,
 )
-from tracediff.causes.program import Compute, Replay
+from tracediff.causes.program import Compute, Program, Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.trace.operations import Node
 
@@ -46,8 +48,17 @@ def left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             above[ref] = one
             layer.append(ref)
             if is_float(replay, ref) and replay.values[ref].size and _broadcasts(shape_at(replay, ref), shape):
-                kind, text = _kind_of_left_out(replay, ref, number, _way(above, ref))
-                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, key=(kind, hop, program.role(ref)))
+                between = _way(above, ref)
+                lost = _lost(replay, ref, between)
+                kind, text = _kind_of_left_out(replay, ref, number, between, lost)
+                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, program.role(ref)), lost)
+
+
+def _lost(replay: Replay, kept: int, between: Sequence[int]) -> tuple[int, ...]:
+    """What the operations between take in besides what is kept, the largest first."""
+    inside = set(between) | {kept}
+    lost = {ref for node in between for ref in replay.program.nodes[node].refs if ref not in inside}
+    return tuple(sorted(lost, key=lambda ref: -replay.values[ref].size if isinstance(replay.values[ref], np.ndarray) else 0))
 
 
 def _way(above: Mapping[int, int], start: int) -> list[int]:
@@ -67,12 +78,9 @@ def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)) and math.prod(shape) > 1
 
 
-def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int]) -> tuple[str, str]:
+def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int], others: Sequence[int]) -> tuple[str, str]:
     program = replay.program
     names = {program.nodes[node].name for node in between} - {"@item"}
-    inside = set(between) | {kept}
-    lost = [ref for node in between for ref in program.nodes[node].refs if ref not in inside]
-    others = sorted(set(lost), key=lambda ref: -replay.values[ref].size if isinstance(replay.values[ref], np.ndarray) else 0)
     other = others[0] if others else None
     own = [ref for ref in others if _is_made_of(replay, ref, kept)]
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
@@ -95,7 +103,7 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     if names <= {*PRODUCTS, "neg"} and other is None:
         return "scale", f"the port does not apply {program.nodes[end].name} by {_number_of(program.nodes[end])} to {program.text(kept)}"
     if names <= PRODUCTS:
-        kind = "scale" if other is not None and replay.values[other].size == 1 else "branch.missing"
+        kind = "scale" if other is not None and (replay.values[other].size == 1 or _is_parameter(replay, other)) else "branch.missing"
         return kind, f"the port leaves out {what}, which the reference {'divides by' if last == 'div' else 'multiplies with'}"
     if names <= MOVES:
         return "padding.shift" if "roll" in names else "order.reversed", f"the port does not {last} {program.text(kept)}"
@@ -140,11 +148,26 @@ def _kind_of_term(replay: Replay, kept: int, lost: int) -> str:
     words = re.findall("[a-z]+", program.text(lost).lower())
     made = program.operations(lost)
     is_wave = bool({"sin", "cos"} & made) and not made & MIXING
-    if is_wave or any(word in ("pos", "wpe") or word.startswith("posit") for word in words) or _is_numbered(replay, lost):
+    is_said = any(word in ("pos", "wpe") or word.startswith("posit") for word in words)
+    if is_wave or is_said or _is_numbered(replay, lost) or _is_counted(program, lost):
         return "position.missing"
     if leaf is not None:
-        return leaf.kind_if_left_out(is_stream=leaf.is_stream)
+        return leaf.kind_if_left_out(is_stream=_is_stream(replay, leaf, kept, lost))
     return "branch.missing"
+
+
+def _is_stream(replay: Replay, leaf: InHand, kept: int, lost: int) -> bool:
+    """Whether of two terms of a sum the one left out was a stream, and is what the other was made of, as far as that is known."""
+    behind = [replay.program.behind(node) for node in (kept, lost)]
+    if not leaf.is_stream or not all(behind):
+        return leaf.is_stream
+    return not behind[0].isdisjoint(_plain(replay, lost)) and behind[1].isdisjoint(_plain(replay, kept))
+
+
+def _is_counted(program: Program, node: int) -> bool:
+    """Whether a tensor was made of counted places alone: no weight mixed channels in it, and nothing was looked up."""
+    made = {program.whole[one].name for one in program.behind(node)}
+    return not made.isdisjoint(COUNTING) and made.isdisjoint(MIXING | {"embedding"})
 
 
 def _is_made_of(replay: Replay, node: int, source: int) -> bool:
@@ -159,6 +182,10 @@ def _is_numbered(replay: Replay, node: int) -> bool:
         return False
     numbers = replay.values[program.nodes[node].refs[1]]
     return bool(numbers.size > 1 and numbers.shape[-1] > 1 and (np.diff(numbers, axis=-1) == 1).all())
+
+
+def _is_parameter(replay: Replay, node: int) -> bool:
+    return any(replay.program.nodes[one].name == "@param" for one in _plain(replay, node))
 
 
 def _plain(replay: Replay, node: int) -> Iterator[int]:

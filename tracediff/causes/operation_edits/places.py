@@ -10,6 +10,7 @@ import numpy as np
 
 from tracediff.causes.arithmetic import padded, widths_of
 from tracediff.causes.operation_edits.base import (
+    REARRANGING,
     VIEWS,
     Change,
     item_of,
@@ -168,7 +169,8 @@ def other_whole_number(replay: Replay, number: int, node: Node) -> Iterator[Chan
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1 and (place > 0 or node.name == "full"):
             for other in (2 * value, value // 2, value + 1, value - 1):
                 said = f"the port's {node.name.strip('_')} is given {other}, the reference's {value}"
-                yield Change("scale", said, {number: redone(replay, node, (*node.args[:place], other, *node.args[place + 1 :]))})
+                kind = "order.channels" if node.name in REARRANGING else "scale"
+                yield Change(kind, said, {number: redone(replay, node, (*node.args[:place], other, *node.args[place + 1 :]))})
 
 
 def _further(replay: Replay, node: Node, shift: int) -> Compute:

@@ -40,7 +40,18 @@ def other_tensor(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 return replay.apply(node, {**values, ref: values[other]})
 
             said = f"the port's {node.name.strip('_')} takes {program.text(other)} in the place of {program.text(ref)}"
-            yield Change("order.roles", said, {number: taken})
+            kind = "cfg.formula" if _is_guided(replay, node, {ref, other}) else "order.roles"
+            yield Change(kind, said, {number: taken})
+
+
+def _is_guided(replay: Replay, node: Node, exchanged: set[int]) -> bool:
+    """Whether an operation adds a number times the difference of two tensors to one of these, and the other one is taken for that."""
+    program = replay.program
+    if node.name != "add":
+        return False
+    products = [program.nodes[ref] for ref in node.refs if ref not in program.leaves and program.nodes[ref].name == "mul"]
+    inner = [program.nodes[ref] for one in products for ref in one.refs[:1] if len(one.refs) == 1 and ref not in program.leaves]
+    return any(one.name == "sub" and set(one.refs) == exchanged for one in inner)
 
 
 def _is_alike(value: Any, other: Array, shape: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from tracediff.observe import python_rng
 from tracediff.observe.containers import is_array
 from tracediff.observe.provenance import digest_of, version_of
 from tracediff.observe.types import Call, Casts, Choosing, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Warn
+from tracediff.tensors.mantissa import Way
 
 DEEPEST = 6
 """Nested lists and dicts below a module's attribute that are searched for modules and tensors; it also ends lists that hold themselves."""
@@ -87,7 +88,8 @@ class FrameworkAdapter(ABC):
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;
     - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
-      dtypes: `cast`, `casts`; shows every operation: `rounding`, `operations`.
+      dtypes: `cast`, `casts`; shows every operation: `rounding`, `operations`, `coarse_products`; multiplies matrices, perhaps in less than
+      full precision: `products`, `devices`, `product_settings`, `full_precision`.
     """
 
     name: str
@@ -273,6 +275,21 @@ class FrameworkAdapter(ABC):
         return nullcontext()
 
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
+        return None
+
+    def devices(self) -> Sequence[Tensor | None]:
+        return (None,)
+
+    def products(self, left: Array, right: Array, like: Tensor | None) -> tuple[Sequence[Array], str] | None:
+        return None
+
+    def product_settings(self, device: str) -> dict[str, str]:
+        return {}
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def coarse_products(self, bits: int, way: Way, is_quiet: Callable[[], bool]) -> AbstractContextManager[Any] | None:
         return None
 
     def info(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import copy
 import ctypes
 import functools
 import gc
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -44,6 +45,9 @@ _INTERNAL = frozenset({"_no_grad", "_training"})
 _STATISTICS = ("running_mean", "running_var")
 _PACKED = ("weight", "scales", "biases")
 """What a quantised module holds in place of its weight: codes packed into integers, and for each group of them a scale and an offset."""
+
+_TF32 = "MLX_ENABLE_TF32"
+"""The variable that MLX reads when it first multiplies; later changes are without effect."""
 
 _Compiled = type(nn.gelu)
 
@@ -130,6 +134,32 @@ class Mlx(FrameworkAdapter):
                         undo.callback(holder.__setitem__, keys[-1], array)
                         holder[keys[-1]] = array.astype(wanted)
             yield
+
+    # -- products
+
+    def devices(self) -> Sequence[Tensor | None]:
+        return [mx.Device(kind) for kind in (mx.cpu, mx.gpu) if mx.is_available(kind)]
+
+    def products(self, left: Array, right: Array, like: Tensor | None) -> tuple[Sequence[Array], str] | None:
+        device = like if isinstance(like, mx.Device) else mx.default_device()  # a tensor has no device of its own
+        with mx.stream(device):
+            ours, theirs = mx.array(left), mx.array(right)
+            made = mx.matmul(ours, theirs), mx.conv1d(ours[None], theirs.T[:, None])[0]
+            return [np.array(one) for one in made], str(device.type).rpartition(".")[2]
+
+    def product_settings(self, device: str) -> dict[str, str]:
+        return {_TF32: os.environ.get(_TF32, "not set, which is 1")}
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        if _TF32 in os.environ:  # what a person has set stays
+            yield
+            return
+        os.environ[_TF32] = "0"
+        try:
+            yield
+        finally:
+            del os.environ[_TF32]
 
     # -- calls
 

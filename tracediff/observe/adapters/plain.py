@@ -27,6 +27,7 @@ from tracediff.observe.types import (
     Tensors,
     Warn,
 )
+from tracediff.tensors.mantissa import Way
 
 
 class Plain:
@@ -128,6 +129,24 @@ class Plain:
     def operations(self, parameters: Iterable[tuple[str, Tensor]], is_quiet: Callable[[], bool]) -> Operations | None:
         given = list(parameters)
         return next((found for adapter in self.adapters if (found := adapter.operations(given, is_quiet)) is not None), None)
+
+    # -- products
+
+    def devices(self) -> Sequence[Tensor | None]:
+        return [like for adapter in self.adapters for like in adapter.devices()]
+
+    def products(self, left: Array, right: Array, like: Tensor | None) -> tuple[Sequence[Array], str] | None:
+        return next((made for adapter in self.adapters if (made := adapter.products(left, right, like)) is not None), None)
+
+    def product_settings(self, device: str) -> dict[str, str]:
+        return {name: value for adapter in self.adapters for name, value in adapter.product_settings(device).items()}
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        return _all_of([adapter.full_precision() for adapter in self.adapters])
+
+    def coarse_products(self, bits: int, way: Way, is_quiet: Callable[[], bool]) -> AbstractContextManager[Any] | None:
+        contexts = [context for adapter in self.adapters if (context := adapter.coarse_products(bits, way, is_quiet)) is not None]
+        return _all_of(contexts) if contexts else None
 
     # -- calls
 

@@ -45,6 +45,7 @@ from tracediff.observe.types import (
     Tensor,
     Warn,
 )
+from tracediff.tensors.mantissa import Way
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"_is_hf_initialized", "_compiled_call_impl", "forward"}
 _UNSEEN_BITS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
@@ -177,6 +178,35 @@ class Torch(FrameworkAdapter):
         from tracediff.observe.adapters import torch_operations
 
         return torch_operations.Operations(parameters, is_quiet)
+
+    # -- products
+
+    def devices(self) -> Sequence[Tensor | None]:
+        names = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+        return [torch.empty(0, device=name) for name in names]
+
+    def products(self, left: Array, right: Array, like: Tensor | None) -> tuple[Sequence[Array], str] | None:
+        device = like.device if isinstance(like, torch.Tensor) and not like.is_meta else torch.get_default_device()
+        with torch.no_grad():
+            ours, theirs = (torch.from_numpy(one).to(device) for one in (left, right))
+            made = torch.matmul(ours, theirs), F.conv1d(ours.T[None], theirs.T[:, :, None])[0].T
+        return [one.numpy(force=True) for one in made], str(device)
+
+    def product_settings(self, device: str) -> dict[str, str]:
+        from tracediff.observe.adapters import torch_products
+
+        return torch_products.settings(device)
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        from tracediff.observe.adapters import torch_products
+
+        return torch_products.full_precision()
+
+    def coarse_products(self, bits: int, way: Way, is_quiet: Callable[[], bool]) -> AbstractContextManager[Any] | None:
+        from tracediff.observe.adapters.torch_products import CoarseProducts
+
+        context: AbstractContextManager[Any] = CoarseProducts(bits, way, is_quiet)
+        return context
 
     # -- calls
 

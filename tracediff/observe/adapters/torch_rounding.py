@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from tracediff.observe.adapters.torch_modes import DispatchMode
+from tracediff.observe.adapters.torch_sums import IN_ORDER, in_order
 from tracediff.observe.adapters.torch_writes import tensors_in, written
 
 _EXACT = frozenset(
@@ -46,11 +47,21 @@ of real ones is."""
 _WAYS_OUT = ("__array__", "__dlpack__", "numpy", "tolist")
 """The methods by which a tensor's values go to other code than PyTorch's."""
 _NUMPY = torch.Tensor.numpy  # as it is while those methods are watched
-_RUNNING = {"cumsum": np.add, "cumprod": np.multiply}
-"""Running sums and products, which PyTorch takes in a wider dtype, and another library one term after the other in float32."""
 _OTHERS = frozenset(
     (
-        *("_log_softmax", "_softmax", "arange", "linspace", "logspace", "prod", "grid_sampler_2d", "grid_sampler_3d"),
+        *(
+            "_log_softmax",
+            "_safe_softmax",
+            "_softmax",
+            "arange",
+            "cumprod",
+            "cumsum",
+            "linspace",
+            "logspace",
+            "prod",
+            "grid_sampler_2d",
+            "grid_sampler_3d",
+        ),
         *("upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bicubic2d_aa"),
         *("_upsample_bilinear2d_aa",),
     )
@@ -81,6 +92,7 @@ class Rounding(DispatchMode):
         self.chooses = False
         self._units, self._is_quiet = units, is_quiet
         self._undo = ExitStack()
+        self._is_within = False
 
     def __enter__(self) -> Rounding:
         for name in _WAYS_OUT:
@@ -99,7 +111,7 @@ class Rounding(DispatchMode):
 
         @functools.wraps(original)
         def handed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.chooses = self.chooses or (_is_real(tensor) and not self._is_quiet())
+            self.chooses = self.chooses or (_is_real(tensor) and not self._is_within and not self._is_quiet())
             return original(tensor, *args, **kwargs)
 
         return handed
@@ -107,31 +119,37 @@ class Rounding(DispatchMode):
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet():
             return func(*args, **kwargs)
+        self._is_within = True
+        try:
+            return self._rounded(func, args, kwargs)
+        finally:
+            self._is_within = False
+
+    def _rounded(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation gives, each number off by its own error."""
         name = func.overloadpacket.__name__.removesuffix("_")
         key = zlib.crc32(name.encode())
         if name in _SUMS:
             args = _first_off(args, key)
-        running = _running(name, args, kwargs)
+        before = (args[0].clone(), *args[1:]) if func._schema.is_mutable and name in IN_ORDER else args
         made = func(*args, **kwargs)
         self.chooses = self.chooses or _is_choice(name, args, made)
-        if not (name in _SUMS or name in _RUNNING or name in _OTHERS or (torch.Tag.pointwise in func.tags and name not in _EXACT)):
+        if not (name in _SUMS or name in _OTHERS or (torch.Tag.pointwise in func.tags and name not in _EXACT)):
             return made
-
-        def off(tensor: torch.Tensor, *, is_own: bool) -> torch.Tensor:
-            values = tensor if running is None else running.to(tensor.dtype)
-            return _off(values, key + 1, self._units, in_place=is_own and running is None)
 
         if func._schema.is_mutable:
             for tensor in written(func, args, kwargs):
                 if _rounds(tensor):
-                    tensor.copy_(off(tensor, is_own=False))
+                    tensor.copy_(_off(in_order(name, before, kwargs, tensor), key + 1, self._units))
             return made
         given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()]) if tensor.layout == torch.strided}
 
-        def of(one: torch.Tensor) -> torch.Tensor:
-            return off(one, is_own=not _rounds(one) or one.untyped_storage().data_ptr() not in given)
+        def off(tensor: torch.Tensor) -> torch.Tensor:
+            is_own = not _rounds(tensor) or tensor.untyped_storage().data_ptr() not in given
+            return _off(tensor, key + 1, self._units, in_place=is_own)
 
-        return of(made) if isinstance(made, torch.Tensor) else tree_map_only(torch.Tensor, of, made)
+        made = in_order(name, args, kwargs, made)
+        return off(made) if isinstance(made, torch.Tensor) else tree_map_only(torch.Tensor, off, made)
 
 
 def _remove(owner: type, name: str, original: Any) -> None:
@@ -153,16 +171,6 @@ def _first_off(args: Sequence[Any], key: int) -> tuple[Any, ...]:
     """The arguments, the first tensor of rounded numbers off by a unit."""
     first = next((place for place, arg in enumerate(args) if isinstance(arg, torch.Tensor) and _rounds(arg)), None)
     return tuple(_off(arg, key, 1.0) if place == first else arg for place, arg in enumerate(args))
-
-
-def _running(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """A running sum or product taken one term after the other in the dtype itself; None for anything else."""
-    values = args[0] if args else None
-    if name not in _RUNNING or not isinstance(values, torch.Tensor) or not _rounds(values) or values.is_complex() or not values.ndim:
-        return None
-    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    terms = values.detach().to(torch.float32).numpy(force=True)
-    return torch.from_numpy(_RUNNING[name].accumulate(terms, axis=axis, dtype=terms.dtype)).to(values.device)
 
 
 def _off(values: torch.Tensor, key: int, units: float, *, in_place: bool = False) -> torch.Tensor:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tracediff.errors import RecipeError
 from tracediff.observe import observe
+from tracediff.observe.adapters.registry import FRAMEWORKS, named
 from tracediff.observe.context import Context, weights_beside
 from tracediff.observe.jobs import Job, find_job, name_of
 from tracediff.observe.observer import Observer
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
+from tracediff.observe.products import pinned
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
@@ -200,10 +202,14 @@ def _run(
         reference = None if asked.reference is None else stack.enter_context(open_trace(asked.reference))
         context = asked.context(reference, recipe.sources)
         stack.enter_context(redirect_stdout(sys.stderr))
+        is_precise = own.get("feed") is not None if options.precise is None else options.precise
+        stack.enter_context(pinned(named(asked.impl), wanted=is_precise))  # MLX asks once, perhaps while a model is made
         progress(f"loading {recipe.description}")
         models = recipe.load(context)
         if change is not None:
             change(models)
+        if own.get("weights_from") in FRAMEWORKS:
+            own = {**own, "weights_from": _models_of_side(recipe, own["weights_from"], context, progress)}
         job(
             dict(models),
             lambda: run_all_stages(recipe, models, context, progress),
@@ -220,6 +226,13 @@ def _run(
             progress=progress,
             **own,
         )
+
+
+def _models_of_side(recipe: Recipe, impl: str, context: Context, progress: Progress) -> Models:
+    """The models that the recipe of another side loads, which lies beside this one."""
+    other = load_recipe(recipe.path.with_name(f"{recipe.name}_{impl}.py"), impl)
+    progress(f"loading {other.description}, for its weights")
+    return other.load(context)
 
 
 def observe_recipe(recipe: Recipe, context: Context, observers: Sequence[Observer] = (), *, models: Models | None = None) -> Any:

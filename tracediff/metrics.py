@@ -42,7 +42,7 @@ class Thresholds:
     roundoff_factor: float = threshold(
         8.0,
         "unit roundoffs that are allowed whatever the floor, and below which a tensor is mere rounding",
-        "set by hand; tests/test_compare.py guards it",
+        "set by hand; tests/test_metrics.py guards it",
     )
     cannot_tell: float = threshold(
         0.3,
@@ -50,7 +50,7 @@ class Thresholds:
         "22 planted faults (vocoder, sampler, flow, codec; forced, float32): 6 err by less than 0.1, the others by 0.49 or more",
     )
     most_rounding: float = threshold(
-        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_compare.py guards it"
+        1e-3, "share of what arrived above which no tensor is mere rounding", "set by hand; tests/test_metrics.py guards it"
     )
     smallest_float32: float = threshold(1e-12, "error whose square float32 still holds", "float32's smallest number, 1e-38, with room")
     largest_float32: float = threshold(
@@ -228,7 +228,8 @@ def _laid_out(lefts: Sequence[_Operand], rights: Sequence[_Operand], layout: axe
         if left.count != right.count or (layout is None and left.shape != right.shape):
             raise TracediffError(f"Shapes {left.shape} and {right.shape} cannot be compared without a layout that reconciles them.")
         return replace(left, shape=shape), replace(right, shape=shape)
-    if layout.join_reference is not None or layout.part_reference is not None or layout.repeat == "reference":
+    is_moved = layout.join_reference is not None or layout.part_reference is not None or layout.window_reference is not None
+    if is_moved or layout.repeat == "reference":
         left = _Operand(layout.shape, left.dtype, axes.apply_reference([side.array() for side in lefts], layout), None)
     return left, _Operand(layout.shape, right.dtype, axes.apply([side.array() for side in rights], layout), None)
 

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from tracediff import dtype as dtypes
 from tracediff.alignment.axes import Join, Layout
-from tracediff.compare import BLOCK, Metrics, allowed, compare
 from tracediff.errors import TracediffError
+from tracediff.metrics import BLOCK, Metrics, allowed, compare
 
 F32, F16, BF16, I64 = (dtypes.named(name) for name in ("float32", "float16", "bfloat16", "int64"))
 

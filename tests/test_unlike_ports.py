@@ -1,0 +1,296 @@
+"""What ports of real packages showed: layers stacked or apart, lengths carried on, draws of another shape, weights never loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+mx = pytest.importorskip("mlx.core")
+nn = pytest.importorskip("mlx.nn")
+
+import tracediff as td  # noqa: E402
+
+pytestmark = pytest.mark.frameworks
+WIDTH, LENGTH = 8, 12
+X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
+MODES = ("forced", "free")
+
+
+def array(value: Any) -> Any:
+    return mx.array(value.detach().numpy())
+
+
+def report(reference: Any, port: Any, folder: Path, mode: str, x: np.ndarray = X) -> td.Report:
+    with torch.no_grad():
+        td.capture(reference.eval(), (torch.tensor(x),), to=folder / "ref.h5").close()
+    td.capture(port, (mx.array(x),), to=folder / "port.h5", **{"feed" if mode == "forced" else "random": folder / "ref.h5"}).close()
+    return td.diff(folder / "ref.h5", folder / "port.h5")
+
+
+def loaded(port: Any, reference: Any, name: str = "", other: str = "") -> None:
+    """Copies a linear layer's parameters."""
+    ours = reference if not name else getattr(reference, name)
+    theirs = getattr(port, other or name)
+    theirs.weight, theirs.bias = array(ours.weight), array(ours.bias)
+
+
+# -- a recurrent stack against a list of its layers ----------------------------------------------------------------------------------------
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.lstm = torch.nn.Linear(WIDTH, WIDTH), torch.nn.LSTM(WIDTH, WIDTH, num_layers=2, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        y = self.first(x)
+        return y + self.lstm(y)[0]
+
+
+class Layers(nn.Module):
+    """The same, a module a layer in a list. ``swapped`` exchanges two gates of the second layer: a fault."""
+
+    def __init__(self, reference: Stack, *, swapped: bool = False) -> None:
+        super().__init__()
+        self.first, self.lstm = nn.Linear(WIDTH, WIDTH), [nn.LSTM(WIDTH, WIDTH) for _ in range(2)]
+        loaded(self, reference, "first")
+        for number, layer in enumerate(self.lstm):
+            layer.Wx, layer.Wh = (array(getattr(reference.lstm, f"weight_{kind}_l{number}")) for kind in ("ih", "hh"))
+            layer.bias = array(getattr(reference.lstm, f"bias_ih_l{number}") + getattr(reference.lstm, f"bias_hh_l{number}"))
+        if swapped:
+            order = np.concatenate([np.arange(WIDTH, 2 * WIDTH), np.arange(WIDTH), np.arange(2 * WIDTH, 4 * WIDTH)])
+            self.lstm[1].Wx = self.lstm[1].Wx[mx.array(order)]
+
+    def __call__(self, x: Any) -> Any:
+        y = h = self.first(x)
+        for layer in self.lstm:
+            h = layer(h)[0]
+        return y + h
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_recurrent_stack_is_none_of_its_layers(mode: str, tmp_path: Path) -> None:
+    reference = Stack()
+    assert report(reference, Layers(reference), tmp_path, mode).verdict == "same"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fault_in_a_layer_of_a_stack_is_found(mode: str, tmp_path: Path) -> None:
+    reference = Stack()
+    assert report(reference, Layers(reference, swapped=True), tmp_path, mode).verdict == "different"
+
+
+# -- lengths -------------------------------------------------------------------------------------------------------------------------------
+
+
+class Upsampled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = torch.nn.ConvTranspose1d(WIDTH, WIDTH, 4, stride=2, padding=1)
+        self.act = torch.nn.Tanh()
+        self.out = torch.nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(self.act(self.up(x.transpose(1, 2)))).transpose(1, 2)
+
+
+class UpsampledPort(nn.Module):
+    """The same; its transposed convolution gives ``extra`` more places, which code cuts off behind the activation if ``cuts``."""
+
+    def __init__(self, reference: Upsampled, extra: int, *, cuts: bool) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(WIDTH, WIDTH, 4, stride=2, padding=1, output_padding=extra)
+        self.act, self.out = nn.Tanh(), nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+        self.up.weight, self.up.bias = array(reference.up.weight.permute(1, 2, 0)), array(reference.up.bias)
+        self.out.weight, self.out.bias = array(reference.out.weight.transpose(1, 2)), array(reference.out.bias)
+        self.cuts = cuts
+
+    def __call__(self, x: Any) -> Any:
+        y = self.act(self.up(x))
+        return self.out(y[:, : 2 * LENGTH] if self.cuts else y)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_length_that_is_carried_on_is_the_fault_of_what_made_it(mode: str, tmp_path: Path) -> None:
+    reference = Upsampled()
+    found = report(reference, UpsampledPort(reference, 1, cuts=False), tmp_path, mode)
+    assert [one.site.reference for one in found.divergences] == ["up"]
+    assert found.divergences[0].causes[0].kind == "length"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_length_that_is_cut_again_is_none(mode: str, tmp_path: Path) -> None:
+    reference = Upsampled()
+    assert report(reference, UpsampledPort(reference, 1, cuts=True), tmp_path, mode).verdict == "same"
+
+
+# -- draws ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class Noisy(torch.nn.Module):
+    """Adds noise that is the same for all channels of a place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        y = self.first(x)
+        return self.last(y + torch.randn(len(y), LENGTH, 1))
+
+
+class NoisyPort(nn.Module):
+    """The same, but the noise is the same for all places of a channel: two axes were confused."""
+
+    def __init__(self, reference: Noisy) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        loaded(self, reference, "first")
+        loaded(self, reference, "last")
+
+    def __call__(self, x: Any) -> Any:
+        y = self.first(x)
+        return self.last(y + mx.random.normal((len(y), 1, WIDTH)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_drawn_of_another_shape_are_the_fault_of_the_code_that_draws(mode: str, tmp_path: Path) -> None:
+    reference = Noisy()
+    first = report(reference, NoisyPort(reference), tmp_path, mode).divergences[0]
+    assert first.site.end == "draw"
+    assert [cause.kind for cause in first.causes] == ["length"]
+
+
+# -- weights -------------------------------------------------------------------------------------------------------------------------------
+
+
+class Projected(torch.nn.Module):
+    """Queries, keys and values by layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, torch.nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(torch.softmax(q @ k.transpose(1, 2), -1) @ v)
+
+
+class Fused(nn.Module):
+    """The same, by one fused layer whose weights were never loaded."""
+
+    def __init__(self, reference: Projected) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        loaded(self, reference, "o_proj", "proj")
+
+    def __call__(self, x: Any) -> Any:
+        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        return self.proj(mx.softmax(q @ k.swapaxes(1, 2), axis=-1) @ v)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fused_weights_that_were_never_loaded_are_the_cause(mode: str, tmp_path: Path) -> None:
+    reference = Projected()
+    first = report(reference, Fused(reference), tmp_path, mode).divergences[0]
+    assert first.culprit.port == "qkv"
+    assert first.causes[0].kind == "weights.unloaded"
+
+
+class Normed(torch.nn.Module):
+    """Convolutions with weight norms as they are initialised: each gain is the norm of its direction. One has two equal axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        norm = torch.nn.utils.parametrizations.weight_norm
+        self.first, self.last = norm(torch.nn.Conv1d(WIDTH, WIDTH, WIDTH)), norm(torch.nn.Conv1d(WIDTH, 1, 3))
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.first(x.transpose(1, 2))).transpose(1, 2)
+
+
+class NormedPort(nn.Module):
+    def __init__(self, reference: Normed) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(WIDTH, WIDTH, WIDTH), nn.Conv1d(WIDTH, 1, 3)
+        for name in ("first", "last"):
+            theirs, ours = getattr(self, name), getattr(reference, name)
+            theirs.weight, theirs.bias = array(ours.weight.transpose(1, 2)), array(ours.bias)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.first(x))
+
+
+def test_weight_norms_as_they_are_initialised_are_merged_rightly(tmp_path: Path) -> None:
+    reference = Normed()
+    found = report(reference, NormedPort(reference), tmp_path, "free")
+    assert found.verdict == "same"
+    assert not found.weights.different
+
+
+# -- a branch that is small beside what it is added to -------------------------------------------------------------------------------------
+
+
+class Branch(torch.nn.Module):
+    """A small branch beside a large residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.act, self.down = torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.GELU(), torch.nn.Linear(4 * WIDTH, WIDTH)
+        self.down.weight.data *= 1e-3
+        self.down.bias.data *= 1e-3
+
+    def forward(self, x: Any) -> Any:
+        return 10 * x + self.down(self.act(self.up(x)))
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.out = Branch(), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(self.branch(x))
+
+
+class BranchPort(nn.Module):
+    """The same with another activation: what it changes cannot be seen in what the branch is added to."""
+
+    def __init__(self, reference: Branch) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approx="tanh"), nn.Linear(4 * WIDTH, WIDTH)
+        loaded(self, reference, "up")
+        loaded(self, reference, "down")
+
+    def __call__(self, x: Any) -> Any:
+        return 10 * x + self.down(self.act(self.up(x)))
+
+
+class ModelPort(nn.Module):
+    def __init__(self, reference: Model) -> None:
+        super().__init__()
+        self.branch, self.out = BranchPort(reference.branch), nn.Linear(WIDTH, WIDTH)
+        loaded(self, reference, "out")
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(self.branch(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_large_sum_hides_is_not_acquitted(mode: str, tmp_path: Path) -> None:
+    reference = Model()
+    found = report(reference, ModelPort(reference), tmp_path, mode)
+    assert found.verdict == "different"
+    assert found.divergences[0].site.reference == "branch.act"
+    assert not found.equivalent
