@@ -22,6 +22,7 @@ from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import is_below
 from tracediff.trace import Trace
+from tracediff.trace.fingerprint import Fingerprinted
 
 Seen = tuple[Set[str], Set[str]]
 """The module paths of the paired sites by side: what they compute is compared by itself."""
@@ -63,17 +64,27 @@ def causes(
 def strangers(weights: WeightsReport, culprit: tuple[str, str], reference: Trace, port: Trace) -> Iterator[Cause]:
     """The cause where all that the port's module owns is unlike anything of the reference, and all that the reference's owns is unused.
 
-    So it is where fused weights were never loaded: they have no single partner, whatever the names say. ``culprit``: module paths of
-    reference and port.
+    So it is where fused weights were never loaded: they have no single partner, whatever the names say. Tensors that may be each
+    other plus a number are no strangers. ``culprit``: module paths of reference and port.
     """
-    ours, theirs = (
+    owned = (
         [name for name, param in trace.params.items() if param.path == path] for trace, path in zip((reference, port), culprit, strict=True)
     )
+    ours, theirs = owned
     used = {name for pair in weights.pairs if pair.equal for name in pair.reference}
-    if ours and theirs and used.isdisjoint(ours) and set(theirs) <= set(weights.unexpected):
+    are_strangers = used.isdisjoint(ours) and set(theirs) <= set(weights.unexpected)
+    if are_strangers and ours and theirs and not any(_are_alike(reference.params[a], port.params[b]) for a in ours for b in theirs):
         more = f" (and {len(theirs) - 1} more)" if len(theirs) > 1 else ""
         evidence = f"{theirs[0]}{more}: holds nothing of the reference, and nothing of the port holds {ours[0]}: never loaded"
         yield Cause("weights.unloaded", THRESHOLDS.sure_stranger, False, evidence)
+
+
+def _are_alike(ours: Fingerprinted, theirs: Fingerprinted) -> bool:
+    """Whether a parameter may be another one plus a number: both are spread alike, or one of them is of one value throughout."""
+    spread = max(ours.stats.std, theirs.stats.std)
+    if min(ours.stats.std, theirs.stats.std) <= THRESHOLDS.same_spread * spread:
+        return True
+    return ours.shape == theirs.shape and abs(ours.stats.std - theirs.stats.std) <= THRESHOLDS.same_spread * spread
 
 
 def explains(finding: WeightFinding, introduced: float) -> bool:

@@ -35,6 +35,7 @@ class Thresholds:
     sure_stranger: float = threshold(
         0.9, "weights.unloaded: nothing of the reference is in a module, nothing of its partner in the port", _RANK
     )
+    same_spread: float = threshold(1e-3, "relative difference of two spreads up to which a parameter may be another plus a number", _NEVER)
     nearness_of_child: float = threshold(0.5, "weight of a finding about a parameter that a child of the culprit owns", _NEVER)
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
