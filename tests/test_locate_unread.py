@@ -90,3 +90,51 @@ def test_what_the_reference_reads_is_not_excused(tmp_path: Path) -> None:
     found = report(reference, Port(reference), "forced", tmp_path)
     assert found.verdict == "different"
     assert found.divergences[0].site.reference == "table"
+
+
+# -- an argument that each side reads for something else ------------------------------------------------------------------------------------
+
+IDS = np.random.default_rng(1).integers(0, 20, (2, 6))
+
+
+class Places(torch.nn.Embedding):
+    """Embeds the places of a sequence; the ids that it is handed give the length alone."""
+
+    def forward(self, ids: Any) -> Any:
+        return super().forward(torch.arange(ids.shape[1]).expand(len(ids), -1))
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.places, self.out = torch.nn.Embedding(20, WIDTH), Places(20, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Any) -> Any:
+        return self.out(self.tokens(ids) + self.places(ids))
+
+
+class EmbeddedPort(nn.Module):
+    """The same; its embedding of places is handed the places."""
+
+    def __init__(self, reference: Embedded, *, shift: int = 0) -> None:
+        super().__init__()
+        self.tokens, self.places, self.out = nn.Embedding(20, WIDTH), nn.Embedding(20, WIDTH), nn.Linear(WIDTH, WIDTH)
+        for name in ("tokens", "places", "out"):
+            getattr(self, name).weight = mx.array(getattr(reference, name).weight.detach().numpy())
+        self.out.bias = mx.array(reference.out.bias.detach().numpy())
+        self.shift = shift
+
+    def __call__(self, ids: Any) -> Any:
+        return self.out(self.tokens(ids) + self.places(mx.arange(ids.shape[1])[None] + self.shift))
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0, "same"), (1, "different")])
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_what_the_reference_does_not_read_is_not_fed(mode: str, shift: int, verdict: str, tmp_path: Path) -> None:
+    reference = Embedded().eval()
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(IDS),), to=tmp_path / "ref.h5").close()
+    port, fed = EmbeddedPort(reference, shift=shift), {"feed" if mode == "forced" else "random": tmp_path / "ref.h5"}
+    td.capture(port, (mx.array(IDS),), to=tmp_path / "port.h5", **fed).close()
+    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from tracediff.errors import TraceFileError
+from tracediff.site import INPUTS
 from tracediff.trace import Trace
 from tracediff.trace.operations import Graph, Where, graph_of
 
@@ -35,6 +36,8 @@ class Unread:
     def is_unread(self, row: int) -> bool:
         """Whether no operation of a call takes in the tensor of one of its input rows; False where that is not known."""
         calls, graph = self._reference.calls, self._graph
+        if calls.kinds[row] not in INPUTS:
+            return False
         call = int(calls.of_row[row])
         given, made = ([self._place(one) for one in rows] for rows in (calls.inputs(call), calls.outputs(call)))
         if graph is None or not made or any(place not in graph.at for place in (self._place(row), *made)):

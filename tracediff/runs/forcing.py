@@ -18,6 +18,7 @@ from tracediff.alignment.call_evidence import in_another_order
 from tracediff.alignment.thresholds import THRESHOLDS as ALIGNMENT
 from tracediff.locate.estimates import at_least
 from tracediff.locate.flow import PairFlow, is_moved_boundary
+from tracediff.locate.unread import Unread
 from tracediff.metrics import compare
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.call_numbers import CallNumbers
@@ -37,8 +38,8 @@ class Forcing(Observer):
     ``alignment`` pairs the reference with ``discovery``, a free run of the same port on the same inputs: from it the port's sites,
     argument names, call numbers and layouts are known. A paired call that raises is made to return what the reference's returned.
     Where a scale or a bias is applied inside a module on one side and outside on the other, nothing is handed over: it would be applied
-    twice. ``forced`` counts the tensors that were replaced, ``reshaped`` those of them that came in another shape, ``failures`` names the
-    calls that raised.
+    twice. Nor is what the reference itself does not read: the port may read something else there. ``forced`` counts the tensors that were
+    replaced, ``reshaped`` those of them that came in another shape, ``failures`` names the calls that raised.
     """
 
     def __init__(self, reference: Trace, discovery: Trace, alignment: Alignment) -> None:
@@ -48,8 +49,10 @@ class Forcing(Observer):
         self._numbers = CallNumbers(discovery)
         self._pairs: dict[Where, list[PlacedPair]] = {}
         moved = moved_boundaries(reference, discovery, alignment)
+        unread = Unread(reference)
         for pair in alignment.records:
-            for place, row in enumerate(pair.port if pair.port[0] not in moved else ()):
+            is_kept = pair.port[0] in moved or all(map(unread.is_unread, pair.reference))
+            for place, row in enumerate(() if is_kept else pair.port):
                 self._pairs.setdefault(place_of(discovery.records[row]), []).append((pair, place))
         self._returned = outputs_by_call(reference)
         self._partner = {pair.port: pair.reference for pair in alignment.pairs if pair.port is not None and pair.reference is not None}
