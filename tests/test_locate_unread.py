@@ -92,7 +92,7 @@ def test_what_the_reference_reads_is_not_excused(tmp_path: Path) -> None:
     assert found.divergences[0].site.reference == "table"
 
 
-# -- an argument that each side reads for something else ------------------------------------------------------------------------------------
+# -- an argument that each side reads for something else -----------------------------------------------------------------------------------
 
 IDS = np.random.default_rng(1).integers(0, 20, (2, 6))
 
