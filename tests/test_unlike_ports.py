@@ -294,3 +294,43 @@ def test_what_a_large_sum_hides_is_not_acquitted(mode: str, tmp_path: Path) -> N
     assert found.verdict == "different"
     assert found.divergences[0].site.reference == "branch.act"
     assert not found.equivalent
+
+
+# -- a window of a spectrum ----------------------------------------------------------------------------------------------------------------
+
+FRAMES = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+
+
+class Spectrum(torch.nn.Module):
+    """The magnitudes of windowed frames, by a complex number as code writes it, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(32, 32), torch.nn.Linear(17, 8)
+        self.register_buffer("window", torch.hann_window(32))
+
+    def forward(self, x: Any) -> Any:
+        return self.last(torch.fft.rfft(self.first(x) * self.window).mul(2j).abs())
+
+
+class SpectrumPort(nn.Module):
+    """The same with a window that ends where it begins: a fault."""
+
+    def __init__(self, reference: Spectrum) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(17, 8)
+        loaded(self, reference, "first")
+        loaded(self, reference, "last")
+
+    def __call__(self, x: Any) -> Any:
+        window = mx.array(np.hanning(32).astype(np.float32))
+        return self.last(2 * mx.abs(mx.fft.rfft(self.first(x) * window)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_symmetric_window_in_the_place_of_a_periodic_one_is_named(mode: str, tmp_path: Path) -> None:
+    reference = Spectrum()
+    cause = report(reference, SpectrumPort(reference), tmp_path, mode, FRAMES).divergences[0].causes[0]
+    assert cause.confirmed
+    assert "symmetric hann window in the place of a periodic hann one" in cause.evidence

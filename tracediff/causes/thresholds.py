@@ -233,6 +233,8 @@ class Thresholds:
     dial_rounds: int = threshold(8, "steps that refine a number that operations are given", _SCENES)
     dial_step: float = threshold(1e-3, "relative step from which the effect of such a number is estimated", _NEVER)
     most_coordinates: int = threshold(1 << 16, "tensors of more numbers are not looked at as coordinates", _WORK)
+    least_window: int = threshold(8, "shorter vectors are not looked at as windows", _NEVER)
+    same_window: float = threshold(1e-6, "difference of values up to which a vector is a window, whose largest value is 1", _SCENES)
     even_steps: float = threshold(1e-4, "steps of coordinates, or of logarithms of frequencies, that are equal up to this part", _SCENES)
     sure_operation_changed: float = threshold(0.93, "the reference's own operations, one of them changed, give the port's tensor", _RANK)
     sure_number_changed: float = threshold(0.92, "the same with one number fitted to the port's tensor", _RANK)

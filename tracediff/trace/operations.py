@@ -127,6 +127,8 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, dict):
         if "n" in value:
             return Ref(int(value["n"]))
+        if "c" in value:
+            return complex(*map(float, value["c"]))
         return str(value["d"]) if "d" in value else float(value["f"])
     return [_decoded(one) for one in value] if isinstance(value, list) else value
 

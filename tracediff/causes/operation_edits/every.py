@@ -30,6 +30,7 @@ from tracediff.causes.operation_edits.places import (
 )
 from tracediff.causes.operation_edits.products import coarse_products
 from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_pairs, other_tensor
+from tracediff.causes.operation_edits.windows import other_window
 from tracediff.causes.program import Compute, Replay
 from tracediff.causes.thresholds import THRESHOLDS
 
@@ -85,6 +86,7 @@ FAMILIES: tuple[Family, ...] = (
     other_pairs,
     other_enlarging,
     other_coordinates,
+    other_window,
     something_more,
     other_whole_number,
     other_tensor,

@@ -200,6 +200,8 @@ class Operations(DispatchMode):
             return [self._encoded(one) for one in value]
         if isinstance(value, float) and not math.isfinite(value):
             return {"f": str(value)}
+        if isinstance(value, complex):
+            return {"c": [repr(value.real), repr(value.imag)]}
         if isinstance(value, torch.dtype):
             return {"d": _dtype(value)}
         return value if value is None or isinstance(value, (bool, int, float, str)) else None
