@@ -16,7 +16,6 @@ nn = pytest.importorskip("mlx.nn")
 import tracediff as td  # noqa: E402
 from tracediff.observe.adapters.torch_sums import in_order  # noqa: E402
 
-pytestmark = pytest.mark.frameworks
 CHANNELS, LENGTH = 8, 40_000
 
 

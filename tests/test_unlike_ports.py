@@ -14,7 +14,6 @@ nn = pytest.importorskip("mlx.nn")
 
 import tracediff as td  # noqa: E402
 
-pytestmark = pytest.mark.frameworks
 WIDTH, LENGTH = 8, 12
 X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
 MODES = ("forced", "free")
