@@ -90,6 +90,16 @@ def test_without_these_roundings_it_does_not(name: str, tmp_path: Path, monkeypa
 
 
 class TestRounding:
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+    def test_operations_are_off_in_inference_mode_too(self, context: Callable[[], Any]) -> None:
+        x, w = torch.randn(4, 16, 32), torch.randn(32, 32)
+        for operation in (lambda: nn.functional.linear(x, w), lambda: nn.functional.scaled_dot_product_attention(x, x, x)):
+            with context():
+                exact = operation()
+                with Rounding(2.0):
+                    off = operation()
+            assert UNIT < (off - exact).norm() / exact.norm() < 10 * UNIT
+
     def test_each_operation_is_off_by_its_units_and_equal_results_equally(self) -> None:
         x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).repeat(2)
         with Rounding(2.0):

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others."""
+    return bool(func._can_decompose())
+
+
 class DispatchMode(TorchDispatchMode):
-    """Is handed every operation while it is on. PyTorch's compiler is kept off its code where that compiler is loaded.
+    """Is handed every elementary operation while it is on: those that come whole in inference mode (`linear`) are taken apart first.
+
+    PyTorch's compiler is kept off its code where that compiler is loaded.
 
     PyTorch itself would load it at the first operation, only to keep it off.
     """
@@ -26,6 +35,14 @@ class DispatchMode(TorchDispatchMode):
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if _is_composite(func):
+            TorchDispatchMode.__enter__(self)
+            try:
+                made = func.decompose(*args, **(kwargs or {}))
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)
+            if made is not NotImplemented:
+                return made
         return self.dispatched(func, args, kwargs or {})
 
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracediff.observe.adapters.torch_modes import DispatchMode
 
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _SWITCHES: tuple[tuple[str, str], ...] = (
@@ -23,10 +24,7 @@ _PRECISIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldn
 _FULL = "ieee"
 
 _PRODUCTS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("mm", "bmm", "mv", "_grouped_mm", "matmul", "linear", "convolution", "_convolution"), (0, 1)),
-    **dict.fromkeys(("convolution_overrideable", "conv1d", "conv2d", "conv3d"), (0, 1)),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (0, 1)),
-    "scaled_dot_product_attention": (0, 1, 2),
+    **dict.fromkeys(("mm", "bmm", "mv", "_grouped_mm", "convolution", "_convolution", "convolution_overrideable"), (0, 1)),
     **dict.fromkeys(("addmm", "addbmm", "addmv", "baddbmm"), (1, 2)),
     **dict.fromkeys(("_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"), (0, 1, 2)),
     **dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"), (0, 1, 2)),
@@ -93,7 +91,7 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-class CoarseProducts(TorchDispatchMode):
+class CoarseProducts(DispatchMode):
     """What products and convolutions multiply is cut to ``bits`` explicit bits of mantissa, as hardware does; float32 alone.
 
     ``way`` as in `tracediff.tensors.mantissa`. What is computed while ``is_quiet`` is left alone.
@@ -103,16 +101,9 @@ class CoarseProducts(TorchDispatchMode):
         super().__init__()
         self._gone, self._way, self._is_quiet = 23 - bits, way, is_quiet
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        places = _PRODUCTS.get(func.overloadpacket.__name__)
-        if self._is_quiet():
-            return func(*args, **kwargs)
-        if places is None and func._can_decompose():  # in inference mode what is made of other operations comes whole
-            with self:
-                made = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if made is NotImplemented else made
-        return func(*(self._cut(arg) if place in (places or ()) else arg for place, arg in enumerate(args)), **kwargs)
+    def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        places = () if self._is_quiet() else _PRODUCTS.get(func.overloadpacket.__name__, ())
+        return func(*(self._cut(arg) if place in places else arg for place, arg in enumerate(args)), **kwargs)
 
     def _cut(self, values: Any) -> Any:
         if not isinstance(values, torch.Tensor) or values.dtype != torch.float32 or values.layout != torch.strided:
