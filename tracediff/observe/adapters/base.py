@@ -83,7 +83,8 @@ class FrameworkAdapter(ABC):
       caller: `passed_over`;
     - computes lazily, or has tensors without values: `unreadable`;
     - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
-      `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`, `beside`;
+      `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`, `beside`,
+      `owning`;
     - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`; runs one model in several processes: `once`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`;

@@ -203,7 +203,8 @@ def _run(
         context = asked.context(reference, recipe.sources)
         stack.enter_context(redirect_stdout(sys.stderr))
         is_precise = own.get("feed") is not None if options.precise is None else options.precise
-        stack.enter_context(pinned(named(asked.impl), wanted=is_precise))  # MLX asks once, perhaps while a model is made
+        if is_precise:  # MLX asks once, perhaps while a model is made
+            stack.enter_context(pinned(named(asked.impl), wanted=True))
         progress(f"loading {recipe.description}")
         models = recipe.load(context)
         if change is not None:
