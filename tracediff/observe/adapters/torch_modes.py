@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_WHOLE = "aten::native_batch_norm"
+"""An operation that is made of others, and is elementary for us: its parts write to the running statistics."""
 
 
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operation is made of others."""
-    return bool(func._can_decompose())
+    return bool(func._can_decompose()) and func.name() != _WHOLE
 
 
 class DispatchMode(TorchDispatchMode):
@@ -35,7 +39,7 @@ class DispatchMode(TorchDispatchMode):
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if _is_composite(func):
+        if torch.is_inference_mode_enabled() and _is_composite(func):
             TorchDispatchMode.__enter__(self)
             try:
                 made = func.decompose(*args, **(kwargs or {}))
