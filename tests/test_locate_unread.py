@@ -60,7 +60,7 @@ class Port(nn.Module):
         return self.last(self.first(x) + self.table(x, mx.arange(3.0) + self.shift))
 
 
-def report(reference: Reference, port: Port, mode: str, folder: Path) -> td.Report:
+def report(reference: Any, port: Any, mode: str, folder: Path) -> td.Report:
     torch.manual_seed(0)
     with torch.no_grad():
         td.capture(reference.eval(), (torch.tensor(X),), to=folder / "ref.h5").close()
@@ -89,6 +89,66 @@ def test_what_the_reference_reads_is_not_excused(tmp_path: Path) -> None:
     found = report(reference, Port(reference), "forced", tmp_path)
     assert found.verdict == "different"
     assert found.divergences[0].site.reference == "table"
+
+
+# -- values that leave the framework ----------------------------------------------------------------------------------------------------
+
+WAYS: dict[str, Any] = {
+    "a list": lambda n: n.tolist()[0],
+    "an array": lambda n: int(n.numpy()[0]),
+    "a number": lambda n: n[0].item(),
+    "an index": lambda n: int(n[0]),
+}
+
+
+class Times(torch.nn.Module):
+    """A layer times a count that its code takes out of a tensor."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.layer, self.way = torch.nn.Linear(WIDTH, WIDTH), way
+
+    def forward(self, x: Any, count: Any) -> Any:
+        return self.layer(x) * self.way(count)
+
+
+class Counted(torch.nn.Module):
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.first, self.times = torch.nn.Linear(WIDTH, WIDTH), Times(way)
+
+    def forward(self, x: Any) -> Any:
+        return self.times(self.first(x), torch.tensor([5]) + 0 * x[:1, 0].long())
+
+
+class TimesPort(nn.Module):
+    def __init__(self, reference: Times) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.layer.weight, self.layer.bias = (mx.array(one.detach().numpy()) for one in (reference.layer.weight, reference.layer.bias))
+
+    def __call__(self, x: Any, count: Any) -> Any:
+        return self.layer(x) * count.tolist()[0]
+
+
+class CountedPort(nn.Module):
+    """The same; its code counts four where the reference counts five: a fault."""
+
+    def __init__(self, reference: Counted) -> None:
+        super().__init__()
+        self.first, self.times = nn.Linear(WIDTH, WIDTH), TimesPort(reference.times)
+        self.first.weight, self.first.bias = (mx.array(one.detach().numpy()) for one in (reference.first.weight, reference.first.bias))
+
+    def __call__(self, x: Any) -> Any:
+        return self.times(self.first(x), mx.array([4]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_what_code_takes_out_of_a_tensor_is_read(mode: str, way: str, tmp_path: Path) -> None:
+    reference = Counted(WAYS[way])
+    first = report(reference, CountedPort(reference), mode, tmp_path).divergences[0]
+    assert (first.site.reference, first.site.end) == ("times", "input[1]")
 
 
 # -- an argument that each side reads for something else -----------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cached_property
 
 from tracediff.errors import TraceFileError
 from tracediff.site import INPUTS
-from tracediff.trace import Trace
+from tracediff.trace import Record, Trace
 from tracediff.trace.operations import Graph, Where, graph_of
 
 
@@ -33,39 +35,28 @@ class Unread:
                 found.setdefault(ref, []).append(number)
         return found
 
+    @cached_property
+    def _unknown(self) -> list[int]:
+        """The nodes that are made by nothing that is known, in order: they may come from anything."""
+        return [] if self._graph is None else [number for number, node in enumerate(self._graph.nodes) if node.name in ("@opaque", "@seen")]
+
     def is_unread(self, row: int) -> bool:
-        """Whether no operation of a call takes in the tensor of one of its input rows; False where that is not known."""
+        """Whether nothing in a call takes in the tensor of one of its input rows, or hands it on; False where that is not known."""
         calls, graph = self._reference.calls, self._graph
-        if calls.kinds[row] not in INPUTS:
+        if graph is None or calls.kinds[row] not in INPUTS:
             return False
-        call = int(calls.of_row[row])
-        given, made = ([self._place(one) for one in rows] for rows in (calls.inputs(call), calls.outputs(call)))
-        if graph is None or not made or any(place not in graph.at for place in (self._place(row), *made)):
-            return False
-        own = graph.at[self._place(row)]
-        handed = {graph.at[place] for place in given if place in graph.at}
-        computed = self._computed(graph, {graph.at[place] for place in made}, handed)
-        if not computed or any(graph.nodes[node].name in _UNKNOWN for node in computed):
-            return False
-        first, last = min(computed), max(computed)
-        return own not in computed and not any(first <= taker <= last for taker in self._takers.get(own, ()))
-
-    def _place(self, row: int) -> Where:
         record = self._reference.records[row]
-        return record.site, record.ordinal, record.end
-
-    def _computed(self, graph: Graph, made: set[int], handed: set[int]) -> set[int]:
-        """The nodes from which a call's outputs were computed, back to what it was handed, and to what was there before."""
-        before = max(handed, default=-1)
-        found, stack = set(), [node for node in made if node not in handed]
-        while stack:
-            node = stack.pop()
-            if node in found or node in handed or node <= before:
-                continue
-            found.add(node)
-            stack.extend(graph.nodes[node].refs)
-        return found
+        own, span = graph.at.get(_place(record)), graph.spans.get((record.site, record.ordinal))
+        made = [_place(self._reference.records[one]) for one in calls.outputs(int(calls.of_row[row]))]
+        if own is None or span is None or not made or any(graph.at.get(place, own) == own for place in made):
+            return False
+        return not _any_between(self._takers.get(own, []), span) and not _any_between(self._unknown, span)
 
 
-_UNKNOWN = ("@opaque", "@seen")
-"""Nodes that are made by nothing that is known: they may come from anything."""
+def _place(record: Record) -> Where:
+    return record.site, record.ordinal, record.end
+
+
+def _any_between(numbers: Sequence[int], span: tuple[int, int]) -> bool:
+    """Whether any of some rising numbers is in a span."""
+    return bisect_left(numbers, span[0]) < bisect_left(numbers, span[1])

@@ -115,6 +115,12 @@ class Operations(AbstractContextManager[Any], Protocol):
     def name(self, tensor: Tensor, site: str, ordinal: int, end: str) -> None:
         """Notes that a tensor is seen at a boundary."""
 
+    def begin(self, site: str, ordinal: int) -> None:
+        """Notes that a call begins: what it takes in was named."""
+
+    def end(self, site: str, ordinal: int) -> None:
+        """Notes that a call has ended: what it returns was not named yet."""
+
     def graph(self) -> dict[str, Any]:
         """The operations as `tracediff.trace.operations` reads them."""
 

@@ -15,14 +15,18 @@ from tracediff.trace.operations import KEY, packed
 
 
 class _Naming(Observer):
-    """Tells what writes down operations which tensors the run shows at its boundaries."""
+    """Tells what writes down operations which tensors the run shows at its boundaries, and when calls begin and end."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
 
     def see(self, boundary: Boundary) -> None:
+        if boundary.moment == "leave":
+            self._operations.end(boundary.site, boundary.ordinal)
         for end, tensor in boundary.leaves:
             self._operations.name(tensor, boundary.site, boundary.ordinal, end)
+        if boundary.moment == "enter":
+            self._operations.begin(boundary.site, boundary.ordinal)
 
 
 class Written:

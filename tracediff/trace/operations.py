@@ -42,7 +42,8 @@ class Node:
     """An operation with its arguments, in which `Ref` stands for tensors and text for dtypes; or one of the kinds that begin with ``@``.
 
     ``@item`` (node, place) one of several results; ``@param`` and ``@constant`` hold ``values`` where these are few; ``@flat``, ``@write``
-    and ``@read`` of memory that is written to; ``@seen`` and ``@opaque`` are made by nothing that is known.
+    and ``@read`` of memory that is written to; ``@out`` of values that other code than the framework's took; ``@seen`` and ``@opaque`` are
+    made by nothing that is known.
     ``role``: one number for all operations that one place in the code asks for, -1 where there is none; ``refs``: the nodes taken in.
     """
 
@@ -58,13 +59,15 @@ class Node:
 class Graph:
     """``nodes`` in the order in which they were computed; ``names``: where each node's tensor was seen; ``at``: the node seen at a place.
 
-    ``lines``: by role the line of code.
+    ``lines``: by role the line of code. ``spans``: by site and ordinal the first node that was made in a call, and the first behind it;
+    empty in a graph of an older version.
     """
 
     nodes: tuple[Node, ...]
     names: Mapping[int, tuple[Where, ...]]
     at: Mapping[Where, int]
     lines: tuple[str, ...] = ()
+    spans: Mapping[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
 
 def packed(graph: Mapping[str, Any]) -> str:
@@ -86,10 +89,11 @@ def graph_of(trace: Trace) -> Graph | None:
         nodes = tuple(_node(*content) for content in found["nodes"])
         names = {int(node): tuple((site, int(ordinal), end) for site, ordinal, end in places) for node, places in found["names"]}
         lines = tuple(map(str, found["lines"]))
+        spans = {(str(site), int(ordinal)): (int(start), int(stop)) for site, ordinal, start, stop in found.get("spans", ())}
     except (ValueError, KeyError, TypeError, IndexError, zlib.error) as error:
         raise TraceFileError(f"The operations in {str(trace.path)!r} cannot be read ({error}).") from error
     _check(nodes, names, str(trace.path))
-    return Graph(nodes, names, {place: node for node, places in names.items() for place in places}, lines)
+    return Graph(nodes, names, {place: node for node, places in names.items() for place in places}, lines, spans)
 
 
 def _check(nodes: tuple[Node, ...], names: Mapping[int, Any], path: str) -> None:
@@ -112,7 +116,7 @@ def _node(name: str, *content: Any) -> Node:
     return Node(name, args, refs=tuple(_refs(args)))
 
 
-_TAKEN = {"@item": (0,), "@flat": (0,), "@read": (0,), "@write": (0, 4)}
+_TAKEN = {"@item": (0,), "@flat": (0,), "@out": (0,), "@read": (0,), "@write": (0, 4)}
 """Which arguments of the nodes of memory are nodes."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tracediff.observe.adapters.torch_modes import DispatchMode
+from tracediff.observe.adapters.torch_modes import WatchingMode
 from tracediff.observe.adapters.torch_writes import tensors_in, written
 
 _NOT_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
@@ -31,7 +31,7 @@ Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 Named = tuple[str, torch.Tensor]
 
 
-class Operations(DispatchMode):
+class Operations(WatchingMode):
     """Writes down what is computed while it is on; ``name`` says which tensors are seen at boundaries.
 
     ``is_quiet``: whether what is computed now is not the run's own.
@@ -52,6 +52,7 @@ class Operations(DispatchMode):
         self._latest: tuple[Any, ...] = ()
         self._times: dict[str, int] = {}
         self._alive: list[torch.Tensor] = []
+        self._spans: dict[tuple[str, int], list[int]] = {}
         for name, tensor in parameters:
             if _is_plain(tensor):
                 self._parameters[_key(tensor)] = name, tensor
@@ -64,15 +65,32 @@ class Operations(DispatchMode):
     def name(self, tensor: Any, site: str, ordinal: int, end: str) -> None:
         """Notes that a tensor is seen at a boundary."""
         if isinstance(tensor, torch.Tensor) and _is_plain(tensor) and self.is_whole:
-            self._names.setdefault(self._node_of(tensor, may_be_new=True), []).append((site, ordinal, end))
+            with self.unwatched():
+                self._names.setdefault(self._node_of(tensor, may_be_new=True), []).append((site, ordinal, end))
+
+    def begin(self, site: str, ordinal: int) -> None:
+        """Notes that a call begins: what it takes in was named."""
+        self._spans[site, ordinal] = [len(self._nodes), len(self._nodes)]
+
+    def end(self, site: str, ordinal: int) -> None:
+        """Notes that a call has ended: what it returns was not named yet."""
+        if (site, ordinal) in self._spans:
+            self._spans[site, ordinal][1] = len(self._nodes)
+
+    def handed_out(self, tensor: torch.Tensor) -> None:
+        if not self._is_quiet() and self.is_whole and _is_plain(tensor):
+            with self.unwatched():
+                self._new("@out", self._node_of(tensor))
 
     def graph(self) -> dict[str, Any]:
         """The graph as JSON holds it.
 
         ``nodes``: [operation, arguments, named arguments, role] or [kind, ...]; ``names``: by node the places (site, ordinal, end);
-        ``lines``: by role the line of code.
+        ``lines``: by role the line of code; ``spans``: of each call, by site and ordinal, the first node made in it and the first behind.
         """
-        return {"nodes": self._nodes, "names": [[node, places] for node, places in self._names.items()], "lines": self._lines}
+        names = [[node, places] for node, places in self._names.items()]
+        spans = [[*call, *span] for call, span in self._spans.items()]
+        return {"nodes": self._nodes, "names": names, "lines": self._lines, "spans": spans}
 
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet() or not self.is_whole:

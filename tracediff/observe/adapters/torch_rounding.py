@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from tracediff.observe.adapters.torch_modes import DispatchMode
+from tracediff.observe.adapters.torch_modes import WatchingMode
 from tracediff.observe.adapters.torch_sums import IN_ORDER, in_order
 from tracediff.observe.adapters.torch_writes import tensors_in, written
 
@@ -44,8 +42,6 @@ _JUMPS = frozenset(
 )
 """Operations whose results jump, or become a number of the code's own, although they may be real: a choice, as whatever makes exact values
 of real ones is."""
-_WAYS_OUT = ("__array__", "__dlpack__", "numpy", "tolist")
-"""The methods by which a tensor's values go to other code than PyTorch's."""
 _NUMPY = torch.Tensor.numpy  # as it is while those methods are watched
 _OTHERS = frozenset(
     (
@@ -74,7 +70,7 @@ _FEW_DIGITS = {torch.float16: 0x3FFFF, torch.bfloat16: 0xFFFFF, torch.float32: 0
 rounded nothing."""
 
 
-class Rounding(DispatchMode):
+class Rounding(WatchingMode):
     """Each elementary operation's result is off by ``units`` unit roundoffs, or by half of them at least.
 
     The unit is that of float32, also where the dtype is wider. In half precision it is the dtype's own, and one of them at most: there is
@@ -91,42 +87,13 @@ class Rounding(DispatchMode):
         super().__init__()
         self.chooses = False
         self._units, self._is_quiet = units, is_quiet
-        self._undo = ExitStack()
-        self._is_within = False
 
-    def __enter__(self) -> Rounding:
-        for name in _WAYS_OUT:
-            original = getattr(torch.Tensor, name)
-            self._undo.callback(setattr if name in vars(torch.Tensor) else _remove, torch.Tensor, name, original)
-            setattr(torch.Tensor, name, self._way_out(original))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._undo.close()
-        super().__exit__(*error)
-
-    def _way_out(self, original: Any) -> Any:
-        """A method that hands values to other code, and notes that it handed on real ones."""
-
-        @functools.wraps(original)
-        def handed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.chooses = self.chooses or (_is_real(tensor) and not self._is_within and not self._is_quiet())
-            return original(tensor, *args, **kwargs)
-
-        return handed
+    def handed_out(self, tensor: torch.Tensor) -> None:
+        self.chooses = self.chooses or (_is_real(tensor) and not self._is_quiet())
 
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet():
             return func(*args, **kwargs)
-        self._is_within = True
-        try:
-            return self._rounded(func, args, kwargs)
-        finally:
-            self._is_within = False
-
-    def _rounded(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What an operation gives, each number off by its own error."""
         name = func.overloadpacket.__name__.removesuffix("_")
         key = zlib.crc32(name.encode())
         if name in _SUMS:
@@ -150,11 +117,6 @@ class Rounding(DispatchMode):
 
         made = in_order(name, args, kwargs, made)
         return off(made) if isinstance(made, torch.Tensor) else tree_map_only(torch.Tensor, off, made)
-
-
-def _remove(owner: type, name: str, original: Any) -> None:
-    """Takes an attribute out of a class, which then has that of the class below again."""
-    delattr(owner, name)
 
 
 def _is_choice(name: str, args: Sequence[Any], made: Any) -> bool:
