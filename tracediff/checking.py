@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracediff import api
-from tracediff.errors import AlignmentError, TracediffError
+from tracediff.errors import AlignmentError, CaptureError, TracediffError
 from tracediff.observe.options import Progress, silent
 from tracediff.project.accepted import Accepted, read_accepted, today, write_accepted
 from tracediff.project.config import Case, Project, find_project
@@ -242,24 +242,14 @@ def _capture(project: Project, case: Case, side: str, to: Path, progress: Progre
             impl=impl, recipe=_recipe(project, case, impl), output=to, force=True, progress=progress, **options, **given
         )
     else:
-        with redirect_stdout(sys.stderr), _importable(project.root / name.rpartition(":")[0]):
-            model, run = _sides(project, case, name)
+        from tracediff.observe.recipe import importable
+
+        with redirect_stdout(sys.stderr), importable((project.root / name.rpartition(":")[0]).parent):
+            model, run = _way(project, case, name)
             given = given or {"seed": case.seed}
             options = {"floor_dtypes": ("float64", case.dtype)} if side == "reference" and case.dtype in ("float16", "bfloat16") else {}
             trace = api.capture(model, run, to=to, force=True, stages=case.stages, **options, **given)
     trace.close()
-
-
-@contextmanager
-def _importable(file: Path) -> Iterator[None]:
-    """What lies beside a file can be imported inside the block, also by what is called in it."""
-    folder = os.fspath(file.parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
 
 
 def _recipe(project: Project, case: Case, impl: str) -> str:
@@ -269,19 +259,17 @@ def _recipe(project: Project, case: Case, impl: str) -> str:
     return next((os.fspath(path) for path in places if path.is_file()), case.recipe)
 
 
-def _sides(project: Project, case: Case, name: str) -> tuple[Any, Any]:
+def _way(project: Project, case: Case, name: str) -> tuple[Any, Any]:
     """The model and the run that ``FILE:CALLABLE`` returns; TracediffError where it returns something else."""
-    from tracediff.runs.single_site import load_object
+    from tracediff.runs.two_ways import way_of
 
     file, mark, what = name.rpartition(":")
     if not mark:
         raise TracediffError(f"{name!r} of case {case.name!r} is no FILE:CALLABLE, such as 'cases.py:reference'.")
-    made = load_object(f"{project.root / file}:{what}")
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise TracediffError(
-            f"{name!r} of case {case.name!r} returns {type(made).__name__}; it returns (model, run), as td.capture takes them."
-        )
-    return made
+    try:
+        return way_of(f"{project.root / file}:{what}")
+    except CaptureError as error:
+        raise TracediffError(f"Case {case.name!r}: {error}") from error
 
 
 def _keep(whole: Path, to: Path, case: Case) -> Path:

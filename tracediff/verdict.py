@@ -22,7 +22,6 @@ from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
 from tracediff.trace import Record, Trace
-from tracediff.trace.calls import TOP
 
 Verdict = Literal["same", "different"] | None
 Outputs = Literal["compared", "in part", "not compared", "not recorded"]
@@ -239,8 +238,7 @@ class _Side:
     @property
     def by_outermost_calls(self) -> list[int]:
         """The rows of what the outermost calls returned."""
-        calls = self.trace.calls
-        return [row for call in calls.children[TOP] for row in calls.outputs(call)]
+        return self.trace.calls.outermost_outputs
 
     def missed(self, rows: Iterable[int]) -> list[int]:
         """The rows that were not compared, neither themselves nor as the same values elsewhere."""

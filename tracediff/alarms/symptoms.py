@@ -21,7 +21,6 @@ from tracediff.dtype import Array
 from tracediff.errors import AlignmentError
 from tracediff.site import is_returned, module_of
 from tracediff.trace import Record, Trace, schema
-from tracediff.trace.calls import TOP
 from tracediff.trace.caveats import caveats
 from tracediff.trace.fingerprint import Stats
 
@@ -71,11 +70,7 @@ class _Seen:
     @cached_property
     def results(self) -> list[Record]:
         """What the run returned; what its outermost calls did, where the trace does not say."""
-        rows = self.port.returned
-        if not rows:
-            calls = self.port.calls
-            rows = tuple(row for call in calls.children[TOP] for row in calls.outputs(call))
-        return [self.port.records[row] for row in rows]
+        return [self.port.records[row] for row in self.port.returned or self.port.calls.outermost_outputs]
 
     def values(self, record: Record) -> Array | None:
         """The values of a record as float64, or as whole numbers; None where they are not stored or no plain numbers."""

@@ -55,9 +55,7 @@ def _is_elsewhere(rows: Rows, pair: RecordPair, lengths: Lengths) -> bool:
 
 def _returned(side: Side) -> set[int]:
     """The rows of what a run returned; of what its outermost calls returned where the trace does not say."""
-    if side.trace.returned is not None:
-        return set(side.trace.returned)
-    return {row for call in side.calls.children[TOP] for row in side.calls.outputs(call)}
+    return set(side.calls.outermost_outputs if side.trace.returned is None else side.trace.returned)
 
 
 def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:

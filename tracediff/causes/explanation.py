@@ -91,9 +91,10 @@ def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneRe
     for finding in located.findings:
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
-        causes = told() or list(from_weights.strangers(weights, finding.culprit, reference, port))
-        is_layer = bool(causes) and finding.blame == "module" and parameters.are_stored(finding.culprit[1])
-        found.append((is_layer and told(scene=reader.scene(finding), parameters=parameters)) or causes)
+        causes = told()
+        if causes and finding.blame == "module" and parameters.are_stored(finding.culprit[1]):
+            causes = told(scene=reader.scene(finding), parameters=parameters)
+        found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
     return found
 
 

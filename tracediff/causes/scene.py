@@ -16,6 +16,7 @@ from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import Program
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.locate.thresholds import THRESHOLDS as BORDERLINE
 
 NOT_ZERO = 1e-300
 """What a norm is divided by where it is 0."""
@@ -89,7 +90,7 @@ class Scene:
         if self.reference is None or self.port is None or not self.is_numeric:
             return True
         error, size = np.linalg.norm(self.port - self.reference), np.linalg.norm(self.reference)
-        return bool(error > THRESHOLDS.clear * self.limit * size)
+        return bool(error > BORDERLINE.borderline * self.limit * size)
 
     def tensors(self) -> tuple[Array, Array]:
         """The two tensors; to be asked only where `is_numeric`."""

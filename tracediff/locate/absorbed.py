@@ -114,17 +114,12 @@ def _would_show_behind(verdicts: Verdicts, i: int, call: int, least: float) -> b
     calls = verdicts.flow.calls
     takers = {int(calls.of_row[row]) for own in verdicts.pairs[i].reference for row in calls.takers.get(own, ())} - {call}
     outputs = [j for taker in takers for j in verdicts.flow.pairs_at(calls.outputs(taker)) if j > i and not verdicts.pairs.is_exact(j)]
+    metrics = verdicts.comparisons.measure(i).metrics
+    is_untold = metrics is None or metrics.exact or metrics.lone_nonfinite
+    rms, rel_l2 = (math.inf, math.inf) if metrics is None or is_untold else (metrics.rms, metrics.rel_l2)
     if not outputs:
-        return _error(verdicts, i) > least
-    metrics = verdicts.comparisons.measure(i).metrics
-    size = math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rel_l2
-    return any(verdicts.expected.agrees(j) and size > least_shown(verdicts, j) for j in outputs)
-
-
-def _error(verdicts: Verdicts, i: int) -> float:
-    """The RMS of what a pair differs by; infinite where it has none that could be told."""
-    metrics = verdicts.comparisons.measure(i).metrics
-    return math.inf if metrics is None or metrics.exact or metrics.lone_nonfinite else metrics.rms
+        return rms > least
+    return any(verdicts.expected.agrees(j) and rel_l2 > least_shown(verdicts, j) for j in outputs)
 
 
 def _least_error(verdicts: Verdicts, i: int) -> float:

@@ -17,6 +17,7 @@ from tracediff.alignment.axes import Layout, apply, apply_reference, places_in_p
 from tracediff.dtype import MASKED, Array, named
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.trace import Record
+from tracediff.trace.thinning import drawn_places
 
 
 def can_sample(references: Sequence[Record], ports: Sequence[Record], layout: Layout) -> bool:
@@ -33,8 +34,7 @@ def sampled(references: Sequence[Record], ports: Sequence[Record], layout: Layou
     The error is over the RMS of the whole reference, so that small values weigh as little as they do in the whole.
     """
     total, count = math.prod(layout.shape), _count(layout)
-    edges = [k * total // count for k in range(count + 1)]
-    places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
+    places = drawn_places(total, count, chance)
     if len(references) == len(ports) == 1 and not layout.repeat and layout.window_reference is None:
         ours = references[0].at(places_in_part(places, layout.part_reference, references[0].shape))
         theirs = ports[0].at(places_in_port(places, layout, ports[0].shape))

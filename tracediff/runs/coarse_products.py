@@ -91,11 +91,8 @@ class _Reset(Variation):
         return stored
 
 
-class _GoesOn(Variation):
+class _GoesOn(_Reset):
     """Lets the run continue with what arrives, so that errors accumulate; ids and draws are the stored ones."""
-
-    def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
-        return stored
 
     def see(self, boundary: Boundary) -> Mapping[str, Any] | None:
         found = super().see(boundary) or {}

@@ -15,6 +15,7 @@ from tracediff.observe.observer import Observer
 from tracediff.observe.options import CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.randomness import Playback, SeededDraws, Tape
+from tracediff.observe.recipe import importable
 from tracediff.runs.captured import calibrated, captured, recorded_options
 from tracediff.runs.single_site import load_object
 from tracediff.trace import open_trace
@@ -72,16 +73,10 @@ def way_of(name: str) -> tuple[Any, Any]:
 
 def record_named(*, name: str, to: str, options: Mapping[str, Any], seed: int, random: str | None, force: bool) -> None:
     """As `record_one`, for a way that ``FILE:CALLABLE`` makes; all arguments are plain data, so that another Python can be asked."""
-    folder = os.path.dirname(os.path.abspath(name.rpartition(":")[0]))
-    sys.path.insert(0, folder)  # what lies beside the file can be imported, also by what is called later
-    try:
-        with redirect_stdout(sys.stderr):
-            model, run = way_of(name)
-            chosen = CaptureOptions.of(**options)
-            record_one(model, run, Path(to), options=chosen, seed=seed, random=None if random is None else Path(random), force=force)
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
+    with redirect_stdout(sys.stderr), importable(Path(name.rpartition(":")[0]).absolute().parent):  # also for what is called in the run
+        model, run = way_of(name)
+        chosen = CaptureOptions.of(**options)
+        record_one(model, run, Path(to), options=chosen, seed=seed, random=None if random is None else Path(random), force=force)
 
 
 def record_two_named(

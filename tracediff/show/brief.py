@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tracediff.project.outcome import CaseOutcome, Fault, Outcome, faults_of
 from tracediff.report import Report
 from tracediff.show.check import bisect, code_line, headline, relative
+from tracediff.show.page.excerpts import lines_of
 from tracediff.show.words import module, number
 from tracediff.site import printable
 
@@ -107,12 +107,8 @@ def _code(side: str, source: str, root: Path) -> Iterator[str]:
 
 def _line(place: tuple[str, int], root: Path) -> str:
     file, number_of_line = place
-    for folder in (root, Path.cwd(), *map(Path, sys.path)):
-        path = folder / file
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            return lines[number_of_line - 1].strip() if number_of_line <= len(lines) else ""
-    return ""
+    lines = lines_of(file, (root, Path.cwd()))
+    return lines[number_of_line - 1].strip() if 0 < number_of_line <= len(lines) else ""
 
 
 def _cut(lines: Sequence[str]) -> list[str]:

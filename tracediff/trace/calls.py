@@ -124,6 +124,11 @@ class CallTree:
         """The rows of what a call made: what it returned, its draw, or the value of a tap."""
         return self._boundaries[1][call]
 
+    @property
+    def outermost_outputs(self) -> list[int]:
+        """The rows of what the outermost calls made, in order."""
+        return [row for call in self.children[TOP] for row in self.outputs(call)]
+
     @cached_property
     def _boundaries(self) -> tuple[list[list[int]], list[list[int]]]:
         inputs: list[list[int]] = [[] for _ in range(len(self.texts) + 1)]  # the last entry, of `TOP`, stays empty

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -75,11 +76,21 @@ def packed(graph: Mapping[str, Any]) -> str:
     return base64.b64encode(zlib.compress(json.dumps(graph, separators=(",", ":"), allow_nan=False).encode(), _LEVEL)).decode()
 
 
+_READ: WeakKeyDictionary[Trace, Graph] = WeakKeyDictionary()
+"""The graphs of open traces, each read once."""
+
+
 def graph_of(trace: Trace) -> Graph | None:
     """The operations of a trace; None where they were not written down. Raises TraceFileError where they cannot be read."""
-    text = trace.meta.get(KEY)
-    if not text:
+    if not trace.meta.get(KEY):
         return None
+    if trace not in _READ:
+        _READ[trace] = _unpacked(trace)
+    return _READ[trace]
+
+
+def _unpacked(trace: Trace) -> Graph:
+    text = trace.meta[KEY]
     try:
         unpacking = zlib.decompressobj()
         blob = unpacking.decompress(base64.b64decode(text), MOST_BYTES)

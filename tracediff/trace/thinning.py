@@ -37,12 +37,15 @@ def sample_places(count: int) -> Array:
     >>> sample_places(3)
     array([0, 1, 2])
     """
-    few = min(count, schema.SAMPLED)
-    edges = [k * count // few for k in range(few + 1)] if few else [0]
-    chance = random.Random(count)
-    places = np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
+    places = drawn_places(count, min(count, schema.SAMPLED), random.Random(count))
     places.flags.writeable = False
     return places
+
+
+def drawn_places(total: int, count: int, chance: random.Random) -> Array:
+    """``count`` of ``total`` places, one drawn in each of equal stretches, in order."""
+    edges = [k * total // count for k in range(count + 1)] if count else [0]
+    return np.array([chance.randrange(start, stop) for start, stop in pairwise(edges)], np.int64)
 
 
 def thin(source: str | os.PathLike[str], to: str | os.PathLike[str], *, force: bool = False) -> Path:

@@ -133,8 +133,7 @@ def _calls(scene: Scene) -> Iterator[_Call]:
     given = None if mask is None else _additive(mask)
     call = _Call(q, k, v, given, factor)
     yield call
-    if _is_blind(call).any():
-        yield from (replace(call, blind=blind) for blind in _BLIND if blind != call.blind)
+    yield from (other for other, _ in _otherwise_blind(call))
     yield replace(call, mask=_causal(q.shape[2], k.shape[2]) + (0 if given is None else given))
 
 
@@ -145,6 +144,12 @@ def _additive(mask: Array) -> Array:
 def _is_blind(call: _Call) -> Array:
     """Which rows of the mask hide every key, as a mask for the scores with one key; False where there is no mask."""
     return np.zeros(1, bool) if call.mask is None else np.asarray((call.mask < THRESHOLDS.mask_hides).all(-1, keepdims=True))
+
+
+def _otherwise_blind(call: _Call) -> Iterator[tuple[_Call, str]]:
+    """The call with something else for queries that see no key, in words; nothing where there are none."""
+    if _is_blind(call).any():
+        yield from ((replace(call, blind=blind), text) for blind, text in _BLIND.items() if blind != call.blind)
 
 
 def _causal(queries: int, keys: int) -> Array:
@@ -179,10 +184,8 @@ def _edits_of_mask(call: _Call) -> Iterator[_Change]:
     yield _Change("mask.wrong", "with a causal mask instead", replace(call, mask=causal))
     if call.mask.shape[-1] == call.mask.shape[-2]:
         yield _Change("mask.wrong", "with the mask transposed", replace(call, mask=np.swapaxes(call.mask, -1, -2)))
-    if _is_blind(call).any():
-        for blind, text in _BLIND.items():
-            if blind != call.blind:
-                yield _Change("mask.wrong", f"where a query sees no key: {text}", replace(call, blind=blind))
+    for other, text in _otherwise_blind(call):
+        yield _Change("mask.wrong", f"where a query sees no key: {text}", other)
     for shift in (1, -1):
         yield _Change("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
 

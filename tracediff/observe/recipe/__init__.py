@@ -18,7 +18,7 @@ It may import files beside it, at its top. `Context` gives it the seed's weights
 
 from tracediff.observe.context import Context
 from tracediff.observe.recipe.finding import find_recipe, folders, known_recipes
-from tracediff.observe.recipe.loading import Recipe, check_stages, load_faults, load_file, load_recipe
+from tracediff.observe.recipe.loading import Recipe, check_stages, importable, load_faults, load_file, load_recipe
 from tracediff.observe.recipe.running import load_quietly, observe_recipe, rerun_recipe, run_recipe
 from tracediff.observe.recipe_template import write_recipes
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_stages",
     "find_recipe",
     "folders",
+    "importable",
     "known_recipes",
     "load_faults",
     "load_file",

@@ -93,7 +93,7 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _importable(path.parent):
+        with importable(path.parent):
             spec.loader.exec_module(module)
     except ImportError as error:
         raise _missing(path, error, tuple(getattr(module, "REQUIRES", ())), getattr(module, "INSTALL", "")) from error
@@ -117,14 +117,16 @@ def load_faults(name: str, impl: str) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """Inside the block the modules in a folder can be imported; afterwards their names are free for the modules of another folder."""
-    sys.path.insert(0, os.fspath(folder))
+    place = os.fspath(folder)
+    sys.path.insert(0, place)
     before = set(sys.modules)
     try:
         yield
     finally:
-        sys.path.remove(os.fspath(folder))
+        if place in sys.path:
+            sys.path.remove(place)
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
             if file and Path(file).parent == folder and "." not in name:

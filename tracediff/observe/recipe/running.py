@@ -19,7 +19,6 @@ from tracediff.observe.jobs import Job, find_job, name_of
 from tracediff.observe.observer import Observer
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
-from tracediff.observe.products import pinned
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
@@ -204,7 +203,7 @@ def _run(
         stack.enter_context(redirect_stdout(sys.stderr))
         is_precise = own.get("feed") is not None if options.precise is None else options.precise
         if is_precise:  # MLX asks once, perhaps while a model is made
-            stack.enter_context(pinned(named(asked.impl), wanted=True))
+            stack.enter_context(named(asked.impl).full_precision())
         progress(f"loading {recipe.description}")
         models = recipe.load(context)
         if change is not None:

@@ -21,7 +21,7 @@ _FORWARD = re.compile(r"\s*def (?:forward|__call__)\b")
 def around_line(place: str, beside: Iterable[Path] = ()) -> dict[str, Any] | None:
     """The lines around ``FILE:LINE``; None where that is no Python file that can be found, or a shorter one."""
     file, _, number = place.rpartition(":")
-    lines = _lines(file, tuple(beside))
+    lines = lines_of(file, tuple(beside))
     if not number.isdigit() or not 0 < int(number) <= len(lines):
         return None
     first = max(1, int(number) - AROUND)
@@ -30,7 +30,7 @@ def around_line(place: str, beside: Iterable[Path] = ()) -> dict[str, Any] | Non
 
 def of_class(file: str, name: str, beside: Iterable[Path] = ()) -> dict[str, Any] | None:
     """The beginning of the function in which a module of this class computes; None where it cannot be found."""
-    lines = _lines(file, tuple(beside))
+    lines = lines_of(file, tuple(beside))
     heads = [number for number, line in enumerate(lines, 1) if re.match(rf"\s*class {re.escape(name)}\b", line)]
     if not heads:
         return None
@@ -67,7 +67,7 @@ def _excerpt(file: str, lines: list[str], first: int, last: int, *, marked: int)
 
 
 @lru_cache(maxsize=256)
-def _lines(file: str, beside: tuple[Path, ...]) -> list[str]:
+def lines_of(file: str, beside: tuple[Path, ...]) -> list[str]:
     """The lines of a Python file: as it is named, below the folders of the traces, or below where Python imports from."""
     if not file.endswith(".py"):
         return []
