@@ -70,9 +70,8 @@ def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
             continue
         shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), window, strict=True)
         for ours, theirs, (start, _) in shapes:
-            if (
-                theirs > ours
-            ):  # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
+            # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
+            if theirs > ours:
                 lengths[maker].setdefault(theirs, (ours, start))
     return lengths
 
