@@ -17,13 +17,13 @@ from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import Program, program_of
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.caveats import trains_otherwise
 from tracediff.dtype import Array
 from tracediff.errors import TraceFileError
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.caveats import trains_otherwise
 from tracediff.trace.operations import Graph, Where, graph_of
 
 _WIDE = 8

@@ -84,7 +84,8 @@ class Run:
     ``stages`` maps each stage to the one around it. ``not_seen`` and ``warnings`` are complete when `Observer.finish` is called; an
     observer may add to both. ``error`` is then the exception that ended the run, None where the run came to its end. ``raised`` are the
     exceptions that ended a stage, each with the name of the stage, where the run went on with the next stage. ``returned`` says where
-    what the run returned is seen.
+    what the run returned is seen. ``bypassed``: the modules inside of which others were called without them
+    (`tracediff.observe.unseen.bypassed`).
     """
 
     adapter: Adapter
@@ -95,6 +96,7 @@ class Run:
     error: Exception | None = None
     raised: list[tuple[Exception, str]] = field(default_factory=list)
     returned: Returned = Returned()
+    bypassed: list[dict[str, Any]] = field(default_factory=list)
 
     def miss(self, what: str) -> None:
         """Adds something that was not seen, once."""

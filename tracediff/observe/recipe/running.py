@@ -22,6 +22,7 @@ from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
+from tracediff.observe.two_builds import digests_under_other_seeds, drawn
 
 if TYPE_CHECKING:
     from tracediff.trace import Trace
@@ -205,7 +206,12 @@ def _run(
         if is_precise:  # MLX asks once, perhaps while a model is made
             stack.enter_context(named(asked.impl).full_precision())
         progress(f"loading {recipe.description}")
+        other = None
+        if options.repeat and not asked.weights.startswith("seeded"):
+            otherwise = replace(asked, seed=asked.seed + 1).context(reference, recipe.sources)
+            other = digests_under_other_seeds(lambda: recipe.load(otherwise))
         models = recipe.load(context)
+        told = {} if other is None else {"drawn": drawn(models, other)}
         if change is not None:
             change(models)
         if own.get("weights_from") in FRAMEWORKS:
@@ -221,7 +227,7 @@ def _run(
                 functions=tuple(dict.fromkeys((*recipe.functions, *options.functions))),
             ),
             observers=[context.draws],
-            meta=asked.meta(recipe.name),
+            meta=asked.meta(recipe.name) | told,
             force=asked.force,
             progress=progress,
             **own,
