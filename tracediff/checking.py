@@ -146,8 +146,8 @@ def _last(project: Project, baseline: PathLike | None) -> Outcome | None:
 def _kept(case: CaseOutcome, before: CaseOutcome | None) -> CaseOutcome:
     """What the next check is to know of a case: of a case that was not run, the differences that were known before."""
     if case.state == "not run" and before is not None:
-        return replace(case, faults=before.faults)
-    return replace(case, faults=tuple(fault for fault in case.faults if fault.state != "fixed"))
+        return replace(case, faults=tuple(fault for fault in before.faults if fault.state != "fixed"))
+    return case
 
 
 # ------------------------------------------------------------------------------------------------------------------ one case

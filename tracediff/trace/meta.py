@@ -62,6 +62,7 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "raised": (list, str),
     "versions": Each(str, by_name=True),
     "sources": Each(str, by_name=True),
+    "tokenizers": Each(str, by_name=True),
     "converted": dict,
     "repeats": bool,
     "precise": bool,

@@ -227,7 +227,7 @@ def _run(
                 functions=tuple(dict.fromkeys((*recipe.functions, *options.functions))),
             ),
             observers=[context.draws],
-            meta=asked.meta(recipe.name) | told,
+            meta=asked.meta(recipe.name) | {"tokenizers": dict(recipe.tokenizers)} | told,
             force=asked.force,
             progress=progress,
             **own,
