@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,7 @@ def _run(
             otherwise = replace(asked, seed=asked.seed + 1).context(reference, recipe.sources)
             other = digests_under_other_seeds(lambda: recipe.load(otherwise))
         models = recipe.load(context)
+        say_once = cache(progress)  # each further run would say the same of the stages that raise
         told = {} if other is None else {"drawn": drawn(models, other)}
         if change is not None:
             change(models)
@@ -218,7 +220,7 @@ def _run(
             own = {**own, "weights_from": _models_of_side(recipe, own["weights_from"], context, progress)}
         job(
             dict(models),
-            lambda: run_all_stages(recipe, models, context, progress),
+            lambda: run_all_stages(recipe, models, context, say_once),
             asked.to,
             options=replace(
                 options,
