@@ -13,7 +13,8 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 600_000
 """Bytes of a notebook, pictures and all."""
 
@@ -23,7 +24,8 @@ def pictures(notebook: Any) -> list[Any]:
 
 
 def kept(notebook: Any) -> Any:
-    """The notebook with its outputs, without warnings of libraries and without the names of temporary folders."""
+    """The notebook with its outputs, without warnings of libraries and without the names of this machine's folders."""
+    here = re.compile(rf"/tmp/tmp\w+/|/tmp/ipykernel_\w+/|{re.escape(str(ROOT))}/")
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)
         if cell.cell_type == "code":
@@ -31,7 +33,7 @@ def kept(notebook: Any) -> Any:
             for output in cell.outputs:
                 for kind, text in output.get("data", {}).items():
                     if isinstance(text, str) and kind.startswith("text/"):
-                        output.data[kind] = re.sub(r"/tmp/tmp\w+/|/tmp/ipykernel_\w+/", "", text)
+                        output.data[kind] = here.sub("", text)
     return notebook
 
 
