@@ -87,12 +87,13 @@ def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneRe
         return [[] for _ in located.findings]
     _, seen = from_weights.compared_modules(located, reference, port)
     wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
+    may_be_proved = parameters.may_prove(wrong)
     found = []
     for finding in located.findings:
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
         causes = told()
-        if causes and finding.blame == "module" and parameters.are_stored(finding.culprit[1]):
+        if causes and may_be_proved:
             causes = told(scene=reader.scene(finding), parameters=parameters)
         found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
     return found
