@@ -292,4 +292,4 @@ def test_a_wrong_weight_is_proved_by_the_references_operations_alone(made: type[
     td.capture(port, (torch.tensor(values(4, WIDTH)),), to=tmp_path / "port.h5", **fed).close()
     (one,) = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").divergences
     assert one.culprit.port == "1"
-    assert (one.causes[0].kind, one.causes[0].confirmed) == ("weights.unloaded", proved)
+    assert (one.causes[0].kind, one.causes[0].confirmed) == ("weights.value", proved)

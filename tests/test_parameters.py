@@ -96,8 +96,9 @@ def test_tensors_stacked_on_a_new_axis_are_the_same(shape: tuple[int, ...], stor
 
 @pytest.mark.parametrize("stored", [True, False], ids=["by values", "by fingerprints"])
 def test_a_stack_of_which_a_part_is_another_tensor_is_not_the_same(stored: bool, tmp_path: Path) -> None:
-    experts = {f"moe.experts.{n}.w1.weight": values(str(n), HIDDEN, WIDTH) for n in range(4)}
-    wrong = {"moe.switch.w1.weight": np.stack([*list(experts.values())[:3], values("other", HIDDEN, WIDTH)])}
+    router = {"moe.router.weight": values("router", 4, WIDTH)}
+    experts = router | {f"moe.experts.{n}.w1.weight": values(str(n), HIDDEN, WIDTH) for n in range(4)}
+    wrong = router | {"moe.switch.w1.weight": np.stack([*list(experts.values())[1:4], values("other", HIDDEN, WIDTH)])}
     assert (weights(experts, wrong) if stored else weights(*as_traces(tmp_path, experts, wrong))).verdict != "same"
 
 

@@ -47,11 +47,11 @@ class Following:
         flow, place = self._verdicts.flow, earlier.place
         if flow.kind(place) != "input" or not self._verdicts.pairs.is_replaced(place):
             return False
+        if self._made.is_made_of(place, later.place):
+            return True
         origins = [{call for call in flow.origins(i) if call != TOP} for i in (place, later.place)]
         if not origins[0] & origins[1]:
             return False
-        if self._made.is_made_of(place, later.place):
-            return True
         first, second = self._error(place), self._error(later.place)
         return first is not None and second is not None and _are_alike(first, second)
 

@@ -7,7 +7,6 @@ from functools import cached_property
 
 from tracediff.errors import TraceFileError
 from tracediff.locate.verdicts import Verdicts
-from tracediff.trace.calls import TOP
 from tracediff.trace.operations import Graph, Where, graph_of
 
 _PARTS = frozenset(
@@ -40,15 +39,15 @@ class MadeOf:
         return first == second >= 0
 
     def is_made_of(self, i: int, j: int) -> bool:
-        """Whether the code of the call that made two tensors made one of the other, or both of one variable that nothing compared.
+        """Whether the code of one call made one tensor of the other, or both of one variable that nothing compared.
 
         What the calls that it made returned was compared, and replaced in a forced run: no error passes there.
         """
         one, other = self._node(i), self._node(j)
-        if self._graph is None or one is None or other is None:
+        if one is None or other is None or self._frame(one) != self._frame(other):
             return False
         wholes = set(self._wholes(one)), set(self._wholes(other))
-        return not self._made_by_code(j).isdisjoint(wholes[0]) or not self._made_by_code(i).isdisjoint(wholes[1])
+        return not self._made_by_code(other).isdisjoint(wholes[0]) or not self._made_by_code(one).isdisjoint(wholes[1])
 
     def _node(self, i: int) -> int | None:
         left = self._verdicts.pairs.records(i)[0]
@@ -64,27 +63,25 @@ class MadeOf:
                 return
             node = known.refs[0]
 
-    def _made_by_code(self, i: int) -> frozenset[int]:
-        """The nodes that a tensor was made of by the code of one call, itself included, back to what was compared as a call's output."""
-        if i not in self._own:
-            start, spans = self._node(i), [span for call in self._verdicts.flow.origins(i) if (span := self._span(call)) is not None]
-            found: set[int] = set() if start is None else {start}
-            stack = [*found]
-            while stack and self._graph is not None:
+    def _made_by_code(self, start: int) -> frozenset[int]:
+        """The nodes that a node was made of by the code of one call, itself included, back to what was compared as a call's output."""
+        assert self._graph is not None
+        if start not in self._own:
+            begin, end = self._frame(start)
+            found, stack = {start}, [start]
+            while stack:
                 for ref in self._graph.nodes[stack.pop()].refs:
-                    is_own = any(begin <= ref < end for begin, end in spans)
-                    if is_own and ref not in found and not self._is_compared(ref):
+                    if begin <= ref < end and ref not in found and not self._is_compared(ref):
                         found.add(ref)
                         stack.append(ref)
-            self._own[i] = frozenset(found)
-        return self._own[i]
+            self._own[start] = frozenset(found)
+        return self._own[start]
 
-    def _span(self, call: int) -> tuple[int, int] | None:
-        """The nodes made in a call: the first, and the first behind; all outside of any call."""
-        graph, calls = self._graph, self._verdicts.flow.calls
-        if graph is None or call == TOP:
-            return None if graph is None else (0, len(graph.nodes))
-        return graph.spans.get((calls.site_of(call), int(calls.ordinal[call]))) if calls.is_recorded(call) else None
+    def _frame(self, node: int) -> tuple[int, int]:
+        """The nodes of the innermost call whose code made a node: the first, and the first behind; all where no call did."""
+        assert self._graph is not None
+        around = (span for span in self._graph.spans.values() if span[0] <= node < span[1])
+        return min(around, key=lambda span: span[1] - span[0], default=(0, len(self._graph.nodes)))
 
     def _is_compared(self, node: int) -> bool:
         """Whether a tensor was seen as what a call returned, and compared as such."""
