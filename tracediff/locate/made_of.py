@@ -28,6 +28,7 @@ class MadeOf:
         except TraceFileError:
             self._graph = None
         self._own: dict[int, frozenset[int]] = {}
+        self._frames: dict[int, tuple[int, int]] = {}
 
     def is_same_code(self, i: int, j: int) -> bool:
         """Whether one place in the code made both tensors: in two turns of a loop, or in two calls."""
@@ -80,8 +81,10 @@ class MadeOf:
     def _frame(self, node: int) -> tuple[int, int]:
         """The nodes of the innermost call whose code made a node: the first, and the first behind; all where no call did."""
         assert self._graph is not None
-        around = (span for span in self._graph.spans.values() if span[0] <= node < span[1])
-        return min(around, key=lambda span: span[1] - span[0], default=(0, len(self._graph.nodes)))
+        if node not in self._frames:
+            around = (span for span in self._graph.spans.values() if span[0] <= node < span[1])
+            self._frames[node] = min(around, key=lambda span: span[1] - span[0], default=(0, len(self._graph.nodes)))
+        return self._frames[node]
 
     def _is_compared(self, node: int) -> bool:
         """Whether a tensor was seen as what a call returned, and compared as such."""
