@@ -412,6 +412,20 @@ def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_pa
     assert report.verdict == "different"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_row_of_a_weight_whose_unit_rests_stays_a_finding(mode: str, tmp_path: Path) -> None:
+    reference = Hidden(torch.nn.ReLU())
+    with torch.no_grad():
+        reference.first.bias[3] = -50.0
+    port = HiddenPort(reference, nn.ReLU(), 1.0)
+    wrong = np.array(port.first.weight)
+    wrong[3] = np.random.default_rng(5).standard_normal(WIDTH)
+    port.first.weight = mx.array(wrong)
+    report = reports(reference, port, tmp_path)[mode]
+    assert report.verdict == "different"
+    assert report.first.culprit.port == "first"
+
+
 class Centred(torch.nn.Module):
     """What takes an offset out is code: of a module, or of the run."""
 

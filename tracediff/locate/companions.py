@@ -11,7 +11,7 @@ last layer of what returned the tensor, and weights and values together where ch
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
@@ -53,9 +53,26 @@ def _is_finished_behind(verdicts: Verdicts, i: int) -> bool:
     return any(_are_one(one, other) for one in own for other in theirs)
 
 
+def has_other_weights(verdicts: Verdicts, i: int) -> bool:
+    """Whether a call's output was made with weights that are none of the reference's, though of their shapes."""
+    pairs = verdicts.pairs
+    left, right = pairs.records(i)
+    if verdicts.flow.kind(i) != "output":
+        return False
+    own, theirs = (
+        [param for param in trace.params.values() if param.path == path]
+        for trace, path in ((pairs.reference, left.module), (pairs.port, right.module))
+    )
+    return any(alike and not any(_are_one(one, other) for one in alike) for other in theirs for alike in [_of_shape(own, other)])
+
+
+def _of_shape(params: Iterable[Fingerprinted], other: Fingerprinted) -> list[Fingerprinted]:
+    return [one for one in params if sorted(one.shape) == sorted(other.shape)]
+
+
 def _are_one(one: Fingerprinted, other: Fingerprinted) -> bool:
     """Whether two parameters hold the same values, up to a transposition and to how they are stored, as far as statistics tell."""
-    if sorted(one.shape) != sorted(other.shape):
+    if not _of_shape([one], other):
         return False
     tolerance = max(THRESHOLDS.same_weights, THRESHOLDS.same_weights_roundings * max(one.roundoff, other.roundoff))
     gaps = (abs(getattr(one.stats, name) - getattr(other.stats, name)) for name in ("mean", "std", "min", "max"))
