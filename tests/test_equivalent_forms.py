@@ -37,6 +37,7 @@ def ported(layer: Linear, gain: float = 1.0) -> Any:
 
 def reports(reference: Any, port: Any, folder: Path, x: Any = X) -> dict[str, Any]:
     """The reports on a port, forced and free."""
+    folder.mkdir(exist_ok=True)
     with torch.no_grad():
         td.capture(reference, (torch.tensor(x),), to=folder / "ref.h5").close()
     for mode in MODES:
@@ -424,6 +425,54 @@ def test_a_wrong_row_of_a_weight_whose_unit_rests_stays_a_finding(mode: str, tmp
     report = reports(reference, port, tmp_path)[mode]
     assert report.verdict == "different"
     assert report.first.culprit.port == "first"
+
+
+class Averages(torch.nn.Module):
+    """What is the same at every token, so that an offset of each channel makes the port's of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.first(x.mean(0, keepdim=True).expand_as(x)))
+
+
+class Adds(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = Averages(), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(x + self.inner(x))
+
+
+class FirstOfAverages(nn.Module):
+    def __init__(self, reference: Averages) -> None:
+        super().__init__()
+        self.first = ported(reference.first)
+
+    def __call__(self, x: Any) -> Any:
+        return self.first(mx.broadcast_to(x.mean(0, keepdims=True), x.shape))
+
+
+class FinishesIt(nn.Module):
+    """The caller has the last layer."""
+
+    def __init__(self, reference: Adds, last: Any) -> None:
+        super().__init__()
+        self.inner, self.last, self.out = FirstOfAverages(reference.inner), ported(last), ported(reference.out)
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(x + self.last(self.inner(x)))
+
+
+def test_a_module_whose_last_layer_the_caller_has_is_the_same_and_with_another_layer_it_is_not(tmp_path: Path) -> None:
+    reference = Adds()
+    assert {one.verdict for one in reports(reference, FinishesIt(reference, reference.inner.last), tmp_path).values()} == {"same"}
+    assert "same" not in {
+        one.verdict for one in reports(reference, FinishesIt(reference, Linear(WIDTH, WIDTH)), tmp_path / "wrong").values()
+    }
 
 
 class Centred(torch.nn.Module):

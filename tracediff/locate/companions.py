@@ -44,10 +44,11 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
 
 def _is_finished_behind(verdicts: Verdicts, i: int) -> bool:
-    """Whether a module of the port that has no partner takes in what a call returned, and owns weights that the reference's call owns."""
+    """Whether what takes in a call's output in the port owns weights that the reference's call owns, and stands nowhere else there."""
     (left, right), pairs, calls = verdicts.pairs.records(i), verdicts.pairs, verdicts.flow.port_calls
     takers = {module_of(calls.site_of(int(calls.of_row[row]))) for row in calls.takers.get(right.row, ())}
-    behind = {path for path in takers if path not in pairs.alignment.reference_of and not is_below(path, right.module)}
+    partner_of = pairs.alignment.reference_of
+    behind = {path for path in takers if not is_below(path, right.module) and is_below(partner_of.get(path, left.module), left.module)}
     own = [param for param in pairs.reference.params.values() if is_below(param.path, left.module)]
     theirs = [param for param in pairs.port.params.values() if any(is_below(param.path, path) for path in behind)]
     return any(_are_one(one, other) for one in own for other in theirs)
