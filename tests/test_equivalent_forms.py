@@ -468,11 +468,12 @@ class FinishesIt(nn.Module):
 
 
 def test_a_module_whose_last_layer_the_caller_has_is_the_same_and_with_another_layer_it_is_not(tmp_path: Path) -> None:
-    reference = Adds()
-    assert {one.verdict for one in reports(reference, FinishesIt(reference, reference.inner.last), tmp_path).values()} == {"same"}
-    assert "same" not in {
-        one.verdict for one in reports(reference, FinishesIt(reference, Linear(WIDTH, WIDTH)), tmp_path / "wrong").values()
-    }
+    reference, other = Adds(), Linear(WIDTH, WIDTH)
+    with torch.no_grad():
+        other.weight *= torch.linspace(0.5, 2, WIDTH)
+    right, wrong = (FinishesIt(reference, last) for last in (reference.inner.last, other))
+    assert {one.verdict for one in reports(reference, right, tmp_path).values()} == {"same"}
+    assert "same" not in {one.verdict for one in reports(reference, wrong, tmp_path / "wrong").values()}
 
 
 class Centred(torch.nn.Module):
