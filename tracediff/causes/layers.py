@@ -12,7 +12,7 @@ import numpy as np
 
 from tracediff.alignment.axes import restore
 from tracediff.causes.in_hand import InHand
-from tracediff.causes.program import CannotComputeError
+from tracediff.causes.program import CannotComputeError, Compute
 from tracediff.causes.proof import Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
@@ -60,7 +60,7 @@ class LayerParameters:
             for finding in wrong:
                 theirs |= self._as_reference(finding, {**own, **theirs}) or {}
             at = {node: theirs[name] for node, name in scene.program.names.items() if name in theirs}
-            made = replay.changed({node: lambda _, values=values: values for node, values in at.items()}) if at else None
+            made = replay.changed({node: _always(values) for node, values in at.items()}) if at else None
         except CannotComputeError:
             return None
         if made is None or made.shape != ours.shape or ours.size != reference.size:
@@ -112,6 +112,10 @@ class LayerParameters:
         """The port's parameter in the shape of the reference's."""
         values = self._port[pair.port].read().astype(np.float64)
         return restore(values, pair.origin.layout, [np.zeros(self._source(pair).shape)])[0]
+
+
+def _always(values: Array) -> Compute:
+    return lambda _: values
 
 
 def _role(pair: WeightPair) -> str:

@@ -77,7 +77,7 @@ def _are_one(one: Fingerprinted, other: Fingerprinted) -> bool:
         return False
     tolerance = max(THRESHOLDS.same_weights, THRESHOLDS.same_weights_roundings * max(one.roundoff, other.roundoff))
     gaps = (abs(getattr(one.stats, name) - getattr(other.stats, name)) for name in ("mean", "std", "min", "max"))
-    return max(gaps) <= tolerance * max(abs(one.stats.min), abs(one.stats.max))
+    return bool(max(gaps) <= tolerance * max(abs(one.stats.min), abs(one.stats.max)))
 
 
 def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None) -> bool:
