@@ -266,6 +266,66 @@ def test_what_dwindles_below_what_noise_allows_is_not_what_is_discarded(leak: fl
     assert reports(reference, KeptPort(reference, leak), tmp_path)["forced"].verdict == verdict
 
 
+class Padding(torch.nn.Module):
+    """Puts something drawn into the first two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.tensor(np.random.default_rng(1).standard_normal((2, WIDTH)).astype(np.float32))
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([self.value, x[2:]])
+
+
+class Deep(torch.nn.Module):
+    """A stack of rotations, place by place, of which the last place is returned; the first places are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = Padding()
+        self.layers = torch.nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(32))
+        for layer in self.layers:
+            layer.weight.data = torch.linalg.qr(layer.weight.data)[0]
+        self.out = Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        x = self.pad(x)
+        for layer in self.layers:
+            x = layer(x + torch.tanh(x))
+        return self.out(x[-1:])
+
+
+class PaddingPort(nn.Module):
+    leak = 0.0
+
+    def __call__(self, x: Any) -> Any:
+        drawn = np.random.default_rng(2).standard_normal((2, WIDTH)).astype(np.float32)
+        return mx.concatenate([mx.array(drawn), x[2:] * (1 + self.leak)])
+
+
+class DeepPort(nn.Module):
+    """The same, with other padding; ``leak``: it scales the other places besides."""
+
+    def __init__(self, reference: Deep, leak: float) -> None:
+        super().__init__()
+        self.pad = PaddingPort()
+        self.pad.leak = leak
+        self.layers = [ported(layer) for layer in reference.layers]
+        self.out = ported(reference.out)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.pad(x)
+        for layer in self.layers:
+            x = layer(x + mx.tanh(x))
+        return self.out(x[-1:])
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (1e-5, "different")])
+def test_beside_padding_of_its_own_no_rounding_adds_up_in_the_other_places(leak: float, verdict: str, tmp_path: Path) -> None:
+    reference = Deep()
+    assert reports(reference, DeepPort(reference, leak), tmp_path)["forced"].verdict == verdict
+
+
 class Normed(torch.nn.Module):
     """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
 
