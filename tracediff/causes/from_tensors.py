@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,22 +57,27 @@ _BLAMES = ("module", "caller", "run")
 class Seen:
     """What the tensors show: the causes of each finding that code made, best first and one of each kind, by the finding's place.
 
-    ``unsearched``: at so many findings that no detector is sure of no formula was looked for.
+    ``unsearched``: at so many findings that no detector is sure of no formula was looked for. ``edits``: by place the cause that is a
+    proved change of the reference's operations.
     """
 
     causes: dict[int, list[Cause]]
     unsearched: int
+    edits: dict[int, Cause]
 
 
 def causes(located: Located, reader: SceneReader) -> Seen:
     """The causes of all findings that code made; formulas are looked for in order of execution, at so many findings at most."""
     explained: dict[int, list[Cause]] = {}
+    edits: dict[int, Cause] = {}
     open_ones = 0
     for place, finding in enumerate(located.findings):
         if finding.blame in _BLAMES:
             scene = reader.scene(finding)
             if not scene.end.startswith("attr["):
-                found, is_sure = _detected(scene)
+                told = _detected(scene)
+                found, is_sure = _all_of(told)
+                edits.update((place, cause) for cause in told.get(operations.detect, ()) if cause.confirmed)
                 open_ones += not is_sure
                 if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
                     found += _formulas(scene)
@@ -80,20 +85,25 @@ def causes(located: Located, reader: SceneReader) -> Seen:
         elif finding.blame == "input":  # made by the run's own code, before anything was called
             with np.errstate(all="ignore"):
                 explained[place] = list(judged(reader.scene(finding), operations.detect))
-    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched))
+    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched), edits)
 
 
 def causes_of_scene(scene: Scene) -> list[Cause]:
     """What all detectors say of one divergence; formulas are looked for where none is sure."""
-    found, is_sure = _detected(scene)
+    found, is_sure = _all_of(_detected(scene))
     return without_other_words(found if is_sure else [*found, *_formulas(scene)])
 
 
-def _detected(scene: Scene) -> tuple[list[Cause], bool]:
-    """What all detectors say of one divergence, and whether one of them is sure."""
+def _detected(scene: Scene) -> dict[Detector, list[Cause]]:
+    """What each detector says of one divergence."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
         asked = [detector for detector in DETECTORS if not (scene.sides[0].is_training and detector in _OF_FIXED_FUNCTIONS)]
-        found = [cause for detector in asked for cause in judged(scene, detector)]
+        return {detector: list(judged(scene, detector)) for detector in asked}
+
+
+def _all_of(told: Mapping[Detector, Sequence[Cause]]) -> tuple[list[Cause], bool]:
+    """All causes that detectors told of one divergence, and whether one of them is sure."""
+    found = [cause for causes in told.values() for cause in causes]
     return found, any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
 
 
