@@ -31,6 +31,10 @@ _PADS = {"constant_pad_nd": "constant", "reflection_pad1d": "reflect", "reflecti
 _PARTS = frozenset(("@item", "slice", "select"))
 
 
+_BORDERED = frozenset((*_PADS, "convolution"))
+"""What gives more places than are wanted: a slice of that cuts the surplus off."""
+
+
 def other_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """What is joined stands in another order; parts of one tensor are exchanged."""
     program = replay.program
@@ -89,7 +93,7 @@ def _other_part(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     elif node.name == "slice" and len(node.args) == 4 and all(shape):
         axis, length = node.args[1], shape_at(replay, own)[node.args[1]]
         size = shape[axis]
-        for start in range(0, length - size + 1, size):
+        for start in range(0, length, size) if not length % size else ():
             said = f"the port takes places {start} to {start + size} along axis {axis} of {source}, the reference others"
             yield Change("order.roles", said, {number: redone(replay, node, (node.args[0], axis, start, start + size))})
     elif node.name == "select":
@@ -110,21 +114,22 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
         axis, start, end = node.args[1:4]
         length = shape_at(replay, ref)[axis]
         begin, finish = start or 0, min(end if end is not None and end >= 0 else length + (end or 0) if end else length, length)
+        kind = "padding.shift" if program.nodes[ref].name in _BORDERED else "position.offset"
         for shift in (1, -1):
             if begin + shift >= 0 and finish + shift <= length:
                 said = (
                     f"the port takes places {begin + shift} to {finish + shift} of {program.text(ref)}, the reference {begin} to {finish}"
                 )
                 yield Change(
-                    "position.offset",
+                    kind,
                     said,
                     {number: redone(replay, node, (node.args[0], axis, begin + shift, finish + shift, *node.args[4:]))},
                 )
         if finish - begin < length:
             said = f"the port takes the first {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
-            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, 0, finish - begin))})
+            yield Change(kind, said, {number: redone(replay, node, (node.args[0], axis, 0, finish - begin))})
             said = f"the port takes the last {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
-            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, length - finish + begin, length))})
+            yield Change(kind, said, {number: redone(replay, node, (node.args[0], axis, length - finish + begin, length))})
     if name == "select" and ref is not None:
         length = shape_at(replay, ref)[node.args[1]]
         for place in dict.fromkeys((0, length - 1, node.args[2] % length + 1, node.args[2] % length - 1)):
