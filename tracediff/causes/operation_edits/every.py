@@ -9,7 +9,7 @@ from tracediff.causes.operation_edits.base import (
     Change,
     Family,
 )
-from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging
+from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging, other_sampling
 from tracediff.causes.operation_edits.functions import (
     exchanged_in_order,
     other_function,
@@ -85,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
     leaves_exchanged,
     other_pairs,
     other_enlarging,
+    other_sampling,
     other_coordinates,
     other_window,
     something_more,
