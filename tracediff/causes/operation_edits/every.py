@@ -22,6 +22,7 @@ from tracediff.causes.operation_edits.functions import (
 from tracediff.causes.operation_edits.left_out import left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
+    other_kernel,
     other_order,
     other_padding,
     other_place,
@@ -80,6 +81,7 @@ FAMILIES: tuple[Family, ...] = (
     other_place,
     other_view,
     other_padding,
+    other_kernel,
     other_sum,
     exchanged_in_order,
     leaves_exchanged,

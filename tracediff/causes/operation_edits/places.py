@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import permutations
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,28 @@ def other_padding(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 return replay.apply(node, {**values, ref: padded(values[ref], around, mode)}, args=bare)
 
             yield Change(kind, f"the port pads {program.text(ref)} {text}", {number: convolved})
+
+
+def other_kernel(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A convolution whose kernel lies otherwise: axes of one length exchanged, or read from the other end."""
+    weight = ref_at(node, 1)
+    if node.name != "convolution" or weight is None:
+        return
+    shape = shape_at(replay, weight)
+    axes = [axis for axis in range(2, len(shape)) if shape[axis] > 1]
+    turns: dict[str, Callable[[Array], Array]] = {}
+    for a, b in combinations([axis for axis in range(len(shape)) if shape[axis] > 1], 2):
+        if shape[a] == shape[b]:
+            turns[f"with axes {a} and {b} exchanged"] = partial(np.swapaxes, axis1=a, axis2=b)
+    for some in ([tuple(axes)] if len(axes) > 1 else []) + [(axis,) for axis in axes]:
+        turns[f"from the other end along {some}"] = partial(np.flip, axis=some)
+    for text, turn in turns.items():
+
+        def convolved(values: Values, turn: Callable[[Array], Array] = turn) -> Any:
+            return replay.apply(node, {**values, weight: turn(values[weight])})
+
+        said = f"the port reads the kernel {replay.program.text(weight)} {text}"
+        yield Change("weights.layout", said, {number: convolved}, lost=(weight,))
 
 
 _MODES = {"constant": "zeros", "reflect": "reflection", "edge": "its edges"}
