@@ -46,10 +46,15 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
         located = from_weights.with_owners(located, weights.findings, reference, port)
     of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
+    findings = list(located.findings)
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
-        causes.append(tuple(map(calibrated, in_order([*of_weights[place], *seen]))))
+        best = in_order([*of_weights[place], *seen])
+        if best and finding.maker is None:  # the proven edit says in which module of the reference it lies
+            findings[place] = replace(finding, maker=seen_in_tensors.makers.get(place, {}).get(best[0].evidence))
+        causes.append(tuple(map(calibrated, best)))
+    located = replace(located, findings=tuple(findings))
     return Explanation(located, tuple(causes), weights, tuple(_notes(seen_in_tensors.unsearched)))
 
 
@@ -78,7 +83,11 @@ def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     introduced = {finding.place for finding in findings}
     comparisons = tuple(replace(one, effect="") if place in introduced else one for place, one in enumerate(located.comparisons))
     found = replace(located, findings=findings, borderline=faint, comparisons=comparisons)
-    return found, replace(seen, causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes})
+    return found, replace(
+        seen,
+        causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes},
+        makers={place: seen.makers[i] for place, i in enumerate(clear) if i in seen.makers},
+    )
 
 
 def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:

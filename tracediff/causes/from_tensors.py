@@ -57,22 +57,27 @@ _BLAMES = ("module", "caller", "run")
 class Seen:
     """What the tensors show: the causes of each finding that code made, best first and one of each kind, by the finding's place.
 
-    ``unsearched``: at so many findings that no detector is sure of no formula was looked for.
+    ``unsearched``: at so many findings that no detector is sure of no formula was looked for. ``makers``: by the finding's place the
+    reference's module in which a proven edit lies, by the cause's evidence, where that module has no partner.
     """
 
     causes: dict[int, list[Cause]]
     unsearched: int
+    makers: dict[int, dict[str, str]]
 
 
 def causes(located: Located, reader: SceneReader) -> Seen:
     """The causes of all findings that code made; formulas are looked for in order of execution, at so many findings at most."""
     explained: dict[int, list[Cause]] = {}
+    makers: dict[int, dict[str, str]] = {}
     open_ones = 0
     for place, finding in enumerate(located.findings):
         if finding.blame in _BLAMES:
             scene = reader.scene(finding)
             if not scene.end.startswith("attr["):
-                found, is_sure = _detected(scene)
+                changed: dict[str, tuple[int, ...]] = {}
+                found, is_sure = _detected(scene, changed)
+                makers[place] = {evidence: path for evidence, nodes in changed.items() if (path := reader.maker(nodes)) is not None}
                 open_ones += not is_sure
                 if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
                     found += _formulas(scene)
@@ -80,7 +85,7 @@ def causes(located: Located, reader: SceneReader) -> Seen:
         elif finding.blame == "input":  # made by the run's own code, before anything was called
             with np.errstate(all="ignore"):
                 explained[place] = list(judged(reader.scene(finding), operations.detect))
-    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched))
+    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched), makers)
 
 
 def causes_of_scene(scene: Scene) -> list[Cause]:
@@ -89,11 +94,11 @@ def causes_of_scene(scene: Scene) -> list[Cause]:
     return without_other_words(found if is_sure else [*found, *_formulas(scene)])
 
 
-def _detected(scene: Scene) -> tuple[list[Cause], bool]:
-    """What all detectors say of one divergence, and whether one of them is sure."""
+def _detected(scene: Scene, changed: dict[str, tuple[int, ...]] | None = None) -> tuple[list[Cause], bool]:
+    """What all detectors say of one divergence, and whether one of them is sure; ``changed`` as `judged` fills it."""
     with np.errstate(all="ignore"):  # trials that divide by zero or overflow are merely no good
         asked = [detector for detector in DETECTORS if not (scene.sides[0].is_training and detector in _OF_FIXED_FUNCTIONS)]
-        found = [cause for detector in asked for cause in judged(scene, detector)]
+        found = [cause for detector in asked for cause in judged(scene, detector, changed)]
     return found, any(cause.confirmed and cause.confidence >= THRESHOLDS.sure_enough for cause in found)
 
 

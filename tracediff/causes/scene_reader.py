@@ -161,6 +161,17 @@ class SceneReader:
             wrong_weights=self._wrong_weights(finding.introduced),
         )
 
+    def maker(self, nodes: Sequence[int]) -> str | None:
+        """The reference's module in whose calls some of its operations were made; None where it has a partner, or there are several."""
+        graph = self._graph
+        made = [node for node in nodes if graph is not None and not graph.nodes[node].name.startswith("@")]
+        if graph is None or not made:
+            return None
+        spans = [(stop - start, start, stop, module_of(site)) for (site, _), (start, stop) in graph.spans.items()]
+        inside = {min(((size, path) for size, start, stop, path in spans if start <= node < stop), default=(0, ""))[1] for node in made}
+        path = inside.pop() if len(inside) == 1 else ""
+        return path if path and path not in self._alignment.port_of else None
+
     def _program(self, comparison: Comparison, record: Record) -> Program | None:
         """The operations that made the reference's tensor, back to what the port has as well; None where they are not known."""
         graph = self._graph

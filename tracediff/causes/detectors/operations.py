@@ -59,7 +59,7 @@ class _Search:
             if theirs is not None and self._reproduces(theirs):
                 if self._is_of_weights(change.lost):
                     return
-                yield Claim(change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._ours))
+                yield Claim(change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._ours), tuple(change.at))
                 return
         if self._scene.is_numeric:
             yield from self._dialled()
@@ -128,7 +128,7 @@ class _Search:
                     return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind
-                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True))
+                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True), tuple(change.at))
                 return
 
     def _fitted(self, place: int, dial: Dial) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,7 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 {number: redone(replay, node, (node.args[0], diagonal + shift, *node.args[2:]))},
             )
     if name == "roll":
-        yield Change("padding.shift", f"the port rolls {program.text(ref)} the other way",  # type: ignore[arg-type]
-                     {number: redone(replay, node, (node.args[0], [-one for one in node.args[1]], *node.args[2:]))})  # fmt: skip
+        yield from _other_roll(replay, number, node)
     if name == "arange" and len(node.args) > 1 and node.args[0]:
         said = f"the port counts from 0, the reference from {node.args[0]}"
         yield Change("position.offset", said, {number: _further(replay, node, -node.args[0])})
@@ -161,6 +160,20 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             yield Change("position.offset", f"the port counts {shift:+d} further", {number: _further(replay, node, shift)})
     if name in ("embedding", "index", "index_select", "gather", "_unsafe_index"):
         yield from _other_index(replay, number, node)
+
+
+def _other_roll(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Rolled the other way, by the shifts of other axes, along some of the axes only, or one place more or less."""
+    own, ref = list(node.args[1]), node.refs[0]
+    tried = [[-one for one in own], *map(list, product(dict.fromkeys((*own, 0)), repeat=len(own)))]
+    tried += [[one + step * (place == axis) for place, one in enumerate(own)] for axis in range(len(own)) for step in (1, -1)]
+    for shifts in tried if len(own) <= _MOST_ROLLED else tried[:1]:
+        if shifts != own:
+            said = f"the port rolls {replay.program.text(ref)} by {tuple(shifts)}, the reference by {tuple(own)}"
+            yield Change("padding.shift", said, {number: redone(replay, node, (node.args[0], shifts, *node.args[2:]))})
+
+
+_MOST_ROLLED = 3
 
 
 _COUNTING = frozenset(("arange", "add", "sub", "cumsum", "masked_fill"))
