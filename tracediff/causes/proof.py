@@ -57,11 +57,16 @@ class Claim:
 Detector = Callable[[Scene], Iterable[Claim]]
 
 
-def judged(scene: Scene, detector: Detector, changed: dict[str, tuple[int, ...]] | None = None) -> Iterator[Cause]:
-    """What a detector says of a scene, each claim confirmed where its edit is proven.
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What is known of a proven edit: the share of the difference that it leaves, and the recorded operations that it changes."""
 
-    ``changed`` receives, by a proven claim's evidence, the operations that its edit changes.
-    """
+    leaves: float
+    nodes: tuple[int, ...] = ()
+
+
+def judged(scene: Scene, detector: Detector, proven: dict[str, Proven] | None = None) -> Iterator[Cause]:
+    """What a detector says of a scene, each claim confirmed where its edit is proven; ``proven`` receives these by their evidence."""
     is_null_enough: bool | None = None
     for claim in detector(scene):
         is_proven = CATALOGUE[claim.kind].proof is not Proof.NONE and _holds(scene, claim)
@@ -70,8 +75,8 @@ def judged(scene: Scene, detector: Detector, changed: dict[str, tuple[int, ...]]
         is_faint = claim.edit is not None and claim.edit.is_fitted and not scene.is_clear
         likelihood = min(claim.likelihood, THRESHOLDS.sure_of_noise) if is_faint else claim.likelihood
         is_confirmed = is_proven and not is_null_enough
-        if is_confirmed and claim.nodes and changed is not None:
-            changed[claim.evidence] = claim.nodes
+        if is_confirmed and claim.edit is not None and proven is not None:
+            proven[claim.evidence] = Proven(scene.leaves(claim.edit.port) if scene.is_numeric else 0.0, claim.nodes)
         yield Cause(claim.kind, likelihood, is_confirmed, claim.evidence)
 
 

@@ -40,6 +40,10 @@ class Thresholds:
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
     reproduced: float = threshold(0.02, "an edit that leaves at most this share of the difference is what the port does", _SCENES)
+    coincidence: float = threshold(
+        10.0, "a proven edit that leaves so many times what another leaves, and more than noise, fits by chance", _SCENES
+    )
+    coincidence_at_least: float = threshold(1e-3, "an edit that leaves no larger share of the difference fits by no chance", _SCENES)
     reproduced_noise: float = threshold(3.0, "so many times the allowed error may be left besides", _PLANTED)
     reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _SCENES)
     sure_of_noise: float = threshold(0.5, "a number fitted to an error that may be noise", _RANK)

@@ -230,12 +230,48 @@ def other_view(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 turned = (*shape[:axis], b, a, *shape[axis + 2 :])
                 said = f"the port takes an axis of {program.text(ref)} apart as ({b}, {a}), the reference as ({a}, {b})"
                 yield Change("heads.layout", said, {number: _taken_apart(ref, turned, axis)})
+        yield from _flattened(replay, number, ref)
     if node.name in ("permute", "transpose"):
         for a in range(len(shape)):
             for b in range(a + 1, len(shape)):
                 if shape[a] == shape[b] > 1:
                     said = f"the port exchanges axes {a} and {b} of {program.text(number)}"
                     yield Change("order.channels", said, {number: _axes_exchanged(replay, node, a, b)})
+
+
+def _flattened(replay: Replay, number: int, ref: int) -> Iterator[Change]:
+    """Axes that a reshape makes one, in another order: channels behind rows and columns, the two factors of a pixel's block exchanged."""
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    for start, stop in _merged(own, shape):
+        axes = [axis for axis in range(start, stop) if own[axis] > 1]
+        for order in list(permutations(axes))[1:] if 1 < len(axes) <= _MOST_FLATTENED else ():
+            whole = list(range(len(own)))
+            for place, axis in zip(axes, order, strict=True):
+                whole[place] = axis
+            said = f"the port flattens axes {tuple(axes)} of {replay.program.text(ref)} in the order {order}"
+            yield Change("order.channels", said, {number: _flattened_in(ref, tuple(whole), shape)})
+
+
+_MOST_FLATTENED = 4
+
+
+def _merged(own: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """The runs of axes that a reshape makes one axis each, as where they start and stop."""
+    start = 0
+    for size in shape:
+        stop, product_ = start, 1
+        while stop < len(own) and (product_ < size or (own[stop] == 1 and stop == start)):
+            product_ *= own[stop]
+            stop += 1
+        if product_ != size:
+            return
+        if stop - start > 1:
+            yield start, stop
+        start = stop
+
+
+def _flattened_in(ref: int, order: tuple[int, ...], shape: tuple[int, ...]) -> Compute:
+    return lambda values: np.reshape(np.transpose(values[ref], order), shape)
 
 
 def _taken_apart(ref: int, shape: tuple[int, ...], axis: int) -> Compute:
