@@ -11,16 +11,18 @@ from cause_scenes import draw
 
 from tracediff.causes.cause import Cause
 from tracediff.causes.detectors import operations
+from tracediff.causes.from_tensors import causes_of_scene
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import CannotComputeError, Program, Replay, program_of
 from tracediff.causes.proof import judged
-from tracediff.causes.resampling import Way, resampled
+from tracediff.causes.resampling import Sampling, Way, resampled, sampled
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.trace.operations import Graph, Node, Ref
 
 Array = np.ndarray
 B, T, C = 3, 6, 8
 X, GATE, BOTH = draw(B, T, C), draw(B, T, C, seed=1), draw(B, T, 2 * C, seed=2)
+KERNEL, GRID = draw(2, 1, 3, 3, seed=3), np.tanh(draw(B, 4, 5, 2, seed=4))
 MASK = np.arange(T)[None, :, None] < np.array([6, 4, 5])[:, None, None]
 
 
@@ -194,6 +196,39 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         program([X[0], softmax(draw(T, 4, seed=5)), draw(4, C, C, seed=6), np.array([0.0, 0.9, -0.4, 0.3])], *ROUTED_OFFSET),
         routed(X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6)),
     ),
+    "halves that the reference exchanges are not exchanged": (
+        "order.concat",
+        program([X], node("slice", Ref(0), 2, C // 2, C), node("slice", Ref(0), 2, 0, C // 2), node("cat", [Ref(1), Ref(2)], -1)),
+        X,
+    ),
+    "a surplus is cut off at the other end": (
+        "padding.shift",
+        program([X], node("constant_pad_nd", Ref(0), [2, 2]), node("slice", Ref(1), 2, 0, C + 1)),
+        np.pad(X, ((0, 0), (0, 0), (2, 2)))[..., 3:],
+    ),
+    "more than half is taken from the other end": (
+        "position.offset",
+        program([X], node("slice", Ref(0), 2, 1, C), node("sin", Ref(1))),
+        np.sin(X[..., :-1]),
+    ),
+    "an axis is rolled by the shift of another": (
+        "padding.shift", program([X], node("roll", Ref(0), [2, 3], [1, 2])), np.roll(X, (2, 2), (1, 2)),
+    ),
+    "a kernel lies turned": (
+        "weights.layout",
+        program([X[:, None], KERNEL], node("convolution", Ref(0), Ref(1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        Replay(program([X[:, None], np.swapaxes(KERNEL, 2, 3)],
+                       node("convolution", Ref(0), Ref(1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))).values[2],
+    ),
+    "coordinates are read as (y, x)": (
+        "position.offset",
+        program([X[:, None], GRID], node("grid_sampler_2d", Ref(0), Ref(1), 0, 0, False)),
+        sampled(X[:, None], GRID[..., ::-1], Sampling()),
+    ),
+    "channels are flattened behind the places": (
+        "order.channels", program([X], node("view", Ref(0), [B, T * C]), node("sin", Ref(1))),
+        np.sin(X.transpose(0, 2, 1).reshape(B, -1)),
+    ),
     "log for log10": ("units.log", program([np.abs(X) + 1], node("log10", Ref(0)), node("add", Ref(1), 1.0)), np.log(np.abs(X) + 1) + 1),
 }  # fmt: skip
 
@@ -277,6 +312,24 @@ def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
     found = causes(made, X[:, -1])  # no state is carried
     assert [cause.confirmed for cause in found] == [True]
     assert found[0].kind in ("branch.missing", "residual.missing")
+
+
+def test_of_two_proven_edits_one_that_leaves_far_more_fits_by_chance() -> None:
+    """A solver's step errs by one number, which some of many edits nearly give."""
+    state, velocity = (InHand(name, "output", "", is_input=False, values=values) for name, values in (("state", X), ("velocity", GATE)))
+    steps = (node("tanh", Ref(2)), node("mul", Ref(1), Ref(3)), node("add", Ref(0), Ref(4)))
+    nodes = {0: Node("@seen"), 1: Node("@seen"), 2: Node("@constant", values=np.array(1.3)), **dict(enumerate(steps, 3))}
+    made, sides = Program(nodes, (2, 3, 4, 5), {0: state, 1: velocity}), (CulpritSide("block"), CulpritSide("block"))
+
+    def port(step: float) -> Array:
+        return X + step * GATE
+
+    nearly = np.sin(1.3) + 1e-3  # the sine leaves 1 % of the difference
+    scene = Scene("block", "output", "module", port(np.tanh(1.3)), port(nearly), 1e-6, (state, velocity), sides, program=made)
+    with np.errstate(all="ignore"):
+        found = [cause.kind for cause in causes_of_scene(scene) if cause.confirmed]
+    assert [cause.kind for cause in causes(made, port(nearly))] == ["activation"]
+    assert found == ["scale"]
 
 
 def test_operations_that_do_not_give_the_reference_say_nothing() -> None:
