@@ -103,7 +103,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How images are read at coordinates from -1 to 1. ``outside``: "zeros", "border" or "reflection"; ``is_flipped``: rows before columns."""
+    """How images are read at coordinates from -1 to 1. ``outside``: zeros, border or reflection; ``is_flipped``: rows before columns."""
 
     is_nearest: bool = False
     outside: str = "zeros"

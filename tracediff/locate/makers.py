@@ -1,4 +1,4 @@
-"""Which module of the reference made a tensor that is wrong, where the port computes it elsewhere and has no boundary for what that returned."""
+"""Which module of the reference made a tensor that is wrong, where the port has no boundary for what that module returned."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tracediff.site import module_of
 def maker(verdicts: Verdicts, i: int) -> str | None:
     """The path of the reference's module that made and returned the very tensor of a pair; None where that is not known.
 
-    The port wrote the module's code into a caller, or splits it into several modules, so that nobody compared what it returned. All that the
-    module was handed must agree: otherwise the error may be older.
+    The port wrote the module's code into a caller, or splits it into several modules, so that nobody compared what it returned. All
+    that the module was handed must agree: otherwise the error may be older.
     """
     row = _returned_inside(verdicts, i)
     if row is None:

@@ -128,7 +128,9 @@ class _Search:
                     return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind
-                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True), tuple(change.at))
+                yield Claim(
+                    kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True), tuple(change.at)
+                )
                 return
 
     def _fitted(self, place: int, dial: Dial) -> float | None:

@@ -174,7 +174,7 @@ def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]
 
 
 def other_sampling(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """Images read at coordinates in another way: rows and columns exchanged, corners aligned or not, something else outside, the nearest."""
+    """Images read at coordinates otherwise: rows and columns exchanged, corners aligned or not, something else outside, the nearest."""
     if node.name != "grid_sampler_2d":
         return
     image, grid = node.refs
