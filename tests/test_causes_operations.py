@@ -350,3 +350,12 @@ def test_a_program_begins_at_what_was_seen_and_lacks_where_nothing_was() -> None
     begun = program_of(graph, 2, lambda number, must: seen if number == 1 and must else None)
     assert begun is not None
     assert (begun.steps, list(begun.leaves)) == ((2,), [1])
+
+
+@pytest.mark.parametrize(("values", "kinds"), [(3, []), (48, ["scale"])])
+def test_a_number_fitted_to_a_few_values_has_to_give_them_more_exactly(values: int, kinds: list[str]) -> None:
+    x, other = draw(values), draw(values, seed=3)
+    other -= x * np.vdot(x, other) / np.vdot(x, x)
+    off = 0.01 * 0.6 * np.linalg.norm(x) / np.linalg.norm(other) * other
+    found = causes(program([x], node("mul", Ref(0), 2.0)), 2.6 * x + off)
+    assert [cause.kind for cause in found if cause.confirmed] == kinds

@@ -57,26 +57,26 @@ _BLAMES = ("module", "caller", "run")
 class Seen:
     """What the tensors show: the causes of each finding that code made, best first and one of each kind, by the finding's place.
 
-    ``unsearched``: at so many findings that no detector is sure of no formula was looked for. ``makers``: by the finding's place the
-    reference's module in which a proven edit lies, by the cause's evidence, where that module has no partner.
+    ``unsearched``: at so many findings that no detector is sure of no formula was looked for. ``changes``: by the finding's place the
+    evidence of each proven change of the reference's operations, and the reference's module in which it lies, where that has no partner.
     """
 
     causes: dict[int, list[Cause]]
     unsearched: int
-    makers: dict[int, dict[str, str]]
+    changes: dict[int, dict[str, str | None]]
 
 
 def causes(located: Located, reader: SceneReader) -> Seen:
     """The causes of all findings that code made; formulas are looked for in order of execution, at so many findings at most."""
     explained: dict[int, list[Cause]] = {}
-    makers: dict[int, dict[str, str]] = {}
+    changes: dict[int, dict[str, str | None]] = {}
     open_ones = 0
     for place, finding in enumerate(located.findings):
         if finding.blame in _BLAMES:
             scene = reader.scene(finding)
             if not scene.end.startswith("attr["):
                 found, is_sure, proven = _detected(scene)
-                makers[place] = {evidence: path for evidence, one in proven.items() if (path := reader.maker(one.nodes)) is not None}
+                changes[place] = {evidence: reader.maker(one.nodes) for evidence, one in proven.items() if one.nodes}
                 open_ones += not is_sure
                 if not is_sure and open_ones <= THRESHOLDS.formulas_searched:
                     found += _formulas(scene)
@@ -84,7 +84,7 @@ def causes(located: Located, reader: SceneReader) -> Seen:
         elif finding.blame == "input":  # made by the run's own code, before anything was called
             with np.errstate(all="ignore"):
                 explained[place] = list(judged(reader.scene(finding), operations.detect))
-    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched), makers)
+    return Seen(explained, max(0, open_ones - THRESHOLDS.formulas_searched), changes)
 
 
 def causes_of_scene(scene: Scene) -> list[Cause]:

@@ -4,10 +4,11 @@ A detector hands over a *claim*: a kind, and where it can the *edit* that it nam
 
 1. the form that the edit starts from gives the reference's tensor, so that it is what the reference does;
 2. the edited form gives the port's tensor, up to a small share of the difference or to what noise explains;
-3. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
+3. of a few values alone it leaves so little that no edit of many would come as near by chance;
+4. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
    random error as large as the port's, once with its values in other places and signs, once with its spectrum; where nothing differs but
    what a mask hides, as many other places hidden or shown. What explains a control as well would explain anything;
-4. an edit with a number that was fitted to the port's tensor explains clearly more than noise: where sums are taken in another order, one
+5. an edit with a number that was fitted to the port's tensor explains clearly more than noise: where sums are taken in another order, one
    number (a variance) is off, and a fitted number gives just that error.
 
 What rests on no prediction is a likelihood. A few kinds name what was recorded rather than an edit (an exception, a lone NaN): `recorded`.
@@ -94,7 +95,13 @@ def _holds(scene: Scene, claim: Claim) -> bool:
         return np.array_equal(edit.port, port) and (edit.reference is None or np.array_equal(edit.reference, reference))
     seen = replace(scene, reference=_finite(reference), port=_finite(port)) if not scene.is_numeric else scene
     starts_right = edit.reference is None or seen.is_reference(_finite(edit.reference))
-    return starts_right and seen.reproduces(_finite(edit.port))
+    return starts_right and seen.reproduces(_finite(edit.port)) and seen.leaves(_finite(edit.port)) <= _left_by_chance(edit, port.size)
+
+
+def _left_by_chance(edit: Edit, values: int) -> float:
+    """The share of a difference that an edit may leave of so few values, so that none of the many edits tried explains them by chance."""
+    free = values - edit.is_fitted
+    return float(THRESHOLDS.explained_by_chance ** (1 / free)) if free > 0 else 0.0
 
 
 def _finite(values: Array) -> Array:

@@ -46,6 +46,9 @@ class Thresholds:
     coincidence_at_least: float = threshold(1e-3, "an edit that leaves no larger share of the difference fits by no chance", _SCENES)
     reproduced_noise: float = threshold(3.0, "so many times the allowed error may be left besides", _PLANTED)
     reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _SCENES)
+    explained_by_chance: float = threshold(
+        1e-5, "chance that one edit explains a few random values, up to which it proves something", "three returned sums of a CRF"
+    )
     sure_of_noise: float = threshold(0.5, "a number fitted to an error that may be noise", _RANK)
     largest_control: int = threshold(2**22, "values up to which a control has the error's spectrum", _WORK)
     same_control: float = threshold(0.9, "cosine from which on a control is the error itself, and controls nothing", _NEVER)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tracediff.dtype import Array
 from tracediff.observe import frames
 from tracediff.observe.types import Adapter, Args, Call, Kwargs, Node, Tensor
 
@@ -25,6 +26,13 @@ class AsIs:
     """A NumPy array to go on with as it is: it takes over neither the dtype nor the shape of what it replaces."""
 
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class InPart:
+    """A NumPy array to go on with that holds the run's own values in part: wherever these are kept, nothing was replaced."""
+
+    values: Array
 
 
 @dataclass(slots=True)
@@ -42,7 +50,7 @@ class Boundary:
       not entered (`tracediff.observe.containers.Nest.absent`); a draw's ``function``, ``shape``, ``dtype`` and arguments;
     - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. An input that was changed and not
       returned is added as ``output.input[0]``, as the call left it;
-    - ``replaced``: what earlier observers handed back, by end;
+    - ``replaced``: what earlier observers handed back, by end; ``in_part``: the ends of those that came as `InPart`;
     - ``instead``: at enter, where an observer sets it: what is called in the place of the call. It takes the call, its positional and its
       named arguments, and what it returns counts as what the call returned.
     """
@@ -64,6 +72,7 @@ class Boundary:
     replaced: dict[str, Tensor] = field(default_factory=dict)
     error: BaseException | None = None
     instead: Callable[[Call, Args, Kwargs], Any] | None = None
+    in_part: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

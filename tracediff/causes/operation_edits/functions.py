@@ -22,6 +22,7 @@ from tracediff.causes.operation_edits.base import (
     Change,
     applied_to,
     is_float,
+    is_mask,
     redone,
     ref_at,
     shape_at,
@@ -231,7 +232,7 @@ def exchanged_in_order(replay: Replay, number: int, node: Node) -> Iterator[Chan
 
 def something_more(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """A function or a norm that the reference does not apply."""
-    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param"):
+    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param") or is_mask(replay, number):
         return
     text = replay.program.text(number)
     for kind, name, function in _MORE:

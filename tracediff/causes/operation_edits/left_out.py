@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,21 @@ def left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 between = _way(above, ref)
                 lost = _lost(replay, ref, between)
                 kind, text = _kind_of_left_out(replay, ref, number, between, lost)
-                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, program.role(ref)), lost)
+                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, _same_place(program, ref, number, above)), lost)
+
+
+def _same_place(program: Program, kept: int, end: int, above: Mapping[int, int]) -> Any:
+    """What is the same for what is kept when the code runs again: the place in the code that made it.
+
+    Where a function is handed it by its callers, it is where it stands among what the operations take in.
+    """
+    if kept in program.leaves or len(program.roles[kept]) >= len(program.roles[end]):
+        return program.role(kept)
+    path, node = [], kept
+    while above[node] != node:
+        path.append(program.nodes[above[node]].refs.index(node))
+        node = above[node]
+    return tuple(path)
 
 
 def _lost(replay: Replay, kept: int, between: Sequence[int]) -> tuple[int, ...]:
@@ -78,9 +93,14 @@ def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)) and math.prod(shape) > 1
 
 
+REARRANGED = frozenset((*VIEWS, "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "clone", "_to_copy"))
+"""What moves values at most: beside arithmetic that is left out it says nothing."""
+
+
 def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int], others: Sequence[int]) -> tuple[str, str]:
     program = replay.program
-    names = {program.nodes[node].name for node in between} - {"@item"}
+    every = {program.nodes[node].name for node in between} - {"@item"}
+    names = every - REARRANGED or every
     other = others[0] if others else None
     own = [ref for ref in others if _is_made_of(replay, ref, kept)]
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
@@ -113,6 +133,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         return "units.log", f"the port leaves out the {last} of {program.text(kept)}"
     if names & SOFTMAX:
         return "activation", f"the port leaves out the softmax of {program.text(kept)}"
+    if names <= {"minimum", "maximum"} and other is not None:
+        return "clamp", f"the port does not limit {program.text(kept)} by {what}"
     if names <= {*FUNCTION_OF, *POWERS, "pow", "neg", "clamp", "clamp_min", "clamp_max", *PRODUCTS} and not others:
         return ("clamp" if names <= {"clamp", "clamp_min", "clamp_max", "hardtanh"} else "activation"), (
             f"the port leaves out {', '.join(program.nodes[node].name for node in between)} of {program.text(kept)}"
