@@ -43,6 +43,8 @@ class _Search:
         self._scene, self._replay = scene, replay
         self._port = _hidden(scene.port)
         self._order = order_of_set(replay, self._port)
+        if self._order is not None and self._reproduces(self._order.arranged(ours)):
+            self._order = None  # nothing but the order differs
         self._ours = self._arranged(ours)
         own = order_of_set(replay, _hidden(scene.reference))
         self._unchanged = ours if own is None else own.arranged(ours)
@@ -65,7 +67,7 @@ class _Search:
     def claims(self) -> Iterator[Claim]:
         for place, change in enumerate(self._changes()):
             theirs = self._given(place, change)
-            if theirs is not None and self._reproduces(theirs):
+            if theirs is not None and self._reproduces(theirs) and (self._scene.is_numeric or self._moves(theirs)):
                 if self._is_of_weights(change.lost):
                     return
                 yield Claim(change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._unchanged))
@@ -135,7 +137,11 @@ class _Search:
         scene = self._scene
         if scene.is_numeric:
             return bool(np.isfinite(theirs).all()) and scene.reproduces(theirs)
-        return _is_close(theirs, scene.port) and not np.array_equal(_hidden(theirs), _hidden(self._ours))
+        return _is_close(theirs, scene.port)
+
+    def _moves(self, theirs: Array) -> bool:
+        """Whether anything differs from what the operations give unchanged."""
+        return not np.array_equal(_hidden(theirs), _hidden(self._ours))
 
     def _dialled(self) -> Iterator[Claim]:
         """The first number that, fitted to the port's tensor, gives it."""

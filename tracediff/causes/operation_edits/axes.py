@@ -35,7 +35,8 @@ def other_axes(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     named = axes_of(given)
     own = tuple(range(ndim)) if named is None else tuple(axis % ndim for axis in named)
     for other in _sets(ndim, own, has_one=isinstance(given, int)):
-        args = (*node.args[:place], other[0] if isinstance(given, int) else list(other), *node.args[place + 1 :])
+        rest = node.args[place + 1 :] if named is not None else (True,)  # what was reduced to one number keeps its axes
+        args = (*node.args[:place], other[0] if isinstance(given, int) else list(other), *rest)
         what = f"the {node.name.strip('_')} of {replay.program.text(ref)}"
         said = f"the port takes {what} along {_text(other)}, the reference along {_text(own)}"
         yield Change(kind, said, {number: redone(replay, node, args)})
