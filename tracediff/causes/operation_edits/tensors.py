@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tracediff.causes.operation_edits.base import (
+    SUMS,
     Change,
     is_float,
     own_value,
+    ref_at,
     shape_at,
     value_before,
 )
@@ -82,7 +84,9 @@ def other_pairs(replay: Replay, number: int, node: Node) -> Iterator[Change]:
         at: dict[int, Compute] = {}
         for one in some:
             before, after = (_even_first, _in_turn) if one.of_halves else (_in_turn, _even_first)
-            at |= {one.start: _then(replay, one.start, before, one.axes), one.end: _then(replay, one.end, after, one.axes)}
+            at[one.start] = _then(replay, one.start, before, one.axes)
+            if one.gives_halves == one.of_halves:  # else it gives already what the other kind would
+                at[one.end] = _then(replay, one.end, after, one.axes)
         kinds = ("neighbouring channels", "halves") if some[0].of_halves else ("halves", "neighbouring channels")
         text = " and ".join(program.text(one.start) for one in some[:2])
         yield Change("rope.variant", f"the port rotates {kinds[0]} of {text}, the reference {kinds[1]}", at)
@@ -90,32 +94,62 @@ def other_pairs(replay: Replay, number: int, node: Node) -> Iterator[Change]:
 
 @dataclass(frozen=True, slots=True)
 class _Rotation:
-    """The node of what is rotated, that of what it becomes, and whether first and second half of the channels are its pairs.
+    """The node of what is rotated, and that of what it becomes.
 
+    ``of_halves``: whether first and second half of the channels are its pairs; ``gives_halves``: whether they are those of the result.
     ``axes``: along how many of the last axes the channels lie; 2 where each pair is a row.
     """
 
     start: int
     end: int
     of_halves: bool
+    gives_halves: bool
     axes: int = 1
 
 
 def _rotation(replay: Replay, number: int) -> _Rotation | None:
-    """x cos + (-y, x) sin, where x and y are the halves of the channels joined, or every second channel stacked; or a complex product."""
+    """x cos + (-y, x) sin, or (x cos - y sin, y cos + x sin), of halves x and y or of every second channel; or a complex product."""
     program, shape = replay.program, shape_at(replay, number)
-    if program.nodes[number].name == "view_as_real":
+    name = program.nodes[number].name
+    if name == "view_as_real":
         return _complex_rotation(replay, number)
-    if program.nodes[number].name != "add" or not shape or shape[-1] % 2:
+    if name not in ("add", "cat") or not shape or shape[-1] % 2:
         return None
+    if name == "cat":
+        return _joined_rotation(replay, number)
     within = [ref for ref in program.ancestors(number) if ref not in program.leaves and program.nodes[ref].name in ("cat", "stack")]
     for joined in sorted(within, reverse=True):
         parts = program.nodes[joined].args[0]
         if len(parts) == 2 and replay.values[joined].size == replay.values[number].size:
-            sources = [_source(replay, part.node) for part in parts]
-            if sources[0] is not None and sources[0] == sources[1] and shape_at(replay, sources[0]) == shape:
-                return _Rotation(sources[0], number, program.nodes[joined].name == "cat")
+            source = _common_source(replay, [part.node for part in parts], shape)
+            if source is not None:
+                is_of_halves = program.nodes[joined].name == "cat"
+                return _Rotation(source, number, is_of_halves, is_of_halves)
     return None
+
+
+def _joined_rotation(replay: Replay, number: int) -> _Rotation | None:
+    """(x cos - y sin, y cos + x sin) joined."""
+    program = replay.program
+    sums = [part.node for part in program.nodes[number].args[0]]
+    if len(sums) != 2 or any(one in program.leaves or program.nodes[one].name not in SUMS for one in sums):
+        return None
+    products = [ref for one in sums for ref in program.nodes[one].refs]
+    if len(products) != 4 or any(one in program.leaves or program.nodes[one].name != "mul" for one in products):
+        return None
+    factors = [ref_at(program.nodes[one], 0) for one in products]
+    source = _common_source(replay, [one for one in factors if one is not None], shape_at(replay, number))
+    if source is None:
+        return None
+    known = program.nodes[factors[0]]  # type: ignore[index]
+    return _Rotation(source, number, not (known.name == "slice" and len(known.args) > 4 and known.args[4] == 2), gives_halves=True)
+
+
+def _common_source(replay: Replay, parts: Sequence[int], shape: tuple[int, ...]) -> int | None:
+    """The tensor of a shape of which all nodes are parts, or their opposites; None where there is none."""
+    sources = {_source(replay, part) for part in parts}
+    source = sources.pop() if len(sources) == 1 else None
+    return source if source is not None and shape_at(replay, source) == shape else None
 
 
 def _complex_rotation(replay: Replay, number: int) -> _Rotation | None:
@@ -126,7 +160,7 @@ def _complex_rotation(replay: Replay, number: int) -> _Rotation | None:
         return None
     pairs = [ref for ref in program.nodes[product].refs if ref not in program.leaves and program.nodes[ref].name == "view_as_complex"]
     starts = [program.nodes[ref].refs[0] for ref in pairs if shape_at(replay, ref) == shape_at(replay, product)]
-    return _Rotation(starts[0], number, of_halves=False, axes=2) if len(starts) == 1 else None
+    return _Rotation(starts[0], number, of_halves=False, gives_halves=False, axes=2) if len(starts) == 1 else None
 
 
 def _source(replay: Replay, node: int) -> int | None:
