@@ -458,8 +458,8 @@ nothing has evidence the report says "cause unknown". Where the reference is in 
 A wrong parameter is a cause only of what its module, or code around it, computes with it, and only where it differs by at least
 1/{amplification:.0f} of the error's relative size. Parameters that differ by no more than rounding are equal.
 
-Likely causes that the weights show come first, then confirmed ones, then the more likely. How often a stated confidence is right is
-measured: [performance](performance.md#confidence) has the table.
+Causes that the weights show come first, then confirmed ones, then the more likely. How often a stated confidence is right is measured:
+[performance](performance.md#confidence) has the table.
 """
 _CLOSING = """\
 ## How operations are changed

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tracediff.causes.catalogue import CATALOGUE, Gravity
-from tracediff.causes.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,7 @@ class Cause:
 
 
 def in_order(causes: Iterable[Cause]) -> list[Cause]:
-    """Causes best first: kinds that speak before all others, where they are likely, then confirmed ones, then the more likely.
-
-    Equals stay as they stand.
-    """
+    """Causes best first: kinds that speak before all others, then confirmed ones, then the more likely; equals stay as they stand."""
     return sorted(causes, key=_place)
 
 
@@ -54,9 +50,7 @@ def one_of_each_kind(causes: Iterable[Cause]) -> list[Cause]:
     return list(best.values())
 
 
-def _place(cause: Cause) -> tuple[int, bool, float]:
+def _place(cause: Cause) -> tuple[bool, bool, float]:
     kind = CATALOGUE.get(cause.kind)
-    speaks_first = kind is not None and kind.gravity is Gravity.BEFORE_ALL
-    is_sure = cause.confirmed or cause.confidence >= THRESHOLDS.sure_of_weights
-    rank = (0 if is_sure else 2) if speaks_first else 1 if cause.confirmed else 3
-    return rank, not cause.confirmed, -cause.confidence
+    is_first = kind is not None and kind.gravity is Gravity.BEFORE_ALL
+    return not is_first, not cause.confirmed, -cause.confidence

@@ -32,9 +32,6 @@ class Thresholds:
     amplification: float = threshold(
         100.0, "times its own relative size, at most, that a parameter's difference is found in an output", _PLANTED
     )
-    sure_of_weights: float = threshold(
-        0.75, "a cause that weights show comes before confirmed ones from this likelihood on", "`CONFIDENCE`: below it 17 in 100 were right"
-    )
     sure_stranger: float = threshold(
         0.9, "weights.unloaded: nothing of the reference is in a module, nothing of its partner in the port", _RANK
     )
