@@ -205,8 +205,15 @@ class SceneReader:
         return next(around, TOP)
 
     def _correspond(self, ours: int, theirs: int) -> bool:
-        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls."""
+        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls.
+
+        A call whose work a larger one of the port does is not: the larger one calls what others call in the reference.
+        """
         reference, port = self._call_trees
+        if ours != TOP and theirs != TOP:
+            sites = reference.site_of(ours), port.site_of(theirs)
+            if sites[0] not in self._alignment.port_of and sites[1] in self._alignment.reference_of:
+                return False
         if reference.is_recorded(ours) and port.is_recorded(theirs):
             return int(reference.ordinal[ours]) == int(port.ordinal[theirs])
         return (ours == TOP) == (theirs == TOP)
