@@ -72,6 +72,11 @@ COMPLEX_ROTATED = (
     node("view", Ref(0), [B, T, C // 2, 2]), node("view_as_complex", Ref(2)), node("mul", Ref(3), Ref(1)), node("view_as_real", Ref(4)),
     node("view", Ref(5), [B, T, C]),
 )  # fmt: skip
+JOINED_ROTATED = (
+    node("slice", Ref(0), 2, 0, C, 2), node("slice", Ref(0), 2, 1, C, 2), node("mul", Ref(3), Ref(1)), node("mul", Ref(4), Ref(2)),
+    node("sub", Ref(5), Ref(6)), node("mul", Ref(4), Ref(1)), node("mul", Ref(3), Ref(2)), node("add", Ref(8), Ref(9)),
+    node("cat", [Ref(7), Ref(10)], -1),
+)  # fmt: skip
 OFFSET_CHOICE = (
     node("sigmoid", Ref(0)), node("add", Ref(2), Ref(1)), node("topk", Ref(3), 3, -1, True, False), node("@item", Ref(4), 1),
     node("gather", Ref(2), 1, Ref(5)),
@@ -180,6 +185,19 @@ CASES: dict[str, tuple[str, Program, Array]] = {
     ),
     "halves are rotated as complex numbers": (
         "rope.variant", program([X, np.exp(1j * ANGLES[:, : C // 2])], *COMPLEX_ROTATED), rotated_halves(X)
+    ),
+    "halves are rotated, where neighbours give halves": (
+        "rope.variant", program([X, np.cos(ANGLES[:, : C // 2]), np.sin(ANGLES[:, : C // 2])], *JOINED_ROTATED), rotated_halves(X)
+    ),
+    "queries and keys are thirds of the whole, not of each head": (
+        "heads.layout",
+        program([draw(B, T, 4 * 6)], node("view", Ref(0), [B, T, 4, 6]), node("split", Ref(1), 2, -1), node("@item", Ref(2), 1)),
+        draw(B, T, 4 * 6).reshape(B, T, 3, 4, 2)[:, :, 1],
+    ),
+    "a softmax has no place for what nothing is seen by": (
+        "branch.missing",
+        program([X, GATE[..., :1]], node("cat", [Ref(0), Ref(1)], -1), node("_softmax", Ref(2), -1, False), node("slice", Ref(3), 2, 0, C)),
+        softmax(X),
     ),
     "the weights of what is chosen have the offset": (
         "order.roles", program([LOGITS, OFFSET], *OFFSET_CHOICE), np.take_along_axis(SHARES + OFFSET, CHOSEN, -1)
