@@ -312,8 +312,8 @@ def test_running_statistics_of_a_port_in_training_mode_are_no_wrong_weights() ->
 
 @pytest.mark.parametrize("is_known", [False, True])
 def test_a_parameter_that_a_proven_edit_computed_with_is_not_missing_in_the_port(tmp_path: Path, is_known: bool) -> None:
-    """The port has the weight as a product of two, of which no values show it, and returns twice what the reference does."""
-    wide = np.concatenate(layer_weights(2), axis=1)  # (16, 32)
+    """The port has the weight packed as nobody knows, and returns twice what the reference does."""
+    order = np.random.default_rng(5).permutation(256)
     kept = ["<f4", list(FC.shape), base64.b64encode(FC.tobytes()).decode()]
     nodes = [["@seen"], ["@param", "fc.weight", kept], ["mm", [{"n": 0}, {"n": 1}], {}, -1]]
     graph = {"nodes": nodes, "names": [[0, [["fc", 0, "input[x]"]]], [2, [["fc", 0, "output"]]]], "lines": []}
@@ -321,8 +321,8 @@ def test_a_parameter_that_a_proven_edit_computed_with_is_not_missing_in_the_port
     for is_port in (False, True):
         meta = {} if is_port or not is_known else {KEY: packed(graph)}
         recorder = Run(tmp_path / f"{is_port}.h5", modules=[{"path": "fc", "type": "Mixed", "attrs": {}}], **meta)
-        parts = {"fc.first": FC[:8], "fc.second": FC[8:]} if is_port else {"fc.weight": FC}
-        for name, values in {**parts, "fc.gain": np.arange(16, dtype=np.float32)}.items():
+        parts = {"fc.packed": FC.reshape(-1)[order].reshape(2, 8, 16) ** 3} if is_port else {"fc.weight": FC}
+        for name, values in {**parts, "fc.out": layer_weights(4)[3]}.items():
             recorder.writer.add_param(name, values, path="fc", kind="parameter", store=True)
         with recorder("fc", x=inputs()) as leave:
             leave((inputs() @ FC * (2 if is_port else 1)).astype(np.float32))

@@ -104,7 +104,8 @@ def _of_weights(
         causes = told()
         if causes and finding.blame == "module" and parameters.are_stored(finding.culprit[1]):
             causes = told(scene=reader.scene(finding), parameters=parameters)
-        found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
+        is_known = any(param.path == finding.culprit[0] for name, param in reference.params.items() if name in used)
+        found.append(causes or ([] if is_known else list(from_weights.strangers(weights, finding.culprit, reference, port))))
     return found
 
 
