@@ -227,6 +227,7 @@ class Thresholds:
     operation_overhead: int = threshold(2_000, "what computing one operation again costs besides, in elements", _WORK)
     farthest_left_out: int = threshold(8, "so many operations in a row, at most, are left out together", _WORK)
     exchanged_at_most: int = threshold(12, "so many tensors of one shape are tried in the place of each other", _WORK)
+    most_axes: int = threshold(4, "of a tensor of more axes single ones are tried in the place of those of an operation, no sets", _WORK)
     changed_alone: int = threshold(
         3, "of so many operations, at most, that one place in the code asks for, each is changed alone too", _WORK
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tracediff.causes.operation_edits.axes import other_axes
 from tracediff.causes.operation_edits.base import (
     Change,
     Family,
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     left_out,
     other_function,
     other_reduction,
+    other_axes,
     other_norm,
     other_mask,
     other_attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, permutations, product
@@ -12,8 +13,10 @@ import numpy as np
 from tracediff.causes.arithmetic import padded, widths_of
 from tracediff.causes.operation_edits.base import (
     REARRANGING,
+    SOFTMAX,
     VIEWS,
     Change,
+    is_float,
     item_of,
     redone,
     ref_at,
@@ -45,10 +48,33 @@ def other_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             for order in list(permutations(range(len(parts))))[1:]:
                 said = f"the port joins the parts in the order {order}: {', '.join(program.text(part.node) for part in parts[:4])}"
                 yield Change("order.concat", said, {number: redone(replay, node, ([parts[one] for one in order], *node.args[1:]))})
+        yield from _part_hidden(replay, number, node)
         if node.name == "stack" or len({shape_at(replay, part.node) for part in parts}) == 1:
             yield from _interleaved(replay, number, node)
     if node.name in _PARTS:
         yield from _exchanged_parts(replay, number, node)
+
+
+def _part_hidden(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A part of what a softmax is taken of is not there: no share of it goes to that part."""
+    program = replay.program
+    is_taken = any(program.nodes[step].name in SOFTMAX and number in program.ancestors(step) for step in program.steps)
+    for place, part in enumerate(node.args[0]) if is_taken and node.name == "cat" and len(node.args[0]) > 1 else ():
+        if not is_float(replay, part.node):
+            continue
+
+        def hidden(values: Values, place: int = place) -> Any:
+            parts = [values[one.node] for one in node.args[0]]
+            parts[place] = np.full_like(parts[place], -np.inf)
+            return np.concatenate(parts, node.args[1] if len(node.args) > 1 else 0)
+
+        said = f"the port takes the softmax without {program.text(part.node)}, which the reference joins to {_others(replay, node, place)}"
+        yield Change("branch.missing", said, {number: hidden})
+
+
+def _others(replay: Replay, node: Node, place: int) -> str:
+    """The other parts of what is joined, in words."""
+    return " and ".join(replay.program.text(part.node) for other, part in enumerate(node.args[0]) if other != place)
 
 
 def _interleaved(replay: Replay, number: int, node: Node) -> Iterator[Change]:
@@ -223,13 +249,7 @@ def other_view(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             source = next(iter(program.nodes[inner].refs))
             said = f"the port reshapes {program.text(source)} without the transposition"
             yield Change("heads.layout", said, {number: lambda values: np.reshape(values[source], shape)})
-        own = shape_at(replay, ref)
-        for axis in range(len(shape) - 1):
-            a, b = shape[axis : axis + 2]
-            if a > 1 and b > 1 and own != shape and a * b in own:
-                turned = (*shape[:axis], b, a, *shape[axis + 2 :])
-                said = f"the port takes an axis of {program.text(ref)} apart as ({b}, {a}), the reference as ({a}, {b})"
-                yield Change("heads.layout", said, {number: _taken_apart(ref, turned, axis)})
+        yield from _other_factors(replay, number, ref)
         yield from _flattened(replay, number, ref)
     if node.name in ("permute", "transpose"):
         for a in range(len(shape)):
@@ -259,11 +279,11 @@ def _merged(own: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int,
     """The runs of axes that a reshape makes one axis each, as where they start and stop."""
     start = 0
     for size in shape:
-        stop, product_ = start, 1
-        while stop < len(own) and (product_ < size or (own[stop] == 1 and stop == start)):
-            product_ *= own[stop]
+        stop, merged = start, 1
+        while stop < len(own) and (merged < size or (own[stop] == 1 and stop == start)):
+            merged *= own[stop]
             stop += 1
-        if product_ != size:
+        if merged != size:
             return
         if stop - start > 1:
             yield start, stop
@@ -274,8 +294,41 @@ def _flattened_in(ref: int, order: tuple[int, ...], shape: tuple[int, ...]) -> C
     return lambda values: np.reshape(np.transpose(values[ref], order), shape)
 
 
-def _taken_apart(ref: int, shape: tuple[int, ...], axis: int) -> Compute:
-    return lambda values: np.swapaxes(np.reshape(values[ref], shape), axis, axis + 1)
+def _other_factors(replay: Replay, number: int, ref: int) -> Iterator[Change]:
+    """An axis taken apart into the same factors in another order: heads, and what each holds of queries, keys and values or of pairs."""
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    axis = next((place for place, (a, b) in enumerate(zip(own, shape, strict=False)) if a != b), None)
+    if axis is None or not all(shape):
+        return
+    behind = next((count for count in range(len(shape) - axis) if own[axis + 1 :] == shape[len(shape) - count :]), 0)
+    factors = [size for size in shape[axis : len(shape) - behind] if size > 1]
+    if math.prod(factors) != own[axis] or not 2 <= len(factors) <= 3:
+        return
+    for finer in _finer(factors):
+        for order in list(permutations(range(len(finer))))[1:]:
+            given = [finer[place] for place in np.argsort(order)]
+            said = f"the port takes an axis of {replay.program.text(ref)} apart as {tuple(given)}, the reference as {tuple(finer)}"
+            yield Change("heads.layout", said, {number: _taken_apart(ref, axis, given, order, shape)})
+
+
+def _finer(factors: list[int]) -> Iterator[list[int]]:
+    """Factors, and of two also with the last taken apart again: into two or three parts, or into pairs."""
+    yield factors
+    if len(factors) == 2:
+        first, last = factors
+        yield from ([first, parts, last // parts] for parts in dict.fromkeys((2, 3, last // 2)) if 1 < parts < last and last % parts == 0)
+
+
+def _taken_apart(ref: int, axis: int, given: Sequence[int], order: Sequence[int], shape: tuple[int, ...]) -> Compute:
+    """An axis as factors that lie in the order ``given`` in memory, put in the order that the reference has."""
+
+    def compute(values: Values) -> Array:
+        x = values[ref]
+        apart = x.reshape(*x.shape[:axis], *given, *x.shape[axis + 1 :])
+        places = [*range(axis), *(axis + place for place in order), *range(axis + len(given), apart.ndim)]
+        return np.transpose(apart, places).reshape(shape)
+
+    return compute
 
 
 def _axes_exchanged(replay: Replay, node: Node, a: int, b: int) -> Compute:
