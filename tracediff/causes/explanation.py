@@ -12,7 +12,6 @@ from tracediff.causes.cause import Cause, in_order, one_of_each_kind
 from tracediff.causes.confidence import calibrated
 from tracediff.causes.from_tensors import Seen
 from tracediff.causes.layers import LayerParameters
-from tracediff.causes.scene import Scene
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.errors import WeightsError
@@ -45,7 +44,7 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
     located, seen_in_tensors = _with_proved(located, reader)
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
-    of_weights = _of_weights(located, weights, reader, seen_in_tensors, (reference, port))
+    of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
     findings = list(located.findings)
     for place, finding in enumerate(located.findings):
@@ -61,9 +60,11 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
 
 
 def _not_refuted(of_weights: Sequence[Cause], seen: Sequence[Cause]) -> list[Cause]:
-    """The causes of weights; no unproved strangers among them where a proved edit gives the port's tensor with the right weights."""
+    """The causes of weights; where a proved edit gives the port's tensor with the right ones, none that says, unproved, that one is missing."""
     is_proved = any(cause.confirmed for cause in seen)
-    return [cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind != "weights.unloaded"]
+    return [
+        cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind not in ("weights.unloaded", "weights.missing_bias")
+    ]
 
 
 def _one_a_change(
@@ -115,37 +116,22 @@ def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     )
 
 
-def _of_weights(
-    located: Located, weights: WeightsReport | None, reader: SceneReader, in_tensors: Seen, traces: tuple[Trace, Trace]
-) -> list[list[Cause]]:
-    """The causes that wrong weights give for each finding, in the order of the findings.
-
-    A parameter that the port lacks by its name, but that a proven edit computed the port's tensor with, is there by another name.
-    """
+def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:
+    """The causes that wrong weights give for each finding, in the order of the findings."""
     if weights is None:
         return [[] for _ in located.findings]
-    reference, port = traces
     _, seen = from_weights.compared_modules(located, reference, port)
-    parameters = LayerParameters(weights, reference, port)
-    may_be_proved = parameters.may_prove(weights.findings)
+    wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
+    may_be_proved = parameters.may_prove(wrong)
     found = []
-    for place, finding in enumerate(located.findings):
-        is_proven = any(cause.confirmed for cause in in_tensors.causes.get(place, ()))
-        used = _computed_with(reader.scene(finding)) if is_proven else frozenset()
-        wrong = [one for one in weights.findings if one.port or one.reference not in used]
+    for finding in located.findings:
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
         causes = told()
         if causes and may_be_proved:
             causes = told(scene=reader.scene(finding), parameters=parameters)
-        is_known = any(param.path == finding.culprit[0] for name, param in reference.params.items() if name in used)
-        found.append(causes or ([] if is_known else list(from_weights.strangers(weights, finding.culprit, reference, port))))
+        found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
     return found
-
-
-def _computed_with(scene: Scene) -> frozenset[str]:
-    """The reference's parameters that its operations computed a scene's tensor with."""
-    return frozenset() if scene.program is None else frozenset(scene.program.names.values())
 
 
 def _compared_weights(reference: Trace, port: Trace) -> WeightsReport | None:
