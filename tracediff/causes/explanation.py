@@ -60,7 +60,7 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
 
 
 def _not_refuted(of_weights: Sequence[Cause], seen: Sequence[Cause]) -> list[Cause]:
-    """The causes of weights; where a proved edit gives the port's tensor with the right ones, none that says, unproved, that one is missing."""
+    """The causes of weights; none says unproved that one is missing where a proved edit gives the port's tensor with the right ones."""
     is_proved = any(cause.confirmed for cause in seen)
     return [
         cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind not in ("weights.unloaded", "weights.missing_bias")
