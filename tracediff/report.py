@@ -482,7 +482,7 @@ def _of_finding(
     left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
     return Divergence(
         site=rows[finding.place].where,
-        culprit=Culprit(*finding.culprit),
+        culprit=Culprit(finding.culprit[0] if finding.maker is None else finding.maker, finding.culprit[1]),
         introduced=finding.introduced,
         inherited=finding.inherited,
         floor=comparison.floor,

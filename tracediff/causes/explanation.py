@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,22 +46,30 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
         located = from_weights.with_owners(located, weights.findings, reference, port)
     of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
+    findings = list(located.findings)
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
-        causes.append(in_order([*_not_refuted(of_weights[place], seen), *seen]))
-    located, causes = _one_a_change(located, causes, seen_in_tensors.edits)
+        best = in_order([*_not_refuted(of_weights[place], seen), *seen])
+        if best and finding.maker is None:  # the proven edit says in which module of the reference it lies
+            findings[place] = replace(finding, maker=seen_in_tensors.changes.get(place, {}).get(best[0].evidence))
+        causes.append(best)
+    located, causes = _one_a_change(replace(located, findings=tuple(findings)), causes, seen_in_tensors.changes)
     told = tuple(tuple(map(calibrated, of_finding)) for of_finding in causes)
     return Explanation(located, told, weights, tuple(_notes(seen_in_tensors.unsearched)))
 
 
 def _not_refuted(of_weights: Sequence[Cause], seen: Sequence[Cause]) -> list[Cause]:
-    """The causes of weights; no unproved strangers among them where a proved edit gives the port's tensor with the right weights."""
+    """The causes of weights; none says unproved that one is missing where a proved edit gives the port's tensor with the right ones."""
     is_proved = any(cause.confirmed for cause in seen)
-    return [cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind != "weights.unloaded"]
+    return [
+        cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind not in ("weights.unloaded", "weights.missing_bias")
+    ]
 
 
-def _one_a_change(located: Located, causes: Sequence[list[Cause]], edits: Mapping[int, Cause]) -> tuple[Located, list[list[Cause]]]:
+def _one_a_change(
+    located: Located, causes: Sequence[list[Cause]], changes: Mapping[int, Collection[str]]
+) -> tuple[Located, list[list[Cause]]]:
     """One finding for all that one proved change of the reference's operations explains, and the causes of each finding.
 
     So it is where a method of a module is called by the code outside as well, and where one variable shows at several places.
@@ -69,8 +77,8 @@ def _one_a_change(located: Located, causes: Sequence[list[Cause]], edits: Mappin
     first: dict[tuple[str, str], int] = {}
     found: dict[int, Finding] = {}
     for place, finding in enumerate(located.findings):
-        edit = edits.get(place)
-        key = None if edit is None or causes[place][0] != edit else (edit.kind, edit.evidence)
+        best = causes[place][0] if causes[place] else None
+        key = (best.kind, best.evidence) if best is not None and best.evidence in changes.get(place, ()) else None
         into = place if key is None else first.setdefault(key, place)
         found[into] = finding if into == place else replace(found[into], places=found[into].places + finding.places)
     return replace(located, findings=tuple(found.values())), [causes[place] for place in found]
@@ -104,7 +112,7 @@ def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     return found, replace(
         seen,
         causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes},
-        edits={place: seen.edits[i] for place, i in enumerate(clear) if i in seen.edits},
+        changes={place: seen.changes[i] for place, i in enumerate(clear) if i in seen.changes},
     )
 
 

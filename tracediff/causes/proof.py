@@ -43,19 +43,31 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """What a detector says of a scene: the kind of cause, how likely it is, 0 to 1, why, and the edit where it has one."""
+    """What a detector says of a scene: the kind of cause, how likely it is, 0 to 1, why, and the edit where it has one.
+
+    ``nodes``: the recorded operations of the reference that the edit changes, where it changes such.
+    """
 
     kind: str
     likelihood: float
     evidence: str
     edit: Edit | None = None
+    nodes: tuple[int, ...] = ()
 
 
 Detector = Callable[[Scene], Iterable[Claim]]
 
 
-def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
-    """What a detector says of a scene, each claim confirmed where its edit is proven."""
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What is known of a proven edit: the share of the difference that it leaves, and the recorded operations that it changes."""
+
+    leaves: float
+    nodes: tuple[int, ...] = ()
+
+
+def judged(scene: Scene, detector: Detector, proven: dict[str, Proven] | None = None) -> Iterator[Cause]:
+    """What a detector says of a scene, each claim confirmed where its edit is proven; ``proven`` receives these by their evidence."""
     is_null_enough: bool | None = None
     for claim in detector(scene):
         is_proven = CATALOGUE[claim.kind].proof is not Proof.NONE and _holds(scene, claim)
@@ -63,7 +75,10 @@ def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
             is_null_enough = any(_holds(control, other) for control in controls(scene) for other in detector(control))
         is_faint = claim.edit is not None and claim.edit.is_fitted and not scene.is_clear
         likelihood = min(claim.likelihood, THRESHOLDS.sure_of_noise) if is_faint else claim.likelihood
-        yield Cause(claim.kind, likelihood, is_proven and not is_null_enough, claim.evidence)
+        is_confirmed = is_proven and not is_null_enough
+        if is_confirmed and claim.edit is not None and proven is not None:
+            proven[claim.evidence] = Proven(scene.leaves(claim.edit.port) if scene.is_numeric else 0.0, claim.nodes)
+        yield Cause(claim.kind, likelihood, is_confirmed, claim.evidence)
 
 
 def recorded(kind: str, likelihood: float, evidence: str) -> Cause:

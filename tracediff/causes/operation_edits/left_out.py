@@ -114,6 +114,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, own))
     ):
         return "norm.missing", f"the port hands on {program.text(kept)} where the reference normalises it"
+    if _is_put_together(replay, kept, end):
+        return "order.concat", f"the port hands on {program.text(kept)} where the reference puts its parts in another order"
     if other is not None and {"sin", "cos"} & made and names & {"mul", "cat"} and names & {"add", "cat", "sub"}:
         return "rope.missing", f"the port does not rotate {program.text(kept)}"
     if names <= {"t", "transpose", "permute"}:
@@ -140,6 +142,19 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     return "branch.missing", f"the port hands on {program.text(kept)} in the place of {program.text(end)}" + (
         f", without {what}" if what else ""
     )
+
+
+def _is_put_together(replay: Replay, kept: int, end: int) -> bool:
+    """Whether an operation joins parts of a tensor, and nothing else, which are as many numbers as the tensor has."""
+    program = replay.program
+    if program.nodes[end].name != "cat" or shape_at(replay, end) != shape_at(replay, kept):
+        return False
+    below = {ref for ref in program.ancestors(end) if ref != kept and ref > kept and kept in program.ancestors(ref)}
+    return all(program.nodes[ref].name in _TAKEN and set(program.nodes[ref].refs) <= {kept, *below} for ref in (*below, end))
+
+
+_TAKEN = frozenset(("slice", "split", "split_with_sizes", "chunk", "unbind", "@item", "cat", "flip", "clone"))
+"""What takes parts of a tensor or joins them."""
 
 
 def _number_of(node: Node) -> str:
