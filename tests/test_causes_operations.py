@@ -31,6 +31,10 @@ def node(name: str, *args: Any, role: int = -1, **kwargs: Any) -> Node:
     return Node(name, args, kwargs, role=role, refs=tuple(one.node for one in flat if isinstance(one, Ref)))
 
 
+def constant(values: Array) -> Node:
+    return Node("@constant", values=values)
+
+
 def program(leaves: list[Array], *operations_: Node) -> Program:
     """Operations that follow on leaves; node 0 is the first leaf."""
     seen = {number: InHand(f"tensor {number}", "output", "", is_input=False, values=np.asarray(one)) for number, one in enumerate(leaves)}
@@ -139,6 +143,51 @@ SHARES = 1 / (1 + np.exp(-LOGITS))
 CHOSEN = np.sort(np.argsort(-(SHARES + OFFSET), -1)[:, :3], -1)  # listed by number, which a top-k does not do
 
 
+SEEN = np.array([[0, 1, 0, 2, 1, 0, 3]] * 3)
+PENALISED = (node("gather", Ref(0), 1, Ref(1)), node("div", Ref(2), 1.4), node("scatter", Ref(0), 1, Ref(1), Ref(3)))
+SLOPES_OF_SIX = 2.0 ** -np.array([2, 4, 6, 8, 1, 3])
+QUERIES = draw(2, 1, T, C, seed=4)
+
+
+def normed(x: Array, gain: Array) -> Array:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * gain
+
+
+def ramped(low: float, high: float) -> Array:
+    """Frequencies that are divided by 8 from channel ``high`` on, and whole up to ``low``."""
+    return 1e4 ** -(np.arange(16) / 16) * (1 - 7 / 8 * np.clip((np.arange(16) - low) / (high - low), 0, 1))
+
+
+TURNED_BY_RAMP = (
+    constant(ramped(3.4, 11.3)), node("arange", 0, T), node("unsqueeze", Ref(2), -1), node("mul", Ref(3), Ref(1)),
+    node("cos", Ref(4)), node("mul", Ref(0), Ref(5)),
+)  # fmt: skip
+
+
+def halves_rotated(start: int, source: int, cos: int, sin: int) -> tuple[Node, ...]:
+    """The rotation of halves of node ``source``, as nodes from ``start`` on."""
+    return (
+        node("mul", Ref(source), Ref(cos)), node("slice", Ref(source), 3, 0, C // 2), node("slice", Ref(source), 3, C // 2, C),
+        node("neg", Ref(start + 2)), node("cat", [Ref(start + 3), Ref(start + 1)], -1), node("mul", Ref(start + 4), Ref(sin)),
+        node("add", Ref(start), Ref(start + 5)),
+    )  # fmt: skip
+
+
+ROTATED_BOTH = (
+    constant(10.0 ** -np.arange(C // 2)), node("arange", 0, T), node("unsqueeze", Ref(3), -1), node("mul", Ref(4), Ref(2)),
+    node("cat", [Ref(5), Ref(5)], -1), node("cos", Ref(6)), node("sin", Ref(6)), *halves_rotated(9, 0, 7, 8), *halves_rotated(16, 1, 7, 8),
+    node("transpose", Ref(22), 2, 3), node("bmm", Ref(15), Ref(23)),
+)  # fmt: skip
+
+
+def scores(q: Array, k: Array, queries_further: int = 0, keys_further: int = 0) -> Array:
+    def turned(x: Array, further: int) -> Array:
+        angles = ANGLES + further / 10.0 ** np.arange(C)[None, np.arange(C) % (C // 2)]
+        return x * np.cos(angles) + np.concatenate([-x[..., C // 2 :], x[..., : C // 2]], -1) * np.sin(angles)
+
+    return turned(q, queries_further) @ np.swapaxes(turned(k, keys_further), -1, -2)
+
+
 CASES: dict[str, tuple[str, Program, Array]] = {
     "the halves of a gate are exchanged": ("order.roles", program([BOTH], *GATED), silu(BOTH[..., C:]) * BOTH[..., :C]),
     "a mask is forgotten": (
@@ -167,7 +216,108 @@ CASES: dict[str, tuple[str, Program, Array]] = {
                                Program({0: Node("@seen"), 1: Node("@seen"), 2: node("add", Ref(0), Ref(1))}, (2,), {
                                    0: InHand("x", "input[0]", "", is_input=True, values=X),
                                    1: InHand("branch", "output", "", is_input=False, values=GATE)}), GATE),
-    "softmax runs along another axis": ("heads.layout", program([X], node("_softmax", Ref(0), 2, False)), softmax(X, 1)),
+    "softmax runs along another axis": ("transform", program([X], node("_softmax", Ref(0), 2, False)), softmax(X, 1)),
+    "the softmax of attention runs along the queries": (
+        "heads.layout",
+        program([draw(B, T, T, seed=9), X], node("_softmax", Ref(0), 2, False), node("view", Ref(2), [B, T, T]),
+                node("bmm", Ref(3), Ref(1))),
+        softmax(draw(B, T, T, seed=9), 1) @ X,
+    ),
+    "the last place stands for a mean": (
+        "transform", program([X, GATE[:, 0]], node("mean", Ref(0), [1]), node("mul", Ref(2), Ref(1))), X[:, -1] * GATE[:, 0]
+    ),
+    "a mean stands for the first place": ("transform", program([X], node("select", Ref(0), 1, 0), node("sin", Ref(1))), np.sin(X.mean(1))),
+    "a mean stands for the largest": (
+        "transform", program([X], node("max", Ref(0), 1), node("@item", Ref(1), 0), node("sin", Ref(2))), np.sin(X.mean(1))
+    ),
+    "a mean of the places that are not padded is the last place": (
+        "transform", program([X, MASK.astype(float)], *POOLED, node("sin", Ref(5))), np.sin(X[:, -1])
+    ),
+    "a mean of the places that are not padded is one of all": ("mask.missing", program([X, MASK.astype(float)], *POOLED), X.mean(1)),
+    "exp for softplus": ("activation", program([X], node("softplus", Ref(0)), node("neg", Ref(1))), -np.exp(X)),
+    "softplus for exp": ("activation", program([X], node("exp", Ref(0)), node("mul", Ref(1), -0.5)), -0.5 * np.logaddexp(0, X)),
+    "shares of a router are sigmoids": ("activation", program([X, GATE], node("_softmax", Ref(0), -1, False), node("mul", Ref(2), Ref(1))),
+                                        GATE / (1 + np.exp(-X))),
+    "sigmoids of a router are shares": ("activation", program([X, GATE], node("sigmoid", Ref(0)), node("mul", Ref(2), Ref(1))),
+                                        GATE * softmax(X)),
+    "scores below 0 are divided, too": (
+        "branch.missing",
+        program([X], node("lt", Ref(0), 0), node("mul", Ref(0), 1.4), node("div", Ref(0), 1.4), node("where", Ref(1), Ref(2), Ref(3))),
+        X / 1.4,
+    ),
+    "scores of a token are divided for each time that it was seen": (
+        "branch.extra", program([LOGITS[:3], SEEN], *PENALISED), LOGITS[:3] / 1.4 ** np.array([[3, 2, 1, 1, 0, 0, 0, 0]] * 3)
+    ),
+    "scores are divided twice": (
+        "branch.extra", program([LOGITS[:3], SEEN], *PENALISED), LOGITS[:3] / 1.4 ** np.array([[2, 2, 2, 2, 0, 0, 0, 0]] * 3)
+    ),
+    "rows are divided for each time that they are named": (
+        "branch.extra",
+        program([X, np.array([4, 1, 4, 4])], node("index", Ref(0), [None, Ref(1)]), node("mul", Ref(2), 0.5),
+                node("index_put", Ref(0), [None, Ref(1)], Ref(3))),
+        X * (0.5 ** np.array([0, 1, 0, 0, 3, 0]))[:, None],
+    ),
+    "an offset is added twice": (
+        "branch.extra", program([X, GATE[0, 0]], node("add", Ref(0), Ref(1)), node("tanh", Ref(2))), np.tanh(X + 2 * GATE[0, 0])
+    ),
+    "a norm with a gain is applied twice": (
+        "branch.extra",
+        program([X, 1 + np.abs(GATE[0, 0])], node("_fused_rms_norm", Ref(0), [C], Ref(1), 1e-6), node("@item", Ref(2), 0)),
+        normed(normed(X, 1 + np.abs(GATE[0, 0])), 1 + np.abs(GATE[0, 0])),
+    ),
+    "a bias is added behind the weight of an expert": (
+        "transform",
+        program([X, GATE[0, 0], GATE[..., :1]], node("add", Ref(0), Ref(1)), node("mul", Ref(3), Ref(2)), node("sum", Ref(4), [1])),
+        (X * GATE[..., :1] + GATE[0, 0]).sum(1),
+    ),
+    "numbers of buckets are not limited": (
+        "clamp",
+        program([draw(T, C, seed=5)], node("mul", Ref(0), 9.0), node("_to_copy", Ref(1), dtype="int64"), node("clamp_max", Ref(2), 7),
+                node("add", Ref(3), 4)),
+        (draw(T, C, seed=5) * 9).astype(int) + 4,
+    ),
+    "numbers of buckets are limited at the end of the table": (
+        "clamp",
+        program([np.arange(40)[None] - 20, np.arange(4)[:, None] % 2 * 8], node("abs", Ref(0)), node("full_like", Ref(2), 7),
+                node("minimum", Ref(2), Ref(3)), node("add", Ref(1), Ref(4))),
+        np.minimum(np.abs(np.arange(40)[None] - 20) + np.arange(4)[:, None] % 2 * 8, 15),
+    ),
+    "a window lies at the start of its frame": (
+        "padding.shift",
+        program([draw(B, 16)], node("hann_window", 8, False), node("zeros", [16]), node("@flat", Ref(2)),
+                node("@write", Ref(3), 4, [8], [1], Ref(1)), node("@read", Ref(4), 0, [16], [1]), node("mul", Ref(0), Ref(5))),
+        draw(B, 16) * np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(8) / 7), (0, 8)),
+    ),
+    "slopes of heads are of one ratio": (
+        "scale",
+        program([X], constant(SLOPES_OF_SIX), node("mul", Ref(0), 1.0), node("transpose", Ref(2), 1, 2),
+                node("slice", Ref(3), 1, 0, 6), node("unsqueeze", Ref(1), -1), node("mul", Ref(4), Ref(5))),
+        X.transpose(0, 2, 1)[:, :6] * 2.0 ** (-8 / 6 * np.arange(1, 7))[:, None],
+    ),
+    "slopes of heads have another ratio": (
+        "scale",
+        program([X], node("arange", 1, C + 1), node("pow", 0.5, Ref(1)), node("add", Ref(2), 0.0), node("mul", Ref(0), Ref(3))),
+        X * 0.7 ** np.arange(1, C + 1),
+    ),
+    "frequencies that are powers of a number have another": (
+        "rope.variant",
+        program([X], node("arange", 0, C), node("div", Ref(1), C), node("pow", 1e4, Ref(2)), node("reciprocal", Ref(3)),
+                node("arange", 0, T), node("unsqueeze", Ref(5), -1), node("mul", Ref(6), Ref(4)), node("cos", Ref(7)),
+                node("mul", Ref(0), Ref(8))),
+        X * np.cos(np.arange(T)[:, None] / 5e5 ** (np.arange(C) / C)),
+    ),
+    "the ramp of frequencies has whole channels as its ends": (
+        "rope.variant", program([draw(B, T, 16)], *TURNED_BY_RAMP), draw(B, T, 16) * np.cos(np.arange(T)[:, None] * ramped(3, 12))
+    ),
+    "the frequencies are not scaled": (
+        "rope.variant", program([draw(B, T, 16)], *TURNED_BY_RAMP), draw(B, T, 16) * np.cos(np.arange(T)[:, None] * ramped(20, 21))
+    ),
+    "queries are rotated by the length further": (
+        "position.offset", program([QUERIES, draw(2, 1, T, C, seed=5)], *ROTATED_BOTH), scores(QUERIES, draw(2, 1, T, C, seed=5), T)
+    ),
+    "keys are rotated one place less": (
+        "position.offset", program([QUERIES, draw(2, 1, T, C, seed=5)], *ROTATED_BOTH), scores(QUERIES, draw(2, 1, T, C, seed=5), 0, -1)
+    ),
     "a Fourier transform runs over one axis": (
         "transform",
         program([X], node("_fft_r2c", Ref(0), [1, 2], 0, False), node("view_as_real", Ref(1)), node("select", Ref(2), 3, 0)),

@@ -236,6 +236,7 @@ class Thresholds:
     dial_rounds: int = threshold(8, "steps that refine a number that operations are given", _SCENES)
     dial_step: float = threshold(1e-3, "relative step from which the effect of such a number is estimated", _NEVER)
     most_coordinates: int = threshold(1 << 16, "tensors of more numbers are not looked at as coordinates", _WORK)
+    most_repeated: int = threshold(64, "what changes values at places named more often is not computed again so often", _WORK)
     least_window: int = threshold(8, "shorter vectors are not looked at as windows", _NEVER)
     same_window: float = threshold(1e-6, "difference of values up to which a vector is a window, whose largest value is 1", _SCENES)
     even_steps: float = threshold(1e-4, "steps of coordinates, or of logarithms of frequencies, that are equal up to this part", _SCENES)

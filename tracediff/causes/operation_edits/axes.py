@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
 from tracediff.causes.arithmetic import axes_of
-from tracediff.causes.operation_edits.base import Change, redone, ref_at, shape_at
+from tracediff.causes.operation_edits.base import MIXING, SOFTMAX, VIEWS, Change, redone, ref_at, shape_at
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.trace.operations import Node
 
 _ARGUMENT = {
-    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), (1, "heads.layout")),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), (1, "transform")),
     **dict.fromkeys(("var", "std", "var_mean"), (1, "norm.missing")),
     **dict.fromkeys(("linalg_vector_norm", "norm"), (2, "norm.missing")),
     **dict.fromkeys(("sum", "mean", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all"), (1, "transform")),
@@ -29,6 +29,8 @@ def other_axes(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     if node.name not in _ARGUMENT or ref is None:
         return
     (place, kind), ndim = _ARGUMENT[node.name], len(shape_at(replay, ref))
+    if node.name in SOFTMAX and _is_multiplied(replay, number):
+        kind = "heads.layout"
     if place > len(node.args) or not ndim:
         return
     given = node.args[place] if place < len(node.args) else None
@@ -40,6 +42,24 @@ def other_axes(replay: Replay, number: int, node: Node) -> Iterator[Change]:
         what = f"the {node.name.strip('_')} of {replay.program.text(ref)}"
         said = f"the port takes {what} along {_text(other)}, the reference along {_text(own)}"
         yield Change(kind, said, {number: redone(replay, node, args)})
+
+
+def _is_multiplied(replay: Replay, number: int) -> bool:
+    """Whether a softmax gives the shares of attention: a matrix product takes it in, as it is or seen otherwise."""
+    program, seen = replay.program, {number}
+    whole = program.whole or tuple(program.nodes[one] for one in sorted(program.nodes))
+    for step, node in enumerate(whole[number + 1 : number + _FARTHEST_PRODUCT], number + 1):
+        if not seen.isdisjoint(node.refs):
+            if node.name in MIXING:
+                return True
+            if node.name in (*VIEWS, *_SEEN_OTHERWISE):
+                seen.add(step)
+    return False
+
+
+_FARTHEST_PRODUCT = 32
+"""So many operations after a softmax, the product with the values has come."""
+_SEEN_OTHERWISE = frozenset(("expand", "transpose", "permute", "clone", "_to_copy", "unsqueeze", "squeeze", "slice"))
 
 
 def _sets(ndim: int, own: Sequence[int], *, has_one: bool) -> list[tuple[int, ...]]:

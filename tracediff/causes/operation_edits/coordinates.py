@@ -1,4 +1,4 @@
-"""Evenly spaced coordinates laid otherwise, rotary frequencies of another base, and tensors resampled another way."""
+"""Evenly spaced coordinates laid otherwise, and tensors resampled another way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from tracediff.causes.operation_edits.base import Change, Dial, is_float, own_value, ref_at, shape_at
+from tracediff.causes.operation_edits.base import Change, is_float, own_value, ref_at, shape_at
 from tracediff.causes.program import Compute, Replay, Values
 from tracediff.causes.resampling import OUTSIDE, WAYS, Sampling, resampled_along, sampled
 from tracediff.causes.thresholds import THRESHOLDS
@@ -121,32 +120,6 @@ def _laid(replay: Replay, node: int, first: _Laying, second: _Laying, margin: fl
         return np.asarray(made[place])
 
     return compute
-
-
-def frequencies_of_another_base(replay: Replay) -> Iterator[Dial]:
-    """Rotary or sinusoidal frequencies raised to a power, which is another base: base^(-i/n) to the power of p is (base^p)^(-i/n)."""
-    program = replay.program
-    for number in (*program.steps, *program.leaves):
-        if is_float(replay, number) and _are_frequencies(replay.values[number]):
-            text = f"the port's frequencies {program.text(number)} are the reference's to the power of {{:.6g}}: another base"
-            yield Dial("rope.variant", text, number, 1.0, _raised(replay, number), POWERS_TRIED)
-
-
-def _are_frequencies(values: Array) -> bool:
-    """Whether numbers along one axis are a falling or rising power of one number."""
-    if values.size < _FEWEST_FREQUENCIES or max(values.shape) != values.size or not (values > 0).all():
-        return False
-    steps = np.diff(np.log(values.reshape(-1)))
-    return bool(steps[0]) and bool(np.ptp(steps) <= THRESHOLDS.even_steps * abs(steps[0]))
-
-
-_FEWEST_FREQUENCIES = 4
-POWERS_TRIED: tuple[float, ...] = tuple(np.geomspace(0.5, 2.0, 61).tolist())
-"""By which powers frequencies are off: bases from 100 to 1e8 in the place of 10,000."""
-
-
-def _raised(replay: Replay, node: int) -> Callable[[Values, float], Any]:
-    return lambda values, power: own_value(replay, node, values) ** power
 
 
 def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]:

@@ -11,16 +11,16 @@ from tracediff.causes.operation_edits.base import (
     Family,
 )
 from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging, other_sampling
+from tracediff.causes.operation_edits.frequencies import other_sequence
 from tracediff.causes.operation_edits.functions import (
     exchanged_in_order,
     other_function,
     other_norm,
-    other_reduction,
     other_sum,
     rounded,
     something_more,
 )
-from tracediff.causes.operation_edits.left_out import left_out
+from tracediff.causes.operation_edits.left_out import left_out, limit_left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
     other_kernel,
@@ -29,9 +29,13 @@ from tracediff.causes.operation_edits.places import (
     other_place,
     other_view,
     other_whole_number,
+    written_elsewhere,
 )
 from tracediff.causes.operation_edits.products import coarse_products
-from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_pairs, other_tensor
+from tracediff.causes.operation_edits.reductions import other_reduction
+from tracediff.causes.operation_edits.repeated import for_each_mention, once_more
+from tracediff.causes.operation_edits.rotations import other_pairs, rotated_further
+from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_tensor
 from tracediff.causes.operation_edits.windows import other_window
 from tracediff.causes.program import Compute, Replay
 from tracediff.causes.thresholds import THRESHOLDS
@@ -72,7 +76,9 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
 
 
 FAMILIES: tuple[Family, ...] = (
+    written_elsewhere,
     left_out,
+    limit_left_out,
     other_function,
     other_reduction,
     other_axes,
@@ -88,11 +94,15 @@ FAMILIES: tuple[Family, ...] = (
     exchanged_in_order,
     leaves_exchanged,
     other_pairs,
+    rotated_further,
     other_enlarging,
     other_sampling,
     other_coordinates,
     other_window,
+    other_sequence,
+    for_each_mention,
     something_more,
+    once_more,
     other_whole_number,
     other_tensor,
     rounded,

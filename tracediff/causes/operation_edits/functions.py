@@ -1,4 +1,4 @@
-"""Another function, reduction, norm, sign or order of two operations; a function that the reference does not apply; rounding."""
+"""Another function, norm, sign or order of two operations; a function that the reference does not apply; rounding."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tracediff.causes.arithmetic import OPERATIONS, axes_of, group_norm, rms_norm
+from tracediff.causes.arithmetic import OPERATIONS, group_norm, rms_norm
 from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.operation_edits.base import (
     FUNCTION_OF,
     LOGARITHMS,
+    MIXING,
     NORMS,
     POWERS,
     PRODUCTS,
-    REDUCTIONS,
+    SOFTMAX,
     SUMS,
     Change,
     applied_to,
@@ -37,12 +38,10 @@ def other_function(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     if ref is None:
         return
     text = replay.program.text(ref)
-    if node.name in FUNCTION_OF:
-        for name, function in FUNCTIONS.items():
-            if name not in ("identity", "log", "exp", "exp of half"):
-                yield Change(
-                    "activation", f"the reference applies {node.name} to {text}, the port {name}", {number: applied_to(function, ref)}
-                )
+    for name in _IN_PLACE_OF.get(node.name, ()):
+        function = FUNCTIONS.get(name, _shares)
+        said = f"the reference applies {node.name.strip('_')} to {text}, the port {name}"
+        yield Change("activation", said, {number: applied_to(function, ref)})
     for family, kind in ((LOGARITHMS, "units.log"), (POWERS, "activation")):
         if node.name in family:
             for name, function in family.items():
@@ -50,49 +49,20 @@ def other_function(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                     yield Change(kind, f"the reference applies {node.name} to {text}, the port {name}", {number: applied_to(function, ref)})
 
 
-def other_reduction(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """Another reduction, another denominator, a sum that runs otherwise."""
-    ref = ref_at(node, 0)
-    if ref is None or not is_float(replay, ref):
-        return
-    name, text = node.name, replay.program.text(ref)
-    if name == "_log_softmax":
-        yield Change(
-            "activation",
-            f"the port takes no logarithm of the softmax of {text}",
-            {number: redone(replay, node, name="_softmax")},
-        )
-    if name in REDUCTIONS:
-        for other, reduce in REDUCTIONS.items():
-            if other != name:
-                kind = "scale" if {name, other} == {"sum", "mean"} else "transform"
-                yield Change(kind, f"the reference takes the {name} of {text}, the port the {other}", {number: _reduced(node, ref, reduce)})
-    if name in ("var", "std"):
-        correction = node.kwargs.get("correction", 1)
-        less = 0 if correction in (1, None) else 1
-        said = f"the port takes the {name} of {text} with {less} less in the denominator, the reference with {correction}"
-        yield Change("norm.missing", said, {number: redone(replay, node, correction=less)})
-    if name in ("cumsum", "cumprod"):
-        yield from _other_running(number, node, ref, text)
+def _shares(x: Array) -> Array:
+    """The softmax along the last axis."""
+    made: Array = OPERATIONS["_softmax"](x, -1)
+    return made
 
 
-def _other_running(number: int, node: Node, ref: int, text: str) -> Iterator[Change]:
-    axis, run, first = node.args[1], (np.cumsum if node.name == "cumsum" else np.cumprod), (0.0 if node.name == "cumsum" else 1.0)
-
-    def shifted(values: Values) -> Array:
-        made = np.roll(run(values[ref], axis), 1, axis)
-        made[(slice(None),) * (axis % made.ndim) + (0,)] = first
-        return made
-
-    yield Change("position.offset", f"the port's {node.name} of {text} begins one place later", {number: shifted})
-    yield Change("order.reversed", f"the port takes the {node.name} of {text} from the end",
-                 {number: lambda values: np.flip(run(np.flip(values[ref], axis), axis), axis)})  # fmt: skip
-
-
-def _reduced(node: Node, ref: int, reduce: Callable[..., Array]) -> Compute:
-    axes = axes_of(node.args[1] if len(node.args) > 1 else None)
-    is_kept = bool(node.args[2]) if len(node.args) > 2 else False
-    return lambda values: np.asarray(reduce(values[ref], axis=axes, keepdims=is_kept))
+_ACTIVATIONS = tuple(name for name in FUNCTIONS if name not in ("identity", "log", "exp of half"))
+_IN_PLACE_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(FUNCTION_OF, _ACTIVATIONS),
+    "sigmoid": (*_ACTIVATIONS, "a softmax"),
+    "exp": ("softplus", "sigmoid"),
+    **dict.fromkeys(SOFTMAX, ("sigmoid",)),
+}
+"""Functions that are taken in the place of each other, besides logarithms and powers."""
 
 
 def other_norm(replay: Replay, number: int, node: Node) -> Iterator[Change]:
@@ -203,11 +173,21 @@ def exchanged_in_order(replay: Replay, number: int, node: Node) -> Iterator[Chan
 
 def something_more(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """A function or a norm that the reference does not apply."""
-    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param") or is_mask(replay, number):
+    if not is_float(replay, number) or not shape_at(replay, number) or is_mask(replay, number):
         return
     text = replay.program.text(number)
-    for kind, name, function in _MORE:
+    is_parameter = node.name.startswith("@param")
+    if is_parameter and _is_multiplied_as_matrix(replay, number):
+        return
+    for kind, name, function in _MORE_OF_PARAMETERS if is_parameter else _MORE:
         yield Change(kind, f"the port applies {name} to {text}, the reference does not", {number: _after(replay, node, function)})
+
+
+def _is_multiplied_as_matrix(replay: Replay, parameter: int) -> bool:
+    """Whether a parameter, or a mere view of it, is what a product, a norm or a table takes in."""
+    program, name = replay.program, replay.program.parameter(parameter)
+    taken = (program.nodes[step] for step in program.steps if program.nodes[step].name in MIXING | NORMS | {"embedding"})
+    return any(program.parameter(ref) == name for node in taken for ref in node.refs)
 
 
 def _after(replay: Replay, node: Node, function: Callable[[Array], Array]) -> Compute:
@@ -216,7 +196,7 @@ def _after(replay: Replay, node: Node, function: Callable[[Array], Array]) -> Co
 
 _MORE: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
     *(("activation", name, FUNCTIONS[name]) for name in ("ReLU", "sigmoid", "tanh", "SiLU", "GELU (exact)", "absolute value", "square")),
-    ("activation", "a softmax", lambda x: OPERATIONS["_softmax"](x, -1)),
+    ("activation", "a softmax", _shares),
     ("branch.extra", "a division by the sum along the last axis", lambda x: x / x.sum(-1, keepdims=True)),
     ("branch.extra", "unit length along the last axis", lambda x: x / np.sqrt((x * x).sum(-1, keepdims=True))),
     (
@@ -225,6 +205,8 @@ _MORE: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
         lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
     ),
 )
+_MORE_OF_PARAMETERS = tuple(("activation", name, FUNCTIONS[name]) for name in ("exp", "softplus", "sigmoid"))
+"""What a parameter is stored before: its logarithm, or what keeps it positive or below one."""
 
 
 def rounded(replay: Replay, number: int, node: Node) -> Iterator[Change]:

@@ -55,6 +55,33 @@ def left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, _same_place(program, ref, number, above)), lost)
 
 
+def limit_left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Whole numbers are not limited; where the tensor of the program is such, also limited to its own largest in the end."""
+    program, target = replay.program, replay.program.target
+    if node.name not in _LIMITS or not _is_whole(replay, number):
+        return
+    for ref in node.refs:
+        if _is_whole(replay, ref) and shape_at(replay, ref) == shape_at(replay, number) and np.ptp(replay.values[ref]):
+            said = f"the port does not limit {program.text(ref)} by {node.name}"
+            yield Change("clamp", said, {number: _broadcast_to(ref, shape_at(replay, number))})
+            if target != number and _is_whole(replay, target):
+                most = {target: _limited(replay, target), number: _broadcast_to(ref, shape_at(replay, number))}
+                yield Change("clamp", f"{said}, but what is made of it by its largest number", most)
+
+
+_LIMITS = frozenset(("minimum", "maximum", "clamp", "clamp_min", "clamp_max"))
+
+
+def _is_whole(replay: Replay, node: int) -> bool:
+    values = replay.values[node]
+    return isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.size > 1
+
+
+def _limited(replay: Replay, node: int) -> Compute:
+    most = replay.values[node].max()
+    return lambda values: np.minimum(replay.apply(replay.program.nodes[node], values), most)
+
+
 def _same_place(program: Program, kept: int, end: int, above: Mapping[int, int]) -> Any:
     """What is the same for what is kept when the code runs again: the place in the code that made it.
 
@@ -106,6 +133,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
     what = " and ".join(program.text(one) for one in others[:2])
     last = program.nodes[end].name
+    if names == {"where"} and (other_branch := _other_branch(replay, end, kept)) is not None:
+        return "branch.missing", f"the port hands on {program.text(kept)} everywhere, the reference {program.text(other_branch)} in places"
     if names & MASKS or any(is_mask(replay, ref) for ref in others):
         return "mask.missing", f"the port leaves out the mask ({program.text(end)})"
     if (
@@ -142,6 +171,16 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     return "branch.missing", f"the port hands on {program.text(kept)} in the place of {program.text(end)}" + (
         f", without {what}" if what else ""
     )
+
+
+def _other_branch(replay: Replay, end: int, kept: int) -> int | None:
+    """What `where` takes in the other places, where that is computed of what is kept's operands too; None where it hides or fills."""
+    program, node = replay.program, replay.program.nodes[end]
+    if node.name != "where" or len(node.refs) != len(node.args) or kept not in node.refs[1:]:
+        return None
+    other = node.refs[1] if kept == node.refs[2] else node.refs[2]
+    is_of_both = not (program.ancestors(other) & program.ancestors(kept)).isdisjoint((*program.leaves, *program.steps))
+    return other if is_of_both and kept != other and np.ptp(replay.values[other]) else None
 
 
 def _is_put_together(replay: Replay, kept: int, end: int) -> bool:

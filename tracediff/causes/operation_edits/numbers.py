@@ -19,7 +19,7 @@ from tracediff.causes.operation_edits.base import (
     ref_at,
     shape_at,
 )
-from tracediff.causes.operation_edits.coordinates import frequencies_of_another_base
+from tracediff.causes.operation_edits.frequencies import POWERS_TRIED, are_turned, frequencies_of_another_base
 from tracediff.causes.program import Replay, Values
 from tracediff.trace.operations import Node
 
@@ -94,8 +94,12 @@ def _given_numbers(replay: Replay) -> Iterator[Dial]:
         for place, value in enumerate(node.args):
             if _is_number(value) and (node.name in _WITH_NUMBERS):
                 kind = _kind_of_number(replay, number, node, value)
+                tries: tuple[float, ...] = ()
+                if node.name == "pow" and place == 0:  # the same number to many powers: frequencies, or slopes of heads
+                    kind = "rope.variant" if are_turned(replay, number) else "scale"
+                    tries = tuple(float(value) ** power for power in POWERS_TRIED) if value > 0 else ()
                 text = f"{node.name.strip('_')} of {_first_text(replay, node)} is given {{:.6g}} by the port, {value:.6g} by the reference"
-                yield Dial(kind, text, number, float(value), _dialled(replay, node, place))
+                yield Dial(kind, text, number, float(value), _dialled(replay, node, place), tries)
         scale = node.kwargs.get("scale") if node.name.startswith("_scaled_dot_product") else None
         if node.name.startswith("_scaled_dot_product"):
             q = ref_at(node, 0)

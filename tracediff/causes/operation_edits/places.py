@@ -360,6 +360,17 @@ def other_padding(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             yield Change(kind, f"the port pads {program.text(ref)} {text}", {number: convolved})
 
 
+def written_elsewhere(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A run of values that is written into a longer one, at its beginning, its end, its middle, or one place further."""
+    if node.name != "@write" or len(node.args[2]) != 1 or node.args[3] != [1]:
+        return
+    start, length = node.args[1], shape_at(replay, node.refs[0])[0] - node.args[2][0]
+    for place in dict.fromkeys((0, length, length // 2, start + 1, start - 1)):
+        if 0 <= place <= length and place != start:
+            said = f"the port has {replay.program.text(node.refs[-1])} at places {place} on, the reference at {start} on, of {length} more"
+            yield Change("padding.shift", said, {number: redone(replay, node, (node.args[0], place, *node.args[2:]))})
+
+
 def other_kernel(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """A convolution whose kernel lies otherwise: axes of one length exchanged, or read from the other end."""
     weight = ref_at(node, 1)
