@@ -219,9 +219,9 @@ CASES: dict[str, tuple[str, Program, Array]] = {
     "softmax runs along another axis": ("transform", program([X], node("_softmax", Ref(0), 2, False)), softmax(X, 1)),
     "the softmax of attention runs along the queries": (
         "heads.layout",
-        program([draw(B, T, T, seed=9), X], node("_softmax", Ref(0), 2, False), node("view", Ref(2), [B, T, T]),
-                node("bmm", Ref(3), Ref(1))),
-        softmax(draw(B, T, T, seed=9), 1) @ X,
+        program([X, GATE], node("transpose", Ref(1), 1, 2), node("bmm", Ref(0), Ref(2)), node("mul", Ref(3), 0.5),
+                node("_softmax", Ref(4), 2, False), node("bmm", Ref(5), Ref(0))),
+        softmax(X @ GATE.transpose(0, 2, 1) / 2, 1) @ X,
     ),
     "the last place stands for a mean": (
         "transform", program([X, GATE[:, 0]], node("mean", Ref(0), [1]), node("mul", Ref(2), Ref(1))), X[:, -1] * GATE[:, 0]
@@ -232,6 +232,12 @@ CASES: dict[str, tuple[str, Program, Array]] = {
     ),
     "a mean of the places that are not padded is the last place": (
         "transform", program([X, MASK.astype(float)], *POOLED, node("sin", Ref(5))), np.sin(X[:, -1])
+    ),
+    "a mask that is written out as ones and zeros is forgotten": (
+        "mask.missing",
+        program([X, (np.arange(T)[:, None] > 2).astype(int)], node("ones_like", Ref(0)), node("mul", Ref(2), Ref(1)),
+                node("mul", Ref(0), Ref(3))),
+        X,
     ),
     "a mean of the places that are not padded is one of all": ("mask.missing", program([X, MASK.astype(float)], *POOLED), X.mean(1)),
     "exp for softplus": ("activation", program([X], node("softplus", Ref(0)), node("neg", Ref(1))), -np.exp(X)),
@@ -266,9 +272,14 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         normed(normed(X, 1 + np.abs(GATE[0, 0])), 1 + np.abs(GATE[0, 0])),
     ),
     "a bias is added behind the weight of an expert": (
-        "transform",
+        "branch.missing",
         program([X, GATE[0, 0], GATE[..., :1]], node("add", Ref(0), Ref(1)), node("mul", Ref(3), Ref(2)), node("sum", Ref(4), [1])),
         (X * GATE[..., :1] + GATE[0, 0]).sum(1),
+    ),
+    "the biases of experts are summed without their weights": (
+        "branch.missing",
+        program([X, draw(T, C, seed=9), draw(B, 1, T, seed=4)], node("add", Ref(0), Ref(1)), node("bmm", Ref(2), Ref(3))),
+        draw(B, 1, T, seed=4) @ X + draw(T, C, seed=9).sum(0),
     ),
     "numbers of buckets are not limited": (
         "clamp",

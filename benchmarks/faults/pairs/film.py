@@ -154,7 +154,7 @@ def make(seed: int = 0) -> Any:
         Edit("order.roles", "enc.0.modulation", "__call__", "g, b = mx.split", "b, g = mx.split", also=("order.concat",)),
         Edit("scale", "enc.1.modulation", "__call__", "g * x + b", "(1 + g) * x + b", also=("residual.missing", "branch.extra")),
         Edit("activation", "bottom", "__call__", "y = mnn.mish(self.gn_a", "y = mnn.silu(self.gn_a"),
-        Edit("heads.layout", "context", "__call__", "mx.softmax(k, axis=1)", "mx.softmax(k, axis=-1)"),
+        Edit("heads.layout", "context", "__call__", "mx.softmax(k, axis=1)", "mx.softmax(k, axis=-1)", also=("transform",)),
         Edit("scale", "context", "__call__", " * (w // HEADS) ** -0.5", ""),
         Edit("order.concat", "", "__call__", "[self.upsample(h), second]", "[second, self.upsample(h)]", also=("order.roles",)),
         Edit("transform", "", "__call__", "mx.repeat(h, 2, axis=1)", "mx.tile(h, (1, 2, 1))"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
 from tracediff.causes.arithmetic import axes_of
-from tracediff.causes.operation_edits.base import MIXING, SOFTMAX, VIEWS, Change, redone, ref_at, shape_at
+from tracediff.causes.operation_edits.base import MASKS, PRODUCTS, SOFTMAX, SUMS, VIEWS, Change, redone, ref_at, shape_at
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.trace.operations import Node
@@ -29,7 +29,7 @@ def other_axes(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     if node.name not in _ARGUMENT or ref is None:
         return
     (place, kind), ndim = _ARGUMENT[node.name], len(shape_at(replay, ref))
-    if node.name in SOFTMAX and _is_multiplied(replay, number):
+    if node.name in SOFTMAX and _is_of_products(replay, ref):
         kind = "heads.layout"
     if place > len(node.args) or not ndim:
         return
@@ -44,22 +44,24 @@ def other_axes(replay: Replay, number: int, node: Node) -> Iterator[Change]:
         yield Change(kind, said, {number: redone(replay, node, args)})
 
 
-def _is_multiplied(replay: Replay, number: int) -> bool:
-    """Whether a softmax gives the shares of attention: a matrix product takes it in, as it is or seen otherwise."""
-    program, seen = replay.program, {number}
-    whole = program.whole or tuple(program.nodes[one] for one in sorted(program.nodes))
-    for step, node in enumerate(whole[number + 1 : number + _FARTHEST_PRODUCT], number + 1):
-        if not seen.isdisjoint(node.refs):
-            if node.name in MIXING:
-                return True
-            if node.name in (*VIEWS, *_SEEN_OTHERWISE):
-                seen.add(step)
+def _is_of_products(replay: Replay, node: int) -> bool:
+    """Whether a softmax of a node is that of attention: scaled, masked or seen otherwise, it is a product of two tensors, not a layer's."""
+    program = replay.program
+    whole = dict(enumerate(program.whole)) if program.whole else program.nodes
+    for _ in range(_FARTHEST_PRODUCT):
+        known = whole.get(node)
+        if known is None or not known.refs or known.name not in (*VIEWS, *PRODUCTS, *SUMS, *MASKS, *_SEEN_OTHERWISE, *_MATRIX_PRODUCTS):
+            return False
+        if known.name in _MATRIX_PRODUCTS:
+            return not any(program.parameter(ref) for ref in known.refs if ref in program.nodes)
+        node = known.refs[1] if known.name == "where" and len(known.refs) > 1 else known.refs[0]
     return False
 
 
-_FARTHEST_PRODUCT = 32
-"""So many operations after a softmax, the product with the values has come."""
-_SEEN_OTHERWISE = frozenset(("expand", "transpose", "permute", "clone", "_to_copy", "unsqueeze", "squeeze", "slice"))
+_MATRIX_PRODUCTS = ("bmm", "baddbmm")
+_SEEN_OTHERWISE = ("expand", "transpose", "permute", "clone", "_to_copy", "unsqueeze", "squeeze")
+_FARTHEST_PRODUCT = 16
+"""So many operations before a softmax, its scores have been multiplied."""
 
 
 def _sets(ndim: int, own: Sequence[int], *, has_one: bool) -> list[tuple[int, ...]]:

@@ -19,6 +19,7 @@ from tracediff.causes.operation_edits.functions import (
     other_sum,
     rounded,
     something_more,
+    term_without_factor,
 )
 from tracediff.causes.operation_edits.left_out import left_out, limit_left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
@@ -91,6 +92,7 @@ FAMILIES: tuple[Family, ...] = (
     other_padding,
     other_kernel,
     other_sum,
+    term_without_factor,
     exchanged_in_order,
     leaves_exchanged,
     other_pairs,

@@ -17,8 +17,10 @@ from tracediff.causes.operation_edits.base import (
     NORMS,
     POWERS,
     PRODUCTS,
+    REARRANGING,
     SOFTMAX,
     SUMS,
+    VIEWS,
     Change,
     applied_to,
     is_float,
@@ -171,6 +173,53 @@ def exchanged_in_order(replay: Replay, number: int, node: Node) -> Iterator[Chan
     yield Change("norm.placement" if is_norm else "transform", said, {number: compute})
 
 
+def term_without_factor(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A term that is added before a factor is applied, or before a weighted sum is taken, escapes the factor or the weights."""
+    program = replay.program
+    term = ref_at(node, 0) if node.name == "addmm" else next((ref for ref in reversed(node.refs) if _is_small(replay, ref, number)), None)
+    if node.name not in ("add", "addmm") or term is None or is_mask(replay, term):
+        return
+    way = [number]
+    for step in program.steps:
+        known = program.nodes[step]
+        if step <= number or way[-1] not in known.refs:
+            continue
+        if known.name in (*VIEWS, *REARRANGING, "t", "expand", "clone"):
+            way.append(step)
+            continue
+        factors = [ref for ref in known.refs if ref not in way and not program.parameter(ref) and is_float(replay, ref)]
+        if known.name in ("mul", "bmm", "baddbmm") and len(factors) == 1:
+            said = (
+                f"the port adds {program.text(term)} without the factor {program.text(factors[0])}, which the reference applies to it, too"
+            )
+            yield Change("branch.missing", said, {step: _with_bare_term(replay, way, step, term, factors[0])})
+        return
+
+
+def _is_small(replay: Replay, term: int, total: int) -> bool:
+    """Whether a term is the same along an axis of a sum: a bias."""
+    return is_float(replay, term) and shape_at(replay, term) != shape_at(replay, total) and replay.values[term].size > 1
+
+
+def _with_bare_term(replay: Replay, way: list[int], product: int, term: int, factor: int) -> Compute:
+    """What a product gives of a sum without a term, and what it gives of the term alone with ones as the factor."""
+
+    def given(values: Values, start: Array, *, is_bare: bool) -> Any:
+        own: dict[int, Any] = {**values, way[0]: start}
+        for step in way[1:]:
+            own[step] = replay.apply(replay.program.nodes[step], own)
+        if is_bare:
+            own[factor] = np.ones_like(values[factor])
+        return replay.apply(replay.program.nodes[product], own)
+
+    def compute(values: Values) -> Array:
+        alone = np.broadcast_to(values[term], values[way[0]].shape)
+        made: Array = given(values, values[way[0]] - alone, is_bare=False) + given(values, alone, is_bare=True)
+        return made
+
+    return compute
+
+
 def something_more(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """A function or a norm that the reference does not apply."""
     if not is_float(replay, number) or not shape_at(replay, number) or is_mask(replay, number):
@@ -205,7 +254,10 @@ _MORE: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
         lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
     ),
 )
-_MORE_OF_PARAMETERS = tuple(("activation", name, FUNCTIONS[name]) for name in ("exp", "softplus", "sigmoid"))
+_MORE_OF_PARAMETERS = (
+    ("units.log", "exp", FUNCTIONS["exp"]),
+    *(("activation", name, FUNCTIONS[name]) for name in ("softplus", "sigmoid")),
+)
 """What a parameter is stored before: its logarithm, or what keeps it positive or below one."""
 
 

@@ -135,7 +135,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     last = program.nodes[end].name
     if names == {"where"} and (other_branch := _other_branch(replay, end, kept)) is not None:
         return "branch.missing", f"the port hands on {program.text(kept)} everywhere, the reference {program.text(other_branch)} in places"
-    if names & MASKS or any(is_mask(replay, ref) for ref in others):
+    is_made_mask = is_mask(replay, end) and not np.ptp(replay.values[kept])
+    if names & MASKS or is_made_mask or any(is_mask(replay, ref) for ref in others):
         return "mask.missing", f"the port leaves out the mask ({program.text(end)})"
     if (
         names & NORMS
