@@ -476,6 +476,13 @@ def test_no_change_explains_an_error_by_chance(name: str) -> None:
     assert causes(made, lambda reference: reference + error) == []
 
 
+def test_a_change_is_proven_where_a_large_number_hides() -> None:
+    hides = node("masked_fill", Ref(2), Ref(1), -1e9)
+    port = np.where(MASK, np.tanh(X), -1e9)
+    found = causes(program([X, ~MASK], node("sigmoid", Ref(0)), hides), port)
+    assert [(cause.kind, cause.confirmed) for cause in found] == [("activation", True)]
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize(("leaves", "steps"), [([BOTH], GATED), ([X, GATE], POOLED)])
 def test_no_change_explains_a_value_that_overflows(leaves: list[Array], steps: tuple[Node, ...], value: float) -> None:
