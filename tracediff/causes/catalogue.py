@@ -165,7 +165,7 @@ KINDS = (
     ),
     Kind(
         "branch.extra",
-        "Something is added or called once too often.",
+        "Something is added, applied or called once too often.",
         "The difference is +1 times a tensor in hand; or the port calls a module more often.",
         "Remove the second use that the evidence names.",
         "The port returns x + 2 * mlp(x) in the place of x + mlp(x).",
@@ -238,9 +238,9 @@ KINDS = (
     ),
     Kind(
         "transform",
-        "Another reduction, interpolation or view of the right tensor.",
+        "Another reduction, axis, interpolation or view of the right tensor.",
         "The formulas of the two sides differ in what they make of one tensor in hand.",
-        "Compare the operation that the evidence names: mean or max, nearest or linear.",
+        "Compare the operation that the evidence names: mean, max or one place, along which axis, nearest or linear.",
         "The reference takes the mean along the last axis, the port the largest value.",
         "The reference takes the last place of the axis, the port the first: that is `position.offset`.",
     ),
@@ -263,7 +263,7 @@ KINDS = (
     ),
     Kind(
         "heads.layout",
-        "Heads are reshaped where a transposition was meant, or the softmax or the groups of keys run otherwise.",
+        "Heads are reshaped where a transposition was meant, or the softmax of attention or the groups of keys run otherwise.",
         "The port has the same values after one reshape and transposition; or attention computed again over the other axis fits.",
         "Transpose between reshapes: (B, T, H * D) to (B, T, H, D) to (B, H, T, D).",
         "(B, H, T, D) is reshaped to (B, T, H * D) without a transposition.",
@@ -279,7 +279,7 @@ KINDS = (
     ),
     Kind(
         "rope.variant",
-        "Rotary positions of another kind: pairs, base, direction or number of channels.",
+        "Rotary positions of another kind: pairs, base, ramp, direction or number of channels.",
         "The angle by which each pair of channels was turned differs between the sides; or attributes of the two modules differ.",
         "Compare `traditional`, the base and the rotated width with the reference's.",
         "The port turns neighbouring channels, the reference halves.",
@@ -483,7 +483,7 @@ after one of {functions} functions, plus at most two more. Tensors are taken who
 axis, reduced along axes, normalised, padded, or enlarged. The port's formula is the one that differs least from the reference's; what
 differs is the cause: another function (`activation`), exchanged gate and value or another tensor (`order.roles`), a factor left out
 (`branch.missing`, `mask.missing`), a modulation without its ``1 +`` (`scale`), another reduction or interpolation (`transform`), another
-padding (`padding.mode`, `padding.shift`), softmax along another axis (`heads.layout`).
+padding (`padding.mode`, `padding.shift`), softmax along another axis (`transform`; of attention `heads.layout`).
 
 Attention that a module's own code writes out is computed again from its projections, as an attention call is.
 

@@ -54,8 +54,6 @@ class View:
         families = {self.family, other.family}
         if families == {"pad"}:
             return "padding.mode" if self.how.split(", ")[1:] == other.how.split(", ")[1:] else "padding.shift"
-        if families <= {"softmax"}:
-            return "heads.layout"
         if "unit" in families:
             return "norm.missing"
         if families <= {"place"}:
