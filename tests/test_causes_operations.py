@@ -227,6 +227,11 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         "transform", program([X, GATE[:, 0]], node("mean", Ref(0), [1]), node("mul", Ref(2), Ref(1))), X[:, -1] * GATE[:, 0]
     ),
     "a mean stands for the first place": ("transform", program([X], node("select", Ref(0), 1, 0), node("sin", Ref(1))), np.sin(X.mean(1))),
+    "a mean stands for the last place of each row": (
+        "transform",
+        program([X, np.arange(B), np.array([3, 5, 1])], node("index", Ref(0), [Ref(1), Ref(2)]), node("sin", Ref(3))),
+        np.sin(X.mean(1)),
+    ),
     "a mean stands for the largest": (
         "transform", program([X], node("max", Ref(0), 1), node("@item", Ref(1), 0), node("sin", Ref(2))), np.sin(X.mean(1))
     ),
@@ -474,6 +479,12 @@ def test_no_change_explains_an_error_by_chance(name: str) -> None:
     _, made, port = CASES[name]
     error = np.random.default_rng(7).standard_normal(port.shape) * np.std(port[np.isfinite(port)])
     assert causes(made, lambda reference: reference + error) == []
+
+
+def test_a_factor_of_what_was_in_hand_is_found_although_what_made_that_is_not_known() -> None:
+    nodes = {2: node("mul", Ref(0), Ref(1)), 3: node("tanh", Ref(2))}
+    made = Program(nodes, (3,), {2: InHand("x", "input", "", is_input=True, values=X)})
+    assert [cause.kind for cause in causes(made, np.tanh(1.3 * X))] == ["scale"]
 
 
 def test_a_change_is_proven_where_a_large_number_hides() -> None:

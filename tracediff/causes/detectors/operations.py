@@ -154,7 +154,9 @@ class _Search:
             value = self._fitted(place, dial)
             theirs = None if value is None else self._changed(dial_change(dial, value))
             if value is not None and theirs is not None and self._reproduces(theirs):
-                if dial.start == 1 and self._is_of_weights((dial.node,), self._replay.program.nodes[dial.node].refs):
+                program = self._replay.program
+                given = () if dial.node in program.leaves else program.nodes[dial.node].refs
+                if dial.start == 1 and self._is_of_weights((dial.node,), given):
                     return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind

@@ -10,7 +10,7 @@ from tracediff.causes.arithmetic import axes_of
 from tracediff.causes.operation_edits.base import REDUCTIONS, Change, is_float, is_mask, redone, ref_at, shape_at
 from tracediff.causes.program import Compute, Replay, Values
 from tracediff.dtype import Array
-from tracediff.trace.operations import Node
+from tracediff.trace.operations import Node, Ref
 
 
 def other_reduction(replay: Replay, number: int, node: Node) -> Iterator[Change]:
@@ -69,9 +69,17 @@ def _in_place_of_extreme(replay: Replay, number: int, node: Node) -> Iterator[Ch
 
 
 def _in_place_of_pick(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """A mean or the largest value in the place of the first or last place of an axis."""
+    """A mean or the largest value in the place of the first or last place of an axis, or of one that is picked for each row."""
     ref = ref_at(node, 0)
-    if node.name not in ("select", "slice") or ref is None or not is_float(replay, ref):
+    if ref is None or not is_float(replay, ref):
+        return
+    if node.name == "index" and _picks_of_rows(replay, ref, node):
+        text = f"the reference picks a place of each row of {replay.program.text(ref)}, the port takes"
+        for name in ("mean", "amax"):
+            yield Change("transform", f"{text} the {name}", {number: _reduced(ref, REDUCTIONS[name], (1,), is_kept=False)})
+        for place, word in _ENDS:
+            yield Change("transform", f"{text} the {word}", {number: _picked(ref, place, 1, is_kept=False)})
+    if node.name not in ("select", "slice"):
         return
     axis, place = node.args[1:3] if len(node.args) > 2 else (0, 0)
     length, is_kept = shape_at(replay, ref)[axis], node.name == "slice"
@@ -79,6 +87,15 @@ def _in_place_of_pick(replay: Replay, number: int, node: Node) -> Iterator[Chang
         for other in ("mean", "amax"):
             said = f"the reference picks place {place} of {replay.program.text(ref)} along axis {axis}, the port takes the {other}"
             yield Change("transform", said, {number: _reduced(ref, REDUCTIONS[other], (axis,), is_kept=is_kept)})
+
+
+def _picks_of_rows(replay: Replay, source: int, node: Node) -> bool:
+    """Whether one place of the second axis is picked for each place of the first: x[arange(len(x)), places]."""
+    places = [replay.values[one.node] for one in node.args[1] if isinstance(one, Ref)]
+    shape = shape_at(replay, source)
+    if len(node.args[1]) != 2 or len(places) != 2 or len(shape) < 2 or any(one.dtype.kind not in "iu" for one in places):
+        return False
+    return places[0].size == places[1].size == shape[0] and np.array_equal(places[0].reshape(-1), np.arange(shape[0]))
 
 
 def _in_place_of_share(replay: Replay, number: int, node: Node) -> Iterator[Change]:
