@@ -487,13 +487,6 @@ def test_a_factor_of_what_was_in_hand_is_found_although_what_made_that_is_not_kn
     assert [cause.kind for cause in causes(made, np.tanh(1.3 * X))] == ["scale"]
 
 
-def test_a_change_is_proven_where_a_large_number_hides() -> None:
-    hides = node("masked_fill", Ref(2), Ref(1), -1e9)
-    port = np.where(MASK, np.tanh(X), -1e9)
-    found = causes(program([X, ~MASK], node("sigmoid", Ref(0)), hides), port)
-    assert [(cause.kind, cause.confirmed) for cause in found] == [("activation", True)]
-
-
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize(("leaves", "steps"), [([BOTH], GATED), ([X, GATE], POOLED)])
 def test_no_change_explains_a_value_that_overflows(leaves: list[Array], steps: tuple[Node, ...], value: float) -> None:

@@ -93,11 +93,9 @@ def _holds(scene: Scene, claim: Claim) -> bool:
         return False
     if port.dtype.kind != "f":
         return np.array_equal(edit.port, port) and (edit.reference is None or np.array_equal(edit.reference, reference))
-    if not scene.is_numeric:  # what hides is infinite
-        edit = replace(edit, port=_finite(edit.port), reference=None if edit.reference is None else _finite(edit.reference))
-        scene = replace(scene, reference=_finite(reference), port=_finite(port))
-    starts_right = edit.reference is None or scene.is_reference(edit.reference)
-    return starts_right and scene.reproduces(edit.port) and scene.leaves(edit.port) <= _left_by_chance(edit, port.size)
+    seen = replace(scene, reference=_finite(reference), port=_finite(port)) if not scene.is_numeric else scene
+    starts_right = edit.reference is None or seen.is_reference(_finite(edit.reference))
+    return starts_right and seen.reproduces(_finite(edit.port)) and seen.leaves(_finite(edit.port)) <= _left_by_chance(edit, port.size)
 
 
 def _left_by_chance(edit: Edit, values: int) -> float:
