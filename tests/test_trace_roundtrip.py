@@ -217,7 +217,7 @@ def test_meta_is_merged_and_must_be_json(path: Path) -> None:
     trace = open_trace(path)
     assert trace.meta["impl"] == "mlx"
     assert trace.meta["modules"][0]["attrs"]["eps"] == 1e-5
-    assert (trace.meta["name"], trace.meta["format_version"], trace.complete) == ("\ud800 ü", 1, True)
+    assert (trace.meta["name"], trace.meta["format_version"], trace.complete) == ("\ud800 ü", 2, True)
     with pytest.raises(TracediffError, match="meta item 'bad'"):
         TraceWriter(path.with_name("b.h5"), meta={"bad": float("inf")})
     assert not path.with_name("b.h5").exists()

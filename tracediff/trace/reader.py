@@ -399,7 +399,7 @@ class Record(_Recorded):
 
     @property
     def order(self) -> int:
-        return int(self._cell("order"))
+        return self.row
 
     @property
     def site(self) -> str:
@@ -633,7 +633,7 @@ def _read(source: Input) -> tuple[Tables, _ClosedSegments]:
     strings = unpack_strings(found[schema.STRINGS], found[schema.STRING_ENDS], path)
     index, params, sketches = (found[name] for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
     optional = {name: found[name] for name in names & set(schema.OPTIONAL_TABLES)}
-    tables = Tables(index, params, sketches, strings, meta, optional)
+    tables = Tables(schema.index_of(index), params, sketches, strings, meta, optional)
     segments = _ClosedSegments(source)
     check(tables, segments.limits, path)
     return tables, segments
