@@ -22,6 +22,7 @@ from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
+from tracediff.trace.digest_table import Recent
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
 from tracediff.trace.meta import Meta, load_meta
@@ -30,6 +31,8 @@ from tracediff.trace.tables import Tables, check, decode, unpack_strings
 if TYPE_CHECKING:
     import pandas as pd
 
+LATEST_ROWS = 4096
+"""So many rows of a table, at most twice as many, are at hand as tuples (1.7 KB each)."""
 EAGER_SEGMENTS = 2000
 """Of so many segments each is checked when a trace is opened, of more each when it is first read (100 us a segment)."""
 
@@ -71,6 +74,7 @@ class Trace:
         for table in (self.tables.index, self.tables.params, self.tables.sketches, *self.tables.optional.values()):
             table.flags.writeable = False
         self._shapes: dict[int, tuple[int, ...]] = {}
+        self.latest_rows, self.latest_params = _LatestRows(self.tables.index), _LatestRows(self.tables.params)
         self.damaged: dict[tuple[int, int], str] = {}
 
     @property
@@ -274,15 +278,30 @@ class Records(Sequence["Record"]):
         return Record(self._trace, int(row) % count)
 
 
+class _LatestRows:
+    """A table's rows as tuples, of which the latest ones are kept."""
+
+    __slots__ = ("_kept", "_table")
+
+    def __init__(self, table: Array) -> None:
+        self._table = table
+        self._kept = Recent[int, tuple[Any, ...]](LATEST_ROWS)
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        found = self._kept.get(row)
+        if found is None:
+            found = self._kept[row] = self._table[row].item()
+        return found
+
+
 class _Recorded:
     """What records and parameters share: a row, and the array that it describes."""
 
-    __slots__ = ("_cells", "_trace", "row")
+    __slots__ = ("_trace", "row")
     _columns: ClassVar[dict[str, int]]
 
-    def __init__(self, trace: Trace, row: int, table: Array) -> None:
+    def __init__(self, trace: Trace, row: int) -> None:
         self._trace = trace
-        self._cells: tuple[Any, ...] = table[row].item()
         self.row = row
 
     def __eq__(self, other: object) -> bool:
@@ -290,6 +309,11 @@ class _Recorded:
 
     def __hash__(self) -> int:
         return hash((id(self._trace), self.row))
+
+    @property
+    def _cells(self) -> tuple[Any, ...]:
+        """The row's cells. The trace has the latest ones at hand: those of all rows would be most of what a long run needs."""
+        raise NotImplementedError
 
     def _cell(self, name: str) -> Any:
         return self._cells[self._columns[name]]
@@ -394,8 +418,9 @@ class Record(_Recorded):
     __slots__ = ()
     _columns: ClassVar = {name: position for position, name in enumerate(schema.INDEX.names or ())}
 
-    def __init__(self, trace: Trace, row: int) -> None:
-        super().__init__(trace, row, trace.index)
+    @property
+    def _cells(self) -> tuple[Any, ...]:
+        return self._trace.latest_rows[self.row]
 
     @property
     def order(self) -> int:
@@ -473,8 +498,9 @@ class Param(_Recorded):
     __slots__ = ()
     _columns: ClassVar = {name: position for position, name in enumerate(schema.PARAMS.names or ())}
 
-    def __init__(self, trace: Trace, row: int) -> None:
-        super().__init__(trace, row, trace.tables.params)
+    @property
+    def _cells(self) -> tuple[Any, ...]:
+        return self._trace.latest_params[self.row]
 
     @property
     def name(self) -> str:
