@@ -88,7 +88,7 @@ def floor() -> NDArray[np.void]:
 
 @dataclass(frozen=True)
 class Deed:
-    """What is killed: ``do`` works on the files that ``source`` names in the corpus, copied to where they are; ``judge`` says what became of them."""
+    """What is killed: ``do`` works on copies of the corpus's files ``source``; ``judge`` says what became of them."""
 
     source: tuple[str, ...]
     do: Callable[[Path, Callable[[int], object]], object]
@@ -187,7 +187,10 @@ DEEDS = {
 
 
 def killed(deed: Deed, path: Path, delay: float) -> tuple[int, bool, float]:
-    """Does a deed in a process that is killed after so many seconds: the records that it promised, whether it ended by itself, its seconds."""
+    """Does a deed in a process that is killed after so many seconds.
+
+    Returns how many records it promised, whether it came to its end, and its seconds.
+    """
     hears, says = os.pipe()
     began = time.perf_counter()
     child = os.fork()
@@ -196,7 +199,7 @@ def killed(deed: Deed, path: Path, delay: float) -> tuple[int, bool, float]:
             os.close(hears)
             deed.do(path, lambda promised: os.write(says, promised.to_bytes(4, "little")))
             os.write(says, b"done")
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the process ends here
             traceback.print_exc()
         finally:
             os._exit(0)

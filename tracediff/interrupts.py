@@ -21,13 +21,12 @@ from __future__ import annotations
 import functools
 import signal
 import threading
+from _signal import getsignal as _handler_of  # `signal` makes enumerations of what they return, which takes most of the time
+from _signal import signal as _set_handler
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
-
-from _signal import getsignal as _handler_of  # `signal` makes enumerations of what they return, which takes most of the time
-from _signal import signal as _set_handler
 
 P = ParamSpec("P")
 R = TypeVar("R")

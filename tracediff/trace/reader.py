@@ -22,7 +22,6 @@ from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
-from tracediff.trace.digest_table import Recent
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
 from tracediff.trace.meta import Meta, load_meta
@@ -31,8 +30,8 @@ from tracediff.trace.tables import Tables, check, decode, unpack_strings
 if TYPE_CHECKING:
     import pandas as pd
 
-LATEST_ROWS = 4096
-"""So many rows of a table, at most twice as many, are at hand as tuples (1.7 KB each)."""
+MOST_ROWS = 32_768
+"""So many rows of a table are at hand as tuples (1.7 KB each)."""
 EAGER_SEGMENTS = 2000
 """Of so many segments each is checked when a trace is opened, of more each when it is first read (100 us a segment)."""
 
@@ -278,30 +277,34 @@ class Records(Sequence["Record"]):
         return Record(self._trace, int(row) % count)
 
 
-class _LatestRows:
-    """A table's rows as tuples, of which the latest ones are kept."""
+class _LatestRows(dict[int, tuple[Any, ...]]):
+    """A table's rows as tuples, made as they are asked for; it begins anew where it holds too many.
 
-    __slots__ = ("_kept", "_table")
+    Those of all rows of a long run would be most of the memory that a bisection takes.
+    """
+
+    __slots__ = ("_table",)
 
     def __init__(self, table: Array) -> None:
         self._table = table
-        self._kept = Recent[int, tuple[Any, ...]](LATEST_ROWS)
 
-    def __getitem__(self, row: int) -> tuple[Any, ...]:
-        found = self._kept.get(row)
-        if found is None:
-            found = self._kept[row] = self._table[row].item()
-        return found
+    def __missing__(self, row: int) -> tuple[Any, ...]:
+        if len(self) >= MOST_ROWS:
+            self.clear()
+        cells: tuple[Any, ...] = self._table[row].item()
+        self[row] = cells
+        return cells
 
 
 class _Recorded:
     """What records and parameters share: a row, and the array that it describes."""
 
-    __slots__ = ("_trace", "row")
+    __slots__ = ("_rows", "_trace", "row")
     _columns: ClassVar[dict[str, int]]
 
-    def __init__(self, trace: Trace, row: int) -> None:
+    def __init__(self, trace: Trace, row: int, rows: _LatestRows) -> None:
         self._trace = trace
+        self._rows = rows
         self.row = row
 
     def __eq__(self, other: object) -> bool:
@@ -310,13 +313,8 @@ class _Recorded:
     def __hash__(self) -> int:
         return hash((id(self._trace), self.row))
 
-    @property
-    def _cells(self) -> tuple[Any, ...]:
-        """The row's cells. The trace has the latest ones at hand: those of all rows would be most of what a long run needs."""
-        raise NotImplementedError
-
     def _cell(self, name: str) -> Any:
-        return self._cells[self._columns[name]]
+        return self._rows[self.row][self._columns[name]]
 
     def _text(self, name: str) -> str:
         number: int = self._cell(name)
@@ -337,7 +335,7 @@ class _Recorded:
     @property
     def stats(self) -> Stats:
         start = self._columns["count"]
-        return Stats(*self._cells[start : start + len(schema.STATS_NAMES)])
+        return Stats(*self._rows[self.row][start : start + len(schema.STATS_NAMES)])
 
     @property
     def digest(self) -> bytes:
@@ -418,9 +416,8 @@ class Record(_Recorded):
     __slots__ = ()
     _columns: ClassVar = {name: position for position, name in enumerate(schema.INDEX.names or ())}
 
-    @property
-    def _cells(self) -> tuple[Any, ...]:
-        return self._trace.latest_rows[self.row]
+    def __init__(self, trace: Trace, row: int) -> None:
+        super().__init__(trace, row, trace.latest_rows)
 
     @property
     def order(self) -> int:
@@ -498,9 +495,8 @@ class Param(_Recorded):
     __slots__ = ()
     _columns: ClassVar = {name: position for position, name in enumerate(schema.PARAMS.names or ())}
 
-    @property
-    def _cells(self) -> tuple[Any, ...]:
-        return self._trace.latest_params[self.row]
+    def __init__(self, trace: Trace, row: int) -> None:
+        super().__init__(trace, row, trace.latest_params)
 
     @property
     def name(self) -> str:
