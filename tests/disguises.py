@@ -154,6 +154,7 @@ def reordered(index: np.ndarray, order: np.ndarray) -> np.ndarray:
     moved = index[order].copy()
     for column in ("parent", "producer"):
         moved[column] = np.where(moved[column] >= 0, place[np.maximum(moved[column], 0)], -1)
+    moved["order"] = np.arange(len(moved))
     return moved
 
 

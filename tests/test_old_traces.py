@@ -7,7 +7,6 @@ version 0.1.0 on them.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import numpy as np
 import pytest
 
 import tracediff as td
-from tracediff.trace import TraceWriter, journal, schema
-from tracediff.trace.amend import amend
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 
@@ -50,45 +47,6 @@ def test_an_old_trace_gives_its_records_and_their_values() -> None:
         first = next(record for record in trace.records if record.site == "embed" and record.end == "output")
         assert first.read().shape == (1, 6, 8)
         assert first.stage == "body"
-
-
-def test_the_journal_of_an_old_version_is_read_and_recovered_as_the_present_one(tmp_path: Path) -> None:
-    path = tmp_path / "killed.h5"
-    writer = TraceWriter(path)
-    for row in range(3):
-        writer.add(
-            site="enc", call=f"enc[{row}]", ordinal=row, end="output", values=np.full(2, row, "f4"), parent=row - 1, producer=row - 1
-        )
-    writer.flush()
-    writer._abandon()
-    log = journal.journal_of(path)
-    log.write_bytes(
-        journal.MAGIC + b"".join(journal.frame(kind, as_version_1(kind, payload)) for kind, payload in journal.frames(log.read_bytes()))
-    )
-    for version in (1, 2):
-        with td.open_trace(path) as trace:
-            assert [(record.parent, record.producer, record.read()[0]) for record in trace.records] == [(-1, -1, 0), (0, 0, 1), (1, 1, 2)]
-            assert trace.meta["format_version"] == version
-        td.recover(path)
-
-
-def as_version_1(kind: int, payload: bytes) -> bytes:
-    if kind in (journal.HEADER, journal.META):
-        return json.dumps(json.loads(payload) | {"format_version": 1}).encode()
-    if kind != journal.ROW:
-        return payload
-    row = np.frombuffer(payload, schema.INDEX)
-    old = np.zeros(1, schema.INDEX_1)
-    for name in schema.INDEX.names or ():
-        old[name] = row[name]
-    return old.tobytes()
-
-
-def test_an_old_trace_that_is_amended_is_read(tmp_path: Path) -> None:
-    path = Path(shutil.copy(OLD / "reference.h5", tmp_path))
-    amend(path, meta={"note": "new"})
-    with td.open_trace(path) as trace:
-        assert (trace.meta["format_version"], trace.meta["note"], len(trace.records)) == (1, "new", 24)
 
 
 def test_a_report_of_an_old_version_is_read() -> None:

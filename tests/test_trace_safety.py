@@ -116,7 +116,7 @@ HOSTILE: dict[str, Callable[[h5py.File], None]] = {
     "a parent that is later": lambda f: rows(f, "index", "parent", 3),
     "a parent that is itself": lambda f: rows(f, "index", "parent", 1),
     "a parent below none": lambda f: rows(f, "index", "parent", -2),
-    "a producer that is later": lambda f: rows(f, "index", "producer", 2**30),
+    "a producer that is later": lambda f: rows(f, "index", "producer", 2**60),
     "an unknown dtype": lambda f: rows(f, "index", "dtype", 99),
     "an unknown flag": lambda f: rows(f, "index", "flags", 1 << 20),
     "an unknown way": lambda f: rows(f, "index", "producer_how", 9),
@@ -187,7 +187,7 @@ def cut(path: Path, to: float) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "newer": (lambda p: with_meta(p, json.dumps({"format_version": 3}).encode()), "format version 3, which is newer .* Upgrade"),
+    "newer": (lambda p: with_meta(p, json.dumps({"format_version": 2}).encode()), "format version 2, which is newer .* Upgrade"),
     "meta is no JSON": (lambda p: with_meta(p, b"{'"), "is not JSON"),
     "meta is no object": (lambda p: with_meta(p, b"[1]"), "names no format version"),
     "meta has no version": (lambda p: with_meta(p, b"{}"), "names no format version"),

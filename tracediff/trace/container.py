@@ -29,7 +29,6 @@ from tracediff.trace import schema
 
 _STORED = frozenset(row.stored for row in BY_CODE.values())
 _TABLES = schema.TABLES | schema.OPTIONAL_TABLES | {schema.DIGEST: np.dtype("u1")}
-_OLD_TABLES = {schema.INDEX_TABLE: schema.INDEX_1}
 _DIGESTED = _TABLES.keys() - {schema.DIGEST}
 _PART = 1 << 22  # bytes of a table that are held at once
 _AT_ONCE = 1 << 30  # bytes of one write; macOS takes less than 2 GB
@@ -289,7 +288,7 @@ class Input:
     def table(self, name: str) -> Array:
         """One of the root's tables, read whole."""
         place = self._place(self.file.id, name)
-        if place.dtype not in (_TABLES[name], _OLD_TABLES.get(name, _TABLES[name])) or len(place.shape) != 1:
+        if place.dtype != _TABLES[name] or len(place.shape) != 1:
             raise UnsafeTraceError(f"/{name} in {str(self.path)!r} has type {place.dtype} and shape {place.shape}, not a trace's.")
         with open(self.path, "rb", buffering=0) as file:
             return read_at(file.fileno(), place.offset, place.nbytes).view(place.dtype)

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -144,11 +143,10 @@ class Replay:
     params: bytearray = field(default_factory=bytearray)
     sketches: bytearray = field(default_factory=bytearray)
     optional: dict[str, Array] = field(default_factory=dict)
-    row: np.dtype[Any] = schema.INDEX
 
     def take(self, kind: int, payload: bytes) -> None:
         if kind == ROW:
-            self.rows += _exactly(payload, self.row.itemsize)
+            self.rows += _exactly(payload, schema.INDEX.itemsize)
         elif kind == STRING:
             self._take_string(_NUMBER.unpack_from(payload)[0], decode(payload[_NUMBER.size :]))
         elif kind == SEGMENT:
@@ -171,7 +169,7 @@ class Replay:
             self.strings.append(text)
 
     def tables(self, trace: Path) -> Tables:
-        index, params = schema.index_of(np.frombuffer(self.rows, self.row)), np.frombuffer(self.params, schema.PARAMS)
+        index, params = np.frombuffer(self.rows, schema.INDEX), np.frombuffer(self.params, schema.PARAMS)
         sketches, meta = np.frombuffer(self.sketches, schema.SKETCH), check_meta(self.meta, str(trace))
         return Tables(index, params, sketches, self.strings, meta, self.optional)
 
@@ -202,8 +200,7 @@ def replay(path: Path, trace: Path) -> tuple[Tables, list[Place]] | None:
         return None
     try:
         said = parse_json(header)
-        version = said["format_version"]
-        replayed = Replay(meta={"format_version": version}, row=schema.INDEX_1 if version == 1 else schema.INDEX)
+        replayed = Replay(meta={"format_version": said["format_version"]})
         for kind, payload in parts:
             replayed.take(kind, payload)
         tables = replayed.tables(trace)

@@ -30,8 +30,6 @@ from tracediff.trace.tables import Tables, check, decode, unpack_strings
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS = 32_768
-"""So many rows of a table are at hand as tuples (1.7 KB each)."""
 EAGER_SEGMENTS = 2000
 """Of so many segments each is checked when a trace is opened, of more each when it is first read (100 us a segment)."""
 
@@ -73,7 +71,6 @@ class Trace:
         for table in (self.tables.index, self.tables.params, self.tables.sketches, *self.tables.optional.values()):
             table.flags.writeable = False
         self._shapes: dict[int, tuple[int, ...]] = {}
-        self.latest_rows, self.latest_params = _LatestRows(self.tables.index), _LatestRows(self.tables.params)
         self.damaged: dict[tuple[int, int], str] = {}
 
     @property
@@ -277,34 +274,15 @@ class Records(Sequence["Record"]):
         return Record(self._trace, int(row) % count)
 
 
-class _LatestRows(dict[int, tuple[Any, ...]]):
-    """A table's rows as tuples, made as they are asked for; it begins anew where it holds too many.
-
-    Those of all rows of a long run would be most of the memory that a bisection takes.
-    """
-
-    __slots__ = ("_table",)
-
-    def __init__(self, table: Array) -> None:
-        self._table = table
-
-    def __missing__(self, row: int) -> tuple[Any, ...]:
-        if len(self) >= MOST_ROWS:
-            self.clear()
-        cells: tuple[Any, ...] = self._table[row].item()
-        self[row] = cells
-        return cells
-
-
 class _Recorded:
     """What records and parameters share: a row, and the array that it describes."""
 
-    __slots__ = ("_rows", "_trace", "row")
+    __slots__ = ("_cells", "_trace", "row")
     _columns: ClassVar[dict[str, int]]
 
-    def __init__(self, trace: Trace, row: int, rows: _LatestRows) -> None:
+    def __init__(self, trace: Trace, row: int, table: Array) -> None:
         self._trace = trace
-        self._rows = rows
+        self._cells: tuple[Any, ...] = table[row].item()
         self.row = row
 
     def __eq__(self, other: object) -> bool:
@@ -314,7 +292,7 @@ class _Recorded:
         return hash((id(self._trace), self.row))
 
     def _cell(self, name: str) -> Any:
-        return self._rows[self.row][self._columns[name]]
+        return self._cells[self._columns[name]]
 
     def _text(self, name: str) -> str:
         number: int = self._cell(name)
@@ -335,7 +313,7 @@ class _Recorded:
     @property
     def stats(self) -> Stats:
         start = self._columns["count"]
-        return Stats(*self._rows[self.row][start : start + len(schema.STATS_NAMES)])
+        return Stats(*self._cells[start : start + len(schema.STATS_NAMES)])
 
     @property
     def digest(self) -> bytes:
@@ -417,11 +395,11 @@ class Record(_Recorded):
     _columns: ClassVar = {name: position for position, name in enumerate(schema.INDEX.names or ())}
 
     def __init__(self, trace: Trace, row: int) -> None:
-        super().__init__(trace, row, trace.latest_rows)
+        super().__init__(trace, row, trace.index)
 
     @property
     def order(self) -> int:
-        return self.row
+        return int(self._cell("order"))
 
     @property
     def site(self) -> str:
@@ -496,7 +474,7 @@ class Param(_Recorded):
     _columns: ClassVar = {name: position for position, name in enumerate(schema.PARAMS.names or ())}
 
     def __init__(self, trace: Trace, row: int) -> None:
-        super().__init__(trace, row, trace.latest_params)
+        super().__init__(trace, row, trace.tables.params)
 
     @property
     def name(self) -> str:
@@ -655,7 +633,7 @@ def _read(source: Input) -> tuple[Tables, _ClosedSegments]:
     strings = unpack_strings(found[schema.STRINGS], found[schema.STRING_ENDS], path)
     index, params, sketches = (found[name] for name in (schema.INDEX_TABLE, schema.PARAM_TABLE, schema.SKETCHES))
     optional = {name: found[name] for name in names & set(schema.OPTIONAL_TABLES)}
-    tables = Tables(schema.index_of(index), params, sketches, strings, meta, optional)
+    tables = Tables(index, params, sketches, strings, meta, optional)
     segments = _ClosedSegments(source)
     check(tables, segments.limits, path)
     return tables, segments

@@ -14,7 +14,7 @@ A trace is one HDF5 file:
   trace: one row of `SAMPLES` a record;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
-All numbers are little-endian. Version 1, which is read as well, has longer rows in ``/index`` (`INDEX_1`).
+All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracediff.dtype import Array
-
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 1
 
 TENSORS: Final = "tensors"
 INDEX_TABLE: Final = "index"
@@ -108,14 +106,15 @@ _CONTENT: Final = [
 
 INDEX: Final[np.dtype[Any]] = np.dtype(
     [
+        ("order", "<u8"),
         ("site", "<u4"),
         ("call", "<u4"),
         ("ordinal", "<u4"),
         ("end", "<u4"),
         ("stage", "<u4"),
         ("scope", "<u4"),
-        ("parent", "<i4"),
-        ("producer", "<i4"),
+        ("parent", "<i8"),
+        ("producer", "<i8"),
         ("producer_how", "u1"),
         *_CONTENT,
         ("file", "<u4"),
@@ -124,10 +123,6 @@ INDEX: Final[np.dtype[Any]] = np.dtype(
         ("note", "<u4"),
     ]
 )
-INDEX_1: Final[np.dtype[Any]] = np.dtype(
-    [("order", "<u8"), *((name, "<i8" if name in ("parent", "producer") else INDEX[name]) for name in INDEX.names or ())]
-)
-"""A row of version 1: it has its own number besides, and wider ones of others."""
 INDEX_STRINGS: Final = ("site", "call", "end", "stage", "scope", "shape", "file", "note")
 
 PARAMS: Final[np.dtype[Any]] = np.dtype(
@@ -205,16 +200,6 @@ def _struct_code(field: np.dtype[Any]) -> str:
     base, shape = field.subdtype or (field, ())
     code = {"u1": "B", "u4": "I", "i4": "i", "u8": "Q", "i8": "q", "f8": "d"}[base.str[1:]]
     return f"{int(np.prod(shape))}{code}" if shape else code
-
-
-def index_of(rows: Array) -> Array:
-    """Rows of ``/index`` of whatever version as rows of `INDEX`."""
-    if rows.dtype == INDEX:
-        return rows
-    table = np.empty(rows.size, INDEX)
-    for name in INDEX.names or ():
-        table[name] = rows[name]
-    return table
 
 
 def segment_name(number: int) -> str:

@@ -262,7 +262,7 @@ class TraceWriter:
         text = self._intern
         names = text(site), text(call), text(end), text(stage), text(scope)
         try:
-            before = _BEFORE.pack(*names[:2], ordinal, *names[2:], parent, producer, producer_how)
+            before = _BEFORE.pack(row, *names[:2], ordinal, *names[2:], parent, producer, producer_how)
             return before, _AFTER.pack(text(file), line, flags, text(note))
         except struct.error as error:
             numbers = f"ordinal {ordinal!r}, producer_how {producer_how!r}, line {line!r}, flags {flags!r}"
@@ -466,8 +466,7 @@ def write_tables(output: Output, tables: Tables) -> None:
     output.add_table(schema.STRING_ENDS, ends)
     output.add_table(schema.INDEX_TABLE, tables.index)
     linked = tables.index[tables.index["segment"] >= 0][:MOST_LINKS]
-    meta = {**tables.meta, "format_version": schema.FORMAT_VERSION}
-    _write_behind_rows(output, tables.params, tables.sketches, tables.optional, linked, tables.strings, meta)
+    _write_behind_rows(output, tables.params, tables.sketches, tables.optional, linked, tables.strings, tables.meta)
 
 
 def _write_behind_rows(
