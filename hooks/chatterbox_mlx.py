@@ -19,6 +19,7 @@ IMPL = "mlx"
 REQUIRES = ["mlx-audio==0.6.2", "mlx[cpu]==0.32.4 ; sys_platform == 'linux'", "mlx>=0.32 ; sys_platform == 'darwin'"]
 STAGES = shared.STAGES
 SOURCES = shared.SOURCES
+TOKENIZERS = {"t3.text_emb": "chatterbox_tokenizer.json"}
 INSTALL = "uv sync --extra chatterbox (in a checkout of tracediff), or by pip as docs/install.md shows"
 METHODS = [
     "t3:inference",

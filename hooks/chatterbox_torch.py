@@ -24,6 +24,7 @@ IMPL = "torch"
 REQUIRES = ["chatterbox-tts==0.1.7", "s3tokenizer==0.3.0", "torch>=2.6", "torchaudio>=2.6", "safetensors>=0.5.3"]
 STAGES = shared.STAGES
 SOURCES = shared.SOURCES
+TOKENIZERS = {"t3.text_emb": "chatterbox_tokenizer.json"}
 INSTALL = "uv sync --extra chatterbox (in a checkout of tracediff), or by pip as docs/install.md shows"
 METHODS = [
     "t3:inference",

@@ -225,3 +225,34 @@ def test_a_tap_and_a_function_whose_shape_went_wrong_are_still_compared(tmp_path
     shapes = [one.site.reference for one in td.bisect(ours, theirs, scan=True).divergences]
     assert "#frames" in shapes
     assert {"#frames", "!softmax"} <= {ours.records[pair.reference[0]].site for pair in align(ours, theirs).records}
+
+
+class Routes(nn.Module):
+    """Three rounds of routing; ``apart``: the last round is written out, ``gain``: what each round adds to the logits."""
+
+    def __init__(self, *, apart: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.apart, self.gain = apart, gain
+
+    def forward(self, x: Any) -> Any:
+        logits = torch.zeros_like(x)
+        for _ in range(2 if self.apart else 3):
+            shares = F.softmax(logits, dim=-1)
+            logits = logits + self.gain * shares * x
+        return F.softmax(logits, dim=-1) @ x.T if self.apart else shares @ x.T
+
+
+def test_rounds_of_which_one_side_writes_out_the_last_are_paired_in_step_whatever_their_values(tmp_path: Path) -> None:
+    td.capture(Routes(), (START,), to=tmp_path / "reference.h5").close()
+    td.capture(Routes(apart=True, gain=2.0), (START,), to=tmp_path / "port.h5", repeat=False, floor=False).close()
+    with td.open_trace(tmp_path / "reference.h5") as reference, td.open_trace(tmp_path / "port.h5") as port:
+        pairs = align(reference, port).records
+        calls = [
+            (reference.records[one.reference[0]].ordinal, port.records[one.port[0]].ordinal) for one in pairs if _is_softmax(reference, one)
+        ]
+    assert dict(calls) == {0: 0, 1: 1, 2: 2}
+
+
+def _is_softmax(reference: td.Trace, pair: Any) -> bool:
+    record = reference.records[pair.reference[0]]
+    return record.site.endswith("softmax") and record.end == "output"

@@ -138,6 +138,41 @@ def test_where_what_arrives_was_not_stored_the_report_says_so(tmp_path: Path, re
     assert report.certificate["judged"][0]["arrives"] in ("not recorded", "in part") or report.first.culprit.reference == ""
 
 
+class Stem(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.out = torch.nn.Conv1d(6, 8, 3, padding=1), torch.nn.Conv1d(8, 8, 3, padding=1), torch.nn.Linear(8, 12)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(torch.relu(self.conv2(torch.relu(self.conv1(x)))).transpose(1, 2))
+
+
+class Stemmed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pre_encode, self.mid, self.norm = Stem(), torch.nn.Linear(12, 12), torch.nn.LayerNorm(12)
+
+    def forward(self, x: Any) -> Any:
+        return self.norm(self.mid(self.pre_encode(x)))
+
+
+def test_what_stands_in_one_module_with_arrays_that_agree_pairs_there(tmp_path: Path) -> None:
+    """No word of ``subsample.proj`` is the reference's, and no value agrees: what stands beside it says what it is."""
+    model, x = Stemmed().eval(), torch.randn(1, 6, 20, generator=torch.Generator().manual_seed(1))
+    td.capture(model, _run(model, x), to=tmp_path / "ref.h5")
+    with torch.no_grad():
+        one = model.pre_encode.conv1(x)
+        two = model.pre_encode.conv2(torch.relu(one))
+        wrong = model.pre_encode.out(torch.relu(two).transpose(1, 2).flip(-1))
+        mid = model.mid(wrong)
+        seen = {"subsample.conv0": one, "subsample.conv1": two, "subsample.proj": wrong, "fc": mid, "finalNorm": model.norm(mid)}
+    save_file({name: np.ascontiguousarray(value[0].numpy()) for name, value in seen.items()}, tmp_path / "port.safetensors")
+    td.convert(tmp_path / "port.safetensors", tmp_path / "port.h5", impl="swift")
+    found = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert found.divergences[0].culprit.reference in ("pre_encode", "pre_encode.out")
+
+
 def test_arrays_that_the_reference_has_not_are_left_out(tmp_path: Path, references: Any) -> None:
     port, truth = port_of(tmp_path, references["encoder"], Dump("short", "leaves", "safetensors", "same", "float32", extras=True))
     with open_trace(port) as trace:

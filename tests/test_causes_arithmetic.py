@@ -21,6 +21,7 @@ def draw(*shape: int) -> Any:
 
 
 X, IMAGE = draw(2, 3, 20), draw(2, 3, 7, 10)
+GRID = draw(2, 4, 5, 2)
 TRIANGLE = draw(2, 5, 5) + 3 * torch.eye(5)
 WINDOW = torch.hann_window(16)
 
@@ -42,6 +43,14 @@ CALLS: dict[str, Callable[[], Any]] = {
         f"sequences by {factor}, {mode}": lambda factor=factor, mode=mode: F.interpolate(X, scale_factor=factor, mode=mode)
         for factor in (2, 1.3, 0.5)
         for mode in ("nearest", "linear")
+    },
+    **{
+        f"images at coordinates, {mode}, {outside} outside, corners {aligned}": lambda mode=mode, outside=outside, aligned=aligned: (
+            F.grid_sample(IMAGE, GRID, mode=mode, padding_mode=outside, align_corners=aligned)
+        )
+        for mode in ("bilinear", "nearest")
+        for outside in ("zeros", "border", "reflection")
+        for aligned in (False, True)
     },
     "volumes": lambda: F.interpolate(IMAGE[:, :, None], scale_factor=2, mode="nearest"),
     **{

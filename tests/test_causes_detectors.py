@@ -147,6 +147,16 @@ def test_rotations_are_told_from_what_was_turned(port: np.ndarray, kind: str) ->
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("heads_in_front", [True, False])
+def test_a_rotation_that_only_the_port_applies_is_told(heads_in_front: bool, in_turn: bool) -> None:
+    merged = returned(q.swapaxes(1, 2).reshape(B, T, H * D), "q_proj")
+    sides = [one if heads_in_front else one.swapaxes(1, 2) for one in (q, rope(q, in_turn=in_turn))]
+    found = best(scene(*sides, merged, end="input[0]", site="attn.q_norm"))
+    assert (found.kind, found.confirmed) == ("rope.variant", True)
+    assert f"turned here in pairs of {'neighbours' if in_turn else 'halves'}" in found.evidence
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
 def test_a_rotation_of_only_some_channels_is_told_with_their_number(in_turn: bool) -> None:
     def partly(values: np.ndarray) -> np.ndarray:
         half = values.shape[-1] // 2

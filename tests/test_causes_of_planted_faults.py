@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Plant, str, str]] = {
     "norm": (lambda port: rewritten(port.layers[1].ffn_norm, lambda self, x: x), "h.1.ln_2", "norm.missing"),
     "activation": (
         lambda port: rewritten(port.layers[1].feed_forward, lambda self, x: self.down(nn.silu(self.up(x)))),
-        "h.1",
+        "h.1.mlp.act",
         "activation",
     ),
     "clamp": (

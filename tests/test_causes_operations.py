@@ -11,16 +11,18 @@ from cause_scenes import draw
 
 from tracediff.causes.cause import Cause
 from tracediff.causes.detectors import operations
+from tracediff.causes.from_tensors import causes_of_scene
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import CannotComputeError, Program, Replay, program_of
 from tracediff.causes.proof import judged
-from tracediff.causes.resampling import Way, resampled
+from tracediff.causes.resampling import Sampling, Way, resampled, sampled
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.trace.operations import Graph, Node, Ref
 
 Array = np.ndarray
 B, T, C = 3, 6, 8
 X, GATE, BOTH = draw(B, T, C), draw(B, T, C, seed=1), draw(B, T, 2 * C, seed=2)
+KERNEL, GRID = draw(2, 1, 3, 3, seed=3), np.tanh(draw(B, 4, 5, 2, seed=4))
 MASK = np.arange(T)[None, :, None] < np.array([6, 4, 5])[:, None, None]
 
 
@@ -63,6 +65,23 @@ GROUPED = (node("native_group_norm", Ref(0), None, None, B, T, C, 2, 1e-5), node
 ROTATED = (
     node("mul", Ref(0), Ref(1)), node("slice", Ref(0), 2, 0, C // 2), node("slice", Ref(0), 2, C // 2, C), node("neg", Ref(5)),
     node("cat", [Ref(6), Ref(4)], -1), node("mul", Ref(7), Ref(2)), node("add", Ref(3), Ref(8)),
+)  # fmt: skip
+PAIRS_ROTATED = (
+    node("mul", Ref(0), Ref(1)), node("slice", Ref(0), 2, 0, C, 2), node("slice", Ref(0), 2, 1, C, 2), node("neg", Ref(5)),
+    node("stack", [Ref(6), Ref(4)], -1), node("view", Ref(7), [B, T, C]), node("mul", Ref(8), Ref(2)), node("add", Ref(3), Ref(9)),
+)  # fmt: skip
+COMPLEX_ROTATED = (
+    node("view", Ref(0), [B, T, C // 2, 2]), node("view_as_complex", Ref(2)), node("mul", Ref(3), Ref(1)), node("view_as_real", Ref(4)),
+    node("view", Ref(5), [B, T, C]),
+)  # fmt: skip
+JOINED_ROTATED = (
+    node("slice", Ref(0), 2, 0, C, 2), node("slice", Ref(0), 2, 1, C, 2), node("mul", Ref(3), Ref(1)), node("mul", Ref(4), Ref(2)),
+    node("sub", Ref(5), Ref(6)), node("mul", Ref(4), Ref(1)), node("mul", Ref(3), Ref(2)), node("add", Ref(8), Ref(9)),
+    node("cat", [Ref(7), Ref(10)], -1),
+)  # fmt: skip
+OFFSET_CHOICE = (
+    node("sigmoid", Ref(0)), node("add", Ref(2), Ref(1)), node("topk", Ref(3), 3, -1, True, False), node("@item", Ref(4), 1),
+    node("gather", Ref(2), 1, Ref(5)),
 )  # fmt: skip
 ANGLES = np.concatenate([np.arange(T)[:, None] / 10.0 ** np.arange(C // 2)] * 2, -1)
 
@@ -109,6 +128,17 @@ def rotated_pairs(x: Array) -> Array:
     return np.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
 
 
+def rotated_halves(x: Array) -> Array:
+    cos, sin = np.cos(ANGLES[:, : C // 2]), np.sin(ANGLES[:, : C // 2])
+    first, second = np.split(x, 2, -1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+LOGITS, OFFSET = draw(40, C, seed=5), draw(C, seed=6) / 10
+SHARES = 1 / (1 + np.exp(-LOGITS))
+CHOSEN = np.sort(np.argsort(-(SHARES + OFFSET), -1)[:, :3], -1)  # listed by number, which a top-k does not do
+
+
 CASES: dict[str, tuple[str, Program, Array]] = {
     "the halves of a gate are exchanged": ("order.roles", program([BOTH], *GATED), silu(BOTH[..., C:]) * BOTH[..., :C]),
     "a mask is forgotten": (
@@ -138,6 +168,45 @@ CASES: dict[str, tuple[str, Program, Array]] = {
                                    0: InHand("x", "input[0]", "", is_input=True, values=X),
                                    1: InHand("branch", "output", "", is_input=False, values=GATE)}), GATE),
     "softmax runs along another axis": ("heads.layout", program([X], node("_softmax", Ref(0), 2, False)), softmax(X, 1)),
+    "a Fourier transform runs over one axis": (
+        "transform",
+        program([X], node("_fft_r2c", Ref(0), [1, 2], 0, False), node("view_as_real", Ref(1)), node("select", Ref(2), 3, 0)),
+        np.fft.fft(X, axis=-1).real,
+    ),
+    "lengths are taken over one axis": (
+        "norm.missing",
+        program([X], node("linalg_vector_norm", Ref(0), 2, [1, 2], True), node("div", Ref(0), Ref(1))),
+        X / np.sqrt((X**2).sum(1, keepdims=True)),
+    ),
+    "a mean over all is one of each part": (
+        "transform", program([X], node("mean", Ref(0)), node("sub", Ref(0), Ref(1))), X - X.mean((1, 2), keepdims=True)),
+    "halves are rotated": (
+        "rope.variant",
+        program([X, np.cos(ANGLES[:, [0, 0, 1, 1, 2, 2, 3, 3]]), np.sin(ANGLES[:, [0, 0, 1, 1, 2, 2, 3, 3]])], *PAIRS_ROTATED),
+        rotated_halves(X),
+    ),
+    "halves are rotated as complex numbers": (
+        "rope.variant", program([X, np.exp(1j * ANGLES[:, : C // 2])], *COMPLEX_ROTATED), rotated_halves(X)
+    ),
+    "halves are rotated, where neighbours give halves": (
+        "rope.variant", program([X, np.cos(ANGLES[:, : C // 2]), np.sin(ANGLES[:, : C // 2])], *JOINED_ROTATED), rotated_halves(X)
+    ),
+    "queries and keys are thirds of the whole, not of each head": (
+        "heads.layout",
+        program([draw(B, T, 4 * 6)], node("view", Ref(0), [B, T, 4, 6]), node("split", Ref(1), 2, -1), node("@item", Ref(2), 1)),
+        draw(B, T, 4 * 6).reshape(B, T, 3, 4, 2)[:, :, 1],
+    ),
+    "a softmax has no place for what nothing is seen by": (
+        "branch.missing",
+        program([X, GATE[..., :1]], node("cat", [Ref(0), Ref(1)], -1), node("_softmax", Ref(2), -1, False), node("slice", Ref(3), 2, 0, C)),
+        softmax(X),
+    ),
+    "the weights of what is chosen have the offset": (
+        "order.roles", program([LOGITS, OFFSET], *OFFSET_CHOICE), np.take_along_axis(SHARES + OFFSET, CHOSEN, -1)
+    ),
+    "the weights of what is chosen are not scaled": (
+        "scale", program([LOGITS, OFFSET], *OFFSET_CHOICE, node("mul", Ref(6), 2.5)), np.take_along_axis(SHARES, CHOSEN, -1)
+    ),
     "neighbouring channels are rotated": ("rope.variant", program([X, np.cos(ANGLES), np.sin(ANGLES)], *ROTATED), rotated_pairs(X)),
     "positions count from 0": (
         "position.offset",
@@ -193,6 +262,39 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         "branch.missing",
         program([X[0], softmax(draw(T, 4, seed=5)), draw(4, C, C, seed=6), np.array([0.0, 0.9, -0.4, 0.3])], *ROUTED_OFFSET),
         routed(X[0], draw(T, 4, seed=5), draw(4, C, C, seed=6)),
+    ),
+    "halves that the reference exchanges are not exchanged": (
+        "order.concat",
+        program([X], node("slice", Ref(0), 2, C // 2, C), node("slice", Ref(0), 2, 0, C // 2), node("cat", [Ref(1), Ref(2)], -1)),
+        X,
+    ),
+    "a surplus is cut off at the other end": (
+        "padding.shift",
+        program([X], node("constant_pad_nd", Ref(0), [2, 2]), node("slice", Ref(1), 2, 0, C + 1)),
+        np.pad(X, ((0, 0), (0, 0), (2, 2)))[..., 3:],
+    ),
+    "more than half is taken from the other end": (
+        "position.offset",
+        program([X], node("slice", Ref(0), 2, 1, C), node("sin", Ref(1))),
+        np.sin(X[..., :-1]),
+    ),
+    "an axis is rolled by the shift of another": (
+        "padding.shift", program([X], node("roll", Ref(0), [2, 3], [1, 2])), np.roll(X, (2, 2), (1, 2)),
+    ),
+    "a kernel lies turned": (
+        "weights.layout",
+        program([X[:, None], KERNEL], node("convolution", Ref(0), Ref(1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        Replay(program([X[:, None], np.swapaxes(KERNEL, 2, 3)],
+                       node("convolution", Ref(0), Ref(1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))).values[2],
+    ),
+    "coordinates are read as (y, x)": (
+        "position.offset",
+        program([X[:, None], GRID], node("grid_sampler_2d", Ref(0), Ref(1), 0, 0, False)),
+        sampled(X[:, None], GRID[..., ::-1], Sampling()),
+    ),
+    "channels are flattened behind the places": (
+        "order.channels", program([X], node("view", Ref(0), [B, T * C]), node("sin", Ref(1))),
+        np.sin(X.transpose(0, 2, 1).reshape(B, -1)),
     ),
     "log for log10": ("units.log", program([np.abs(X) + 1], node("log10", Ref(0)), node("add", Ref(1), 1.0)), np.log(np.abs(X) + 1) + 1),
 }  # fmt: skip
@@ -279,6 +381,28 @@ def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
     assert found[0].kind in ("branch.missing", "residual.missing")
 
 
+def test_of_two_proven_edits_one_that_leaves_far_more_fits_by_chance() -> None:
+    """A solver's step errs by one number, which some of many edits nearly give."""
+    state, velocity = (InHand(name, "output", "", is_input=False, values=values) for name, values in (("state", X), ("velocity", GATE)))
+    steps = (node("tanh", Ref(2)), node("mul", Ref(1), Ref(3)), node("add", Ref(0), Ref(4)))
+    nodes = {0: Node("@seen"), 1: Node("@seen"), 2: Node("@constant", values=np.array(1.3)), **dict(enumerate(steps, 3))}
+    made, sides = Program(nodes, (2, 3, 4, 5), {0: state, 1: velocity}), (CulpritSide("block"), CulpritSide("block"))
+
+    def port(step: float) -> Array:
+        return X + step * GATE
+
+    nearly = np.sin(1.3) + 1e-3  # the sine leaves 1 % of the difference
+    scene = Scene("block", "output", "module", port(np.tanh(1.3)), port(nearly), 1e-6, (state, velocity), sides, program=made)
+    with np.errstate(all="ignore"):
+        found = [cause.kind for cause in causes_of_scene(scene) if cause.confirmed]
+    assert [cause.kind for cause in causes(made, port(nearly))] == ["activation"]
+    assert found == ["scale"]
+
+
+def test_what_is_chosen_in_another_order_is_no_change_of_operations() -> None:
+    assert causes(program([LOGITS, OFFSET], *OFFSET_CHOICE), np.take_along_axis(SHARES, CHOSEN, -1)) == []
+
+
 def test_operations_that_do_not_give_the_reference_say_nothing() -> None:
     made = program([X], node("gelu", Ref(0)))
     scene = Scene("block", "output", "module", X, gelu(X), 1e-6, (), (CulpritSide("block"), CulpritSide("block")), program=made)
@@ -297,3 +421,12 @@ def test_a_program_begins_at_what_was_seen_and_lacks_where_nothing_was() -> None
     begun = program_of(graph, 2, lambda number, must: seen if number == 1 and must else None)
     assert begun is not None
     assert (begun.steps, list(begun.leaves)) == ((2,), [1])
+
+
+@pytest.mark.parametrize(("values", "kinds"), [(3, []), (48, ["scale"])])
+def test_a_number_fitted_to_a_few_values_has_to_give_them_more_exactly(values: int, kinds: list[str]) -> None:
+    x, other = draw(values), draw(values, seed=3)
+    other -= x * np.vdot(x, other) / np.vdot(x, x)
+    off = 0.01 * 0.6 * np.linalg.norm(x) / np.linalg.norm(other) * other
+    found = causes(program([x], node("mul", Ref(0), 2.0)), 2.6 * x + off)
+    assert [cause.kind for cause in found if cause.confirmed] == kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.dtype import Array
 from tracediff.locate import locate
 from tracediff.parameters.diagnosis import weights as compare_weights
+from tracediff.trace.operations import KEY, packed
 
 
 def confirmed(made: Scene) -> list[str]:
@@ -306,3 +308,26 @@ def test_running_statistics_of_a_port_in_training_mode_are_no_wrong_weights() ->
     found = compare_weights(reference, reference | {"bn.running_mean": reference["bn.running_mean"] + 0.3 * draw(16, seed=9)}).findings
     assert [cause.kind for cause in from_weights.causes(found, "bn")] == ["weights.value"]
     assert from_weights.causes(found, "bn", trains=True) == []
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_where_a_proven_edit_gives_the_port_s_tensor_no_parameter_is_missing_by_its_name_alone(tmp_path: Path, is_known: bool) -> None:
+    """The port has the weight packed as nobody knows, and returns twice what the reference does; its operations are known or not."""
+    order = np.random.default_rng(5).permutation(256)
+    kept = ["<f4", list(FC.shape), base64.b64encode(FC.tobytes()).decode()]
+    nodes = [["@seen"], ["@param", "fc.weight", kept], ["mm", [{"n": 0}, {"n": 1}], {}, -1]]
+    graph = {"nodes": nodes, "names": [[0, [["fc", 0, "input[x]"]]], [2, [["fc", 0, "output"]]]], "lines": []}
+    traces = []
+    for is_port in (False, True):
+        meta = {} if is_port or not is_known else {KEY: packed(graph)}
+        recorder = Run(tmp_path / f"{is_port}.h5", modules=[{"path": "fc", "type": "Mixed", "attrs": {}}], **meta)
+        parts = {"fc.packed": FC.reshape(-1)[order][:240].reshape(3, 5, 16)} if is_port else {"fc.weight": FC}
+        for name, values in {**parts, "fc.out": layer_weights(4)[3]}.items():
+            recorder.writer.add_param(name, values, path="fc", kind="parameter", store=True)
+        with recorder("fc", x=inputs()) as leave:
+            leave((inputs() @ FC * (2 if is_port else 1)).astype(np.float32))
+        traces.append(recorder.close())
+    alignment = aligned(*traces)
+    (causes,) = explain(locate(alignment, *traces, scan=True), alignment, *traces).causes
+    assert [cause.kind for cause in causes if cause.confirmed] == ["scale"]
+    assert not any(cause.kind.startswith("weights.") for cause in causes)

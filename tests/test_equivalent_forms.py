@@ -37,6 +37,7 @@ def ported(layer: Linear, gain: float = 1.0) -> Any:
 
 def reports(reference: Any, port: Any, folder: Path, x: Any = X) -> dict[str, Any]:
     """The reports on a port, forced and free."""
+    folder.mkdir(exist_ok=True)
     with torch.no_grad():
         td.capture(reference, (torch.tensor(x),), to=folder / "ref.h5").close()
     for mode in MODES:
@@ -265,6 +266,66 @@ def test_what_dwindles_below_what_noise_allows_is_not_what_is_discarded(leak: fl
     assert reports(reference, KeptPort(reference, leak), tmp_path)["forced"].verdict == verdict
 
 
+class Padding(torch.nn.Module):
+    """Puts something drawn into the first two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.tensor(np.random.default_rng(1).standard_normal((2, WIDTH)).astype(np.float32))
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([self.value, x[2:]])
+
+
+class Deep(torch.nn.Module):
+    """A stack of rotations, place by place, of which the last place is returned; the first places are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = Padding()
+        self.layers = torch.nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(32))
+        for layer in self.layers:
+            layer.weight.data = torch.linalg.qr(layer.weight.data)[0]
+        self.out = Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        x = self.pad(x)
+        for layer in self.layers:
+            x = layer(x + torch.tanh(x))
+        return self.out(x[-1:])
+
+
+class PaddingPort(nn.Module):
+    leak = 0.0
+
+    def __call__(self, x: Any) -> Any:
+        drawn = np.random.default_rng(2).standard_normal((2, WIDTH)).astype(np.float32)
+        return mx.concatenate([mx.array(drawn), x[2:] * (1 + self.leak)])
+
+
+class DeepPort(nn.Module):
+    """The same, with other padding; ``leak``: it scales the other places besides."""
+
+    def __init__(self, reference: Deep, leak: float) -> None:
+        super().__init__()
+        self.pad = PaddingPort()
+        self.pad.leak = leak
+        self.layers = [ported(layer) for layer in reference.layers]
+        self.out = ported(reference.out)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.pad(x)
+        for layer in self.layers:
+            x = layer(x + mx.tanh(x))
+        return self.out(x[-1:])
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (1e-5, "different")])
+def test_beside_padding_of_its_own_no_rounding_adds_up_in_the_other_places(leak: float, verdict: str, tmp_path: Path) -> None:
+    reference = Deep()
+    assert reports(reference, DeepPort(reference, leak), tmp_path)["forced"].verdict == verdict
+
+
 class Normed(torch.nn.Module):
     """What rounding changes by as much as its size, a norm with a gain and an offset, and two layers that take it in."""
 
@@ -410,6 +471,69 @@ def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_pa
     reference = Hidden(torch.nn.LayerNorm(WIDTH, eps=1e-12, elementwise_affine=False))
     report = reports(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path)[mode]
     assert report.verdict == "different"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_row_of_a_weight_whose_unit_rests_stays_a_finding(mode: str, tmp_path: Path) -> None:
+    reference = Hidden(torch.nn.ReLU())
+    with torch.no_grad():
+        reference.first.bias[3] = -50.0
+    port = HiddenPort(reference, nn.ReLU(), 1.0)
+    wrong = np.array(port.first.weight)
+    wrong[3] = np.random.default_rng(5).standard_normal(WIDTH)
+    port.first.weight = mx.array(wrong)
+    report = reports(reference, port, tmp_path)[mode]
+    assert report.verdict == "different"
+    assert report.first.culprit.port == "first"
+
+
+class Averages(torch.nn.Module):
+    """What is the same at every token, so that an offset of each channel makes the port's of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.first(x.mean(0, keepdim=True).expand_as(x)))
+
+
+class Adds(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = Averages(), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(x + self.inner(x))
+
+
+class FirstOfAverages(nn.Module):
+    def __init__(self, reference: Averages) -> None:
+        super().__init__()
+        self.first = ported(reference.first)
+
+    def __call__(self, x: Any) -> Any:
+        return self.first(mx.broadcast_to(x.mean(0, keepdims=True), x.shape))
+
+
+class FinishesIt(nn.Module):
+    """The caller has the last layer."""
+
+    def __init__(self, reference: Adds, last: Any) -> None:
+        super().__init__()
+        self.inner, self.last, self.out = FirstOfAverages(reference.inner), ported(last), ported(reference.out)
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(x + self.last(self.inner(x)))
+
+
+def test_a_module_whose_last_layer_the_caller_has_is_the_same_and_with_another_layer_it_is_not(tmp_path: Path) -> None:
+    reference, other = Adds(), Linear(WIDTH, WIDTH)
+    with torch.no_grad():
+        other.weight *= torch.linspace(0.5, 2, WIDTH)
+    right, wrong = (FinishesIt(reference, last) for last in (reference.inner.last, other))
+    assert {one.verdict for one in reports(reference, right, tmp_path).values()} == {"same"}
+    assert "same" not in {one.verdict for one in reports(reference, wrong, tmp_path / "wrong").values()}
 
 
 class Centred(torch.nn.Module):

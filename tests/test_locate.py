@@ -370,6 +370,42 @@ class TestNoDivergence:
         assert [(finding.culprit[0], finding.blame) for finding in located.findings] == [("", "caller")]
         assert place(located, traces) == ("attn", "input[k]", "")
 
+    @pytest.mark.parametrize(("hides", "end"), [(True, "output"), (False, "attr[causal]")])
+    def test_a_mask_that_hides_what_comes_later_is_no_other_argument_than_causal(self, pair: Pair, hides: bool, end: str) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            is_reference = run.path.name == "ref.h5"
+            later = np.where(np.tri(len(x), dtype=bool) | (not hides), 0, -np.inf).astype(np.float32)
+            with run("", x=x) as leave, run("attn", x=x) as attended:
+                with run("attn!attention", x=x, **({} if is_reference else {"mask": later})) as made:
+                    run._add("attr[causal]", np.array(is_reference))
+                    weighted = made((x * x).astype(np.float32))
+                leave(attended(weighted))
+
+        traces = pair(run=run_it, faults={"attn!attention": bumped})
+        assert place(found(traces, scan=True), traces) == ("attn!attention", end, "attn")
+
+    @pytest.mark.parametrize("wrong", ["squared", "joined"])
+    def test_a_module_that_the_port_writes_out_is_named_unless_it_was_handed_what_is_wrong(self, pair: Pair, wrong: str) -> None:
+        def run_it(run: Run, x: Array) -> None:
+            is_port = run.path.name == "port.h5"
+            first, last = weights(2)
+            with run("", x=x) as leave, run("block", x=x) as block:
+                h = run.layer("block.norm", x, first)
+                if is_port:
+                    squared = h * h + (wrong == "squared")
+                    made = run.layer("block.out", (squared + h + (wrong == "joined")).astype(np.float32), last)
+                else:
+                    with run("block.mix", x=h) as mix:
+                        with run("block.mix.square", x=h) as square:
+                            squared = square((h * h).astype(np.float32))
+                        with run("block.mix.join", x=squared, y=h) as join:
+                            made = join(run.layer("block.out", (squared + h).astype(np.float32), last))
+                        made = mix(made)
+                leave(block(made))
+
+        traces = pair(run=run_it)
+        assert place(found(traces, scan=True), traces) == ("block.out", "input[x]", "block.mix")
+
     def test_one_wrong_tensor_handed_to_three_calls_is_one_finding(self, pair: Pair) -> None:
         def run_it(run: Run, x: Array) -> None:
             with run("attn", x=x) as leave:

@@ -196,3 +196,100 @@ def test_the_noise_of_what_code_makes_reaches_the_layer_that_takes_it_in_through
     feed = {"feed": tmp_path / "ref.h5"} if mode == "forced" else {}
     td.capture(Embeds(wrapped=False, base=base).eval(), given, to=tmp_path / "port.h5", **feed).close()
     assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
+
+
+# -- code between calls that goes wrong once ---------------------------------------------------------------------------------------------
+
+
+class Shift(nn.Module):
+    """Adds to one half of the channels what a layer makes of the other half; `back` takes it away, and is called without a call of this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(WIDTH, WIDTH)
+
+    def shift(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.net(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept, moved = x.chunk(2, -1)
+        return torch.cat([kept, moved + self.shift(kept)], -1)
+
+    def back(self, x: torch.Tensor) -> torch.Tensor:
+        kept, moved = x.chunk(2, -1)
+        return torch.cat([kept, moved - self.shift(kept)], -1)
+
+
+class PlainShift(Shift):
+    def shift(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class ThereAndBack(nn.Module):
+    """Steps with the halves exchanged between them, and the same steps back; ``order``: of the channels on the way back."""
+
+    def __init__(self, steps: tuple[type[Shift], ...] = (Shift, Shift, Shift), order: Any = None) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList([made() for made in steps])
+        there = torch.arange(2 * WIDTH).roll(WIDTH - 1)
+        self.there, self.back = there, there.argsort() if order is None else order
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = x
+        for step in self.steps:
+            z = step(z)[:, self.there]
+        y = 0.7 * z
+        for step in reversed(self.steps):
+            y = step.back(y[:, self.back])
+        return z, y
+
+
+def findings_of(port: nn.Module, folder: Path) -> list[tuple[str, int]]:
+    """The culprit of each finding of a forced run, and the number of its places."""
+    torch.manual_seed(0)
+    found = both(ThereAndBack(), port, values(4, 2 * WIDTH), folder)
+    return [(one.culprit.port, one.count) for one in found.divergences]
+
+
+def test_what_code_makes_of_its_own_wrong_variable_is_no_further_finding(tmp_path: Path) -> None:
+    ((culprit, places),) = findings_of(ThereAndBack(order=torch.arange(2 * WIDTH).roll(WIDTH - 1)), tmp_path)
+    assert culprit == ""
+    assert places == 4
+
+
+def test_one_wrong_line_is_one_finding_wherever_it_is_run(tmp_path: Path) -> None:
+    ((culprit, places),) = findings_of(ThereAndBack((Shift, PlainShift, Shift)), tmp_path)
+    assert culprit == "steps.1"
+    assert places > 1
+
+
+# -- wrong weights of code that is no known layer ----------------------------------------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """Two matrices that code multiplies with, one of them transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.mix = nn.Parameter(torch.randn(WIDTH, WIDTH)), nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x @ self.gate) * torch.tanh(x @ self.mix.T)
+
+
+class LouderGate(Gate):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (1 + x.abs())
+
+
+@pytest.mark.parametrize(("made", "stored", "proved"), [(Gate, True, True), (Gate, False, False), (LouderGate, True, False)])
+def test_a_wrong_weight_is_proved_by_the_references_operations_alone(made: type[Gate], stored: bool, proved: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference, port = (nn.Sequential(nn.Linear(WIDTH, WIDTH), one()).eval() for one in (Gate, made))
+    port.load_state_dict(reference.state_dict() | {"1.gate": torch.randn(WIDTH, WIDTH)})
+    td.capture(reference, (torch.tensor(values(4, WIDTH)),), to=tmp_path / "ref.h5").close()
+    fed: dict[str, Any] = {"feed": tmp_path / "ref.h5", "save_params": stored, "repeat": False}
+    td.capture(port, (torch.tensor(values(4, WIDTH)),), to=tmp_path / "port.h5", **fed).close()
+    (one,) = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").divergences
+    assert one.culprit.port == "1"
+    assert (one.causes[0].kind, one.causes[0].confirmed) == ("weights.value", proved)

@@ -84,12 +84,22 @@ def test_a_block_of_a_fused_projection_that_was_never_loaded_is_named() -> None:
     assert kinds(report) == {"1.k_proj.weight": "weights.unloaded"}
 
 
-def test_experts_stacked_on_a_new_axis_are_the_same() -> None:
-    experts = {f"moe.experts.{n}.w1.weight": values(str(n), HIDDEN, WIDTH) for n in range(12)}
+@pytest.mark.parametrize("stored", [True, False], ids=["by values", "by fingerprints"])
+@pytest.mark.parametrize("shape", [(24, 16), (6,)], ids=["experts", "vectors"])
+def test_tensors_stacked_on_a_new_axis_are_the_same(shape: tuple[int, ...], stored: bool, tmp_path: Path) -> None:
+    experts = {f"moe.experts.{n}.w1.weight": values(str(n), *shape) for n in range(12)}
     stacked = {"moe.switch.w1.weight": np.stack(list(experts.values()))}
-    report = weights(experts, stacked)
+    report = weights(experts, stacked) if stored else weights(*as_traces(tmp_path, experts, stacked))
     assert report.verdict == "same"
     assert report.pairs[0].reference == tuple(experts)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["by values", "by fingerprints"])
+def test_a_stack_of_which_a_part_is_another_tensor_is_not_the_same(stored: bool, tmp_path: Path) -> None:
+    router = {"moe.router.weight": values("router", 4, WIDTH)}
+    experts = router | {f"moe.experts.{n}.w1.weight": values(str(n), HIDDEN, WIDTH) for n in range(4)}
+    wrong = router | {"moe.switch.w1.weight": np.stack([*list(experts.values())[1:4], values("other", HIDDEN, WIDTH)])}
+    assert (weights(experts, wrong) if stored else weights(*as_traces(tmp_path, experts, wrong))).verdict != "same"
 
 
 def weight_norm(shape: tuple[int, ...], axis: int, name: str) -> tuple[Array, Array]:

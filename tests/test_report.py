@@ -96,7 +96,7 @@ class TestJson:
         assert list(first["culprit"]) == ["reference", "port"]
         assert list(first["metrics"]) == ["max_abs", "mean_abs", "rms", "rel_l2", "cosine", "max_ulp", "mismatched", "count", "argmax"]
         assert list(data["stages"][0]) == ["stage", "verdict", "worst", "floor", "first"]
-        assert list(data["weights"]) == ["equal", "different", "missing", "unexpected"]
+        assert list(data["weights"]) == ["equal", "different", "missing", "unexpected", "unequal"]
         assert data["schema"] == "tracediff.report/1"
 
     def test_comes_back_as_it_went(self, tmp_path: Path) -> None:

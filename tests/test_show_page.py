@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from test_show_text import DIFFERENT, DIVERGENCE, JUDGED, REPORTS, SITE, row
 import tracediff as td
 from tracediff import Report, cli
 from tracediff.errors import SiteError, TracediffError, TraceExistsError
+from tracediff.project.outcome import CaseOutcome, Outcome, faults_of, write_outcome
 from tracediff.report import Cause, Culprit, Stage, Weights
 from tracediff.show import page as pages
 from tracediff.show import plot, text
 from tracediff.show.page import LIBRARIES, SCRIPTS, STYLES, excerpts, is_page, page, tensors
+from tracediff.show.page.token_texts import texts_of
 from tracediff.site import printable
 
 HOSTILE = '<script>alert("x")</script>'
@@ -357,3 +360,31 @@ def test_a_cell_holds_the_page_as_text_of_a_frame(tmp_path: Path) -> None:
     assert dict(frame.attributes)["srcdoc"] == shown.html
     assert (dict(frame.attributes)["height"], dict(frame.attributes)["sandbox"]) == ("321", "allow-scripts")
     assert len(repr(shown)) < 200
+
+
+def test_the_front_says_what_became_of_a_cases_differences_since_the_check_before(tmp_path: Path) -> None:
+    report = compared(tmp_path, faults={"dec.a": bumped})
+    assert "Since the check before" not in Page(page(report)).seen
+    (fault,) = faults_of(report)
+    faults = (fault, replace(fault, state="fixed", site="enc.norm", end="output"))
+    paths = str(report.reference["path"]), str(report.port["path"])
+    case = CaseOutcome("toy", "different", "", faults, 1, 1, "free", paths)
+    write_outcome(Path(paths[1]).parent / "check.json", Outcome("", (case,)))
+    seen = Page(page(report)).seen
+    assert "Since the check before: 1 fixed enc.norm output 1 new" in seen
+    assert seen.index("Since the check before") < seen.index("Findings")
+
+
+def test_ids_are_listed_with_the_texts_of_the_tokenizer_that_a_trace_names_for_their_site(tmp_path: Path) -> None:
+    vocabulary = {"model": {"vocab": {"\u0120cat": 3, "<b>": 4}}, "added_tokens": [{"id": 9, "content": "<end>"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    trace: Any = SimpleNamespace(meta={"tokenizers": {"emb*": "tokenizer.json"}}, path=tmp_path / "x.h5")
+    assert texts_of([3, 9, 7, 3], "embed", trace) == {"3": " cat", "9": "<end>"}
+    assert texts_of([3], "speech", trace) == {}
+    (tmp_path / "tokenizer.json").rename(tmp_path / "gone.json")
+    pieces = {"model": {"vocab": [["<pad>", 0.0], ["\u2581dog", -1.5]]}}
+    (tmp_path / "pieces.json").write_text(json.dumps(pieces))
+    trace.meta = {"tokenizers": {"*": "pieces.json"}}
+    assert texts_of([1], "embed", trace) == {"1": " dog"}
+    trace.meta = {"tokenizers": {"*": "x.json"}}
+    assert texts_of([1], "embed", trace) == {}

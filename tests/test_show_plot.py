@@ -113,6 +113,16 @@ class TestSites:
             assert box.x1 <= width
             assert not any(box.overlaps(other) for other in boxes[place + 1 :])
 
+    def test_the_culprits_name_stands_where_no_point_is(self) -> None:
+        report = long(60, 6, stages=0)
+        ax = (figure := plot.sites(report)).axes[0]
+        (name,) = (one for one in ax.texts if "layers.3.attn" in one.get_text())
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = Text.get_window_extent(name, canvas.get_renderer())
+        drawn = points(figure, "within what is allowed"), points(figure, "beyond it, inherited")
+        assert not any(box.contains(*at) for side in drawn for at in ax.transData.transform(side))
+
     def test_a_report_without_pairs_says_so(self) -> None:
         with pytest.raises(TracediffError, match="no table of pairs"):
             plot.sites(Report.from_json(DIFFERENT.to_json()))

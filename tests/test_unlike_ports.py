@@ -333,3 +333,52 @@ def test_a_symmetric_window_in_the_place_of_a_periodic_one_is_named(mode: str, t
     cause = report(reference, SpectrumPort(reference), tmp_path, mode, FRAMES).divergences[0].causes[0]
     assert cause.confirmed
     assert "symmetric hann window in the place of a periodic hann one" in cause.evidence
+
+
+# -- a module whose code the port writes into a caller's -----------------------------------------------------------------------------------
+
+
+class Halves(torch.nn.Module):
+    """The second half of the channels before the first."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([x[..., WIDTH // 2 :], x[..., : WIDTH // 2]], -1)
+
+
+class Exchanged(torch.nn.Module):
+    """``factor``: what the model's own code multiplies with before the halves are exchanged; 1 where it does nothing."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.halves, self.last, self.factor = torch.nn.Linear(WIDTH, WIDTH), Halves(), torch.nn.Linear(WIDTH, WIDTH), factor
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        return self.last(self.halves(x if self.factor == 1 else x * self.factor))
+
+
+class ExchangedInCode(nn.Module):
+    """The same without a module for the exchange, and with one fault in the code that is left."""
+
+    def __init__(self, reference: Exchanged, *, exchanges: bool, factor: float) -> None:
+        super().__init__()
+        self.first, self.last, self.exchanges, self.factor = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), exchanges, factor
+        loaded(self, reference, "first")
+        loaded(self, reference, "last")
+
+    def __call__(self, x: Any) -> Any:
+        x = self.first(x) * self.factor
+        return self.last(mx.concatenate([x[..., WIDTH // 2 :], x[..., : WIDTH // 2]], -1) if self.exchanges else x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "port", "place", "kind"), [(1.0, 1.0, "halves", "order.concat"), (2.0, 2.0, "halves", "order.concat"),
+                                                                 (2.0, 3.0, "", "scale")])  # fmt: skip
+def test_a_fault_lies_in_the_module_that_the_port_wrote_into_its_caller(
+    mode: str, factor: float, port: float, place: str, kind: str, tmp_path: Path
+) -> None:
+    """By what the module was handed, where that was compared; else by the proved edit, which may lie in the caller's code as well."""
+    reference = Exchanged(factor)
+    found = report(reference, ExchangedInCode(reference, exchanges=factor != port, factor=port), tmp_path, mode).divergences
+    assert [(one.culprit.reference, one.causes[0].kind, one.causes[0].confirmed) for one in found] == [(place, kind, True)]

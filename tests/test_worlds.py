@@ -507,3 +507,31 @@ def test_two_models_are_captured_in_two_threads(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(TraceFileError, match="cannot be written"):
         td.capture(torch.nn.Linear(8, 8), (torch.tensor(X),), to=tmp_path / ("a" * 300 + ".h5"))
+
+
+class Hooked(torch.nn.Module):
+    """Hooks its layer at its first call and marks that it did, as models of transformers do to collect hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+        self.is_hooked, self.made = False, 0
+
+    def forward(self, x: Any) -> Any:
+        if not self.is_hooked:
+            self.layer.register_forward_hook(self.count)
+            self.is_hooked = True
+        self.made = 0
+        return self.layer(x) + self.made
+
+    def count(self, *_: Any) -> None:
+        self.made += 1
+
+
+def test_hooks_that_a_run_adds_are_put_back_with_the_mark_that_says_so(tmp_path: Path) -> None:
+    model = Hooked().eval()
+    with torch.no_grad():
+        trace = td.capture(model, torch.ones(1, 8), to=tmp_path / "x.h5")
+    assert trace.meta["repeats"] is True
+    assert trace.floor is not None
+    assert len(model.layer._forward_hooks) == 1, "as one run leaves it"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
 
+from tracediff.caveats import caveats
 from tracediff.errors import DamagedRecordError
 from tracediff.observe.options import (
     FLOOR_DTYPES,
@@ -26,7 +27,6 @@ from tracediff.observe.options import (
 )
 from tracediff.progress import chosen
 from tracediff.trace import Trace, open_trace
-from tracediff.trace.caveats import caveats
 from tracediff.trace.products import unpinned
 from tracediff.trace.stored_weights import stored_weights_note
 
@@ -292,7 +292,7 @@ def calibrate_recipe(
     from tracediff.runs.captured import calibrated
 
     chosen = tuple(dtypes) or FLOOR_DTYPES
-    rerun_recipe(trace, recipe, job=calibrated, python=python, progress=progress, dtypes=chosen)
+    rerun_recipe(trace, recipe, job=calibrated, python=python, progress=progress, dtypes=chosen, repeat=False)
     return open_trace(trace)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -146,8 +146,8 @@ def _last(project: Project, baseline: PathLike | None) -> Outcome | None:
 def _kept(case: CaseOutcome, before: CaseOutcome | None) -> CaseOutcome:
     """What the next check is to know of a case: of a case that was not run, the differences that were known before."""
     if case.state == "not run" and before is not None:
-        return replace(case, faults=before.faults)
-    return replace(case, faults=tuple(fault for fault in case.faults if fault.state != "fixed"))
+        return replace(case, faults=tuple(fault for fault in before.faults if fault.state != "fixed"))
+    return case
 
 
 # ------------------------------------------------------------------------------------------------------------------ one case
@@ -245,10 +245,10 @@ def _capture(project: Project, case: Case, side: str, to: Path, progress: Progre
         from tracediff.observe.recipe import importable
 
         with redirect_stdout(sys.stderr), importable((project.root / name.rpartition(":")[0]).parent):
-            model, run = _way(project, case, name)
+            model, run, told = _way(project, case, name)
             given = given or {"seed": case.seed}
             options = {"floor_dtypes": ("float64", case.dtype)} if side == "reference" and case.dtype in ("float16", "bfloat16") else {}
-            trace = api.capture(model, run, to=to, force=True, stages=case.stages, **options, **given)
+            trace = api.capture(model, run, to=to, force=True, stages=case.stages, meta=told, **options, **given)
     trace.close()
 
 
@@ -259,8 +259,8 @@ def _recipe(project: Project, case: Case, impl: str) -> str:
     return next((os.fspath(path) for path in places if path.is_file()), case.recipe)
 
 
-def _way(project: Project, case: Case, name: str) -> tuple[Any, Any]:
-    """The model and the run that ``FILE:CALLABLE`` returns; TracediffError where it returns something else."""
+def _way(project: Project, case: Case, name: str) -> tuple[Any, Any, Mapping[str, Any]]:
+    """As `tracediff.runs.two_ways.way_of`, of a callable of the project's; TracediffError where it returns something else."""
     from tracediff.runs.two_ways import way_of
 
     file, mark, what = name.rpartition(":")

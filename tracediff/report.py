@@ -20,12 +20,12 @@ from tracediff.alignment import Alignment, RecordPair
 from tracediff.causes.cause import Cause as Cause
 from tracediff.causes.cause import in_order
 from tracediff.causes.from_pair import scalars
+from tracediff.caveats import caveats
 from tracediff.errors import TracediffError
 from tracediff.locate import EXCUSED, Blame, Comparison, Effect, Finding, How, Length, Located, length_of
 from tracediff.metrics import By, Metrics
 from tracediff.site import RETURNED, is_returned, printable, stage_chain
 from tracediff.trace import Record, Trace, schema
-from tracediff.trace.caveats import caveats
 from tracediff.verdict import Decision, Outputs, Verdict, Withheld, decide, free_notes, name_of, not_compared
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters of both sides: how many are equal, and one line for each finding among the others."""
+    """The parameters of both sides: how many are equal, one line for each finding among the others, and how many differ or are missing."""
 
     equal: int = 0
     different: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    unequal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,15 +431,14 @@ def build(
 
 def _weight_lines(weights: WeightsReport) -> Weights:
     """The findings on weights as counted patterns of names, without what a port need not have: counters, masks, tables."""
+    groups = [group for group in weights.groups if not (group.category == "missing" and group.findings[0].expected)]
 
     def lines(category: str) -> tuple[str, ...]:
-        return tuple(
-            f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "")
-            for group in weights.groups
-            if group.category == category and not (category == "missing" and group.findings[0].expected)
-        )
+        own = (group for group in groups if group.category == category)
+        return tuple(f"{group.count} x {group.pattern}" + (f" ({group.label})" if group.label else "") for group in own)
 
-    return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"))
+    unequal = sum(group.count for group in groups if group.category != "unexpected")
+    return Weights(weights.equal, lines("different"), lines("missing"), lines("unexpected"), unequal)
 
 
 def _rows(located: Located, reference: Trace, port: Trace) -> Iterable[Row]:
@@ -482,7 +482,7 @@ def _of_finding(
     left, right = reference.records[comparison.pair.reference[0]], port.records[comparison.pair.port[0]]
     return Divergence(
         site=rows[finding.place].where,
-        culprit=Culprit(*finding.culprit),
+        culprit=Culprit(finding.culprit[0] if finding.maker is None else finding.maker, finding.culprit[1]),
         introduced=finding.introduced,
         inherited=finding.inherited,
         floor=comparison.floor,

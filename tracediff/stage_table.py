@@ -35,7 +35,7 @@ from tracediff.verdict import Verdict, few
 SCHEMA = "tracediff.status/1"
 Mode = Literal["forced", "free"]
 MODES: tuple[Mode, ...] = ("forced", "free")
-State = Literal["same", "different", "not run", "not recorded", "not compared", "unfinished"]
+State = Literal["same", "repeatable", "different", "not run", "not recorded", "not compared", "unfinished"]
 OF_A_PORT = ("impl", "dtype", "recipe", "weights", "seed")
 """What a forced and a free run of one port have in common."""
 OF_THE_WHOLE = ("outputs", "port outputs", "modules", "weights")
@@ -49,11 +49,12 @@ LEAST_VALUES = 8
 class Outcome:
     """One stage in one run of the port.
 
-    ``state`` "not run": the port made no such stage; "not recorded": the reference recorded nothing in it; "not compared": nothing in it
-    was paired, or values were not stored; "unfinished": what was compared agrees, but not its end. ``why`` says more where neither same
-    nor different. ``worst`` is the largest relative L2, ``floor`` the noise floor there; None where what differs has no error to measure
-    (another text, another shape). ``compared`` of ``total`` records of the reference. ``first`` is its first divergence; ``introduced``
-    how many errors were made in it (0 in a different stage: it was handed them). ``causes``: of the first one, best first.
+    ``state`` "repeatable": nothing differs, and the reference ran the port's own code, so that it shows no more; "not run": the port
+    made no such stage; "not recorded": the reference recorded nothing in it; "not compared": nothing in it was paired, or values were not
+    stored; "unfinished": what was compared agrees, but not its end. ``why`` says more where neither same nor different. ``worst`` is the
+    largest relative L2, ``floor`` the noise floor there; None where what differs has no error to measure (another text, another shape).
+    ``compared`` of ``total`` records of the reference. ``first`` is its first divergence; ``introduced`` how many errors were made in it
+    (0 in a different stage: it was handed them). ``causes``: of the first one, best first.
     """
 
     state: State
@@ -239,6 +240,16 @@ def modes_of(ports: Iterable[Trace]) -> dict[Mode, Trace]:
     return found
 
 
+def is_own_code(reference: Trace, port: Trace) -> bool:
+    """Whether two runs are of the same classes, from files of the same content, under the same versions."""
+    ours, theirs = (
+        {(one.get("package"), one.get("type"), one.get("file")) for one in trace.meta.get("modules") or ()} for trace in (reference, port)
+    )
+    files = reference.meta.get("sources") or {}
+    is_known = bool(ours) and all(file in files for _, _, file in ours)
+    return is_known and ours == theirs and all(reference.meta.get(name) == port.meta.get(name) for name in ("sources", "versions"))
+
+
 def run_info(trace: Trace) -> RunInfo:
     """What a trace says of its run."""
     meta = trace.meta
@@ -287,6 +298,7 @@ class _StageRecords:
     def __init__(self, reference: Trace, port: Trace, report: Report) -> None:
         self.report = report
         self.complete = port.complete
+        self.is_of_own_code = is_own_code(reference, port)
         self.stages: dict[str, Stage] = {stage.stage: stage for stage in report.stages}
         names = [reference.strings[number] for number in reference.index["stage"].tolist()]
         self.total = Counter(names)
@@ -325,7 +337,7 @@ def _outcome(stage: str, inside: Sequence[str], run: _StageRecords) -> Outcome:
     """
     known = run.stages.get(stage)
     outcome = Outcome(
-        state="same",
+        state="repeatable" if run.is_of_own_code else "same",
         compared=sum(run.compared[inner] for inner in inside),
         total=sum(run.total[inner] for inner in inside),
         worst=known.worst if known else None,
@@ -334,7 +346,7 @@ def _outcome(stage: str, inside: Sequence[str], run: _StageRecords) -> Outcome:
     if known is not None and known.verdict == "different":
         return _different(outcome, known, inside, run.report)
     state, why = _doubt(stage, inside, run)
-    return replace(outcome, state=state, why=why)
+    return outcome if state == "same" else replace(outcome, state=state, why=why)
 
 
 def _different(outcome: Outcome, known: Stage, inside: Sequence[str], report: Report) -> Outcome:
@@ -405,6 +417,8 @@ def _lacking(
                 yield f"{mode}: {withheld.text}"
         else:
             yield f"no {mode} run was given"
+    if any(is_own_code(reference, port) for port, _ in runs.values()):
+        yield "the reference ran the port's own code, file by file: that it gives the same shows that it repeats, not that it is right"
     for name, trace in (("reference", reference), *((f"{mode} run", port) for mode, (port, _) in runs.items())):
         if not trace.complete:
             yield f"the {name} did not come to its end"
@@ -419,7 +433,7 @@ def _doubts(stages: Sequence[StageStatus], mode: Mode) -> Iterable[str]:
     doubtful = {stage.stage: outcome.why for stage in stages if (outcome := stage.outcome(mode)) and outcome.verdict is None}
     around = {stage.outer for stage in stages if stage.stage in doubtful}
     for name, why in doubtful.items():
-        if not name or name not in around:
+        if why and (not name or name not in around):
             yield f"{mode}, {name or 'outside of any stage'}: {why}"
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alarms.result import Alarm, Look, Symptom
 from tracediff.alarms.thresholds import THRESHOLDS
+from tracediff.caveats import caveats
 from tracediff.dtype import Array
 from tracediff.errors import AlignmentError
 from tracediff.site import is_returned, module_of
 from tracediff.trace import Record, Trace, schema
-from tracediff.trace.caveats import caveats
 from tracediff.trace.fingerprint import Stats
 
 MOST = 3

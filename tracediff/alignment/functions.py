@@ -49,9 +49,12 @@ class FunctionCalls:
         self.values, self.neighbours = CallValues(sides, points, main), CallNeighbours(sides, partner)
 
     def pair(self, groups: Sequence[Group]) -> list[list[CallPair]]:
-        """The pairs of calls in each group."""
+        """The pairs of calls in each group: in step where one line of a side makes as many as the other side makes.
+
+        So where a side writes out the last turn of a loop: its lines say nothing then, and values say little after a fault.
+        """
         lines = [self.lines_of(groups, side) for side in (0, 1)]
-        if max(map(len, lines)) == 1 and all(self.values.are_regular(*group) for group in groups):
+        if min(map(len, lines)) == 1 and all(self.values.are_regular(*group) for group in groups):
             return [_in_step(*group) for group in groups]
         evidence = Evidence(groups, max(map(len, lines)) > 1, [np.zeros((len(ours), len(theirs))) for ours, theirs in groups])
         for gather in EVIDENCE:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from tracediff.causes.functions import FUNCTIONS
-from tracediff.causes.resampling import OF_OPERATION, Way, resampled
+from tracediff.causes.resampling import OF_OPERATION, OUTSIDE, Sampling, Way, resampled, sampled
 from tracediff.dtype import Array
 
 Compute = Callable[..., Any]
@@ -757,6 +757,7 @@ OPERATIONS: Mapping[str, Compute] = {
     "replication_pad1d": lambda x, pad: padded(x, widths_of(pad), "edge"),
     "replication_pad2d": lambda x, pad: padded(x, widths_of(pad), "edge"),
     **dict(_resamplings()),
+    "grid_sampler_2d": lambda x, grid, mode, outside, flag: sampled(x, grid, Sampling(mode == 1, OUTSIDE[outside], bool(flag))),
     # what makes tensors
     "arange": _arange,
     "linspace": lambda a, b, steps, dtype=None, **_: np.linspace(a, b, steps),

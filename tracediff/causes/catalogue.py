@@ -30,7 +30,10 @@ class Proof(StrEnum):
     """What it means that a cause of a kind is confirmed."""
 
     EDIT = "the edit, applied to the reference's values, gives the port's, and a null edit of the same freedom does not"
-    LAYER = "the layer, computed again with the port's parameter, gives the port's output (`--save-params` on both sides)"
+    LAYER = (
+        "the reference's recorded operations, or its layer, computed again with the port's parameter, give the port's output "
+        "(`--save-params` of the port)"
+    )
     RECORD = "the records themselves hold it"
     NONE = "never; it is a likelihood"
 

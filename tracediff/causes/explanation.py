@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from tracediff.causes.layers import LayerParameters
 from tracediff.causes.scene_reader import SceneReader
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.errors import WeightsError
-from tracediff.locate import Located
+from tracediff.locate import Finding, Located
 from tracediff.parameters.diagnosis import weights as compare_weights
 from tracediff.parameters.result import WeightsReport
 from tracediff.trace import Trace
@@ -46,11 +46,42 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
         located = from_weights.with_owners(located, weights.findings, reference, port)
     of_weights = _of_weights(located, weights, reader, reference, port)
     causes = []
+    findings = list(located.findings)
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
-        causes.append(tuple(map(calibrated, in_order([*of_weights[place], *seen]))))
-    return Explanation(located, tuple(causes), weights, tuple(_notes(seen_in_tensors.unsearched)))
+        best = in_order([*_not_refuted(of_weights[place], seen), *seen])
+        if best and finding.maker is None:  # the proven edit says in which module of the reference it lies
+            findings[place] = replace(finding, maker=seen_in_tensors.changes.get(place, {}).get(best[0].evidence))
+        causes.append(best)
+    located, causes = _one_a_change(replace(located, findings=tuple(findings)), causes, seen_in_tensors.changes)
+    told = tuple(tuple(map(calibrated, of_finding)) for of_finding in causes)
+    return Explanation(located, told, weights, tuple(_notes(seen_in_tensors.unsearched)))
+
+
+def _not_refuted(of_weights: Sequence[Cause], seen: Sequence[Cause]) -> list[Cause]:
+    """The causes of weights; none says unproved that one is missing where a proved edit gives the port's tensor with the right ones."""
+    is_proved = any(cause.confirmed for cause in seen)
+    return [
+        cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind not in ("weights.unloaded", "weights.missing_bias")
+    ]
+
+
+def _one_a_change(
+    located: Located, causes: Sequence[list[Cause]], changes: Mapping[int, Collection[str]]
+) -> tuple[Located, list[list[Cause]]]:
+    """One finding for all that one proved change of the reference's operations explains, and the causes of each finding.
+
+    So it is where a method of a module is called by the code outside as well, and where one variable shows at several places.
+    """
+    first: dict[tuple[str, str], int] = {}
+    found: dict[int, Finding] = {}
+    for place, finding in enumerate(located.findings):
+        best = causes[place][0] if causes[place] else None
+        key = (best.kind, best.evidence) if best is not None and best.evidence in changes.get(place, ()) else None
+        into = place if key is None else first.setdefault(key, place)
+        found[into] = finding if into == place else replace(found[into], places=found[into].places + finding.places)
+    return replace(located, findings=tuple(found.values())), [causes[place] for place in found]
 
 
 def _wrong(weights: WeightsReport | None, introduced: float) -> frozenset[str]:
@@ -78,7 +109,11 @@ def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     introduced = {finding.place for finding in findings}
     comparisons = tuple(replace(one, effect="") if place in introduced else one for place, one in enumerate(located.comparisons))
     found = replace(located, findings=findings, borderline=faint, comparisons=comparisons)
-    return found, replace(seen, causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes})
+    return found, replace(
+        seen,
+        causes={place: seen.causes[i] for place, i in enumerate(clear) if i in seen.causes},
+        changes={place: seen.changes[i] for place, i in enumerate(clear) if i in seen.changes},
+    )
 
 
 def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:
@@ -87,12 +122,13 @@ def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneRe
         return [[] for _ in located.findings]
     _, seen = from_weights.compared_modules(located, reference, port)
     wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
+    may_be_proved = parameters.may_prove(wrong)
     found = []
     for finding in located.findings:
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
         causes = told()
-        if causes and finding.blame == "module" and parameters.are_stored(finding.culprit[1]):
+        if causes and may_be_proved:
             causes = told(scene=reader.scene(finding), parameters=parameters)
         found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
     return found

@@ -1,22 +1,24 @@
-"""The functions of common layers, computed again with the reference's parameters and with the port's.
+"""What the reference gives with the port's parameters: its recorded operations computed again, or the functions of common layers.
 
 Which function a layer computes is not asked of its class: the one that gives the reference's output from its input is it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tracediff.alignment.axes import restore
 from tracediff.causes.in_hand import InHand
+from tracediff.causes.program import CannotComputeError, Compute
 from tracediff.causes.proof import Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.parameters.findings import WeightFinding
+from tracediff.parameters.layout_rules import restored
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightPair, WeightsReport
 from tracediff.trace import Trace
@@ -31,23 +33,63 @@ class LayerParameters:
 
     def __init__(self, report: WeightsReport, reference: Trace, port: Trace) -> None:
         self._reference, self._port = reference.params, port.params
+        self._pairs = {pair.port: pair for pair in report.pairs}
         self._of_module: dict[str, list[WeightPair]] = {}
         for pair in report.pairs:
             self._of_module.setdefault(parent(pair.port), []).append(pair)
 
-    def are_stored(self, path: str) -> bool:
-        """Whether the values of all parameters of the port's module at a path, and of what they are made from, were stored."""
-        pairs = self._of_module.get(path, [])
-        ours = (self._reference[name] for pair in pairs for name in pair.reference if name in self._reference)
-        return bool(pairs) and all(one.stored for one in (*ours, *(self._port[pair.port] for pair in pairs)))
+    def may_prove(self, wrong: Iterable[WeightFinding]) -> bool:
+        """Whether of one of the findings the port's values are known: those that were stored, and zeros for a bias that it lacks."""
+        return any(self._is_lacking(one) or (one.port in self._port and self._port[one.port].stored) for one in wrong)
 
     def edit(self, scene: Scene, wrong: Sequence[WeightFinding]) -> Edit | None:
-        """What the culprit's layer gives with the wrong parameters in the place of the reference's; None where that cannot be computed."""
-        if scene.blame != "module" or not scene.is_numeric or any(not finding.port for finding in wrong):
+        """What the reference gives with the wrong parameters in the place of its own; None where that cannot be computed."""
+        if not scene.is_numeric:
+            return None
+        return self._of_operations(scene, wrong) or self._of_layer(scene, wrong)
+
+    def _of_operations(self, scene: Scene, wrong: Sequence[WeightFinding]) -> Edit | None:
+        """As `edit`, by the recorded operations that made the reference's tensor."""
+        if scene.program is None:
+            return None
+        replay, reference = scene.program.replay, scene.tensors()[0]
+        try:
+            ours = replay.values[scene.program.target]
+            own = {name: replay.values[node] for node, name in scene.program.names.items()}
+            theirs: dict[str, Array] = {}
+            for finding in wrong:
+                theirs |= self._as_reference(finding, {**own, **theirs}) or {}
+            at = {node: theirs[name] for node, name in scene.program.names.items() if name in theirs}
+            made = replay.changed({node: _always(values) for node, values in at.items()}) if at else None
+        except CannotComputeError:
+            return None
+        if made is None or made.shape != ours.shape or ours.size != reference.size:
+            return None
+        return Edit(made.reshape(reference.shape), ours.reshape(reference.shape))
+
+    def _as_reference(self, finding: WeightFinding, own: Named) -> dict[str, Array] | None:
+        """The port's values of a finding under the reference's names, in its layout; None where they are not known.
+
+        ``own``: the reference's values, by name.
+        """
+        if self._is_lacking(finding):
+            return {finding.reference: np.zeros_like(own[finding.reference])} if finding.reference in own else None
+        pair = self._pairs.get(finding.port)
+        if pair is None or not self._port[pair.port].stored or not set(pair.origin.names) <= own.keys():
+            return None
+        return restored(pair.origin, self._port[pair.port].read(), own)
+
+    @staticmethod
+    def _is_lacking(finding: WeightFinding) -> bool:
+        return finding.kind == "weights.missing_bias" and not finding.port
+
+    def _of_layer(self, scene: Scene, wrong: Sequence[WeightFinding]) -> Edit | None:
+        """As `edit`, by the function of the culprit's layer, where no operations were recorded."""
+        if scene.blame != "module" or any(not finding.port for finding in wrong):
             return None
         pairs = self._of_module.get(scene.sides[1].path, [])
         chosen = [pair for pair in pairs if pair.port in {finding.port for finding in wrong}]
-        if not chosen or any(not pair.origin.is_copy for pair in chosen) or not self.are_stored(scene.sides[1].path):
+        if not chosen or any(not pair.origin.is_copy for pair in chosen) or not self._are_stored(pairs):
             return None
         ours = {_role(pair): self._source(pair).astype(np.float64) for pair in pairs}
         theirs = {_role(pair): self._in_reference_layout(pair) for pair in chosen}
@@ -57,6 +99,11 @@ class LayerParameters:
                     return Edit(function({**ours, **theirs}), made)
         return None
 
+    def _are_stored(self, pairs: Sequence[WeightPair]) -> bool:
+        """Whether the values of parameters of the port, and of what they are made from, were stored."""
+        ours = (self._reference[name] for pair in pairs for name in pair.reference if name in self._reference)
+        return all(one.stored for one in (*ours, *(self._port[pair.port] for pair in pairs)))
+
     def _source(self, pair: WeightPair) -> Array:
         parts = [self._reference[name].read() for name in pair.reference]
         return parts[0] if pair.origin.merge is None else pair.origin.merge(parts)
@@ -65,6 +112,10 @@ class LayerParameters:
         """The port's parameter in the shape of the reference's."""
         values = self._port[pair.port].read().astype(np.float64)
         return restore(values, pair.origin.layout, [np.zeros(self._source(pair).shape)])[0]
+
+
+def _always(values: Array) -> Compute:
+    return lambda _: values
 
 
 def _role(pair: WeightPair) -> str:

@@ -4,10 +4,11 @@ A detector hands over a *claim*: a kind, and where it can the *edit* that it nam
 
 1. the form that the edit starts from gives the reference's tensor, so that it is what the reference does;
 2. the edited form gives the port's tensor, up to a small share of the difference or to what noise explains;
-3. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
+3. of a few values alone it leaves so little that no edit of many would come as near by chance;
+4. a null edit of the same freedom does not. The same detector, with all that it fits and tries, is shown *controls*: the reference plus a
    random error as large as the port's, once with its values in other places and signs, once with its spectrum; where nothing differs but
    what a mask hides, as many other places hidden or shown. What explains a control as well would explain anything;
-4. an edit with a number that was fitted to the port's tensor explains clearly more than noise: where sums are taken in another order, one
+5. an edit with a number that was fitted to the port's tensor explains clearly more than noise: where sums are taken in another order, one
    number (a variance) is off, and a fitted number gives just that error.
 
 What rests on no prediction is a likelihood. A few kinds name what was recorded rather than an edit (an exception, a lone NaN): `recorded`.
@@ -42,19 +43,31 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """What a detector says of a scene: the kind of cause, how likely it is, 0 to 1, why, and the edit where it has one."""
+    """What a detector says of a scene: the kind of cause, how likely it is, 0 to 1, why, and the edit where it has one.
+
+    ``nodes``: the recorded operations of the reference that the edit changes, where it changes such.
+    """
 
     kind: str
     likelihood: float
     evidence: str
     edit: Edit | None = None
+    nodes: tuple[int, ...] = ()
 
 
 Detector = Callable[[Scene], Iterable[Claim]]
 
 
-def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
-    """What a detector says of a scene, each claim confirmed where its edit is proven."""
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What is known of a proven edit: the share of the difference that it leaves, and the recorded operations that it changes."""
+
+    leaves: float
+    nodes: tuple[int, ...] = ()
+
+
+def judged(scene: Scene, detector: Detector, proven: dict[str, Proven] | None = None) -> Iterator[Cause]:
+    """What a detector says of a scene, each claim confirmed where its edit is proven; ``proven`` receives these by their evidence."""
     is_null_enough: bool | None = None
     for claim in detector(scene):
         is_proven = CATALOGUE[claim.kind].proof is not Proof.NONE and _holds(scene, claim)
@@ -62,7 +75,10 @@ def judged(scene: Scene, detector: Detector) -> Iterator[Cause]:
             is_null_enough = any(_holds(control, other) for control in controls(scene) for other in detector(control))
         is_faint = claim.edit is not None and claim.edit.is_fitted and not scene.is_clear
         likelihood = min(claim.likelihood, THRESHOLDS.sure_of_noise) if is_faint else claim.likelihood
-        yield Cause(claim.kind, likelihood, is_proven and not is_null_enough, claim.evidence)
+        is_confirmed = is_proven and not is_null_enough
+        if is_confirmed and claim.edit is not None and proven is not None:
+            proven[claim.evidence] = Proven(scene.leaves(claim.edit.port) if scene.is_numeric else 0.0, claim.nodes)
+        yield Cause(claim.kind, likelihood, is_confirmed, claim.evidence)
 
 
 def recorded(kind: str, likelihood: float, evidence: str) -> Cause:
@@ -79,7 +95,13 @@ def _holds(scene: Scene, claim: Claim) -> bool:
         return np.array_equal(edit.port, port) and (edit.reference is None or np.array_equal(edit.reference, reference))
     seen = replace(scene, reference=_finite(reference), port=_finite(port)) if not scene.is_numeric else scene
     starts_right = edit.reference is None or seen.is_reference(_finite(edit.reference))
-    return starts_right and seen.reproduces(_finite(edit.port))
+    return starts_right and seen.reproduces(_finite(edit.port)) and seen.leaves(_finite(edit.port)) <= _left_by_chance(edit, port.size)
+
+
+def _left_by_chance(edit: Edit, values: int) -> float:
+    """The share of a difference that an edit may leave of so few values, so that none of the many edits tried explains them by chance."""
+    free = values - edit.is_fitted
+    return float(THRESHOLDS.explained_by_chance ** (1 / free)) if free > 0 else 0.0
 
 
 def _finite(values: Array) -> Array:

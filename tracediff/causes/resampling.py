@@ -101,6 +101,51 @@ _ROUNDING = 1e-9
 """A place that should be whole and is off by a rounding is not the one before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How images are read at coordinates from -1 to 1. ``outside``: zeros, border or reflection; ``is_flipped``: rows before columns."""
+
+    is_nearest: bool = False
+    outside: str = "zeros"
+    is_aligned: bool = False
+    is_flipped: bool = False
+
+    def __str__(self) -> str:
+        said = f"{'nearest' if self.is_nearest else 'bilinear'}, {self.outside} outside, align_corners={self.is_aligned}"
+        return f"{said}, coordinates as (y, x)" if self.is_flipped else said
+
+
+OUTSIDE = ("zeros", "border", "reflection")
+"""What ATen's numbers for it mean."""
+
+
+def sampled(x: Array, grid: Array, way: Sampling) -> Array:
+    """Images (B, C, H, W) at a grid of coordinates (B, h, w, 2), as PyTorch's ``grid_sample`` reads them: (B, C, h, w)."""
+    sizes = x.shape[:1:-1]
+    at = [_pixel(grid[..., (1 - axis) if way.is_flipped else axis], size, way) for axis, size in enumerate(sizes)]
+    low = [np.rint(one) if way.is_nearest else np.floor(one) for one in at]
+    batch = np.arange(len(x))[:, None, None]
+    made: Array = np.zeros((*grid.shape[:-1], x.shape[1]))
+    for step in np.ndindex((1, 1) if way.is_nearest else (2, 2)):
+        place = [one + more for one, more in zip(low, step, strict=True)]
+        share = np.ones(grid.shape[:-1])
+        for one, exact, size in zip(place, at, sizes, strict=True):
+            share = share * ((one >= 0) & (one < size)) * (1.0 if way.is_nearest else 1 - np.abs(exact - one))
+        column, row = (np.clip(one, 0, size - 1).astype(int) for one, size in zip(place, sizes, strict=True))
+        made = made + share[..., None] * np.moveaxis(x, 1, -1)[batch, row, column]
+    return np.moveaxis(made, -1, 1)
+
+
+def _pixel(x: Array, size: int, way: Sampling) -> Array:
+    """Coordinates from -1 to 1 in pixels, those outside moved to the border or reflected where the way asks for it."""
+    pixel = (x + 1) / 2 * (size - 1) if way.is_aligned else ((x + 1) * size - 1) / 2
+    if way.outside == "reflection":
+        start, span = (0.0, size - 1.0) if way.is_aligned else (-0.5, float(size))
+        turned = np.mod(pixel - start, 2 * span) if span else np.zeros_like(pixel)
+        pixel = start + np.minimum(turned, 2 * span - turned)
+    return pixel if way.outside == "zeros" else np.clip(pixel, 0, size - 1)
+
+
 def _antialiased(own: int, places: Array, step: float, kernel: Callable[[Array], Array], reach: float) -> tuple[Array, Array]:
     wide = max(step, 1.0)
     middle = step * (places + 0.5)

@@ -107,11 +107,13 @@ class Scene:
 
     def share_allowed(self, reference: Array, port: Array) -> float:
         """The share of the difference of two tensors, or of samples of them, that an edit may leave and still be what the port does."""
+        noise = self.noise_share(reference, port)
+        return max(THRESHOLDS.reproduced, min(THRESHOLDS.reproduced_at_most, noise)) if noise is not None else 0.0
+
+    def noise_share(self, reference: Array, port: Array) -> float | None:
+        """The share of the difference of two tensors that noise may be; None where they do not differ."""
         made, size = float(np.linalg.norm(port - reference)), float(np.linalg.norm(reference))
-        if not made:
-            return 0.0
-        noise = THRESHOLDS.reproduced_noise * self.limit * (size / made)
-        return max(THRESHOLDS.reproduced, min(THRESHOLDS.reproduced_at_most, noise))
+        return THRESHOLDS.reproduced_noise * self.limit * (size / made) if made else None
 
     def reproduces(self, prediction: Array) -> bool:
         """Whether a prediction is the port's tensor, up to a small share of its difference or to the noise allowed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -17,13 +17,13 @@ from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import Program, program_of
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.caveats import trains_otherwise
 from tracediff.dtype import Array
 from tracediff.errors import TraceFileError
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.caveats import trains_otherwise
 from tracediff.trace.operations import Graph, Where, graph_of
 
 _WIDE = 8
@@ -124,8 +124,8 @@ class SceneReader:
         self._balances: dict[str, frozenset[str]] = {}
 
     def scene(self, finding: Finding) -> Scene:
-        """What the detectors are shown of a finding."""
-        comparison = self._located.comparisons[finding.place]
+        """What the detectors are shown of a finding: its pair, or where that is a scalar argument what the call made with it returned."""
+        comparison = self._shown(self._located.comparisons[finding.place])
         left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
         if finding.blame == "run":  # the code outside of all calls, which makes tensors as a caller's code does
@@ -160,6 +160,26 @@ class SceneReader:
             program=self._program(comparison, left),
             wrong_weights=self._wrong_weights(finding.introduced),
         )
+
+    def maker(self, nodes: Sequence[int]) -> str | None:
+        """The reference's module in whose calls some of its operations were made; None where it has a partner, or there are several."""
+        graph = self._graph
+        made = [node for node in nodes if graph is not None and not graph.nodes[node].name.startswith("@")]
+        if graph is None or not made:
+            return None
+        spans = [(stop - start, start, stop, module_of(site)) for (site, _), (start, stop) in graph.spans.items()]
+        inside = {min(((size, path) for size, start, stop, path in spans if start <= node < stop), default=(0, ""))[1] for node in made}
+        path = inside.pop() if len(inside) == 1 else ""
+        return path if path and path not in self._alignment.port_of else None
+
+    def _shown(self, comparison: Comparison) -> Comparison:
+        """A comparison, or in the place of a scalar argument's that of the first tensor that its call returned, where there is one."""
+        record = self._traces[0].records[comparison.pair.reference[0]]
+        if not record.end.startswith("attr["):
+            return comparison
+        calls = self._call_trees[0]
+        returned = set(calls.outputs(int(calls.of_row[record.row])))
+        return next((one for one in self._located.comparisons if returned.issuperset(one.pair.reference)), comparison)
 
     def _program(self, comparison: Comparison, record: Record) -> Program | None:
         """The operations that made the reference's tensor, back to what the port has as well; None where they are not known."""
@@ -196,8 +216,15 @@ class SceneReader:
         return next(around, TOP)
 
     def _correspond(self, ours: int, theirs: int) -> bool:
-        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls."""
+        """Whether two calls of the culprit are the same one of each side, or both are the code outside of all calls.
+
+        A call whose work a larger one of the port does is not: the larger one calls what others call in the reference.
+        """
         reference, port = self._call_trees
+        if ours != TOP and theirs != TOP:
+            sites = reference.site_of(ours), port.site_of(theirs)
+            if sites[0] not in self._alignment.port_of and sites[1] in self._alignment.reference_of:
+                return False
         if reference.is_recorded(ours) and port.is_recorded(theirs):
             return int(reference.ordinal[ours]) == int(port.ordinal[theirs])
         return (ours == TOP) == (theirs == TOP)

@@ -40,8 +40,15 @@ class Thresholds:
 
     # ------------------------------------------------------------------------------------------------------ is it reproduced
     reproduced: float = threshold(0.02, "an edit that leaves at most this share of the difference is what the port does", _SCENES)
+    coincidence: float = threshold(
+        10.0, "a proven edit that leaves so many times what another leaves, and more than noise, fits by chance", _SCENES
+    )
+    coincidence_at_least: float = threshold(1e-3, "an edit that leaves no larger share of the difference fits by no chance", _SCENES)
     reproduced_noise: float = threshold(3.0, "so many times the allowed error may be left besides", _PLANTED)
     reproduced_at_most: float = threshold(0.2, "noise excuses no larger share of the difference than this", _SCENES)
+    explained_by_chance: float = threshold(
+        1e-5, "chance that one edit explains a few random values, up to which it proves something", "three returned sums of a CRF"
+    )
     sure_of_noise: float = threshold(0.5, "a number fitted to an error that may be noise", _RANK)
     largest_control: int = threshold(2**22, "values up to which a control has the error's spectrum", _WORK)
     same_control: float = threshold(0.9, "cosine from which on a control is the error itself, and controls nothing", _NEVER)
@@ -220,6 +227,7 @@ class Thresholds:
     operation_overhead: int = threshold(2_000, "what computing one operation again costs besides, in elements", _WORK)
     farthest_left_out: int = threshold(8, "so many operations in a row, at most, are left out together", _WORK)
     exchanged_at_most: int = threshold(12, "so many tensors of one shape are tried in the place of each other", _WORK)
+    most_axes: int = threshold(4, "of a tensor of more axes single ones are tried in the place of those of an operation, no sets", _WORK)
     changed_alone: int = threshold(
         3, "of so many operations, at most, that one place in the code asks for, each is changed alone too", _WORK
     )

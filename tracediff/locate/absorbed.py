@@ -4,8 +4,8 @@ The order of a set, padded places, channels exchanged in code and weights, rows 
 tensor differs, and all numbers that a call around it goes on to return agree. This call is the *absorber*; the difference is *acquitted*.
 
 A call that discards a difference by the very values that differ proves nothing. An argmax returns ids, so an absorber must return
-numbers. A normalisation takes out a gain and an offset, so a difference that is a gain and an offset is acquitted only where what takes
-it in is made for it (`companions`).
+numbers. A normalisation takes out a gain and an offset, and a ReLU whatever a unit has that rests. So a difference that is a gain and an
+offset, or one made by other weights, is acquitted only where what takes it in is made for it (`companions`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tracediff.alignment import Alignment
-from tracediff.locate.companions import is_proved, is_put_right
+from tracediff.locate.companions import has_other_weights, is_proved, is_put_right
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
@@ -37,7 +37,7 @@ def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
     if flagged is None:
         absorbers = {i: call for i, call in absorbers.items() if is_proved(verdicts, i, call) or _would_show(verdicts, i, call)}
-    needs = {i for i in absorbers if verdicts.mode == "forced" or is_affine(verdicts.pairs, i)}
+    needs = {i for i in absorbers if verdicts.mode == "forced" or is_affine(verdicts.pairs, i) or has_other_weights(verdicts, i)}
     return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
 
 

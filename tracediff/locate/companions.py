@@ -3,14 +3,15 @@
 A normalisation takes a gain and an offset out of anything, right or wrong, so that what follows agrees excuses neither. A factor that was
 moved into weights, a scale or another tensor has a companion: what takes the tensor in would go wrong with the reference's. A forced run
 shows that directly. Two files show the companion itself: other weights, another scalar argument, another input that differs too. Weights
-alone prove it where a gain and an offset for each channel are in those of the layers behind (`folded`), and weights and values together
-where channels come in the order of the inputs of the layers behind (`orders`).
+alone prove it where a gain and an offset for each channel are in those of the layers behind (`folded`), or where the port's caller has the
+last layer of what returned the tensor, and weights and values together where channels come in the order of the inputs of the layers behind
+(`orders`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
@@ -19,8 +20,9 @@ from tracediff.locate.pairs import Pairs
 from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
-from tracediff.site import INPUTS, module_of
+from tracediff.site import INPUTS, is_below, module_of
 from tracediff.trace.calls import TOP
+from tracediff.trace.fingerprint import Fingerprinted
 
 
 def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int] | None) -> bool:
@@ -28,7 +30,8 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none.
     """
-    if verdicts.flow.kind(i) == "output" and verdicts.pairs.records(i)[0].site in verdicts.pairs.folded:
+    is_output = verdicts.flow.kind(i) == "output"
+    if is_output and (verdicts.pairs.records(i)[0].site in verdicts.pairs.folded or _is_finished_behind(verdicts, i)):
         return True
     taken = {taker for row in verdicts.pairs[i].reference for taker in verdicts.flow.calls.takers.get(row, ())}
     takers = _takers(verdicts, i, call, taken)
@@ -38,6 +41,43 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     if first is None:
         return (flagged is not None and _is_flagged(verdicts, call, flagged)) or _is_made_up_for(verdicts, i)
     return all(_is_made_for(verdicts, taker, flagged) for taker in chain([first], takers))
+
+
+def _is_finished_behind(verdicts: Verdicts, i: int) -> bool:
+    """Whether what takes in a call's output in the port owns weights that the reference's call owns, and stands nowhere else there."""
+    (left, right), pairs, calls = verdicts.pairs.records(i), verdicts.pairs, verdicts.flow.port_calls
+    takers = {module_of(calls.site_of(int(calls.of_row[row]))) for row in calls.takers.get(right.row, ())}
+    partner_of = pairs.alignment.reference_of
+    behind = {path for path in takers if not is_below(path, right.module) and is_below(partner_of.get(path, left.module), left.module)}
+    own = [param for param in pairs.reference.params.values() if is_below(param.path, left.module)]
+    theirs = [param for param in pairs.port.params.values() if any(is_below(param.path, path) for path in behind)]
+    return any(_are_one(one, other) for one in own for other in theirs)
+
+
+def has_other_weights(verdicts: Verdicts, i: int) -> bool:
+    """Whether a call's output was made with weights that are none of the reference's, though of their shapes."""
+    pairs = verdicts.pairs
+    left, right = pairs.records(i)
+    if verdicts.flow.kind(i) != "output":
+        return False
+    own, theirs = (
+        [param for param in trace.params.values() if param.path == path]
+        for trace, path in ((pairs.reference, left.module), (pairs.port, right.module))
+    )
+    return any(alike and not any(_are_one(one, other) for one in alike) for other in theirs for alike in [_of_shape(own, other)])
+
+
+def _of_shape(params: Iterable[Fingerprinted], other: Fingerprinted) -> list[Fingerprinted]:
+    return [one for one in params if sorted(one.shape) == sorted(other.shape)]
+
+
+def _are_one(one: Fingerprinted, other: Fingerprinted) -> bool:
+    """Whether two parameters hold the same values, up to a transposition and to how they are stored, as far as statistics tell."""
+    if not _of_shape([one], other):
+        return False
+    tolerance = max(THRESHOLDS.same_weights, THRESHOLDS.same_weights_roundings * max(one.roundoff, other.roundoff))
+    gaps = (abs(getattr(one.stats, name) - getattr(other.stats, name)) for name in ("mean", "std", "min", "max"))
+    return bool(max(gaps) <= tolerance * max(abs(one.stats.min), abs(one.stats.max)))
 
 
 def _is_made_for(verdicts: Verdicts, taker: int, flagged: Collection[int] | None) -> bool:

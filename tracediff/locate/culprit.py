@@ -109,9 +109,38 @@ def _may_have_made(verdicts: Verdicts, i: int, caller: str) -> bool:
 
 
 def _makers(verdicts: Verdicts, i: int, caller: Modules) -> Modules:
-    """The modules whose code made an input: where a part of the port that has no partner did, the reference's innermost such part too."""
+    """The modules whose code made an input: where a part of the port that has no partner did, the reference's innermost such part too.
+
+    Where the port's caller itself did, it may have written out what is a module of its own in the reference.
+    """
     port = _port_maker(verdicts, i, caller[1])
-    return (caller[0] if port == caller[1] else _reference_maker(verdicts, i, caller[0])), port
+    return (_written_out(verdicts, i, caller[0]) if port == caller[1] else _reference_maker(verdicts, i, caller[0])), port
+
+
+def _written_out(verdicts: Verdicts, i: int, caller: str) -> str:
+    """The innermost module of the reference without a partner around an input, to which a caller handed nothing wrong; else the caller.
+
+    What the caller was handed itself is none of its making.
+    """
+    calls, records = verdicts.flow.calls, verdicts.pairs.reference.records
+    around = list(calls.above(verdicts.flow.call(i)))
+    outer = next((call for call in around if calls.site_of(call) == caller), None)
+    if outer is None:
+        return caller
+    handed = {records[row].digest for row in calls.inputs(outer)}
+    for call in around[: around.index(outer)]:
+        site = calls.site_of(call)
+        own = [row for row in calls.inputs(call) if records[row].digest not in handed]
+        if site == module_of(site) and site not in verdicts.pairs.alignment.port_of and all(_agrees(verdicts, row) for row in own):
+            return site
+    return caller
+
+
+def _agrees(verdicts: Verdicts, row: int) -> bool:
+    """Whether a tensor of the reference, or that of the call that returned it, was compared and is the port's."""
+    producer = verdicts.flow.calls.producers[row]
+    pairs = verdicts.flow.pairs_at([row, *([producer] if producer >= 0 else [])])
+    return any(_is_right(verdicts, j) for j in pairs)
 
 
 def _reference_maker(verdicts: Verdicts, i: int, caller: str) -> str:

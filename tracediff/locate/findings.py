@@ -7,6 +7,7 @@ from typing import Literal
 from tracediff.locate.arrivals import arrives, to_record
 from tracediff.locate.culprit import Modules, blamed
 from tracediff.locate.grades import times_allowed
+from tracediff.locate.makers import maker
 from tracediff.locate.result import Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
@@ -29,6 +30,7 @@ def finding(verdicts: Verdicts, i: int) -> Finding:
         inherited=_inherited(verdicts, i),
         last_same=last,
         times=times_allowed(comparison),
+        maker=maker(verdicts, i) if blame in ("caller", "module", "run") else None,
         suspects=_suspects(verdicts, culprit),
         arrives=arrived,
         record=to_record(verdicts, last, i) if arrived == "not recorded" else (),

@@ -1,4 +1,7 @@
-"""What follows from an earlier finding: state that its module keeps, a variable that its code uses again, a table that others use too."""
+"""What follows from an earlier finding, or is the same slip of the code.
+
+State that its module keeps, a variable that its code uses again, another turn of the same line of code, a table that others use too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
+from tracediff.locate.made_of import MadeOf
 from tracediff.locate.result import Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
@@ -21,10 +25,12 @@ class Following:
     """Says of two findings whether the later one follows from the earlier one. Few errors are read value by value, the latest are kept."""
 
     def __init__(self, verdicts: Verdicts) -> None:
-        self._verdicts = verdicts
+        self._verdicts, self._made = verdicts, MadeOf(verdicts)
         self._error = lru_cache(maxsize=THRESHOLDS.errors_kept)(partial(_error, verdicts))
 
     def follows(self, earlier: Finding, later: Finding) -> bool:
+        if earlier.culprit == later.culprit and self._made.is_same_code(earlier.place, later.place):
+            return True
         return self._is_kept_state(earlier, later) or self._is_carried(earlier, later) or _uses_table_of(self._verdicts, earlier, later)
 
     def _is_kept_state(self, earlier: Finding, later: Finding) -> bool:
@@ -33,13 +39,16 @@ class Following:
         return is_state and is_below(earlier.culprit[0], later.culprit[0])
 
     def _is_carried(self, earlier: Finding, later: Finding) -> bool:
-        """Whether a forced run's later error is one that the code of the same call only carries on.
+        """Whether a forced run's later error is one that the code of the same call may only carry on.
 
-        What the code hands a call is replaced there, not in the code's own variable: what it makes of the variable later has a like error.
+        What the code hands a call is replaced there, not in the code's own variable: what it makes of the variable later is wrong too. That
+        it is made of it the recorded operations say, or a like error.
         """
         flow, place = self._verdicts.flow, earlier.place
         if flow.kind(place) != "input" or not self._verdicts.pairs.is_replaced(place):
             return False
+        if self._made.is_made_of(place, later.place):
+            return True
         origins = [{call for call in flow.origins(i) if call != TOP} for i in (place, later.place)]
         if not origins[0] & origins[1]:
             return False

@@ -119,6 +119,11 @@ class Pairs:
         return frozenset(self.reference.records[row].digest for pair in self._pairs for row in pair.reference)
 
     @cached_property
+    def rows(self) -> frozenset[int]:
+        """The rows of the reference that belong to a pair."""
+        return frozenset(row for pair in self._pairs for row in pair.reference)
+
+    @cached_property
     def types(self) -> dict[str, str]:
         """The class of each module of the reference, by its path."""
         return {str(module["path"]): str(module.get("type", "")) for module in self.reference.meta.get("modules") or ()}

@@ -77,7 +77,8 @@ class Finding:
 
     ``blame``: "module" (its output diverged), "caller" (its own code, between the calls it makes), "weights" (they are used without a
     call of their module), "input" (nothing came before), "random" (a draw), "run" (the code outside of all calls). ``culprit``: module
-    paths of reference and port. ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is
+    paths of reference and port. ``maker``: the reference's module that makes the tensor, where the port makes it in the culprit's code.
+    ``inherited``: the worst relative L2 of what arrived, None where unknown. ``times``: how many times what is
     allowed the error is, None where no error was measured or no limit on the relative L2 is set. ``last_same``: the last pair before it
     that agrees. ``arrives``: how much of what the blamed code had in hand was compared; where it was "not recorded", ``record`` names what
     would tell more. ``suspects``: unpaired sites and missing calls there, as (side, text). ``places`` counts all places of the fault,
@@ -92,6 +93,7 @@ class Finding:
     inherited: float | None
     last_same: int | None
     times: float | None = None
+    maker: str | None = None
     suspects: tuple[tuple[str, str], ...] = ()
     arrives: Arrives = "compared"
     record: tuple[str, ...] = ()

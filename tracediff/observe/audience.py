@@ -10,7 +10,7 @@ from typing import Any
 from tracediff.errors import CaptureError
 from tracediff.interrupts import allowed
 from tracediff.observe.containers import Leaves
-from tracediff.observe.observer import AsIs, Boundary, Observer, Run
+from tracediff.observe.observer import AsIs, Boundary, InPart, Observer, Run
 from tracediff.observe.patching.places import quiet
 from tracediff.observe.types import TRACED
 
@@ -97,6 +97,9 @@ class Audience:
                     f"An observer handed back {end!r} at the {boundary.moment} of {boundary.call!r}, "
                     f"where there is only: {', '.join(old) or 'nothing'}."
                 )
+            if isinstance(value, InPart):
+                boundary.in_part.add(end)
+                value = value.values
             is_array = type(value).__module__.partition(".")[0] == "numpy" and self._adapter.is_tensor(value)
             as_is = value.value if isinstance(value, AsIs) else value
             boundary.replaced[end] = self._adapter.from_numpy(value, old.get(end)) if is_array else as_is

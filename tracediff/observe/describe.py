@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from tracediff.observe import frames
 from tracediff.observe.observer import Run
 from tracediff.observe.products import probed
-from tracediff.observe.provenance import provenance
+from tracediff.observe.provenance import digest_of_bytes, provenance
 from tracediff.observe.tree import path_of
 from tracediff.observe.types import Adapter, Node, ParameterKind, Tensor
 from tracediff.site import join
@@ -76,6 +78,7 @@ def meta(run: Run) -> dict[str, Any]:
         "mode": "train" if models and run.adapter.is_training(models[0].module) else "eval",
         "generator": info["generator"],
         "modules": [module(node, run.adapter) for node in models],
+        "sources": _sources(type(node.module) for node in models),
         "mode_run": "free",
         **probed(run.adapter, held[0].tensor if held else None),
     }
@@ -133,10 +136,26 @@ def _most(counter: Counter[str]) -> str:
 
 
 def _file_of(kind: type) -> str:
+    file = _source_of(kind)
+    return frames.short(file) if file else ""
+
+
+@lru_cache(4096)
+def _source_of(kind: type) -> str:
+    """The file that a class was read from; "" where it came from none."""
     try:
-        return frames.short(inspect.getfile(kind))
+        return inspect.getfile(kind)
     except (TypeError, OSError):
         return ""
+
+
+def _sources(kinds: Iterable[type]) -> dict[str, str]:
+    """The digests of the files that some classes come from, as far as they can be read."""
+    found = {}
+    for file in dict.fromkeys(map(_source_of, kinds)):
+        if Path(file).is_file():
+            found[frames.short(file)] = digest_of_bytes(Path(file).read_bytes()).hex()
+    return found
 
 
 def _arguments(module: Any, adapter: Adapter) -> list[str]:

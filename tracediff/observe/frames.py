@@ -147,6 +147,16 @@ def caller(passed_over: Container[str]) -> FrameType | None:
     return frame
 
 
+def holders(frame: FrameType | None) -> frozenset[int]:
+    """The ids of what a frame's function and those that called it were handed first: of methods, the objects that they belong to."""
+    found = set()
+    while frame is not None:
+        if frame.f_code.co_argcount:
+            found.add(id(frame.f_locals.get(frame.f_code.co_varnames[0])))
+        frame = frame.f_back
+    return frozenset(found)
+
+
 def source(frame: FrameType | None) -> tuple[str, int]:
     """File and line of a frame; files are given below the folder they are imported from."""
     return ("", 0) if frame is None else (short(frame.f_code.co_filename), frame.f_lineno)

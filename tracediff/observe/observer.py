@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tracediff.dtype import Array
 from tracediff.observe import frames
 from tracediff.observe.types import Adapter, Args, Call, Kwargs, Node, Tensor
 
@@ -25,6 +26,13 @@ class AsIs:
     """A NumPy array to go on with as it is: it takes over neither the dtype nor the shape of what it replaces."""
 
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class InPart:
+    """A NumPy array to go on with that holds the run's own values in part: wherever these are kept, nothing was replaced."""
+
+    values: Array
 
 
 @dataclass(slots=True)
@@ -42,7 +50,7 @@ class Boundary:
       not entered (`tracediff.observe.containers.Nest.absent`); a draw's ``function``, ``shape``, ``dtype`` and arguments;
     - ``mutated``: at leave, the ends of the leaves that hold an input which the call changed in place. An input that was changed and not
       returned is added as ``output.input[0]``, as the call left it;
-    - ``replaced``: what earlier observers handed back, by end;
+    - ``replaced``: what earlier observers handed back, by end; ``in_part``: the ends of those that came as `InPart`;
     - ``instead``: at enter, where an observer sets it: what is called in the place of the call. It takes the call, its positional and its
       named arguments, and what it returns counts as what the call returned.
     """
@@ -64,6 +72,7 @@ class Boundary:
     replaced: dict[str, Tensor] = field(default_factory=dict)
     error: BaseException | None = None
     instead: Callable[[Call, Args, Kwargs], Any] | None = None
+    in_part: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,8 @@ class Run:
     ``stages`` maps each stage to the one around it. ``not_seen`` and ``warnings`` are complete when `Observer.finish` is called; an
     observer may add to both. ``error`` is then the exception that ended the run, None where the run came to its end. ``raised`` are the
     exceptions that ended a stage, each with the name of the stage, where the run went on with the next stage. ``returned`` says where
-    what the run returned is seen.
+    what the run returned is seen. ``bypassed``: the modules inside of which others were called without them
+    (`tracediff.observe.unseen.bypassed`).
     """
 
     adapter: Adapter
@@ -95,6 +105,7 @@ class Run:
     error: Exception | None = None
     raised: list[tuple[Exception, str]] = field(default_factory=list)
     returned: Returned = Returned()
+    bypassed: list[dict[str, Any]] = field(default_factory=list)
 
     def miss(self, what: str) -> None:
         """Adds something that was not seen, once."""

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+SEEDING: tuple[tuple[Any, str], ...] = ((random, "seed"), (np.random, "seed"))
+"""The functions by which code seeds both: what holds each, and its name there."""
+
 
 def state() -> Any:
     """The states of both."""

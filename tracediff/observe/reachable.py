@@ -91,7 +91,10 @@ class Holders:
     def _dict(self, name: str, table: Any, *, is_module: bool = False) -> None:
         saved = dict(dict.items(table))  # a module of MLX may iterate over something else
         self.kept.append(partial(_refill, table, saved))
-        self._wait(name, ((key, part) for key, part in saved.items() if not (is_module and type(part) is OrderedDict)))  # PyTorch's hooks
+        hooks = [(part, list(part.items())) for part in saved.values() if is_module and type(part) is OrderedDict]  # PyTorch's
+        if hooks:
+            self.kept.append(partial(_refill_ordered, hooks))
+        self._wait(name, ((key, part) for key, part in saved.items() if not (is_module and type(part) is OrderedDict)))
 
     def _row(self, name: str, row: Any) -> None:
         saved = list(row)
@@ -186,6 +189,14 @@ def _refill(table: Any, saved: dict[Any, Any]) -> None:
     for key in [key for key in dict.keys(table) if key not in saved]:
         dict.pop(table, key)
     _rename(table, saved)
+
+
+def _refill_ordered(tables: Iterable[tuple[OrderedDict[Any, Any], list[tuple[Any, Any]]]]) -> None:
+    """Gives ordered dicts the members that they had, in their order."""
+    for table, saved in tables:
+        if list(table.items()) != saved:
+            table.clear()
+            table.update(saved)
 
 
 def _rename(table: Any, saved: dict[Any, Any]) -> None:

@@ -44,7 +44,7 @@ class RecordWriter:
             moment = _moment(boundary, end, parent, note)
             replacement = boundary.replaced.get(end)
             moment["flags"] = flags
-            moment["flags"] |= schema.REPLACED if replacement is not None else 0
+            moment["flags"] |= schema.REPLACED if replacement is not None and end not in boundary.in_part else 0
             moment["flags"] |= schema.MUTATED if end in boundary.mutated else 0
             self._leaf(boundary, tensor, replacement, moment, is_made)
             note = {}

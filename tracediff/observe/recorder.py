@@ -94,7 +94,7 @@ class Recorder(Observer):
             if error is not None and all(error is not known for known in self._errors):
                 self._errors.append(error)
                 self._recorded.stopped(error, stage)
-        self._writer.set_meta(returned=asdict(run.returned), left_out=self._selection.left_out)
+        self._writer.set_meta(returned=asdict(run.returned), left_out=self._selection.left_out, bypassed=run.bypassed)
         self._writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
 
     def _stages(self, stage: str) -> list[str]:

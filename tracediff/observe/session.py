@@ -25,7 +25,7 @@ from tracediff.observe.returned import code_of, leaves_of
 from tracediff.observe.steps import Steps
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Args, Call, Function, Kwargs, Random, Tensor
-from tracediff.observe.unseen import changed_later, hidden_regions, made_later, uncalled
+from tracediff.observe.unseen import Entrance, bypassed, changed_later, hidden_regions, made_later, uncalled
 from tracediff.site import RETURNED, escape
 
 
@@ -60,7 +60,7 @@ class Session:
         self._passed_over = frames.OURS | adapter.passed_over()
         self._lock = threading.Lock()
         self._ordinals: dict[str, int] = {}
-        self._entered_from: dict[str, str] = {}
+        self._entrances: dict[str, Entrance] = {}
         self._names: dict[tuple[str, str], Function] = {}
         self._module_at = {node.path: node.module for node in self.nodes}
         self._installation = Installation(self, methods=methods, functions=functions, compile=compile)
@@ -99,11 +99,16 @@ class Session:
 
     def _list_unseen(self) -> None:
         sites = set(self._ordinals)
+        self.run.bypassed = list(bypassed(self.nodes, self._entrances, self.adapter))
         for what in (
             *hidden_regions(self.nodes),
             *changed_later(self.nodes, self.adapter),
             *self._installation.unused(sites),
-            *uncalled(self.nodes, sites, self.adapter, self._entered_from),
+            *uncalled(self.nodes, sites, self.adapter),
+            *(
+                f"module {one['module'] or 'the root'!r}: bypassed; {one['called']!r} inside it was called by {one['code']} ({one['at']})"
+                for one in self.run.bypassed
+            ),
             *made_later(self._models, self.nodes, self.adapter),
         ):
             self.run.miss(what)
@@ -166,9 +171,12 @@ class Session:
         """The boundary at which a call is entered, still without leaves."""
         caller = frames.caller(self._passed_over)
         file, line = frames.source(caller)
-        if caller is not None and ordinal == 0:
-            self._entered_from[place.site] = f"{caller.f_code.co_qualname} ({file}:{line})"
         assert frame.parent is not None
+        if ordinal == 0:
+            is_outermost = frame.parent.id == 0
+            holders = frames.holders(caller) if is_outermost else frozenset[int]()
+            code = "" if caller is None else caller.f_code.co_qualname
+            self._entrances[place.site] = Entrance(f"{file}:{line}", code, holders, is_outermost)
         return Boundary(
             place.site, frame.text, ordinal, "enter", [], place.path, frame.stage, frame.scope, file, line, frame.id, frame.parent.id
         )

@@ -252,6 +252,9 @@ class Randomness(Protocol):
     def set_rng_state(self, state: Any) -> None:
         """Puts all of them back into a state."""
 
+    def seeding(self) -> Iterable[tuple[Any, str]]:
+        """The functions by which code seeds all of them: what holds each, and its name there."""
+
 
 class Casts(Protocol):
     """Casts the tensors of single modules for as long as they need it."""

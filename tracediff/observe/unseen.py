@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tracediff.observe.tree import modules_below
@@ -24,26 +25,64 @@ def changed_later(nodes: Sequence[Node], adapter: Adapter) -> Iterator[str]:
             yield f"output of {_named(node.path)}: {why}"
 
 
-def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter, entered_from: Mapping[str, str]) -> Iterator[str]:
-    """The topmost modules that were never called, and those that were passed by while modules inside them were called.
-
-    ``sites`` are those that were seen; ``entered_from`` tells for each the code that called it first.
-    """
-    entered = {module_of(site): site for site in sites if "#" not in site and "!" not in site}
-    first_inside = _first_inside(nodes, entered)
-    reached = entered.keys() | first_inside.keys()
+def uncalled(nodes: Sequence[Node], sites: set[str], adapter: Adapter) -> Iterator[str]:
+    """The topmost modules that were never called; ``sites`` are those that were seen."""
+    called = _called(sites)
+    reached = called.keys() | _first_inside(called).keys()
     parents = {child: node.path for node in nodes for child in node.children}
     for node in nodes:
-        if not node.is_model or node.is_inside or node.path in entered or adapter.entry(node.module) is None:
-            continue
-        kind = type(node.module).__name__
+        if _can_be_called(node, adapter) and node.path not in reached and (node.path not in parents or parents[node.path] in reached):
+            yield f"module {_named(node.path)}: never called ({type(node.module).__name__})"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The code that called a module first: ``place`` is its file and line, ``code`` its name.
+
+    ``holders``: the ids of what the functions that were then running were handed first, if no call was; a method is handed its object.
+    """
+
+    place: str
+    code: str
+    holders: frozenset[int]
+    is_outermost: bool
+
+
+def bypassed(nodes: Sequence[Node], entrances: Mapping[str, Entrance], adapter: Adapter) -> Iterator[dict[str, Any]]:
+    """The modules whose own code did not run while a module inside of them was called, the innermost first; as meta holds them.
+
+    ``entrances``: for each site how it was called first, in the order in which that happened. ``by_run``: the call came from the code of
+    the run, which no method of such a module's had called.
+    """
+    called = _called(entrances)
+    first_inside = _first_inside(called)
+    for node in reversed(nodes):
         inner = first_inside.get(node.path)
-        if inner is None:
-            if node.path not in parents or parents[node.path] in reached:
-                yield f"module {_named(node.path)}: never called ({kind})"
-        elif kind != "Sequential":  # which may be used as a list
-            source = entered_from.get(inner)
-            yield f"module {_named(node.path)}: bypassed; {inner!r} inside it was called{f' by {source}' if source else ''}"
+        if inner is None or node.path in called or not _can_be_called(node, adapter) or type(node.module).__name__ == "Sequential":
+            continue  # a Sequential may be used as a list
+        entrance = entrances[called[inner]]
+        by_run = entrance.is_outermost and id(node.module) not in entrance.holders
+        yield {"module": node.path, "called": inner, "at": entrance.place, "code": entrance.code, "by_run": by_run}
+
+
+def _called(sites: Iterable[str]) -> dict[str, str]:
+    """The modules that were called, themselves or by a method, each with a site of it."""
+    return {module_of(site): site for site in sites if "#" not in site and "!" not in site}
+
+
+def _first_inside(called: Iterable[str]) -> dict[str, str]:
+    """For each path the first module that was called below it."""
+    first: dict[str, str] = {}
+    for path in called:
+        around = path
+        while around:
+            around = around.rpartition(".")[0]
+            first.setdefault(around, path)
+    return first
+
+
+def _can_be_called(node: Node, adapter: Adapter) -> bool:
+    return node.is_model and not node.is_inside and adapter.entry(node.module) is not None
 
 
 def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator[str]:
@@ -55,17 +94,6 @@ def made_later(models: Any, nodes: Sequence[Node], adapter: Adapter) -> Iterator
             new.add(node.path)
             if not any(is_below(node.path, other) for other in new - {node.path}) and node.is_model:
                 yield f"module {_named(node.path)}: made during the run ({type(node.module).__name__})"
-
-
-def _first_inside(nodes: Sequence[Node], entered: Mapping[str, str]) -> dict[str, str]:
-    """For each path the first site, in tree order, that was called below it; ``entered`` has a site for each path called."""
-    first: dict[str, str] = {}
-    for node in reversed(nodes):
-        for child in reversed(node.children):
-            site = entered.get(child) or first.get(child)
-            if site is not None:
-                first[node.path] = site
-    return first
 
 
 def _named(path: str) -> str:

@@ -35,6 +35,7 @@ _NORMAL_ABSMEAN = 0.79788
 """sqrt(2 / pi): the mean of abs(x) of a unit normal."""
 _GROUP_SIZES = (128, 64, 32)
 """Values that share a scale in the common quantisations, besides whole rows."""
+FRESH = ", a fresh initialisation"
 _INITIALISATIONS = (1.0, 3.0, 6.0)
 """The k of the frameworks' uniform initialisations within sqrt(k / fan_in)."""
 
@@ -319,10 +320,11 @@ def _unloaded(difference: Difference) -> Fault:
     return Fault("weights.unloaded", "never loaded", f"{text}; {fresh}", surer)
 
 
-def fresh_initialisation(target: Weight) -> str:
+def fresh_initialisation(target: Weight, layer: Weight | None = None) -> str:
     """The default initialisation that a tensor's statistics look like; "" for none.
 
-    Uniform within ±sqrt(k / fan_in), k being 1, 3 or 6 as the frameworks have it, or a unit normal.
+    Uniform within ±sqrt(k / fan_in), k being 1, 3 or 6 as the frameworks have it, or a unit normal. ``layer``: the weight beside a bias,
+    whose fan-in the bias is initialised by. Ends with `FRESH` where the bound is just that of an initialisation.
     """
     stats = target.stats
     if stats.count < THRESHOLDS.fresh_values or not stats.std:
@@ -331,11 +333,11 @@ def fresh_initialisation(target: Weight) -> str:
     if abs(stats.mean) > THRESHOLDS.fresh_mean * stats.std / math.sqrt(stats.count):
         return ""
     if abs(stats.std / bound - _UNIFORM_STD) < THRESHOLDS.uniform_std + THRESHOLDS.uniform_std_errors / math.sqrt(stats.count):
-        for fan, numerator in _fans(target.shape):
+        for fan, numerator in _fans(target.shape if layer is None or len(target.shape) > 1 else layer.shape):
             limit = math.sqrt(numerator / fan)
             least = limit * (1 - THRESHOLDS.bound_lacking / stats.count) - THRESHOLDS.bound_slack
             if least < bound <= limit * (1 + THRESHOLDS.bound_excess):
-                return f"uniform within ±{limit:.4g} = sqrt({numerator:g}/{fan}), a fresh initialisation"
+                return f"uniform within ±{limit:.4g} = sqrt({numerator:g}/{fan}){FRESH}"
         return f"uniform within ±{bound:.4g}, like a fresh initialisation"
     allowed = THRESHOLDS.normal_errors / math.sqrt(stats.count)
     if abs(stats.std - 1) < allowed and stats.absmean and abs(stats.absmean - _NORMAL_ABSMEAN) < allowed:

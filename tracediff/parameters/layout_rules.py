@@ -6,7 +6,7 @@ The same few words drive the comparison (`Origin.values`), the text (`Origin.tex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.alignment.axes import Layout, Shape, apply, layouts
+from tracediff.alignment.axes import Layout, Shape, apply, layouts, restore
 from tracediff.dtype import Array
 from tracediff.parameters.sources import Weight
 from tracediff.parameters.thresholds import THRESHOLDS
@@ -110,6 +110,22 @@ def origin_of(source: Weight, layout: Layout) -> Origin:
     if isinstance(source, MergedWeight):
         return Origin(tuple(part.name for part in source.parts), layout, source.merge)
     return Origin((source.name,), layout)
+
+
+def restored(origin: Origin, values: Array, own: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The reference's parameters, by name, with a port's values laid out as theirs; None for a merge that cannot be taken apart.
+
+    ``own``: the reference's values, of which those stay that the port's tensor does not hold.
+    """
+    parts = [own[name].astype(np.float64) for name in origin.names]
+    wide = values.astype(np.float64)
+    if origin.merge is None:
+        return dict(zip(origin.names, restore(wide, origin.layout, parts), strict=True))
+    if origin.merge.kind != "weight_norm":
+        return None
+    (direction,) = restore(wide, origin.layout, [origin.merge(parts)])
+    gain = np.sqrt(np.square(direction).sum(axis=origin.merge.axes, keepdims=True))
+    return dict(zip(origin.names, (gain.reshape(parts[0].shape), direction), strict=True))
 
 
 @lru_cache(maxsize=1 << 12)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.alignment.axes import Join, Layout, Part
+from tracediff.alignment.axes import Join, Layout, Part, Shape
 from tracediff.alignment.parameters import Shared, shared_parameters
 from tracediff.dtype import Array, DType
 from tracediff.parameters.layout_rules import (
@@ -467,16 +467,44 @@ def compared_origin(origin: Origin, sources: Sequence[Weight], target: Weight, u
 
 
 def _stacked(free_sources: Sequence[Weight], free_targets: Sequence[Weight]) -> Iterator[ValuePair]:
-    """The pairs of the port's tensors and those of the reference that are stacked on a new first axis (the experts of a mixture)."""
-    by_digest: dict[Key, Weight] = {}
+    """The pairs of the port's tensors and those of the reference that are stacked on a new first axis (experts, parts of a vector).
+
+    The vector of the first axis holds each slice's contraction, and that of any other axis the sum of the slices' own, each times its
+    share: so sketches tell of stacks.
+    """
+    by_shape: dict[Shape, list[Weight]] = defaultdict(list)
     for weight in free_sources:
-        by_digest.setdefault((weight.dtype.name, weight.count, weight.digest), weight)
+        if weight.sketch.axes and weight.sketch.axes[0].size:
+            by_shape[weight.shape].append(weight)
+    totals = {shape: np.array([_contraction(weight) for weight in weights]) for shape, weights in by_shape.items()}
     for target in free_targets:
-        if len(target.shape) < 3 or not target.is_readable or target.shape[0] > THRESHOLDS.most_stacked:
+        shape = target.shape[1:]
+        if len(by_shape.get(shape, ())) < 2 or not 1 < target.shape[0] <= THRESHOLDS.most_stacked:
             continue
-        values = target.read()
-        found = [by_digest.get((target.dtype.name, part.size, fingerprint.digest(dtypes.bits(part)))) for part in values]
-        sources = [weight for weight in found if weight is not None and weight.shape == target.shape[1:]]
-        if sources and len(sources) == len(found):
-            names = tuple(source.name for source in sources)
-            yield ValuePair(target.name, Origin(names, Layout(target.shape, join=Join(0, "stack"))), "values")
+        lead = target.sketch.axes[0]
+        sources = [by_shape[shape][int(place)] for place in np.abs(totals[shape][None] - lead[:, None]).argmin(1)]
+        names = tuple(source.name for source in sources)
+        if len(set(names)) == len(names) and all(source.dtype == target.dtype for source in sources) and _is_stack(sources, target):
+            held = compared_origin(Origin(names, Layout(target.shape, join=Join(0, "stack"))), sources, target)
+            if held.is_equal:
+                yield held
+
+
+def _is_stack(sources: Sequence[Weight], target: Weight) -> bool:
+    """Whether the sketch of a tensor is that of a stack of others."""
+    shares = fingerprint.probe(len(sources))
+    axes = zip(*(source.sketch.axes for source in sources), strict=True)
+    made = [np.array(list(map(_contraction, sources))), *(shares @ np.array(vectors) for vectors in axes)]
+    return all(_are_near(one, other) for one, other in zip(made, target.sketch.axes, strict=True))
+
+
+def _contraction(weight: Weight) -> float:
+    """A tensor contracted along all of its axes."""
+    first = weight.sketch.axes[0]
+    return float(first @ fingerprint.probe(first.size))
+
+
+def _are_near(one: Floats, other: Floats) -> bool:
+    """Whether two vectors of sketches are equal but for the order of sums."""
+    gap = float(np.linalg.norm(one - other)) if one.size == other.size else np.inf
+    return gap <= THRESHOLDS.sketch_tolerance * float(np.linalg.norm(other))

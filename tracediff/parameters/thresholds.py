@@ -121,6 +121,8 @@ class ParameterThresholds:
     bound_lacking: float = threshold(8, "expected gaps between values by which the largest may stay below the bound", _ALONE)
     bound_slack: float = threshold(1e-9, "absolute rounding of that bound", _ALONE)
     bound_excess: float = threshold(1e-6, "relative rounding by which the largest value may exceed it", _ALONE)
+    fresh_alone: int = threshold(256, "values from which on one side alone tells an initialisation", _ALONE)
+    fresh_share: float = threshold(0.25, "share of a run's parameters up to which those that look initialised are said to be", _ALONE)
     normal_errors: float = threshold(4, "times 1 / sqrt(count) by which std and mean of abs may differ from a unit normal's", _ALONE)
 
     # -- what need not be there (diagnosis) --

@@ -115,7 +115,11 @@ class Project:
     @property
     def last(self) -> Path:
         """Where the outcome of the last check is kept."""
-        return self.root / ".tracediff" / "check.json"
+        return self.root / ".tracediff" / LAST
+
+
+LAST = "check.json"
+"""The file in which the outcome of the last check is kept, beside the traces of the ports."""
 
 
 def find_project(file: str | os.PathLike[str] | None = None) -> Project:

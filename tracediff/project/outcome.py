@@ -14,6 +14,7 @@ from tracediff.errors import TracediffError
 from tracediff.json_text import parse_json
 from tracediff.outputs import write_output
 from tracediff.project.accepted import Accepted
+from tracediff.project.config import LAST
 from tracediff.report import Divergence, Report, plain_json
 from tracediff.verdict import Verdict
 
@@ -194,6 +195,16 @@ def read_outcome(path: str | os.PathLike[str]) -> Outcome:
         return Outcome(data["project"], tuple(_made(CaseOutcome, {**case, "faults": _faults(case)}) for case in data["cases"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TracediffError(f"{os.fspath(path)!r} is no outcome of a check ({error}). Make one with: tracediff check --json") from error
+
+
+def checked(port: str | os.PathLike[str]) -> CaseOutcome | None:
+    """What the last check found of the case whose port's trace this is; None where no check left the trace."""
+    beside = Path(port).absolute().parent / LAST
+    try:
+        cases = read_outcome(beside).cases if beside.is_file() else ()
+    except TracediffError:
+        return None
+    return next((case for case in cases if Path(case.traces[1]).name == Path(port).name and case.state != "not run"), None)
 
 
 def _faults(case: Mapping[str, Any]) -> list[Fault]:

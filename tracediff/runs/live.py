@@ -202,7 +202,7 @@ class RemoteSide:
     def _run(self, to: Path, *, job: Job, **own: Any) -> None:
         from tracediff.observe.recipe import run_recipe
 
-        run_recipe(output=to, job=job, **self._asked, **own)
+        run_recipe(output=to, job=job, repeat=False, **self._asked, **own)
 
 
 def index_run(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.alignment.axes import restore
 from tracediff.dtype import Array
 from tracediff.errors import CaptureError
 from tracediff.interrupts import held
@@ -25,7 +24,7 @@ from tracediff.observe.provenance import digest_of
 from tracediff.observe.tree import discover
 from tracediff.observe.types import Adapter, Tensor
 from tracediff.parameters.diagnosis import weights as compare_weights
-from tracediff.parameters.layout_rules import Origin, fitting_layouts
+from tracediff.parameters.layout_rules import Origin, fitting_layouts, restored
 from tracediff.parameters.result import WeightsReport
 from tracediff.parameters.sources import Source, Weight, Weights, open_weights
 from tracediff.parameters.thresholds import THRESHOLDS
@@ -124,7 +123,7 @@ def _nearest(origin: Origin, port: Weight, own: Mapping[str, Array]) -> dict[str
     if origin.is_copy and origin.merge is None:
         shape = own[origin.names[0]].shape
         origins += [Origin(origin.names, layout) for layout in fitting_layouts(shape, port.shape) if layout != origin.layout]
-    made = [found for one in origins if (found := _restored(one, values, own)) is not None]
+    made = [found for one in origins if (found := restored(one, values, own)) is not None]
     best = min(made, key=lambda found: _error(found, own), default=None)
     return None if best is None or _error(best, own) > _storage_error(port) else best
 
@@ -141,19 +140,6 @@ def _storage_error(port: Weight) -> float:
         return THRESHOLDS.rounding_error
     steps: int = 2 ** port.codes[0] - 1
     return THRESHOLDS.widest_group / (steps * math.sqrt(12))
-
-
-def _restored(origin: Origin, values: Array, own: Mapping[str, Array]) -> dict[str, Array] | None:
-    """The reference's parameters with a port's values laid out as theirs, by name; None for a merge that cannot be taken apart."""
-    parts = [own[name].astype(np.float64) for name in origin.names]
-    wide = values.astype(np.float64)
-    if origin.merge is None:
-        return dict(zip(origin.names, restore(wide, origin.layout, parts), strict=True))
-    if origin.merge.kind != "weight_norm":
-        return None
-    (direction,) = restore(wide, origin.layout, [origin.merge(parts)])
-    gain = np.sqrt(np.square(direction).sum(axis=origin.merge.axes, keepdims=True))
-    return dict(zip(origin.names, (gain.reshape(parts[0].shape), direction), strict=True))
 
 
 def _storage(port: Weights, name: str) -> str:

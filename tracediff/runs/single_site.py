@@ -250,6 +250,11 @@ def load_object(text: str) -> Any:
 
     Raises CaptureError where there is no such file or name, or it cannot be called so.
     """
+    return make_object(text, find_object(text))
+
+
+def find_object(text: str) -> Any:
+    """What ``FILE:NAME`` names, the Python file imported. Raises CaptureError where there is no such file or name."""
     from tracediff.observe.recipe import load_file
 
     file, mark, name = text.rpartition(":")
@@ -263,7 +268,11 @@ def load_object(text: str) -> Any:
         nearest = difflib.get_close_matches(name, [key for key in vars(held) if not key.startswith("_")], n=3, cutoff=0.3)
         hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
         raise CaptureError(f"{file!r} has no {name!r}{hint}.")
-    value = getattr(held, name)
+    return getattr(held, name)
+
+
+def make_object(text: str, value: Any) -> Any:
+    """A module as it is, and of anything else what it returns, called without arguments; CaptureError where it cannot be."""
     if not isinstance(value, type) and adapter_of(value).is_model(value):
         return value
     try:

@@ -16,8 +16,9 @@ from tracediff.observe.options import CaptureOptions, Progress, silent
 from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.randomness import Playback, SeededDraws, Tape
 from tracediff.observe.recipe import importable
+from tracediff.observe.two_builds import digests_under_other_seeds, drawn
 from tracediff.runs.captured import calibrated, captured, recorded_options
-from tracediff.runs.single_site import load_object
+from tracediff.runs.single_site import find_object, make_object
 from tracediff.trace import open_trace
 
 HALVES = ("float16", "bfloat16")
@@ -49,34 +50,52 @@ def record_two(
 
 
 def record_one(
-    model: Any, run: Any, to: Path, *, options: CaptureOptions, seed: int = 0, random: Path | None = None, force: bool = False
+    model: Any,
+    run: Any,
+    to: Path,
+    *,
+    options: CaptureOptions,
+    seed: int = 0,
+    random: Path | None = None,
+    meta: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> None:
-    """Records one way, which takes its draws from the trace ``random``, or else from the seed."""
-    observers: list[Observer]
+    """Records one way, which takes its draws from the trace ``random``, or else from the seed; ``meta`` is what the trace says besides."""
+    meta, observers = dict(meta or {}), list[Observer]()
     if random is None:
-        captured(model, run, to, options=options, observers=[SeededDraws(Tape(seed))], meta={"seed": seed}, force=force)
+        observers = [SeededDraws(Tape(seed))]
+        captured(model, run, to, options=options, observers=observers, meta={"seed": seed, **meta}, force=force)
         return
     with open_trace(random) as first:
-        observers = [Playback(first)]
-        captured(
-            model, run, to, options=replace(options, floor=False), observers=observers, meta={"random": os.fspath(random)}, force=force
-        )
+        observers, meta = [Playback(first)], {"random": os.fspath(random), **meta}
+        captured(model, run, to, options=replace(options, floor=False), observers=observers, meta=meta, force=force)
 
 
-def way_of(name: str) -> tuple[Any, Any]:
-    """The model and the run that ``FILE:CALLABLE`` returns; CaptureError where it returns something else."""
-    made = load_object(name)
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise CaptureError(f"{name!r} returns {type(made).__name__}; it returns (model, run), as td.capture takes them.")
-    return made
+def way_of(name: str, *, repeat: bool = True) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The model and the run that ``FILE:CALLABLE`` returns; CaptureError where it returns something else.
+
+    With ``repeat`` it is asked twice, under other seeds and then as it is; the last item is what meta says of parameters that differ.
+    """
+    found = find_object(name)
+
+    def way() -> tuple[Any, Any]:
+        made = make_object(name, found)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise CaptureError(f"{name!r} returns {type(made).__name__}; it returns (model, run), as td.capture takes them.")
+        return made
+
+    other = digests_under_other_seeds(lambda: way()[0]) if repeat else None
+    model, run = way()
+    return model, run, {} if other is None else {"drawn": drawn(model, other)}
 
 
 def record_named(*, name: str, to: str, options: Mapping[str, Any], seed: int, random: str | None, force: bool) -> None:
     """As `record_one`, for a way that ``FILE:CALLABLE`` makes; all arguments are plain data, so that another Python can be asked."""
     with redirect_stdout(sys.stderr), importable(Path(name.rpartition(":")[0]).absolute().parent):  # also for what is called in the run
-        model, run = way_of(name)
         chosen = CaptureOptions.of(**options)
-        record_one(model, run, Path(to), options=chosen, seed=seed, random=None if random is None else Path(random), force=force)
+        model, run, told = way_of(name, repeat=chosen.repeat)
+        first = None if random is None else Path(random)
+        record_one(model, run, Path(to), options=chosen, seed=seed, random=first, meta=told, force=force)
 
 
 def record_two_named(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -52,7 +52,7 @@ class _Answer:
         room = max(options.max_width - margin, 20)
         head = _wrapped(f"{word.capitalize()}: {headline(self.result)}", options.max_width, LONGEST)
         told = [Text(line, STYLES.get(word, DOUBTFUL)) for line in head]
-        told += [Text(shortened(line, options.max_width), DOUBTFUL) for line in self.result.caveats[:1]]
+        told += [Text(line, DOUBTFUL) for line in _wrapped(_doubts(self.result.caveats), options.max_width, LONGEST)]
         taken = {label: _broken(label, value, room) for label, value in known}
         for spared in SPARED:
             if sum(map(len, taken.values())) + len(told) + 1 > MOST_LINES and spared in taken:
@@ -62,6 +62,12 @@ class _Answer:
             for place, line in enumerate(broken):
                 before = f"  {'' if place else label}".ljust(margin)
                 yield Text.assemble((before, LABEL), (line, LABEL if label == "Next" else ""), no_wrap=True, overflow="ignore")
+
+
+def _doubts(caveats: Sequence[str]) -> str:
+    """The first of what makes the verdict doubtful, and how much more there is."""
+    more = f" (and {len(caveats) - 1} more: -v)" if len(caveats) > 1 else ""
+    return f"{caveats[0]}{more}" if caveats else ""
 
 
 def _broken(label: str, value: str, room: int) -> list[str]:
@@ -184,9 +190,8 @@ def rests_on(result: Report) -> list[str]:
         REPEATS[result.reference.get("repeats")],
         _inputs(result),
     ]
-    unequal = sum(_count(line) for lines_of in (weights.different, weights.missing) for line in lines_of)
-    if weights.equal or unequal:
-        known.append(f"{weights.equal:,}/{weights.equal + unequal:,} weights equal")
+    if weights.equal or weights.unequal:
+        known.append(f"{weights.equal:,}/{weights.equal + weights.unequal:,} weights equal")
     known.append(f"{coverage.compared:,}/{coverage.reference_records:,} records compared")
     alone = len(coverage.unpaired_reference) + len(coverage.unpaired_port)
     if alone:
@@ -202,12 +207,6 @@ def _inputs(result: Report) -> str:
         return "inputs differ"
     outermost = [row for row in result.rows if "/" not in row.where.call and row.where.end.startswith("input") and row.diverged is not None]
     return "inputs equal" if outermost and not any(row.diverged for row in outermost) else ""
-
-
-def _count(line: str) -> int:
-    """How many parameters a counted pattern of names stands for."""
-    before = line.partition(" x ")[0]
-    return int(before) if before.isdigit() else 1
 
 
 def next_command(result: Report, place: int, *, on_page: bool = False) -> str:

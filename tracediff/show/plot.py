@@ -210,27 +210,38 @@ def _draw_culprits(ax: Axes, result: Report, scale: _Scale) -> None:
 def _name_first(ax: Axes, result: Report, x: int, y: float, scale: _Scale) -> None:
     """The first divergence's name, where the picture is empty.
 
-    What precedes it is within what is allowed, so the left of it is free; on the right the space below what is allowed mostly is.
+    What precedes it is within what is allowed, so the left of it is free; on the right it is the height at which least is drawn.
     """
     assert result.first is not None
     is_left = x > 0.4 * len(result.rows)
-    limit = result.rows[x].limit or math.sqrt(scale.low * scale.high)
-    below = max(limit, scale.low) / (scale.high / scale.low) ** 0.06
     ax.annotate(
         f"{_short(module(result.first.culprit.port))}\n{_seen(result.first)}, {_told(result.first, result.rows[x])}",
         (x, y),
-        xytext=(-24, 0) if is_left else (x + 0.02 * len(result.rows), below),
+        xytext=(-24, 0) if is_left else (x + 0.02 * len(result.rows), _free_height(result, x, y, scale)),
         textcoords="offset points" if is_left else "data",
         ha="right" if is_left else "left",
-        va="center" if is_left else "top",
+        va="center",
         fontsize=9,
         color=VERMILION,
         fontweight="bold",
-        arrowprops={"arrowstyle": "-", "color": VERMILION, "linewidth": 1.0, "shrinkB": 5, "relpos": (1, 0.5) if is_left else (0.03, 1)},
+        arrowprops={"arrowstyle": "-", "color": VERMILION, "linewidth": 1.0, "shrinkB": 5, "relpos": (1, 0.5) if is_left else (0, 0.5)},
         bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": VERMILION, "linewidth": 0.8, "alpha": 0.95},
         zorder=7,
         parse_math=False,
     )
+
+
+def _free_height(result: Report, x: int, y: float, scale: _Scale) -> float:
+    """The height, nearest to ``y``, at which a name beginning at ``x`` covers the fewest points and limits."""
+    behind = result.rows[x + 1 : x + 1 + len(result.rows) // 3]
+    drawn = [scale.place(_error(row)) for row in behind] + [row.limit for row in behind if row.limit]
+    heights = np.geomspace(scale.low, scale.high, 25)[2:-1]
+    half = math.sqrt(heights[1] / heights[0]) * 1.5
+
+    def covered(height: float) -> tuple[int, float]:
+        return sum(height / half < other < height * half for other in drawn), abs(math.log(height / y))
+
+    return float(min(heights, key=covered))
 
 
 def _told(divergence: Divergence, row: Row) -> str:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tracediff.report import Where
 
 STYLES = {"same": GOOD, "different": BAD}
+_TOLD = ("same", "repeatable", "different")
+"""The states of a stage of which all was compared."""
 WHOLE = "the whole run"
 NUMBERS = ("worst", "floor", "compared")
 SHORTEST = 24
@@ -92,7 +94,7 @@ def _headline(status: Status) -> Text:
 
 def undecided(status: Status) -> str:
     """The word for no verdict: something was not compared, or what was compared cannot tell of the whole."""
-    states = {stage.state(mode) for stage in status.stages for mode in MODES} - {None, "same", "different"}
+    states = {stage.state(mode) for stage in status.stages for mode in MODES} - {None, *_TOLD}
     return "not compared" if states else "cannot tell"
 
 
@@ -115,8 +117,11 @@ def _each_different(status: Status) -> str:
 def _undecided(status: Status) -> str:
     """What can be said where nothing differs and yet not all is the same."""
     ran = [mode for mode in MODES if status.side(mode)]
-    if any(stage.state(mode) not in (None, "same", "different") for stage in status.stages for mode in ran):
+    states = {stage.state(mode) for stage in status.stages for mode in ran} - {None}
+    if not states <= {*_TOLD}:
         return "what was compared agrees, but not everything was compared"
+    if "repeatable" in states:
+        return "the port repeats itself; its reference ran the same code, so this does not show that it is right"
     if ran == ["forced"]:
         return "every compared part is right; run the port free to show that the whole works"
     if ran == ["free"]:

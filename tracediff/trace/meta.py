@@ -61,6 +61,8 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "wanted": Each(str),
     "raised": (list, str),
     "versions": Each(str, by_name=True),
+    "sources": Each(str, by_name=True),
+    "tokenizers": Each(str, by_name=True),
     "converted": dict,
     "repeats": bool,
     "precise": bool,
@@ -71,6 +73,10 @@ ITEMS: Final[Mapping[str, Shape]] = {
         {"precision": str, "error": (int, float), "rounding": str, "device": str, "settings": Each(str, by_name=True)},
         needed=("precision", "error", "device"),
     ),
+    "bypassed": Each(
+        Items({"module": str, "called": str, "at": str, "code": str, "by_run": bool}, needed=("module", "called", "at", "by_run"))
+    ),
+    "drawn": Each(str),
     "weights_from": Items({"source": str, "taken": Each(list), "left": Each(str)}, needed=("source",)),
     "observed": Items({"methods": Each(str), "functions": Each(str)}),
     "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),

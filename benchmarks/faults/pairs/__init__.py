@@ -16,7 +16,7 @@ OWN = (
     *("chat", "translator", "detector", "classifier", "clip", "conformer", "effnet", "wavenet", "rvq", "vae"),
     *("windows", "scan", "experts", "adaln", "mels", "film", "listener", "rays", "tagger", "forecast"),
 )
-HELD_OUT = ("mixer", "graph", "duration", "clip", "listener", "rays", "tagger", "forecast")
+HELD_OUT = ("mixer", "duration", "clip", "listener", "rays", "tagger", "forecast")
 PACKAGED = ("bert", "dinov2", "olmoe", "mixtral")
 REAL_HELD_OUT = ("phi",)
 LANGUAGE = ("granite", "glm4", "gemma3_text", "apertus")

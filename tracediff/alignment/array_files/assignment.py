@@ -139,6 +139,31 @@ class Siblings:
         return found
 
 
+class Scopes:
+    """What the pairs of one scope say: names that stand in one module of the port pair with names that stand in one of the reference's."""
+
+    def __init__(self, evidence: Evidence, partner: Mapping[int, int]) -> None:
+        self._evidence = evidence
+        self._paired: dict[str, list[set[str]]] = defaultdict(list)
+        for b, a in partner.items():
+            for scope in {one.scope for one in evidence.texts(1, b)} - {""}:
+                self._paired[scope].append({one.scope for one in evidence.texts(0, a)} - {""})
+
+    def _of(self, scope: str) -> set[str]:
+        """The reference's scopes that all pairs of the port's scope have; none where too few are paired."""
+        paired = self._paired.get(scope, [])
+        return set.intersection(*paired) if len(paired) >= THRESHOLDS.sibling_votes else set()
+
+    def table(self, rows: Sequence[int], columns: Sequence[int]) -> Floats:
+        """1 where contents of the reference and of the port stand in scopes that pair, else 0: (rows, columns)."""
+        found = np.zeros((len(rows), len(columns)))
+        for j, b in enumerate(columns):
+            scopes = set().union(*(self._of(one.scope) for one in self._evidence.texts(1, b)))
+            for i, a in enumerate(rows if scopes else ()):
+                found[i, j] = any(one.scope in scopes for one in self._evidence.texts(0, a))
+        return found
+
+
 def anchors(evidence: Evidence) -> Partner:
     """The pairs that values single out: each other's nearest, and clearly nearer than any other, or nearest by name among the near."""
     error = evidence.agreement.error
@@ -195,6 +220,7 @@ def _rest(evidence: Evidence, fixed: Partner, partner: Partner) -> Partner:
     cells = np.ix_(rows, columns)
     scores = THRESHOLDS.fits + evidence.values[cells] + evidence.names[cells]
     scores += THRESHOLDS.siblings * Siblings(evidence, partner).table(rows, columns)
+    scores += THRESHOLDS.scope * Scopes(evidence, fixed).table(rows, columns)
     held = _held(evidence, fixed, rows)
     scores += _returned(evidence, rows, evidence.agreement.fits[cells]) + held[:, None]
     if evidence.is_ordered:

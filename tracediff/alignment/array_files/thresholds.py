@@ -38,6 +38,7 @@ class ArrayFileThresholds:
     fewer_numbers: float = threshold(0.3, "names of which one has fewer numbers, in the same order", _PORTS)
     common_word: float = threshold(0.1, "what a word weighs that all names of a side have", _PORTS)
     siblings: float = threshold(4.0, "what it is worth to pair as the numbered siblings of both names do", _PORTS)
+    scope: float = threshold(3.0, "to stand in the module that holds what else stands beside the array, as names of the same words", _PORTS)
     sibling_votes: int = threshold(2, "siblings that must be paired by values to have a say", _PORTS)
     other_name: float = threshold(1.0, "by how much a name must say more of another tensor than of its own", _PORTS)
     habit: float = threshold(

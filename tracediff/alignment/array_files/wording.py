@@ -27,13 +27,15 @@ _NUMBER = re.compile(r"\d+")
 class Wording:
     """What a boundary's name says: its words without numbers, which of them say only its end, its pattern, and its numbers' ranks.
 
-    Boundaries of one ``pattern`` differ in numbers only. A number that stands alone in its row says nothing and has no rank.
+    Boundaries of one ``pattern`` differ in numbers only. A number that stands alone in its row says nothing and has no rank. ``scope`` is
+    what the path stands in: all before its last part, "" where it has one part.
     """
 
     words: Words
     end: str
     pattern: str
     ranks: tuple[int, ...]
+    scope: str = ""
 
 
 def wordings(names: Sequence[tuple[str, int, str]]) -> list[Wording]:
@@ -46,7 +48,7 @@ def wordings(names: Sequence[tuple[str, int, str]]) -> list[Wording]:
     order = {before: {number: rank for rank, number in enumerate(sorted(numbers))} for before, numbers in rows.items() if len(numbers) > 1}
     ranks = {path: tuple(order[before][number] for before, number in _numbered(path) if before in order) for path in rows_of(paths)}
     return [
-        Wording(words(path), _end(end), f"{_NUMBER.sub('*', path)}/{end}", ranks[path])
+        Wording(words(path), _end(end), f"{_NUMBER.sub('*', path)}/{end}", ranks[path], path.rpartition(".")[0])
         for path, (_, _, end) in zip(paths, names, strict=True)
     ]
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from tracediff.causes.chosen_sets import order_of_set
 from tracediff.causes.operation_edits.base import Change, Dial
 from tracediff.causes.operation_edits.every import changes
 from tracediff.causes.operation_edits.numbers import EPS_TRIED, FACTORS_TRIED, dial_change, dials
@@ -39,8 +40,14 @@ class _Search:
     """The changes of one program, tried on one scene. What a change gives at a few places is kept for the next scene with this program."""
 
     def __init__(self, scene: Scene, replay: Replay, ours: Array) -> None:
-        self._scene, self._replay, self._ours = scene, replay, ours
+        self._scene, self._replay = scene, replay
         self._port = _hidden(scene.port)
+        self._order = order_of_set(replay, self._port)
+        if self._order is not None and self._reproduces(self._order.arranged(ours)):
+            self._order = None  # nothing but the order differs
+        self._ours = self._arranged(ours)
+        own = order_of_set(replay, _hidden(scene.reference))
+        self._unchanged = ours if own is None else own.arranged(ours)
         error = np.asarray(self._port, np.float64) - np.asarray(_hidden(ours), np.float64)
         chance = np.random.default_rng(0)
         self._places = chance.permutation(ours.size)[: THRESHOLDS.glance]
@@ -50,16 +57,22 @@ class _Search:
         """Whether the operations, computed again, give the reference's tensor."""
         scene = self._scene
         if scene.is_numeric:
-            return scene.is_reference(self._ours)
-        return _is_close(self._ours, scene.reference)
+            return scene.is_reference(self._unchanged)
+        return _is_close(self._unchanged, scene.reference)
+
+    def _arranged(self, values: Array) -> Array:
+        """A tensor in the port's order, where it lists a set."""
+        return values if self._order is None else self._order.arranged(values)
 
     def claims(self) -> Iterator[Claim]:
         for place, change in enumerate(self._changes()):
             theirs = self._given(place, change)
-            if theirs is not None and self._reproduces(theirs):
+            if theirs is not None and self._reproduces(theirs) and (self._scene.is_numeric or self._moves(theirs)):
                 if self._is_of_weights(change.lost):
                     return
-                yield Claim(change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._ours))
+                yield Claim(
+                    change.kind, THRESHOLDS.sure_operation_changed, self._said(change), Edit(theirs, self._unchanged), tuple(change.at)
+                )
                 return
         if self._scene.is_numeric:
             yield from self._dialled()
@@ -90,15 +103,28 @@ class _Search:
             yield made[place]
             place += 1
 
+    def _key(self, key: Hashable) -> Hashable:
+        """A key of what is kept for scenes with this program, of another order another."""
+        return key if self._order is None else (key, self._order.key)
+
     def _given(self, key: Hashable, change: Change) -> Array | None:
         """What the target is under a change; None where it has another shape, or a glance shows that it is not the port's."""
-        tried = self._replay.tried
+        tried, key = self._replay.tried, self._key(key)
         if key in tried and (tried[key] is None or not self._may_be(tried[key])):
             return None
-        theirs = _changed(self._replay, change, self._ours)
+        theirs = self._changed(change)
         if key not in tried:
             tried[key] = None if theirs is None else self._glanced(theirs)
         return theirs
+
+    def _changed(self, change: Change) -> Array | None:
+        """What the target is under a change, in the port's order; None where it cannot be computed or has another shape."""
+        try:
+            made = self._replay.changed(change.at)
+        except CannotComputeError:
+            return None
+        is_alike = isinstance(made, np.ndarray) and _without_ones(made) == _without_ones(self._ours)
+        return self._arranged(made.reshape(self._ours.shape)) if is_alike else None
 
     def _glanced(self, theirs: Array) -> Array:
         """What a change changes, at a few places."""
@@ -113,7 +139,11 @@ class _Search:
         scene = self._scene
         if scene.is_numeric:
             return bool(np.isfinite(theirs).all()) and scene.reproduces(theirs)
-        return _is_close(theirs, scene.port) and not np.array_equal(_hidden(theirs), _hidden(self._ours))
+        return _is_close(theirs, scene.port)
+
+    def _moves(self, theirs: Array) -> bool:
+        """Whether anything differs from what the operations give unchanged."""
+        return not np.array_equal(_hidden(theirs), _hidden(self._ours))
 
     def _dialled(self) -> Iterator[Claim]:
         """The first number that, fitted to the port's tensor, gives it."""
@@ -122,13 +152,19 @@ class _Search:
             tried["dials"] = list(dials(self._replay))
         for place, dial in enumerate(tried["dials"]):
             value = self._fitted(place, dial)
-            theirs = None if value is None else _changed(self._replay, dial_change(dial, value), self._ours)
+            theirs = None if value is None else self._changed(dial_change(dial, value))
             if value is not None and theirs is not None and self._reproduces(theirs):
                 if dial.start == 1 and self._is_of_weights((dial.node,), self._replay.program.nodes[dial.node].refs):
                     return
                 change = dial_change(dial, value)
                 kind = "branch.missing" if dial.start == 1 and abs(value) < THRESHOLDS.least_coefficient else change.kind
-                yield Claim(kind, THRESHOLDS.sure_number_changed, self._said(change), Edit(theirs, self._ours, is_fitted=True))
+                yield Claim(
+                    kind,
+                    THRESHOLDS.sure_number_changed,
+                    self._said(change),
+                    Edit(theirs, self._unchanged, is_fitted=True),
+                    tuple(change.at),
+                )
                 return
 
     def _fitted(self, place: int, dial: Dial) -> float | None:
@@ -163,10 +199,10 @@ class _Search:
 
     def _turned(self, place: int, dial: Dial, value: float) -> Array | None:
         """What a dial turned to a value changes, at a few places."""
-        key = place, "dial", value
+        key = self._key((place, "dial", value))
         tried = self._replay.tried
         if key not in tried:
-            theirs = _changed(self._replay, dial_change(dial, value), self._ours)
+            theirs = self._changed(dial_change(dial, value))
             tried[key] = None if theirs is None else self._glanced(theirs)
         found: Array | None = tried[key]
         return found
@@ -194,15 +230,6 @@ def _tries(dial: Dial) -> Sequence[float]:
             *((1 / start,) if start else (0.5, -0.5, -1.0)),
         )
     return tuple(dict.fromkeys((start, *more)))
-
-
-def _changed(replay: Replay, change: Change, ours: Array) -> Array | None:
-    """What the target is under a change; None where it cannot be computed or has another shape."""
-    try:
-        made = replay.changed(change.at)
-    except CannotComputeError:
-        return None
-    return made.reshape(ours.shape) if isinstance(made, np.ndarray) and _without_ones(made) == _without_ones(ours) else None
 
 
 def _without_ones(values: Array) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ the number of channels that it turns, often all, the others being left as they a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -22,12 +23,29 @@ _VARIANTS = ("halves", "neighbours")
 
 
 def detect(scene: Scene) -> Iterable[Claim]:
-    """What turns the reference's q or k, against what turns the port's."""
+    """What turns the reference's q or k, against what turns the port's: (..., T, D), or (B, T, H, D) before the heads are in front."""
     if not scene.is_numeric:
         return
-    reference, _ = scene.tensors()
+    reference, port = scene.tensors()
     if reference.ndim < 3 or reference.shape[-1] < THRESHOLDS.least_rotated or reference.shape[-1] % 2:
         return
+    found = list(_turned_otherwise(scene))
+    yield from found
+    if not found and reference.ndim == 4:
+        turned = replace(scene, reference=np.swapaxes(reference, 1, 2), port=np.swapaxes(port, 1, 2))
+        yield from (replace(claim, edit=_swapped(claim.edit)) for claim in _turned_otherwise(turned))
+
+
+def _swapped(edit: Edit | None) -> Edit | None:
+    """An edit of tensors whose second and third axes are exchanged."""
+    if edit is None or edit.reference is None:
+        return edit
+    return replace(edit, port=np.swapaxes(edit.port, 1, 2), reference=np.swapaxes(edit.reference, 1, 2))
+
+
+def _turned_otherwise(scene: Scene) -> Iterable[Claim]:
+    """As `detect`, where the positions are the last axis but one."""
+    reference, _ = scene.tensors()
     for source, x in _sources(scene):
         for turned, variant in product(dict.fromkeys((x.shape[-1], _turned(x, reference))), _VARIANTS):
             ours = _angles(x, reference, variant, turned)
@@ -49,6 +67,8 @@ def _sources(scene: Scene) -> Iterator[tuple[InHand, Array]]:
             batch, first, second, width = reference.shape
             if values.shape[:2] == (batch, second):
                 yield one, np.swapaxes(values.reshape(batch, second, first, width), 1, 2)
+            if values.shape == (batch, second, first, width):
+                yield one, np.swapaxes(values, 1, 2)
             if values.shape[:2] == (batch, first) and values.shape != reference.shape:
                 yield one, values.reshape(batch, first, second, width)
 
@@ -88,7 +108,8 @@ def _compared(scene: Scene, source: InHand, x: Array, variant: str, ours: Array)
     """What the port does with ``x``, which the reference turns by ``ours``."""
     reference, port = scene.tensors()
     if _is_same(ours, 1, THRESHOLDS.no_angle):
-        return  # nothing is turned in the reference
+        yield from _turned_in_port_alone(scene, source, x)
+        return
     before = _rotated(x, ours, variant)
     if scene.reproduces(x):
         evidence = f"the port has {source.name} here without the rotation that the reference applies"
@@ -113,6 +134,17 @@ def _compared(scene: Scene, source: InHand, x: Array, variant: str, ours: Array)
     if theirs is not None:
         evidence = f"the reference turns pairs of {variant}, the port pairs of {other}"
         yield Claim("rope.variant", THRESHOLDS.sure_rotation_variant, evidence, Edit(_rotated(x, theirs, other), before))
+
+
+def _turned_in_port_alone(scene: Scene, source: InHand, x: Array) -> Iterable[Claim]:
+    """The claim that the port turns ``x``, which the reference has as it is."""
+    _, port = scene.tensors()
+    for count, variant in product(dict.fromkeys((x.shape[-1], _turned(x, port))), _VARIANTS):
+        theirs = _angles(x, port, variant, count)
+        if theirs is not None and not _is_same(theirs, 1, THRESHOLDS.no_angle):
+            evidence = f"the port has {source.name} turned here in pairs of {variant}, the reference as it is"
+            yield Claim("rope.variant", THRESHOLDS.sure_rotation_variant, evidence, Edit(_rotated(x, theirs, variant), x))
+            return
 
 
 def _rotated(x: Array, angles: Array, variant: str) -> Array:

@@ -148,6 +148,8 @@ def is_mask(replay: Replay, node: int) -> bool:
         return False
     if values.dtype.kind == "b":
         return True
+    if values.dtype.kind in "iu":
+        return bool(np.isin(values, (0, 1)).all()) and bool(values.any()) and not bool(values.all())
     if values.dtype.kind != "f":
         return False
     low = values <= max(MASKED, THRESHOLDS.mask_hides)

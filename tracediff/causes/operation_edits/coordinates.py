@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from tracediff.causes.operation_edits.base import Change, Dial, is_float, own_value, ref_at, shape_at
 from tracediff.causes.program import Compute, Replay, Values
-from tracediff.causes.resampling import WAYS, resampled_along
+from tracediff.causes.resampling import OUTSIDE, WAYS, Sampling, resampled_along, sampled
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.trace.operations import Node
@@ -170,3 +171,20 @@ def other_enlarging(replay: Replay, number: int, node: Node) -> Iterator[Change]
 
         text = f"the port enlarges {replay.program.text(ref)}: {name}; the reference by {node.name.strip('_')}"
         yield Change("transform", text, {number: compute})
+
+
+def other_sampling(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Images read at coordinates otherwise: rows and columns exchanged, corners aligned or not, something else outside, the nearest."""
+    if node.name != "grid_sampler_2d":
+        return
+    image, grid = node.refs
+    own = Sampling(node.args[2] == 1, OUTSIDE[node.args[3]], bool(node.args[4]))
+    for way in (Sampling(*one) for one in product((own.is_nearest, not own.is_nearest), OUTSIDE, (False, True), (False, True))):
+        if way != own:
+            kind = "position.offset" if way.is_flipped or way.is_aligned != own.is_aligned else "transform"
+            said = f"the port reads {replay.program.text(image)} at coordinates: {way}; the reference: {own}"
+            yield Change(kind, said, {number: partial(_sampled_by, image, grid, way)})
+
+
+def _sampled_by(image: int, grid: int, way: Sampling, values: Values) -> Array:
+    return sampled(values[image], values[grid], way)

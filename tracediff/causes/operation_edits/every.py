@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tracediff.causes.operation_edits.axes import other_axes
 from tracediff.causes.operation_edits.base import (
     Change,
     Family,
 )
-from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging
+from tracediff.causes.operation_edits.coordinates import other_coordinates, other_enlarging, other_sampling
 from tracediff.causes.operation_edits.functions import (
     exchanged_in_order,
     other_function,
@@ -22,6 +23,7 @@ from tracediff.causes.operation_edits.functions import (
 from tracediff.causes.operation_edits.left_out import left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
+    other_kernel,
     other_order,
     other_padding,
     other_place,
@@ -73,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     left_out,
     other_function,
     other_reduction,
+    other_axes,
     other_norm,
     other_mask,
     other_attention,
@@ -80,11 +83,13 @@ FAMILIES: tuple[Family, ...] = (
     other_place,
     other_view,
     other_padding,
+    other_kernel,
     other_sum,
     exchanged_in_order,
     leaves_exchanged,
     other_pairs,
     other_enlarging,
+    other_sampling,
     other_coordinates,
     other_window,
     something_more,

@@ -17,11 +17,11 @@ from tracediff.causes.operation_edits.base import (
     POWERS,
     PRODUCTS,
     REDUCTIONS,
-    SOFTMAX,
     SUMS,
     Change,
     applied_to,
     is_float,
+    is_mask,
     redone,
     ref_at,
     shape_at,
@@ -51,29 +51,22 @@ def other_function(replay: Replay, number: int, node: Node) -> Iterator[Change]:
 
 
 def other_reduction(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """Another reduction, other axes, another denominator; softmax along another axis."""
+    """Another reduction, another denominator, a sum that runs otherwise."""
     ref = ref_at(node, 0)
     if ref is None or not is_float(replay, ref):
         return
-    name, text, ndim = node.name, replay.program.text(ref), len(shape_at(replay, ref))
-    if name in SOFTMAX:
-        for axis in range(ndim):
-            if axis != node.args[1] % ndim:
-                said = f"the port takes the softmax of {text} along axis {axis}, the reference along {node.args[1] % ndim}"
-                yield Change("heads.layout", said, {number: redone(replay, node, (node.args[0], axis, *node.args[2:]))})
-        if name == "_log_softmax":
-            yield Change(
-                "activation",
-                f"the port takes no logarithm of the softmax of {text}",
-                {number: redone(replay, node, name="_softmax")},
-            )
+    name, text = node.name, replay.program.text(ref)
+    if name == "_log_softmax":
+        yield Change(
+            "activation",
+            f"the port takes no logarithm of the softmax of {text}",
+            {number: redone(replay, node, name="_softmax")},
+        )
     if name in REDUCTIONS:
         for other, reduce in REDUCTIONS.items():
             if other != name:
                 kind = "scale" if {name, other} == {"sum", "mean"} else "transform"
                 yield Change(kind, f"the reference takes the {name} of {text}, the port the {other}", {number: _reduced(node, ref, reduce)})
-    if name in REDUCTIONS or name in ("var", "std", "linalg_vector_norm", "cumsum", "cumprod"):
-        yield from _other_axes(replay, number, node, ref)
     if name in ("var", "std"):
         correction = node.kwargs.get("correction", 1)
         less = 0 if correction in (1, None) else 1
@@ -81,27 +74,6 @@ def other_reduction(replay: Replay, number: int, node: Node) -> Iterator[Change]
         yield Change("norm.missing", said, {number: redone(replay, node, correction=less)})
     if name in ("cumsum", "cumprod"):
         yield from _other_running(number, node, ref, text)
-
-
-def _axis_place(node: Node) -> int:
-    return 2 if node.name == "linalg_vector_norm" else 1
-
-
-def _other_axes(replay: Replay, number: int, node: Node, ref: int) -> Iterator[Change]:
-    ndim, place = len(shape_at(replay, ref)), _axis_place(node)
-    given = node.args[place] if place < len(node.args) else None
-    axes = axes_of(given)
-    own = tuple(range(ndim)) if axes is None else tuple(axis % ndim for axis in axes)
-    is_norm = node.name in ("var", "std", "linalg_vector_norm")
-    for other in [(axis,) for axis in range(ndim)] + [tuple(range(start, ndim)) for start in range(ndim - 1)]:
-        if set(other) == set(own) or place >= len(node.args):
-            continue
-        new = list(node.args)
-        new[place] = list(other) if isinstance(given, list) else other[0]
-        if not isinstance(given, list) and len(other) > 1:
-            continue
-        said = f"the port takes the {node.name} of {replay.program.text(ref)} along {other}, the reference along {own}"
-        yield Change("norm.missing" if is_norm else "transform", said, {number: redone(replay, node, tuple(new))})
 
 
 def _other_running(number: int, node: Node, ref: int, text: str) -> Iterator[Change]:
@@ -231,7 +203,7 @@ def exchanged_in_order(replay: Replay, number: int, node: Node) -> Iterator[Chan
 
 def something_more(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """A function or a norm that the reference does not apply."""
-    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param"):
+    if not is_float(replay, number) or not shape_at(replay, number) or node.name.startswith("@param") or is_mask(replay, number):
         return
     text = replay.program.text(number)
     for kind, name, function in _MORE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,21 @@ def left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 between = _way(above, ref)
                 lost = _lost(replay, ref, between)
                 kind, text = _kind_of_left_out(replay, ref, number, between, lost)
-                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, program.role(ref)), lost)
+                yield Change(kind, text, {number: _broadcast_to(ref, shape)}, (kind, hop, _same_place(program, ref, number, above)), lost)
+
+
+def _same_place(program: Program, kept: int, end: int, above: Mapping[int, int]) -> Any:
+    """What is the same for what is kept when the code runs again: the place in the code that made it.
+
+    Where a function is handed it by its callers, it is where it stands among what the operations take in.
+    """
+    if kept in program.leaves or len(program.roles[kept]) >= len(program.roles[end]):
+        return program.role(kept)
+    path, node = [], kept
+    while above[node] != node:
+        path.append(program.nodes[above[node]].refs.index(node))
+        node = above[node]
+    return tuple(path)
 
 
 def _lost(replay: Replay, kept: int, between: Sequence[int]) -> tuple[int, ...]:
@@ -78,9 +93,14 @@ def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)) and math.prod(shape) > 1
 
 
+REARRANGED = frozenset((*VIEWS, "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "clone", "_to_copy"))
+"""What moves values at most: beside arithmetic that is left out it says nothing."""
+
+
 def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int], others: Sequence[int]) -> tuple[str, str]:
     program = replay.program
-    names = {program.nodes[node].name for node in between} - {"@item"}
+    every = {program.nodes[node].name for node in between} - {"@item"}
+    names = every - REARRANGED or every
     other = others[0] if others else None
     own = [ref for ref in others if _is_made_of(replay, ref, kept)]
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
@@ -94,6 +114,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         or (names <= (PRODUCTS | {"sub"}) and _is_statistic(replay, own))
     ):
         return "norm.missing", f"the port hands on {program.text(kept)} where the reference normalises it"
+    if _is_put_together(replay, kept, end):
+        return "order.concat", f"the port hands on {program.text(kept)} where the reference puts its parts in another order"
     if other is not None and {"sin", "cos"} & made and names & {"mul", "cat"} and names & {"add", "cat", "sub"}:
         return "rope.missing", f"the port does not rotate {program.text(kept)}"
     if names <= {"t", "transpose", "permute"}:
@@ -111,6 +133,8 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
         return "units.log", f"the port leaves out the {last} of {program.text(kept)}"
     if names & SOFTMAX:
         return "activation", f"the port leaves out the softmax of {program.text(kept)}"
+    if names <= {"minimum", "maximum"} and other is not None:
+        return "clamp", f"the port does not limit {program.text(kept)} by {what}"
     if names <= {*FUNCTION_OF, *POWERS, "pow", "neg", "clamp", "clamp_min", "clamp_max", *PRODUCTS} and not others:
         return ("clamp" if names <= {"clamp", "clamp_min", "clamp_max", "hardtanh"} else "activation"), (
             f"the port leaves out {', '.join(program.nodes[node].name for node in between)} of {program.text(kept)}"
@@ -118,6 +142,19 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     return "branch.missing", f"the port hands on {program.text(kept)} in the place of {program.text(end)}" + (
         f", without {what}" if what else ""
     )
+
+
+def _is_put_together(replay: Replay, kept: int, end: int) -> bool:
+    """Whether an operation joins parts of a tensor, and nothing else, which are as many numbers as the tensor has."""
+    program = replay.program
+    if program.nodes[end].name != "cat" or shape_at(replay, end) != shape_at(replay, kept):
+        return False
+    below = {ref for ref in program.ancestors(end) if ref != kept and ref > kept and kept in program.ancestors(ref)}
+    return all(program.nodes[ref].name in _TAKEN and set(program.nodes[ref].refs) <= {kept, *below} for ref in (*below, end))
+
+
+_TAKEN = frozenset(("slice", "split", "split_with_sizes", "chunk", "unbind", "@item", "cat", "flip", "clone"))
+"""What takes parts of a tensor or joins them."""
 
 
 def _number_of(node: Node) -> str:

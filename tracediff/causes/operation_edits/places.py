@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import permutations
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, permutations, product
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import numpy as np
 from tracediff.causes.arithmetic import padded, widths_of
 from tracediff.causes.operation_edits.base import (
     REARRANGING,
+    SOFTMAX,
     VIEWS,
     Change,
+    is_float,
     item_of,
     redone,
     ref_at,
@@ -31,6 +35,10 @@ _PADS = {"constant_pad_nd": "constant", "reflection_pad1d": "reflect", "reflecti
 _PARTS = frozenset(("@item", "slice", "select"))
 
 
+_BORDERED = frozenset((*_PADS, "convolution"))
+"""What gives more places than are wanted: a slice of that cuts the surplus off."""
+
+
 def other_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     """What is joined stands in another order; parts of one tensor are exchanged."""
     program = replay.program
@@ -40,10 +48,33 @@ def other_order(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             for order in list(permutations(range(len(parts))))[1:]:
                 said = f"the port joins the parts in the order {order}: {', '.join(program.text(part.node) for part in parts[:4])}"
                 yield Change("order.concat", said, {number: redone(replay, node, ([parts[one] for one in order], *node.args[1:]))})
+        yield from _part_hidden(replay, number, node)
         if node.name == "stack" or len({shape_at(replay, part.node) for part in parts}) == 1:
             yield from _interleaved(replay, number, node)
     if node.name in _PARTS:
         yield from _exchanged_parts(replay, number, node)
+
+
+def _part_hidden(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A part of what a softmax is taken of is not there: no share of it goes to that part."""
+    program = replay.program
+    is_taken = any(program.nodes[step].name in SOFTMAX and number in program.ancestors(step) for step in program.steps)
+    for place, part in enumerate(node.args[0]) if is_taken and node.name == "cat" and len(node.args[0]) > 1 else ():
+        if not is_float(replay, part.node):
+            continue
+
+        def hidden(values: Values, place: int = place) -> Any:
+            parts = [values[one.node] for one in node.args[0]]
+            parts[place] = np.full_like(parts[place], -np.inf)
+            return np.concatenate(parts, node.args[1] if len(node.args) > 1 else 0)
+
+        said = f"the port takes the softmax without {program.text(part.node)}, which the reference joins to {_others(replay, node, place)}"
+        yield Change("branch.missing", said, {number: hidden})
+
+
+def _others(replay: Replay, node: Node, place: int) -> str:
+    """The other parts of what is joined, in words."""
+    return " and ".join(replay.program.text(part.node) for other, part in enumerate(node.args[0]) if other != place)
 
 
 def _interleaved(replay: Replay, number: int, node: Node) -> Iterator[Change]:
@@ -89,7 +120,7 @@ def _other_part(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     elif node.name == "slice" and len(node.args) == 4 and all(shape):
         axis, length = node.args[1], shape_at(replay, own)[node.args[1]]
         size = shape[axis]
-        for start in range(0, length - size + 1, size):
+        for start in range(0, length, size) if not length % size else ():
             said = f"the port takes places {start} to {start + size} along axis {axis} of {source}, the reference others"
             yield Change("order.roles", said, {number: redone(replay, node, (node.args[0], axis, start, start + size))})
     elif node.name == "select":
@@ -110,21 +141,22 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
         axis, start, end = node.args[1:4]
         length = shape_at(replay, ref)[axis]
         begin, finish = start or 0, min(end if end is not None and end >= 0 else length + (end or 0) if end else length, length)
+        kind = "padding.shift" if program.nodes[ref].name in _BORDERED else "position.offset"
         for shift in (1, -1):
             if begin + shift >= 0 and finish + shift <= length:
                 said = (
                     f"the port takes places {begin + shift} to {finish + shift} of {program.text(ref)}, the reference {begin} to {finish}"
                 )
                 yield Change(
-                    "position.offset",
+                    kind,
                     said,
                     {number: redone(replay, node, (node.args[0], axis, begin + shift, finish + shift, *node.args[4:]))},
                 )
         if finish - begin < length:
             said = f"the port takes the first {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
-            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, 0, finish - begin))})
+            yield Change(kind, said, {number: redone(replay, node, (node.args[0], axis, 0, finish - begin))})
             said = f"the port takes the last {finish - begin} places of {program.text(ref)}, the reference {begin} to {finish}"
-            yield Change("position.offset", said, {number: redone(replay, node, (node.args[0], axis, length - finish + begin, length))})
+            yield Change(kind, said, {number: redone(replay, node, (node.args[0], axis, length - finish + begin, length))})
     if name == "select" and ref is not None:
         length = shape_at(replay, ref)[node.args[1]]
         for place in dict.fromkeys((0, length - 1, node.args[2] % length + 1, node.args[2] % length - 1)):
@@ -140,8 +172,7 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 {number: redone(replay, node, (node.args[0], diagonal + shift, *node.args[2:]))},
             )
     if name == "roll":
-        yield Change("padding.shift", f"the port rolls {program.text(ref)} the other way",  # type: ignore[arg-type]
-                     {number: redone(replay, node, (node.args[0], [-one for one in node.args[1]], *node.args[2:]))})  # fmt: skip
+        yield from _other_roll(replay, number, node)
     if name == "arange" and len(node.args) > 1 and node.args[0]:
         said = f"the port counts from 0, the reference from {node.args[0]}"
         yield Change("position.offset", said, {number: _further(replay, node, -node.args[0])})
@@ -155,6 +186,20 @@ def other_place(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             yield Change("position.offset", f"the port counts {shift:+d} further", {number: _further(replay, node, shift)})
     if name in ("embedding", "index", "index_select", "gather", "_unsafe_index"):
         yield from _other_index(replay, number, node)
+
+
+def _other_roll(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Rolled the other way, by the shifts of other axes, along some of the axes only, or one place more or less."""
+    own, ref = list(node.args[1]), node.refs[0]
+    tried = [[-one for one in own], *map(list, product(dict.fromkeys((*own, 0)), repeat=len(own)))]
+    tried += [[one + step * (place == axis) for place, one in enumerate(own)] for axis in range(len(own)) for step in (1, -1)]
+    for shifts in tried if len(own) <= _MOST_ROLLED else tried[:1]:
+        if shifts != own:
+            said = f"the port rolls {replay.program.text(ref)} by {tuple(shifts)}, the reference by {tuple(own)}"
+            yield Change("padding.shift", said, {number: redone(replay, node, (node.args[0], shifts, *node.args[2:]))})
+
+
+_MOST_ROLLED = 3
 
 
 _COUNTING = frozenset(("arange", "add", "sub", "cumsum", "masked_fill"))
@@ -204,13 +249,8 @@ def other_view(replay: Replay, number: int, node: Node) -> Iterator[Change]:
             source = next(iter(program.nodes[inner].refs))
             said = f"the port reshapes {program.text(source)} without the transposition"
             yield Change("heads.layout", said, {number: lambda values: np.reshape(values[source], shape)})
-        own = shape_at(replay, ref)
-        for axis in range(len(shape) - 1):
-            a, b = shape[axis : axis + 2]
-            if a > 1 and b > 1 and own != shape and a * b in own:
-                turned = (*shape[:axis], b, a, *shape[axis + 2 :])
-                said = f"the port takes an axis of {program.text(ref)} apart as ({b}, {a}), the reference as ({a}, {b})"
-                yield Change("heads.layout", said, {number: _taken_apart(ref, turned, axis)})
+        yield from _other_factors(replay, number, ref)
+        yield from _flattened(replay, number, ref)
     if node.name in ("permute", "transpose"):
         for a in range(len(shape)):
             for b in range(a + 1, len(shape)):
@@ -219,8 +259,76 @@ def other_view(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                     yield Change("order.channels", said, {number: _axes_exchanged(replay, node, a, b)})
 
 
-def _taken_apart(ref: int, shape: tuple[int, ...], axis: int) -> Compute:
-    return lambda values: np.swapaxes(np.reshape(values[ref], shape), axis, axis + 1)
+def _flattened(replay: Replay, number: int, ref: int) -> Iterator[Change]:
+    """Axes that a reshape makes one, in another order: channels behind rows and columns, the two factors of a pixel's block exchanged."""
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    for start, stop in _merged(own, shape):
+        axes = [axis for axis in range(start, stop) if own[axis] > 1]
+        for order in list(permutations(axes))[1:] if 1 < len(axes) <= _MOST_FLATTENED else ():
+            whole = list(range(len(own)))
+            for place, axis in zip(axes, order, strict=True):
+                whole[place] = axis
+            said = f"the port flattens axes {tuple(axes)} of {replay.program.text(ref)} in the order {order}"
+            yield Change("order.channels", said, {number: _flattened_in(ref, tuple(whole), shape)})
+
+
+_MOST_FLATTENED = 4
+
+
+def _merged(own: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """The runs of axes that a reshape makes one axis each, as where they start and stop."""
+    start = 0
+    for size in shape:
+        stop, merged = start, 1
+        while stop < len(own) and (merged < size or (own[stop] == 1 and stop == start)):
+            merged *= own[stop]
+            stop += 1
+        if merged != size:
+            return
+        if stop - start > 1:
+            yield start, stop
+        start = stop
+
+
+def _flattened_in(ref: int, order: tuple[int, ...], shape: tuple[int, ...]) -> Compute:
+    return lambda values: np.reshape(np.transpose(values[ref], order), shape)
+
+
+def _other_factors(replay: Replay, number: int, ref: int) -> Iterator[Change]:
+    """An axis taken apart into the same factors in another order: heads, and what each holds of queries, keys and values or of pairs."""
+    own, shape = shape_at(replay, ref), shape_at(replay, number)
+    axis = next((place for place, (a, b) in enumerate(zip(own, shape, strict=False)) if a != b), None)
+    if axis is None or not all(shape):
+        return
+    behind = next((count for count in range(len(shape) - axis) if own[axis + 1 :] == shape[len(shape) - count :]), 0)
+    factors = [size for size in shape[axis : len(shape) - behind] if size > 1]
+    if math.prod(factors) != own[axis] or not 2 <= len(factors) <= 3:
+        return
+    for finer in _finer(factors):
+        for order in list(permutations(range(len(finer))))[1:]:
+            given = [finer[place] for place in np.argsort(order)]
+            said = f"the port takes an axis of {replay.program.text(ref)} apart as {tuple(given)}, the reference as {tuple(finer)}"
+            yield Change("heads.layout", said, {number: _taken_apart(ref, axis, given, order, shape)})
+
+
+def _finer(factors: list[int]) -> Iterator[list[int]]:
+    """Factors, and of two also with the last taken apart again: into two or three parts, or into pairs."""
+    yield factors
+    if len(factors) == 2:
+        first, last = factors
+        yield from ([first, parts, last // parts] for parts in dict.fromkeys((2, 3, last // 2)) if 1 < parts < last and last % parts == 0)
+
+
+def _taken_apart(ref: int, axis: int, given: Sequence[int], order: Sequence[int], shape: tuple[int, ...]) -> Compute:
+    """An axis as factors that lie in the order ``given`` in memory, put in the order that the reference has."""
+
+    def compute(values: Values) -> Array:
+        x = values[ref]
+        apart = x.reshape(*x.shape[:axis], *given, *x.shape[axis + 1 :])
+        places = [*range(axis), *(axis + place for place in order), *range(axis + len(given), apart.ndim)]
+        return np.transpose(apart, places).reshape(shape)
+
+    return compute
 
 
 def _axes_exchanged(replay: Replay, node: Node, a: int, b: int) -> Compute:
@@ -250,6 +358,28 @@ def other_padding(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 return replay.apply(node, {**values, ref: padded(values[ref], around, mode)}, args=bare)
 
             yield Change(kind, f"the port pads {program.text(ref)} {text}", {number: convolved})
+
+
+def other_kernel(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A convolution whose kernel lies otherwise: axes of one length exchanged, or read from the other end."""
+    weight = ref_at(node, 1)
+    if node.name != "convolution" or weight is None:
+        return
+    shape = shape_at(replay, weight)
+    axes = [axis for axis in range(2, len(shape)) if shape[axis] > 1]
+    turns: dict[str, Callable[[Array], Array]] = {}
+    for a, b in combinations([axis for axis in range(len(shape)) if shape[axis] > 1], 2):
+        if shape[a] == shape[b]:
+            turns[f"with axes {a} and {b} exchanged"] = partial(np.swapaxes, axis1=a, axis2=b)
+    for some in ([tuple(axes)] if len(axes) > 1 else []) + [(axis,) for axis in axes]:
+        turns[f"from the other end along {some}"] = partial(np.flip, axis=some)
+    for text, turn in turns.items():
+
+        def convolved(values: Values, turn: Callable[[Array], Array] = turn) -> Any:
+            return replay.apply(node, {**values, weight: turn(values[weight])})
+
+        said = f"the port reads the kernel {replay.program.text(weight)} {text}"
+        yield Change("weights.layout", said, {number: convolved}, lost=(weight,))
 
 
 _MODES = {"constant": "zeros", "reflect": "reflection", "edge": "its edges"}

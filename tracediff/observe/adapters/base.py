@@ -87,7 +87,7 @@ class FrameworkAdapter(ABC):
       `owning`;
     - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`; runs one model in several processes: `once`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
-      `generator_state`, `set_generator_state`, `generator`;
+      `generator_state`, `set_generator_state`, `generator`, `seeding`;
     - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
       dtypes: `cast`, `casts`; shows every operation: `rounding`, `operations`, `coarse_products`; multiplies matrices, perhaps in less than
       full precision: `products`, `devices`, `product_settings`, `full_precision`.
@@ -251,6 +251,9 @@ class FrameworkAdapter(ABC):
         own, pythons = state
         self.set_generator_state(own)
         python_rng.restore(pythons)
+
+    def seeding(self) -> Iterator[tuple[Any, str]]:
+        yield from python_rng.SEEDING
 
     def generator_state(self) -> Any:
         """The state of the framework's default generators."""

@@ -180,6 +180,10 @@ class Mlx(FrameworkAdapter):
     def randoms(self) -> Iterable[Random]:
         return _RANDOMS
 
+    def seeding(self) -> Iterator[tuple[Any, str]]:
+        yield from super().seeding()
+        yield mx.random, "seed"
+
     def generator_state(self) -> Any:
         return np.array(_key())
 

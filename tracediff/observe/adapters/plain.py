@@ -196,6 +196,10 @@ class Plain:
         for adapter, part in zip(self.adapters, states, strict=True):
             adapter.set_rng_state(part)
 
+    def seeding(self) -> Iterator[tuple[Any, str]]:
+        found = [*python_rng.SEEDING, *(one for adapter in self.adapters for one in adapter.seeding())]
+        yield from {(id(holder), name): (holder, name) for holder, name in found}.values()
+
     # -- the rest
 
     def no_grad(self) -> AbstractContextManager[None]:

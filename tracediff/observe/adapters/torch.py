@@ -258,6 +258,10 @@ class Torch(FrameworkAdapter):
     def randoms(self) -> Iterable[Random]:
         return _RANDOMS
 
+    def seeding(self) -> Iterator[tuple[Any, str]]:
+        yield from super().seeding()
+        yield torch, "manual_seed"
+
     def generator_state(self) -> Any:
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]

@@ -8,6 +8,7 @@ A recipe is one ordinary Python file per model and side, ``hooks/NAME_torch.py``
     STAGES = {"encoder": "The encoder", ...}            # the parts that have a verdict each, in order
     METHODS = ["model.encoder:encode"]                  # methods to observe besides modules (optional); also FUNCTIONS
     SOURCES = {"decoder": {"x": "model.decoder/input[0]"}}   # where a whole run is given a stage's inputs (optional), for --from
+    TOKENIZERS = {"model.embed": "tokenizer.json"}      # whose texts the ids at these sites stand for (optional)
     def load(context): return {"model": ...}            # named roots; the names begin the module paths
     def run(models, context): ...                       # runs the stages, each in `with td.stage(name)`
 

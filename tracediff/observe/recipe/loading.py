@@ -35,6 +35,7 @@ class Recipe:
     methods: tuple[str, ...]
     functions: tuple[str, ...]
     sources: Mapping[str, Mapping[str, str]]
+    tokenizers: Mapping[str, str]
     module: ModuleType
 
     def load(self, context: Context) -> Models:
@@ -73,6 +74,7 @@ def load_recipe(recipe: str | os.PathLike[str] | None, impl: str) -> Recipe:
         methods=tuple(getattr(module, "METHODS", ())),
         functions=tuple(getattr(module, "FUNCTIONS", ())),
         sources=getattr(module, "SOURCES", {}),
+        tokenizers={glob: os.fspath(path.parent.absolute() / file) for glob, file in getattr(module, "TOKENIZERS", {}).items()},
         module=module,
     )
 
@@ -172,6 +174,9 @@ def _defects(module: ModuleType, impl: str) -> Iterator[str]:
             yield f"{name} is no list of texts"
     if not _is_sources(getattr(module, "SOURCES", {})):
         yield "SOURCES is no dict of stages, each a dict of inputs and where they are found, such as 'model.decoder/input[0]'"
+    tokenizers = getattr(module, "TOKENIZERS", {})
+    if not isinstance(tokenizers, Mapping) or not all(isinstance(text, str) for pair in tokenizers.items() for text in pair):
+        yield "TOKENIZERS is no dict of globs on sites, each with the file of a tokenizer"
     wrong = [text for text in getattr(module, "METHODS", ()) if isinstance(text, str) and not re.fullmatch(r"[^:]*:[^:]+", text)]
     if wrong:
         yield f"METHODS names {wrong[0]!r}, which is not of the form 'path:method'"

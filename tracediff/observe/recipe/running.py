@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tracediff.observe.other_python import run_elsewhere
 from tracediff.observe.recipe.continue_stages import run_all_stages
 from tracediff.observe.recipe.finding import find_recipe
 from tracediff.observe.recipe.loading import Models, Recipe, check_stages, load_recipe
+from tracediff.observe.two_builds import digests_under_other_seeds, drawn
 
 if TYPE_CHECKING:
     from tracediff.trace import Trace
@@ -205,14 +207,20 @@ def _run(
         if is_precise:  # MLX asks once, perhaps while a model is made
             stack.enter_context(named(asked.impl).full_precision())
         progress(f"loading {recipe.description}")
+        other = None
+        if options.repeat and not asked.weights.startswith("seeded"):
+            otherwise = replace(asked, seed=asked.seed + 1).context(reference, recipe.sources)
+            other = digests_under_other_seeds(lambda: recipe.load(otherwise))
         models = recipe.load(context)
+        say_once = cache(progress)  # each further run would say the same of the stages that raise
+        told = {} if other is None else {"drawn": drawn(models, other)}
         if change is not None:
             change(models)
         if own.get("weights_from") in FRAMEWORKS:
             own = {**own, "weights_from": _models_of_side(recipe, own["weights_from"], context, progress)}
         job(
             dict(models),
-            lambda: run_all_stages(recipe, models, context, progress),
+            lambda: run_all_stages(recipe, models, context, say_once),
             asked.to,
             options=replace(
                 options,
@@ -221,7 +229,7 @@ def _run(
                 functions=tuple(dict.fromkeys((*recipe.functions, *options.functions))),
             ),
             observers=[context.draws],
-            meta=asked.meta(recipe.name),
+            meta=asked.meta(recipe.name) | {"tokenizers": dict(recipe.tokenizers)} | told,
             force=asked.force,
             progress=progress,
             **own,

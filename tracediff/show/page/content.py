@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracediff.project.outcome import LOUD, CaseOutcome, checked
 from tracediff.show import answer, stage_table, text
 from tracediff.show.words import counted, grouped, module, number, verdict_word
 from tracediff.stage_table import MODES
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def content(reports: Sequence[Report], status: Status | None, panels: Panels) -> dict[str, Any]:
     """What the template fills in."""
     first = reports[0]
+    cases = [checked(str(report.port.get("path"))) for report in reports]
     word = verdict_word(first) if status is None else status.verdict or stage_table.undecided(status)
     return {
         "title": f"{_name(reports[-1].port)} against {_name(first.reference)}",
@@ -30,9 +32,14 @@ def content(reports: Sequence[Report], status: Status | None, panels: Panels) ->
         "caveats": list(dict.fromkeys(line for report in reports for line in report.caveats)),
         "rests_on": [(report.mode, answer.rests_on(report)) for report in reports],
         "runs": [
-            {"mode": report.mode, "number": run, "cards": [_card(report, run, place, panels) for place in range(len(report.divergences))]}
-            for run, report in enumerate(reports)
+            {
+                "mode": report.mode,
+                "number": run,
+                "cards": [_card(report, run, place, panels, case) for place in range(len(report.divergences))],
+            }
+            for run, (report, case) in enumerate(zip(reports, cases, strict=True))
         ],
+        "since": [line for case in cases if case is not None for line in _since(case)],
         "stage_modes": [report.mode for report in reports] if status is None else list(MODES),
         "stages": _stages(reports[0]) if status is None else _stages_of_status(status),
         "open_questions": () if status is None or status.verdict == "same" else status.why,
@@ -70,9 +77,18 @@ def _name(side: Mapping[str, Any]) -> str:
     return f"{Path(str(side.get('path', ''))).name}" + (f" ({side['impl']})" if side.get("impl") else "")
 
 
-def _card(report: Report, run: int, place: int, panels: Panels) -> dict[str, Any]:
-    """A card: what is said first of a finding, then all that is known of it."""
+def _since(case: CaseOutcome) -> list[tuple[str, str, list[str]]]:
+    """What became of a case's differences since the check before: by state how many, and where."""
+    found: dict[str, list[str]] = {}
+    for fault in case.faults:
+        found.setdefault(fault.state, []).append(f"{module(fault.site)} {fault.end}".strip())
+    return [(state, f"{len(found[state])} {state}", found[state]) for state in ("fixed", *LOUD, "accepted") if state in found]
+
+
+def _card(report: Report, run: int, place: int, panels: Panels, case: CaseOutcome | None) -> dict[str, Any]:
+    """A card: what is said first of a finding, then all that is known of it; and its state since the check before."""
     divergence = report.divergences[place]
+    faults = () if case is None else case.faults
     facts: dict[str, list[str]] = {}
     for label, value in text.facts(report, place):
         facts.setdefault(label, []).append(value)
@@ -83,6 +99,7 @@ def _card(report: Report, run: int, place: int, panels: Panels) -> dict[str, Any
         "reference": module(divergence.culprit.reference),
         "places": counted(divergence.count, "place") if divergence.count > 1 else "",
         "stage": divergence.site.stage,
+        "since": next((fault.state for fault in faults if fault.key == (divergence.site.reference, divergence.site.end)), ""),
         "times": _times(report, place),
         "is_multiple": divergence.times is not None,
         "said": said,

@@ -192,9 +192,9 @@ function columnKeys(run, isFolded) {
 // Columns of these values, behind one for all that has none of them.
 const columns = (label, values, isPartial, place) => ({ label, values: isPartial ? ["–", ...values] : values, of: (row) => place(row) + (isPartial ? 1 : 0) });
 
-// The columns to begin with: the steps of the loop in which the first error was introduced, else the longest loop, else layers.
+// The columns to begin with: the steps of a loop in which at least half of the errors were introduced, or the longest loop where there are none, else layers.
 function bestColumns(keys, run) {
-  const [first] = run.introduced.flatMap((row) => scopesOf(run.columns.call[row]).map(([name]) => `scope:${name}`)).filter((name) => keys.has(name));
-  const loops = [...keys.keys()].filter((name) => name.startsWith("scope:")).sort((a, b) => keys.get(b).values.length - keys.get(a).values.length);
-  return first ?? (run.introduced.length ? undefined : loops[0]) ?? (keys.has("layer") ? "layer" : "call");
+  const inside = (name) => run.introduced.filter((row) => scopesOf(run.columns.call[row]).some(([scope]) => `scope:${scope}` === name)).length;
+  const loops = [...keys.keys()].filter((name) => name.startsWith("scope:")).sort((a, b) => inside(b) - inside(a) || keys.get(b).values.length - keys.get(a).values.length);
+  return loops.find((name) => 2 * inside(name) >= run.introduced.length) ?? (keys.has("layer") ? "layer" : "call");
 }

@@ -103,14 +103,15 @@ const tensorPanel = {
 
   ids(panel, most = 24) {
     const rows = Math.max(...panel.ids.map((ids) => ids.length)), first = panel.first < 0 ? 0 : panel.first - panel.start, from = Math.max(0, Math.min(first - 4, rows - most));
+    const texts = panel.texts ?? [{}, {}], hasTexts = texts.some((side) => Object.keys(side).length);
     const line = (place) => {
       const [left, right] = panel.ids.map((ids) => ids[place]);
-      return el("tr", { class: left !== right ? "far" : null }, el("td", { class: "number" }, String(panel.start + place)), el("td", { class: "number" }, left ?? "–"), el("td", { class: "number" }, right ?? "–"));
+      return el("tr", { class: left !== right ? "far" : null }, el("td", { class: "number" }, String(panel.start + place)), ...[left, right].flatMap((id, side) => [el("td", { class: "number" }, id ?? "–"), ...(hasTexts ? [el("td", { class: "name" }, texts[side][id] ?? "")] : [])]));
     };
     const body = el("tbody", {}, ...Array.from({ length: Math.min(most, rows) }, (_, place) => line(from + place)));
     const all = rows > most ? el("button", { type: "button", onclick: (event) => { body.replaceChildren(...Array.from({ length: rows }, (_, place) => line(place))); event.target.remove(); } }, `All ${rows.toLocaleString("en")}`) : null;
     const said = panel.first < 0 ? "All ids are equal." : `First differs at place ${panel.first}; ${panel.unequal.toLocaleString("en")} of ${Math.min(...panel.sizes).toLocaleString("en")} differ${panel.sizes[0] === panel.sizes[1] ? "" : `; ${panel.sizes[1]} ids, in the reference ${panel.sizes[0]}`}.`;
-    return el("div", {}, el("p", { class: "worst" }, said), el("table", { class: "ids" }, el("thead", {}, el("tr", {}, ...["step", "reference", "port"].map((name) => el("th", { scope: "col", class: "number" }, name)))), body), all);
+    return el("div", {}, el("p", { class: "worst" }, said), el("table", { class: "ids" }, el("thead", {}, el("tr", {}, ...["step", "reference", ...(hasTexts ? ["text"] : []), "port", ...(hasTexts ? ["text"] : [])].map((name) => el("th", { scope: "col", class: name === "text" ? null : "number" }, name)))), body), all);
   },
 
   sound(panel) {

@@ -16,6 +16,7 @@ from tracediff.alignment import axes as layouts
 from tracediff.dtype import Array, named
 from tracediff.errors import TracediffError
 from tracediff.show.page.pair_data import rounded
+from tracediff.show.page.token_texts import texts_of
 
 if TYPE_CHECKING:
     from tracediff.report import Row
@@ -48,9 +49,15 @@ def panel(row: Row, reference: Trace, port: Trace) -> dict[str, Any]:
         [trace.records[number] for number in numbers] for trace, numbers in ((reference, row.pair.reference), (port, row.pair.port))
     )
     try:
-        return _drawn(row, ours, theirs)
+        drawn = _drawn(row, ours, theirs)
     except TracediffError as error:
         return {"kind": "none", "why": str(error)}
+    if drawn["kind"] == "ids":
+        drawn["texts"] = [
+            texts_of((one for one in ids if one is not None), site, trace)
+            for ids, site, trace in zip(drawn["ids"], (row.where.reference, row.where.port), (reference, port), strict=True)
+        ]
+    return drawn
 
 
 def _drawn(row: Row, ours: Sequence[Record], theirs: Sequence[Record]) -> dict[str, Any]:
