@@ -1,48 +1,124 @@
-"""Pairs the sites of two traces: anchors from parameters and values, then the tree of calls from the top down, then what is left over.
+"""Pairs the sites of two traces: one assignment of all sites at once, in which what speaks for each pair, and the pairs for each other, adds up.
 
-The score of two sites mixes what their parameters, values, shapes, roles, attributes, neighbours and names say. A fault may silence any
-of these (weights that were not loaded, values after an early error), so none decides alone. The sites that two paired callers call are
-aligned in the order of their calls, and assigned out of order only where the scores clearly say so.
+Each pair of sites has a gain: what `voices` say of it by itself, and what `ties` say by the other pairs, as far as those are believed.
+Beliefs and gains take turns while the beliefs are cooled (graduated assignment), so that what is told early decides what is told late. Then
+the best assignment is taken. A fault may silence any source, or deceive it, so none decides alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from tracediff.alignment.passes.corrections import apply_anchors, follow_class, follow_siblings
-from tracediff.alignment.passes.descent import descend, descend_again
-from tracediff.alignment.passes.fused import fill_gaps, fuse_by_parameters
-from tracediff.alignment.passes.levels import enter_wrappers, pair_chains, pair_containers, pair_dissolved
-from tracediff.alignment.passes.state import Match, State
-from tracediff.alignment.scores import Scores
+import numpy as np
+
+from tracediff.alignment.candidates import candidates
+from tracediff.alignment.fused import fill_gaps, fuse_by_parameters, fuse_siblings
+from tracediff.alignment.levels import pair_chains, pair_containers
+from tracediff.alignment.matches import Match, Matches
+from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
-
-PASSES: tuple[Callable[[State], None], ...] = (
-    fuse_by_parameters,
-    fill_gaps,
-    descend,
-    apply_anchors,
-    descend_again,
-    follow_siblings,
-    follow_class,
-    pair_dissolved,
-    pair_chains,
-    enter_wrappers,
-    pair_containers,
-)
-"""The passes in order; each adds, moves or removes pairs. An ablation leaves one out by its name."""
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.alignment.ties import Ties
+from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, spoken
+from tracediff.alignment.votes import votes
 
 
 def paired_sites(
     reference: Side, port: Side, given: Iterable[Match] = (), ignored: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
-) -> State:
-    """The pairs of sites after all `PASSES`; ``given`` and ``ignored`` are what a mapping states."""
-    state = State(Scores(reference, port), ignored)
+) -> Matches:
+    """The pairs of sites; ``given`` and ``ignored`` are what a mapping states."""
+    matches = Matches(Evidence(reference, port), ignored)
     for match in given:
         if match.part is None:
-            state.pair(match)
+            matches.pair(match)
         else:
-            state.fuse(match)
-    for run in PASSES:
-        run(state)
-    return state
+            matches.fuse(match)
+    fuse_by_parameters(matches)
+    fill_gaps(matches)
+    table = Table(matches)
+    first = table.solved(matches, THRESHOLDS.callers_differ)
+    fused = fuse_siblings(matches, first)
+    told = votes(matches, first)
+    if told or fused:
+        first = table.solved(matches, THRESHOLDS.callers_differ, told, first)
+    for match in first:
+        matches.pair(match)
+    for match in table.solved(matches, THRESHOLDS.callers_differ_at_last):
+        matches.pair(match)
+    pair_chains(matches)
+    pair_containers(matches)
+    return matches
+
+
+@dataclass
+class Table:
+    """The candidates ``a`` and ``b`` of all sites that may be paired, and what the voices say of each: (candidates,) each."""
+
+    def __init__(self, matches: Matches) -> None:
+        self.evidence = matches.evidence
+        free = tuple(matches.unpaired(side, range(len(matches.sides[side]))) for side in (0, 1))
+        self.a, self.b, self.worth = matches.candidates = candidates(matches.evidence, (free[0], free[1]))
+
+    def solved(
+        self, matches: Matches, price: float, told: dict[tuple[int, int], float] | None = None, start: Iterable[Match] = ()
+    ) -> list[Match]:
+        """The best assignment of the sites that have no match yet.
+
+        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at first.
+        """
+        fixed = {(match.reference, match.port) for match in matches.all()}
+        taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]
+        open_ = ~taken[0] & ~taken[1]
+        pairs = {**dict(zip(zip(self.a[open_].tolist(), self.b[open_].tolist(), strict=True), self.worth[open_].tolist(), strict=True))}
+        more = [pair for pair in told or () if pair not in pairs]
+        keys = np.array(sorted({*pairs, *more, *fixed}), np.int64).reshape(-1, 2)
+        a, b = keys[:, 0], keys[:, 1]
+        worth = spoken(self.evidence, a, b)
+        extra = np.array([(told or {}).get(pair, 0.0) for pair in map(tuple, keys.tolist())])
+        is_open = np.array([pair not in fixed for pair in map(tuple, keys.tolist())], bool)
+        return self._cooled(Problem(a, b, worth + extra, is_open), price, [(match.reference, match.port) for match in start])
+
+    def _cooled(self, problem: Problem, price: float, start: list[tuple[int, int]]) -> list[Match]:
+        a, b, is_open = problem.a, problem.b, problem.is_open
+        ties, soft = Ties(self.evidence, a, b), SoftAssignment(a[is_open], b[is_open], THRESHOLDS.worth_pairing)
+        temperatures = np.geomspace(THRESHOLDS.hottest, THRESHOLDS.coldest, THRESHOLDS.rounds)
+        beliefs, gains = np.ones(len(a)), problem.worth
+        if start:
+            temperatures = temperatures[len(temperatures) // 2 :]
+            known = set(start)
+            beliefs[is_open] = [pair in known for pair in zip(a[is_open].tolist(), b[is_open].tolist(), strict=True)]
+        else:
+            beliefs[is_open] = soft.beliefs(gains[is_open], temperatures[0])
+        for temperature in temperatures:
+            said = ties.spoken(beliefs, gains, price)
+            gains = problem.worth + sum(said.values())
+            beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
+        best = soft.best(gains[is_open])
+        chosen = np.flatnonzero(is_open)[best]
+        rivals = _rivals(problem, chosen, self.evidence.sides[1].parent)
+        return [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
+
+
+def _rivals(problem: Problem, chosen: Ints, callers: Ints) -> dict[int, list[int]]:
+    """For each site that is paired the sites beside its partner of which the voices say nearly as much."""
+    partner = np.full(int(problem.a.max(initial=-1)) + 1, -1, np.int64)
+    partner[problem.a[chosen]] = chosen
+    own = partner[problem.a]
+    beside = (own >= 0) & (own != np.arange(len(own))) & (callers[problem.b] == callers[problem.b[own]])
+    near = beside & (problem.worth > problem.worth[own] - THRESHOLDS.rival_margin)
+    found: dict[int, list[int]] = {}
+    for place in np.flatnonzero(near).tolist():
+        rivals = found.setdefault(int(problem.a[place]), [])
+        rivals += [int(problem.b[place])] if len(rivals) < THRESHOLDS.rivals_named else []
+    return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is assigned at once: candidates ``a`` and ``b``, what is said of each, and which are open, not paired before."""
+
+    a: Ints
+    b: Ints
+    worth: Floats
+    is_open: Flags

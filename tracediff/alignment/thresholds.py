@@ -152,6 +152,27 @@ class Thresholds:
     much_more_inside: int = threshold(4, "two callers are not one where one holds more than so many times as much", _BY_HAND)
     anchored_share: float = threshold(0.5, "queries and keys are distinguished by values only where fewer owners are anchored", _BY_HAND)
 
+    # -- the assignment of sites: candidates.py, ties.py, votes.py, soft_assignment.py, sites.py -----------------------------
+
+    wrapper_for_wrapped: float = threshold(3.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
+    all_pairs: int = threshold(250_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
+    candidates: int = threshold(16, "candidates that are kept for each site", _BY_HAND)
+    hopeless: float = threshold(-4.0, "candidates of whom less is said are not kept", _BY_HAND)
+    has_partner: float = threshold(0.5, "the belief in any partner from which on a caller is no level to pass over", _BY_HAND)
+    least_belief: float = threshold(1e-3, "a weaker belief counts as this one", _BY_HAND)
+    callers_differ: float = threshold(1.5, "against two sites whose callers are no pair", _BY_HAND)
+    callers_differ_at_last: float = threshold(0.6, "the same for sites that are left over", _BY_HAND)
+    callers_differ_unmoved: float = threshold(4.0, "the same for sites that own and call nothing, or return other shapes", _BY_HAND)
+    contents_common: float = threshold(2.0, "two callers that call the same pairs", _BY_HAND)
+    contents_elsewhere: float = threshold(2.0, "against two callers whose calls have partners elsewhere", _BY_HAND)
+    untelling_content: float = threshold(0.25, "the weight of a call that owns and calls nothing among what a caller calls", _BY_HAND)
+    siblings_alike: float = threshold(4.0, "all of a numbered row, or of the members of a class, pair so", _BY_HAND)
+    classes_alike: float = threshold(1.0, "all of a class are paired with one class", _BY_HAND)
+    sinkhorn_steps: int = threshold(6, "steps of scaling in each round", _BY_HAND)
+    rounds: int = threshold(12, "rounds in which the beliefs are cooled", _BY_HAND)
+    hottest: float = threshold(1.0, "the temperature of the first round, in the unit of the voices", _BY_HAND)
+    coldest: float = threshold(0.03, "the temperature of the last round", _BY_HAND)
+
     # -- bounds on the work of scoring: likeness.py, property_scores.py -----------------------------------------------------
 
     dense_kinds: int = threshold(3000, "kinds for which a full table of likenesses is kept", _BY_HAND)

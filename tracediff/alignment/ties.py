@@ -1,0 +1,135 @@
+"""What pairs of sites say of one another: callers of what they call and the other way round, and siblings of their order.
+
+All of it is asked of *beliefs*: how far each candidate is a pair, 0 to 1. A level that has no partner, as far as is believed, is passed
+over: what it calls is taken for called by its caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tracediff.alignment import order
+from tracediff.alignment.structure import Side
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, is_telling
+
+
+class Ties:
+    """The ties among candidates ``a`` (sites of the reference) and ``b`` (of the port), in the order of a, then b: (candidates,) each."""
+
+    def __init__(self, evidence: Evidence, a: Ints, b: Ints) -> None:
+        self.evidence, self.of = evidence, (a, b)
+        self._width = len(evidence.sides[1])
+        self._keys = a * self._width + b
+        self._above = tuple(_callers(side, features.uncalled) for side, features in zip(evidence.sides, evidence.features, strict=True))
+        telling = [is_telling(features) for features in evidence.features]
+        self._telling = telling[0][a] & telling[1][b]
+        outputs, called = evidence.codes("outputs", a, b), evidence.codes("called", a, b)
+        alike = (outputs[0] == outputs[1]) | ~(called[0] & called[1])
+        evident = np.isin(self._keys, [one * self._width + other for one, other in evidence.pairs.pairs])
+        self._may_move = self._telling & (alike | evident)
+
+    def spoken(self, beliefs: Floats, gains: Floats, price: float) -> dict[str, Floats]:
+        """What the ties say of each candidate; ``price``: of a pair whose callers are none. ``gains``: what was said for each before."""
+        sizes = [len(side) for side in self.evidence.sides]
+        mass = [np.bincount(of, beliefs, size) for of, size in zip(self.of, sizes, strict=True)]
+        near = [_nearest(above, own >= THRESHOLDS.has_partner) for above, own in zip(self._above, mass, strict=True)]
+        callers = near[0][self.of[0]], near[1][self.of[1]]
+        up = self._place(*callers)
+        return {
+            "callers": self._of_callers(beliefs, callers, up, price),
+            "contents": self._of_contents(beliefs, callers, up, sizes),
+            "order": THRESHOLDS.in_order * self._in_order(beliefs, gains, callers, up),
+        }
+
+    def _place(self, a: Ints, b: Ints) -> Ints:
+        """The place of pairs among the candidates; -1 where they are none."""
+        keys = np.where((a >= 0) & (b >= 0), a * self._width + b, -1)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[place] == keys, place, -1)
+
+    def _best(self, beliefs: Floats) -> tuple[Floats, Floats]:
+        """The strongest belief in any partner of each site."""
+        best = tuple(np.zeros(len(side)) for side in self.evidence.sides)
+        for of, found in zip(self.of, best, strict=True):
+            np.maximum.at(found, of, beliefs)
+        return best[0], best[1]
+
+    def _of_callers(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, price: float) -> Floats:
+        """Against two sites whose callers are no pair, by how much less they are one than either is one with another site."""
+        best = [np.where(caller >= 0, one[caller], 1.0) for one, caller in zip(self._best(beliefs), callers, strict=True)]
+        both = np.where(up >= 0, beliefs[up], (callers[0] < 0) & (callers[1] < 0))
+        share = np.minimum(1.0, both / np.maximum(np.maximum(*best), THRESHOLDS.least_belief))
+        return -(1.0 - share) * np.where(self._may_move, price, THRESHOLDS.callers_differ_unmoved)
+
+    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, sizes: list[int]) -> Floats:
+        """For two callers that call the same pairs, against two whose calls have partners elsewhere. What is open says nothing."""
+        decided = beliefs**2 * np.where(self._telling, 1.0, THRESHOLDS.untelling_content)
+        inside = up >= 0
+        common = np.bincount(up[inside], decided[inside], len(up))
+        of_each = [
+            np.bincount(caller[caller >= 0], decided[caller >= 0], size)[of]
+            for caller, size, of in zip(callers, sizes, self.of, strict=True)
+        ]
+        total = (of_each[0] + of_each[1]) / 2
+        said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * (total - common)
+        return said / (total + THRESHOLDS.overlap_doubt)
+
+    def _in_order(self, beliefs: Floats, gains: Floats, callers: tuple[Ints, Ints], up: Ints) -> Flags:
+        """Which candidates keep the order of the calls: those of the best sequence among what two callers call that are a pair."""
+        best = self._best(beliefs)
+        is_pair = (beliefs >= best[0][self.of[0]]) & (beliefs >= best[1][self.of[1]]) & (beliefs > THRESHOLDS.least_belief)
+        at_top = (callers[0] < 0) & (callers[1] < 0)
+        group = np.where(at_top, len(up), np.where((up >= 0) & is_pair[up] & (gains > 0), up, -1))
+        members = np.flatnonzero((group >= 0) & (gains > 0))
+        found = np.zeros(len(up), bool)
+        sites = [self._order_of_calls(side)[of] for side, of in enumerate(self.of)]
+        members = members[np.argsort(group[members], kind="stable")]
+        for some in np.split(members, np.flatnonzero(np.diff(group[members])) + 1):
+            found[some[self._sequence(sites[0][some], sites[1][some], gains[some])]] = True
+        return found
+
+    @staticmethod
+    def _sequence(rows: Ints, columns: Ints, gains: Floats) -> Ints:
+        """The places of the candidates that make up the best sequence of siblings."""
+        if not len(rows):
+            return np.empty(0, np.int64)
+        (ours, row), (theirs, column) = np.unique(rows, return_inverse=True), np.unique(columns, return_inverse=True)
+        place = np.zeros((len(ours), len(theirs)), np.int64)
+        table = np.zeros((len(ours), len(theirs)))
+        place[row, column], table[row, column] = np.arange(len(rows)), gains
+        return np.array([place[pair] for pair in order.in_order(table)], np.int64)
+
+    def _order_of_calls(self, side: int) -> Ints:
+        first = self.evidence.sides[side].first_call
+        return np.where(first >= 0, first, len(self.evidence.sides[side].calls.site) + np.arange(len(first)))
+
+
+def nearest_callers(evidence: Evidence, pairs: Iterable[tuple[int, int]]) -> tuple[Ints, Ints]:
+    """The nearest caller of each site of either side that has a partner among some pairs; -1 where none has."""
+    near = []
+    for number, (side, features) in enumerate(zip(evidence.sides, evidence.features, strict=True)):
+        has_partner = np.isin(np.arange(len(side)), [pair[number] for pair in pairs])
+        near.append(_nearest(_callers(side, features.uncalled), has_partner))
+    return near[0], near[1]
+
+
+def _callers(side: Side, uncalled: dict[int, list[int]]) -> Ints:
+    """The caller of each site; of a module that owns parameters and is never called the nearest holder that is called. -1 where none is."""
+    above = side.parent.copy()
+    for holder, sites in uncalled.items():
+        above[sites] = holder if holder < len(side) else -1
+    return above
+
+
+def _nearest(above: Ints, has_partner: Flags) -> Ints:
+    """The nearest caller of each site that has a partner, -1 where none has."""
+    near = above.copy()
+    for _ in range(len(above)):
+        lacking = (near >= 0) & ~has_partner[near]
+        if not lacking.any():
+            break
+        near[lacking] = above[near[lacking]]
+    return near
