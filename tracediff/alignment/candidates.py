@@ -23,17 +23,11 @@ def candidates(evidence: Evidence, free: tuple[Sequence[int], Sequence[int]]) ->
     keys = keys[is_free[0][keys // width] & is_free[1][keys % width]]
     a, b = keys // width, keys % width
     worth = spoken(evidence, a, b)
-    places = [np.argsort(np.argsort(_order(evidence, side))) / max(1, len(evidence.sides[side])) for side in (0, 1)]
+    places = [np.argsort(np.argsort(order)) / max(1, len(order)) for order in evidence.order]
     apart = np.abs(places[0][a] - places[1][b])
     kept = (_rank(a, worth, apart) < THRESHOLDS.candidates) | (_rank(b, worth, apart) < THRESHOLDS.candidates)
     kept &= worth > THRESHOLDS.hopeless
     return a[kept], b[kept], worth[kept]
-
-
-def _order(evidence: Evidence, side: int) -> Ints:
-    """Where each site stands: sites that were called by their first call, then the others."""
-    first = evidence.sides[side].first_call
-    return np.where(first >= 0, first, len(evidence.sides[side].calls.site) + np.arange(len(first)))
 
 
 def _of_like(evidence: Evidence, free: tuple[Sequence[int], Sequence[int]], width: int) -> Iterator[Ints]:
@@ -65,8 +59,8 @@ def _near(ours: Ints, theirs: Ints, width: int) -> Iterator[Ints]:
 
 def _grouped(evidence: Evidence, side: int, sites: Sequence[int] | Ints, names: Sequence[str]) -> dict[tuple[int, ...], Ints]:
     """The sites of a side by some of their features, each group in the order of the calls."""
-    order = _order(evidence, side)
-    ordered = np.array(sites, np.int64)[np.argsort(order[np.array(sites, np.int64)], kind="stable")]
+    chosen = np.array(sites, np.int64)
+    ordered = chosen[np.argsort(evidence.order[side][chosen], kind="stable")]
     columns = np.stack([getattr(evidence.features[side], name)[ordered] for name in names])
     labels, group = np.unique(columns, axis=1, return_inverse=True)
     return {tuple(labels[:, place].tolist()): ordered[group == place] for place in range(labels.shape[1])}

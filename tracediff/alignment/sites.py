@@ -90,10 +90,13 @@ class Table:
             beliefs[is_open] = [pair in known for pair in zip(a[is_open].tolist(), b[is_open].tolist(), strict=True)]
         else:
             beliefs[is_open] = soft.beliefs(gains[is_open], temperatures[0])
+        # Callers and what they call take turns: at once each would follow what the other was.
+        depth = np.array([len(self.evidence.sides[0].callers(site)) for site in range(len(self.evidence.sides[0]))])[a] % 2
         for temperature in temperatures:
-            said = ties.spoken(beliefs, gains, price)
-            gains = problem.worth + sum(said.values())
-            beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
+            for turn in (0, 1):
+                said = ties.spoken(beliefs, gains, price)
+                gains = np.where(depth == turn, problem.worth + sum(said.values()), gains)
+                beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
         best = soft.best(gains[is_open])
         chosen = np.flatnonzero(is_open)[best]
         rivals = _rivals(problem, chosen, self.evidence.sides[1].parent)

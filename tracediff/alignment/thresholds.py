@@ -154,7 +154,8 @@ class Thresholds:
 
     # -- the assignment of sites: candidates.py, ties.py, votes.py, soft_assignment.py, sites.py -----------------------------
 
-    wrapper_for_wrapped: float = threshold(3.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
+    same_place_among_like: float = threshold(0.1, "as many sites of the same kind before, or behind", _BY_HAND)
+    wrapper_for_wrapped: float = threshold(4.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
     all_pairs: int = threshold(250_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
     candidates: int = threshold(16, "candidates that are kept for each site", _BY_HAND)
     hopeless: float = threshold(-4.0, "candidates of whom less is said are not kept", _BY_HAND)
@@ -169,7 +170,7 @@ class Thresholds:
     siblings_alike: float = threshold(4.0, "all of a numbered row, or of the members of a class, pair so", _BY_HAND)
     classes_alike: float = threshold(1.0, "all of a class are paired with one class", _BY_HAND)
     sinkhorn_steps: int = threshold(6, "steps of scaling in each round", _BY_HAND)
-    rounds: int = threshold(12, "rounds in which the beliefs are cooled", _BY_HAND)
+    rounds: int = threshold(8, "rounds in which the beliefs are cooled", _BY_HAND)
     hottest: float = threshold(1.0, "the temperature of the first round, in the unit of the voices", _BY_HAND)
     coldest: float = threshold(0.03, "the temperature of the last round", _BY_HAND)
 

@@ -36,13 +36,26 @@ class Ties:
         sizes = [len(side) for side in self.evidence.sides]
         mass = [np.bincount(of, beliefs, size) for of, size in zip(self.of, sizes, strict=True)]
         near = [_nearest(above, own >= THRESHOLDS.has_partner) for above, own in zip(self._above, mass, strict=True)]
-        callers = near[0][self.of[0]], near[1][self.of[1]]
+        callers = self._callers(beliefs, mass, near)
         up = self._place(*callers)
         return {
             "callers": self._of_callers(beliefs, callers, up, price),
-            "contents": self._of_contents(beliefs, callers, up, sizes),
+            "contents": self._of_contents(beliefs, callers, up, near),
             "order": THRESHOLDS.in_order * self._in_order(beliefs, gains, callers, up),
         }
+
+    def _callers(self, beliefs: Floats, mass: list[Floats], near: list[Ints]) -> tuple[Ints, Ints]:
+        """The nearest callers of both sites of each candidate that have a partner, if the candidate is a pair.
+
+        A caller of one whose partner might be the other has none then: it wraps that site.
+        """
+        callers = []
+        for side, (above, own) in enumerate(zip(near, mass, strict=True)):
+            caller = above[self.of[side]]
+            itself = self._place(caller, self.of[1]) if side == 0 else self._place(self.of[0], caller)
+            wraps = (itself >= 0) & (own[caller] - np.where(itself >= 0, beliefs[itself], 0.0) < THRESHOLDS.has_partner)
+            callers.append(np.where(wraps, above[caller], caller))
+        return callers[0], callers[1]
 
     def _place(self, a: Ints, b: Ints) -> Ints:
         """The place of pairs among the candidates; -1 where they are none."""
@@ -64,17 +77,23 @@ class Ties:
         share = np.minimum(1.0, both / np.maximum(np.maximum(*best), THRESHOLDS.least_belief))
         return -(1.0 - share) * np.where(self._may_move, price, THRESHOLDS.callers_differ_unmoved)
 
-    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, sizes: list[int]) -> Floats:
-        """For two callers that call the same pairs, against two whose calls have partners elsewhere. What is open says nothing."""
+    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, near: list[Ints]) -> Floats:
+        """For two callers that call the same pairs, against two whose calls have partners elsewhere. What is open says nothing.
+
+        Where a level is believed to be the partner of a caller, what it calls is its caller's too, if that one is the partner instead.
+        """
         decided = beliefs**2 * np.where(self._telling, 1.0, THRESHOLDS.untelling_content)
         inside = up >= 0
         common = np.bincount(up[inside], decided[inside], len(up))
-        of_each = [
-            np.bincount(caller[caller >= 0], decided[caller >= 0], size)[of]
-            for caller, size, of in zip(callers, sizes, self.of, strict=True)
-        ]
-        total = (of_each[0] + of_each[1]) / 2
-        said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * (total - common)
+        total = np.zeros(len(up))
+        for caller, own, of in zip(callers, near, self.of, strict=True):
+            total += np.bincount(caller[caller >= 0], decided[caller >= 0], len(own))[of] / 2
+        instead = common * beliefs
+        for ours, theirs in ((near[0][self.of[0]], self.of[1]), (self.of[0], near[1][self.of[1]])):
+            above = self._place(ours, theirs)
+            passed = np.bincount(above[above >= 0], instead[above >= 0], len(up))
+            common, total = common + passed, total + passed / 2
+        said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * np.maximum(total - common, 0.0)
         return said / (total + THRESHOLDS.overlap_doubt)
 
     def _in_order(self, beliefs: Floats, gains: Floats, callers: tuple[Ints, Ints], up: Ints) -> Flags:
@@ -85,7 +104,7 @@ class Ties:
         group = np.where(at_top, len(up), np.where((up >= 0) & is_pair[up] & (gains > 0), up, -1))
         members = np.flatnonzero((group >= 0) & (gains > 0))
         found = np.zeros(len(up), bool)
-        sites = [self._order_of_calls(side)[of] for side, of in enumerate(self.of)]
+        sites = [place[of] for place, of in zip(self.evidence.order, self.of, strict=True)]
         members = members[np.argsort(group[members], kind="stable")]
         for some in np.split(members, np.flatnonzero(np.diff(group[members])) + 1):
             found[some[self._sequence(sites[0][some], sites[1][some], gains[some])]] = True
@@ -101,10 +120,6 @@ class Ties:
         table = np.zeros((len(ours), len(theirs)))
         place[row, column], table[row, column] = np.arange(len(rows)), gains
         return np.array([place[pair] for pair in order.in_order(table)], np.int64)
-
-    def _order_of_calls(self, side: int) -> Ints:
-        first = self.evidence.sides[side].first_call
-        return np.where(first >= 0, first, len(self.evidence.sides[side].calls.site) + np.arange(len(first)))
 
 
 def nearest_callers(evidence: Evidence, pairs: Iterable[tuple[int, int]]) -> tuple[Ints, Ints]:

@@ -58,6 +58,27 @@ class Evidence:
         return getattr(self.features[0], name)[a], getattr(self.features[1], name)[b]
 
     @cached_property
+    def order(self) -> tuple[Ints, Ints]:
+        """Where each site of either side stands: those that were called by their first call, then the others."""
+        ours, theirs = (
+            np.where(side.first_call >= 0, side.first_call, len(side.calls.site) + np.arange(len(side), dtype=np.int64)) for side in self.sides
+        )
+        return ours, theirs
+
+    @cached_property
+    def places(self) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+        """For each side how many sites of its like stand before each site, and how many behind it, as numbers below 0."""
+        found = []
+        for features, order in zip(self.features, self.order, strict=True):
+            likes = np.stack([features.function, features.role, features.key, features.bag])
+            _, like, counts = np.unique(likes, axis=1, return_inverse=True, return_counts=True)
+            sequence = np.lexsort((order, like))
+            place = np.empty(len(like), np.int64)
+            place[sequence] = np.arange(len(like)) - np.repeat(np.cumsum(counts) - counts, counts)
+            found.append((place, place - counts[like]))
+        return found[0], found[1]
+
+    @cached_property
     def wrappers(self) -> tuple[Flags, Flags]:
         """Which modules of either side merely call one other module, which takes in and returns the same tensors."""
         ours, theirs = (np.array([hands_on(side, site) for site in range(len(side))], bool) for side in self.sides)
@@ -171,6 +192,14 @@ def of_levels(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     return np.where(mixed, np.where(likeness > THRESHOLDS.same_bag, THRESHOLDS.leaf_for_level, for_others), worth)
 
 
+def of_places(evidence: Evidence, a: Ints, b: Ints) -> Floats:
+    """As many of its like before, and as many behind: the order of the calls where nothing else tells like sites apart."""
+    worth = np.zeros(len(a))
+    for ours, theirs in zip(*evidence.places, strict=True):
+        worth += THRESHOLDS.same_place_among_like * (ours[a] == theirs[b])
+    return worth
+
+
 VOICES: Mapping[str, Callable[[Evidence, Ints, Ints], Floats]] = {
     "parameters": of_parameters,
     "values": of_values,
@@ -182,6 +211,7 @@ VOICES: Mapping[str, Callable[[Evidence, Ints, Ints], Floats]] = {
     "levels": of_levels,
     "same name": of_full_names,
     "words of names": of_words,
+    "place among its like": of_places,
 }
 """What speaks for two sites by themselves, by its name. An ablation leaves one out."""
 

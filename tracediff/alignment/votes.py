@@ -34,8 +34,10 @@ def votes(matches: Matches, pairs: Iterable[Match]) -> Votes:
 
 
 def _are_alike(matches: Matches, a: int, b: int) -> bool:
-    """Whether two sites are called or not, leaves or not, of one function, and own parameters of the same axes."""
+    """Whether two sites are called or not, wrappers or not, leaves or not, of one function, and own parameters of the same axes."""
     ours, theirs = matches.features
+    if matches.evidence.wrappers[0][a] != matches.evidence.wrappers[1][b]:
+        return False
     return all(getattr(ours, name)[a] == getattr(theirs, name)[b] for name in ("called", "leaf", "function", "key"))
 
 
