@@ -40,7 +40,7 @@ class Ties:
         up = self._place(*callers)
         return {
             "callers": self._of_callers(beliefs, callers, up, price),
-            "contents": self._of_contents(beliefs, callers, up, near),
+            "contents": self._of_contents(beliefs, callers, up, near, mass),
             "order": THRESHOLDS.in_order * self._in_order(beliefs, gains, callers, up),
         }
 
@@ -77,7 +77,7 @@ class Ties:
         share = np.minimum(1.0, both / np.maximum(np.maximum(*best), THRESHOLDS.least_belief))
         return -(1.0 - share) * np.where(self._may_move, price, THRESHOLDS.callers_differ_unmoved)
 
-    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, near: list[Ints]) -> Floats:
+    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, near: list[Ints], mass: list[Floats]) -> Floats:
         """For two callers that call the same pairs, against two whose calls have partners elsewhere. What is open says nothing.
 
         Where a level is believed to be the partner of a caller, what it calls is its caller's too, if that one is the partner instead.
@@ -88,10 +88,10 @@ class Ties:
         total = np.zeros(len(up))
         for caller, own, of in zip(callers, near, self.of, strict=True):
             total += np.bincount(caller[caller >= 0], decided[caller >= 0], len(own))[of] / 2
-        instead = common * beliefs
-        for ours, theirs in ((near[0][self.of[0]], self.of[1]), (self.of[0], near[1][self.of[1]])):
-            above = self._place(ours, theirs)
-            passed = np.bincount(above[above >= 0], instead[above >= 0], len(up))
+        inner = common
+        for side, (ours, theirs) in enumerate(((near[0][self.of[0]], self.of[1]), (self.of[0], near[1][self.of[1]]))):
+            above, own = self._place(ours, theirs), mass[side][self.of[side]]
+            passed = np.bincount(above[above >= 0], (inner * np.clip(1.0 - own + beliefs, 0.0, 1.0))[above >= 0], len(up))
             common, total = common + passed, total + passed / 2
         said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * np.maximum(total - common, 0.0)
         return said / (total + THRESHOLDS.overlap_doubt)
