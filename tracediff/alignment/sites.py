@@ -20,7 +20,7 @@ from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.ties import Ties
-from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, spoken
+from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, of_places, spoken
 from tracediff.alignment.votes import votes
 
 
@@ -99,17 +99,17 @@ class Table:
                 beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
         best = soft.best(gains[is_open])
         chosen = np.flatnonzero(is_open)[best]
-        rivals = _rivals(problem, chosen, self.evidence.sides[1].parent)
+        rivals = _rivals(problem, chosen, problem.worth - of_places(self.evidence, a, b), self.evidence.sides[1].parent)
         return [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
 
 
-def _rivals(problem: Problem, chosen: Ints, callers: Ints) -> dict[int, list[int]]:
-    """For each site that is paired the sites beside its partner of which the voices say nearly as much."""
+def _rivals(problem: Problem, chosen: Ints, worth: Floats, callers: Ints) -> dict[int, list[int]]:
+    """For each site that is paired the sites beside its partner of which the voices say nearly as much, order aside."""
     partner = np.full(int(problem.a.max(initial=-1)) + 1, -1, np.int64)
     partner[problem.a[chosen]] = chosen
     own = partner[problem.a]
     beside = (own >= 0) & (own != np.arange(len(own))) & (callers[problem.b] == callers[problem.b[own]])
-    near = beside & (problem.worth > problem.worth[own] - THRESHOLDS.rival_margin)
+    near = beside & (worth > worth[own] - THRESHOLDS.rival_margin)
     found: dict[int, list[int]] = {}
     for place in np.flatnonzero(near).tolist():
         rivals = found.setdefault(int(problem.a[place]), [])

@@ -160,6 +160,7 @@ class Thresholds:
     candidates: int = threshold(16, "candidates that are kept for each site", _BY_HAND)
     hopeless: float = threshold(-4.0, "candidates of whom less is said are not kept", _BY_HAND)
     has_partner: float = threshold(0.5, "the belief in any partner from which on a caller is no level to pass over", _BY_HAND)
+    levels_passed_over: int = threshold(4, "levels between two callers and what they call up to which it is theirs", _BY_HAND)
     least_belief: float = threshold(1e-3, "a weaker belief counts as this one", _BY_HAND)
     callers_differ: float = threshold(1.5, "against two sites whose callers are no pair", _BY_HAND)
     callers_differ_at_last: float = threshold(0.6, "the same for sites that are left over", _BY_HAND)

@@ -24,6 +24,8 @@ class Ties:
         self._width = len(evidence.sides[1])
         self._keys = a * self._width + b
         self._above = tuple(_callers(side, features.uncalled) for side, features in zip(evidence.sides, evidence.features, strict=True))
+        self._chains = [_chain(above, of) for above, of in zip(self._above, self.of, strict=True)]
+        self._places = [[self._place(ours, theirs) for theirs in self._chains[1]] for ours in self._chains[0]]
         telling = [is_telling(features) for features in evidence.features]
         self._telling = telling[0][a] & telling[1][b]
         outputs, called = evidence.codes("outputs", a, b), evidence.codes("called", a, b)
@@ -40,7 +42,7 @@ class Ties:
         up = self._place(*callers)
         return {
             "callers": self._of_callers(beliefs, callers, up, price),
-            "contents": self._of_contents(beliefs, callers, up, near, mass),
+            "contents": self._of_contents(beliefs, mass),
             "order": THRESHOLDS.in_order * self._in_order(beliefs, gains, callers, up),
         }
 
@@ -77,24 +79,37 @@ class Ties:
         share = np.minimum(1.0, both / np.maximum(np.maximum(*best), THRESHOLDS.least_belief))
         return -(1.0 - share) * np.where(self._may_move, price, THRESHOLDS.callers_differ_unmoved)
 
-    def _of_contents(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, near: list[Ints], mass: list[Floats]) -> Floats:
+    def _of_contents(self, beliefs: Floats, mass: list[Floats]) -> Floats:
         """For two callers that call the same pairs, against two whose calls have partners elsewhere. What is open says nothing.
 
-        Where a level is believed to be the partner of a caller, what it calls is its caller's too, if that one is the partner instead.
+        If two callers are a pair, theirs is all that is called below them through levels that then have no partner.
         """
         decided = beliefs**2 * np.where(self._telling, 1.0, THRESHOLDS.untelling_content)
-        inside = up >= 0
-        common = np.bincount(up[inside], decided[inside], len(up))
-        total = np.zeros(len(up))
-        for caller, own, of in zip(callers, near, self.of, strict=True):
-            total += np.bincount(caller[caller >= 0], decided[caller >= 0], len(own))[of] / 2
-        inner = common
-        for side, (ours, theirs) in enumerate(((near[0][self.of[0]], self.of[1]), (self.of[0], near[1][self.of[1]]))):
-            above, own = self._place(ours, theirs), mass[side][self.of[side]]
-            passed = np.bincount(above[above >= 0], (inner * np.clip(1.0 - own + beliefs, 0.0, 1.0))[above >= 0], len(up))
-            common, total = common + passed, total + passed / 2
+        total = np.zeros(len(beliefs))
+        for chain, own, of in zip(self._chains, mass, self.of, strict=True):
+            called, through = np.zeros(len(own)), decided
+            for caller in chain:
+                live = (caller >= 0) & (through > THRESHOLDS.least_belief)
+                called += np.bincount(caller[live], through[live], len(own))
+                through = np.where(live, through * np.maximum(0.0, 1.0 - own[caller]), 0.0)
+            total += called[of] / 2
+        common = np.zeros(len(beliefs))
+        for t, ours in enumerate(self._chains[0]):
+            for s, theirs in enumerate(self._chains[1]):
+                through = decided
+                for u in range(t):
+                    through = through * self._is_open(mass[0], self._chains[0][u], beliefs, self._places[u][s])
+                for u in range(s):
+                    through = through * self._is_open(mass[1], self._chains[1][u], beliefs, self._places[t][u])
+                live = (self._places[t][s] >= 0) & (through > THRESHOLDS.least_belief)
+                common += np.bincount(self._places[t][s][live], through[live], len(beliefs))
         said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * np.maximum(total - common, 0.0)
-        return said / (total + THRESHOLDS.overlap_doubt)
+        return said / (np.maximum(total, common) + THRESHOLDS.overlap_doubt)
+
+    @staticmethod
+    def _is_open(mass: Floats, level: Ints, beliefs: Floats, pair: Ints) -> Floats:
+        """How far a level has no partner but the one of ``pair``."""
+        return np.clip(1.0 - mass[level] + np.where(pair >= 0, beliefs[pair], 0.0), 0.0, 1.0)
 
     def _in_order(self, beliefs: Floats, gains: Floats, callers: tuple[Ints, Ints], up: Ints) -> Flags:
         """Which candidates keep the order of the calls: those of the best sequence among what two callers call that are a pair."""
@@ -137,6 +152,14 @@ def _callers(side: Side, uncalled: dict[int, list[int]]) -> Ints:
     for holder, sites in uncalled.items():
         above[sites] = holder if holder < len(side) else -1
     return above
+
+
+def _chain(above: Ints, of: Ints) -> list[Ints]:
+    """The callers of some sites, the callers of those, and so on, the nearest first; -1 where there are no more."""
+    chain = [above[of]]
+    while len(chain) < THRESHOLDS.levels_passed_over and (chain[-1] >= 0).any():
+        chain.append(np.where(chain[-1] >= 0, above[chain[-1]], -1))
+    return chain
 
 
 def _nearest(above: Ints, has_partner: Flags) -> Ints:
