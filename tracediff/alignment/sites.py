@@ -95,10 +95,9 @@ class Table:
         for temperature in temperatures:
             for turn in (0, 1):
                 said = ties.spoken(beliefs, gains, price)
-                gains = np.where(depth == turn, problem.worth + sum(said.values()), gains)
+                gains = np.where(depth == turn, (gains + problem.worth + sum(said.values())) / 2, gains)
                 beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
-        best = soft.best(gains[is_open])
-        chosen = np.flatnonzero(is_open)[best]
+        chosen = np.flatnonzero(is_open)[soft.best(beliefs[is_open])]
         rivals = _rivals(problem, chosen, problem.worth - of_places(self.evidence, a, b), self.evidence.sides[1].parent)
         return [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
 

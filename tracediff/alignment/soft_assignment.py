@@ -55,26 +55,21 @@ class SoftAssignment:
         beliefs: Floats = np.exp(scaled - cost[self.rows.line] - price[self.columns.line])
         return beliefs
 
-    def best(self, gains: Floats) -> Flags:
-        """The candidates of the one assignment whose gains are together the greatest, each more than staying alone: (candidates,)."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+    def best(self, beliefs: Floats) -> Flags:
+        """The candidates of the one assignment in which most is believed, each more than `THRESHOLDS.least_chosen`: (candidates,).
 
-        chosen = np.zeros(len(gains), bool)
-        worth = np.flatnonzero(gains > 2 * self.alone)
-        if not len(worth):
-            return chosen
-        (rows, row), (columns, column) = (np.unique(lines.line[worth], return_inverse=True) for lines in (self.rows, self.columns))
-        count, width = len(rows), len(columns)
-        # Every row has a column of its own in which it stays alone, every column such a row, and those may be matched with each other.
-        ours, theirs = np.concatenate([row, np.arange(count), width * 0 + count + np.arange(width), count + column]), np.concatenate(
-            [column, width + np.arange(count), np.arange(width), width + row]
-        )
-        top = float(gains[worth].max()) + 1.0
-        costs = np.concatenate([top - gains[worth], np.full(count + width, top - self.alone), np.full(len(worth), top)])
-        graph = coo_array((costs, (ours, theirs)), shape=(count + width, count + width)).tocsr()
-        found = np.stack(min_weight_full_bipartite_matching(graph))
-        keys = row * width + column
-        pairs = found[:, (found[0] < count) & (found[1] < width)]
-        chosen[worth[np.isin(keys, pairs[0] * width + pairs[1])]] = True
+        What is believed more than half has no rival; only the rest is weighed against each other.
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        chosen = beliefs > THRESHOLDS.has_partner
+        taken = [np.bincount(lines.line, chosen, len(lines.starts)) > 0 for lines in (self.rows, self.columns)]
+        is_open = ~taken[0][self.rows.line] & ~taken[1][self.columns.line] & (beliefs > THRESHOLDS.least_chosen)
+        left = np.flatnonzero(is_open)
+        if len(left):
+            (ours, row), (theirs, column) = (np.unique(lines.line[left], return_inverse=True) for lines in (self.rows, self.columns))
+            table, place = np.zeros((len(ours), len(theirs))), np.full((len(ours), len(theirs)), -1)
+            table[row, column], place[row, column] = beliefs[left], left
+            found = place[linear_sum_assignment(table, maximize=True)]
+            chosen[found[found >= 0]] = True
         return chosen

@@ -171,7 +171,8 @@ class Thresholds:
     siblings_alike: float = threshold(4.0, "all of a numbered row, or of the members of a class, pair so", _BY_HAND)
     classes_alike: float = threshold(1.0, "all of a class are paired with one class", _BY_HAND)
     sinkhorn_steps: int = threshold(6, "steps of scaling in each round", _BY_HAND)
-    rounds: int = threshold(8, "rounds in which the beliefs are cooled", _BY_HAND)
+    least_chosen: float = threshold(0.05, "the least belief at last in two sites that are paired", _BY_HAND)
+    rounds: int = threshold(10, "rounds in which the beliefs are cooled", _BY_HAND)
     hottest: float = threshold(1.0, "the temperature of the first round, in the unit of the voices", _BY_HAND)
     coldest: float = threshold(0.03, "the temperature of the last round", _BY_HAND)
 
