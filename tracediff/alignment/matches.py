@@ -18,7 +18,8 @@ GIVEN = "given"
 class Match:
     """Two sites paired by their numbers: the score, the reason, the rivals in the port, and the part where one of them is a fused whole.
 
-    ``whole`` is the side that holds the fused whole, "reference" or "port"; empty where ``part`` is None.
+    ``whole`` is the side that holds the fused whole, "reference" or "port"; empty where ``part`` is None. ``rival`` is the nearest other
+    pair of either site; ``voices``: what each source says of the match, and of the rival.
     """
 
     reference: int
@@ -28,6 +29,8 @@ class Match:
     rivals: list[int] = field(default_factory=list)
     part: Part | None = None
     whole: str = ""
+    rival: tuple[int, int] | None = None
+    voices: list[tuple[str, float, float]] = field(default_factory=list)
 
     def site(self, side: int) -> int:
         """The site on side 0, the reference, or 1, the port."""

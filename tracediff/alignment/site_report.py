@@ -53,7 +53,9 @@ class _PairReport:
         confidence = self._confidence(match, is_open=bool(rivals))
         evidence = "; ".join(self._evidence(match))
         whole: Any = match.whole
-        return SitePair(reference, port, as_kind(self.sides[0].kind[match.reference]), evidence, confidence, rivals, match.part, whole)
+        kind = as_kind(self.sides[0].kind[match.reference])
+        rival = (self.sides[0].names[match.rival[0]], self.sides[1].names[match.rival[1]]) if match.rival else None
+        return SitePair(reference, port, kind, evidence, confidence, rivals, match.part, whole, rival, tuple(match.voices))
 
     def _is_open(self, match: Match) -> bool:
         """Whether parameters and values leave open which of several similar sites is the partner."""

@@ -20,7 +20,7 @@ from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.ties import Ties
-from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, of_places, spoken
+from tracediff.alignment.voices import VOICES, Evidence, Flags, Floats, Ints, of_places, spoken
 from tracediff.alignment.votes import votes
 
 
@@ -77,13 +77,13 @@ class Table:
         worth = spoken(self.evidence, a, b)
         extra = np.array([(told or {}).get(pair, 0.0) for pair in map(tuple, keys.tolist())])
         is_open = np.array([pair not in fixed for pair in map(tuple, keys.tolist())], bool)
-        return self._cooled(Problem(a, b, worth + extra, is_open), price, [(match.reference, match.port) for match in start])
+        return self._cooled(Problem(a, b, worth, extra, is_open), price, [(match.reference, match.port) for match in start])
 
     def _cooled(self, problem: Problem, price: float, start: list[tuple[int, int]]) -> list[Match]:
         a, b, is_open = problem.a, problem.b, problem.is_open
         ties, soft = Ties(self.evidence, a, b), SoftAssignment(a[is_open], b[is_open], THRESHOLDS.worth_pairing)
         temperatures = np.geomspace(THRESHOLDS.hottest, THRESHOLDS.coldest, THRESHOLDS.rounds)
-        beliefs, gains = np.ones(len(a)), problem.worth
+        beliefs, gains = np.ones(len(a)), problem.worth + problem.told
         if start:
             temperatures = temperatures[len(temperatures) // 2 :]
             known = set(start)
@@ -95,11 +95,33 @@ class Table:
         for temperature in temperatures:
             for turn in (0, 1):
                 said = ties.spoken(beliefs, gains, price)
-                gains = np.where(depth == turn, (gains + problem.worth + sum(said.values())) / 2, gains)
+                gains = np.where(depth == turn, (gains + problem.worth + problem.told + sum(said.values())) / 2, gains)
                 beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
         chosen = np.flatnonzero(is_open)[soft.best(beliefs[is_open])]
         rivals = _rivals(problem, chosen, problem.worth - of_places(self.evidence, a, b), self.evidence.sides[1].parent)
-        return [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
+        found = [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
+        return self._with_accounts(found, problem, chosen, {**said, "votes": problem.told}) if found else found
+
+    def _with_accounts(self, found: list[Match], problem: Problem, chosen: Ints, said: dict[str, Floats]) -> list[Match]:
+        """The same matches, each with what every source says of it, and of the nearest rival of either of its sites."""
+        a, b, gains = problem.a, problem.b, problem.worth + sum(said.values())
+        nearest = np.full(len(chosen), -1)
+        is_rival = np.ones(len(a), bool)
+        is_rival[chosen] = False
+        for of in (a, b):
+            place = np.full(int(of.max()) + 1, -1)
+            place[of[chosen]] = np.arange(len(chosen))
+            for k in np.flatnonzero(is_rival & (place[of] >= 0))[np.argsort(gains[is_rival & (place[of] >= 0)])].tolist():
+                own = place[of[k]]
+                nearest[own] = k if nearest[own] < 0 or gains[k] > gains[nearest[own]] else nearest[own]
+        both = np.concatenate([chosen, np.maximum(nearest, 0)])
+        table = {voice.__name__.removeprefix("of_"): voice(self.evidence, a[both], b[both]) for voice in VOICES}
+        table |= {name: worth[both] for name, worth in said.items()}
+        values = np.round(np.stack([*table.values()]), 3).reshape(len(table), 2, -1).transpose(2, 0, 1).tolist()
+        for match, rival, voices in zip(found, nearest.tolist(), values, strict=True):
+            match.rival = (int(a[rival]), int(b[rival])) if rival >= 0 else None
+            match.voices = [(name, ours, theirs) for name, (ours, theirs) in zip(table, voices, strict=True)]
+        return found
 
 
 def _rivals(problem: Problem, chosen: Ints, worth: Floats, callers: Ints) -> dict[int, list[int]]:
@@ -118,9 +140,10 @@ def _rivals(problem: Problem, chosen: Ints, worth: Floats, callers: Ints) -> dic
 
 @dataclass(frozen=True)
 class Problem:
-    """What is assigned at once: candidates ``a`` and ``b``, what is said of each, and which are open, not paired before."""
+    """What is assigned at once: candidates ``a`` and ``b``, what the voices say of each, what votes do, and which are open."""
 
     a: Ints
     b: Ints
     worth: Floats
+    told: Floats
     is_open: Flags

@@ -73,10 +73,15 @@ class Ties:
         return best[0], best[1]
 
     def _of_callers(self, beliefs: Floats, callers: tuple[Ints, Ints], up: Ints, price: float) -> Floats:
-        """Against two sites whose callers are no pair, by how much less they are one than either is one with another site."""
+        """Against two sites whose callers are no pair, by how much less they are one than either is one with another site.
+
+        What owns and calls nothing has no place of its own where both its caller and its partner's are none.
+        """
         best = [np.where(caller >= 0, one[caller], 1.0) for one, caller in zip(self._best(beliefs), callers, strict=True)]
         both = np.where(up >= 0, beliefs[up], (callers[0] < 0) & (callers[1] < 0))
         share = np.minimum(1.0, both / np.maximum(np.maximum(*best), THRESHOLDS.least_belief))
+        passed_over = [caller != chain[0] for caller, chain in zip(callers, self._chains, strict=True)]
+        share = np.where(passed_over[0] & passed_over[1] & ~self._may_move, 0.0, share)
         return -(1.0 - share) * np.where(self._may_move, price, THRESHOLDS.callers_differ_unmoved)
 
     def _of_contents(self, beliefs: Floats, mass: list[Floats]) -> Floats:

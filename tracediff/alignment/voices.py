@@ -200,25 +200,25 @@ def of_places(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     return worth
 
 
-VOICES: Mapping[str, Callable[[Evidence, Ints, Ints], Floats]] = {
-    "parameters": of_parameters,
-    "values": of_values,
-    "properties": of_properties,
-    "axes of parameters": of_axes,
-    "attributes": of_attributes,
-    "functions": of_functions,
-    "identities and wrappers": of_identities,
-    "levels": of_levels,
-    "same name": of_full_names,
-    "words of names": of_words,
-    "place among its like": of_places,
-}
-"""What speaks for two sites by themselves, by its name. An ablation leaves one out."""
+VOICES: tuple[Callable[[Evidence, Ints, Ints], Floats], ...] = (
+    of_parameters,
+    of_values,
+    of_properties,
+    of_axes,
+    of_attributes,
+    of_functions,
+    of_identities,
+    of_levels,
+    of_full_names,
+    of_words,
+    of_places,
+)
+"""What speaks for two sites by themselves. An ablation leaves one out by its name."""
 
 
 def spoken(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     """What all voices together say of many pairs of sites ``a`` and ``b``: (pairs,)."""
-    return np.sum([voice(evidence, a, b) for voice in VOICES.values()], axis=0) if len(a) else np.zeros(0)
+    return np.sum([voice(evidence, a, b) for voice in VOICES], axis=0) if len(a) else np.zeros(0)
 
 
 def is_telling(features: Features) -> Flags:
