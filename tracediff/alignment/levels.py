@@ -54,7 +54,9 @@ def pair_containers(matches: Matches) -> None:
             totals[1][other] += 1
     ranked = sorted(((2 * count / (totals[0][a] + totals[1][b]), a, b) for (a, b), count in common.items()), reverse=True)
     for share, a, b in ranked:
-        are_free = a not in matches.partner[0] and b not in matches.partner[1] and a not in matches.ignored[0] and b not in matches.ignored[1]
+        are_free = (
+            a not in matches.partner[0] and b not in matches.partner[1] and a not in matches.ignored[0] and b not in matches.ignored[1]
+        )
         are_alike = matches.sides[0].first_call[a] < 0 and matches.sides[1].first_call[b] < 0
         if share > THRESHOLDS.held_alike and are_free and are_alike:
             matches.pair(Match(a, b, share, "holds paired sites"))

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracediff.alignment.features import Bag, size_of
-from tracediff.alignment.thresholds import THRESHOLDS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -126,7 +126,7 @@ def _shared_below(matches: Matches) -> dict[tuple[int, int], float]:
             callers = [side.callers(match.site(number)) for number, side in enumerate(matches.sides)]
             for number in (0, 1):
                 totals[number].update(callers[number])
-            common.update(product(*callers))
+            common.update(product(callers[0], callers[1]))
     doubt = THRESHOLDS.overlap_doubt
     return {(a, b): 2 * count / (totals[0][a] + totals[1][b]) * count / (count + doubt) for (a, b), count in common.items()}
 

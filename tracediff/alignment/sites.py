@@ -1,4 +1,4 @@
-"""Pairs the sites of two traces: one assignment of all sites at once, in which what speaks for each pair, and the pairs for each other, adds up.
+"""Pairs the sites of two traces by one assignment of all at once: what speaks for each pair, and the pairs for each other, adds up.
 
 Each pair of sites has a gain: what `voices` say of it by itself, and what `ties` say by the other pairs, as far as those are believed.
 Beliefs and gains take turns while the beliefs are cooled (graduated assignment), so that what is told early decides what is told late. Then
@@ -70,13 +70,13 @@ class Table:
         fixed = {(match.reference, match.port) for match in matches.all()}
         taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]
         open_ = ~taken[0] & ~taken[1]
-        pairs = {**dict(zip(zip(self.a[open_].tolist(), self.b[open_].tolist(), strict=True), self.worth[open_].tolist(), strict=True))}
-        more = [pair for pair in told or () if pair not in pairs]
-        keys = np.array(sorted({*pairs, *more, *fixed}), np.int64).reshape(-1, 2)
+        pairs = zip(self.a[open_].tolist(), self.b[open_].tolist(), strict=True)
+        keys = np.array(sorted({*pairs, *(told or ()), *fixed}), np.int64).reshape(-1, 2)
         a, b = keys[:, 0], keys[:, 1]
         worth = spoken(self.evidence, a, b)
-        extra = np.array([(told or {}).get(pair, 0.0) for pair in map(tuple, keys.tolist())])
-        is_open = np.array([pair not in fixed for pair in map(tuple, keys.tolist())], bool)
+        each = list(zip(a.tolist(), b.tolist(), strict=True))
+        extra = np.array([(told or {}).get(pair, 0.0) for pair in each])
+        is_open = np.array([pair not in fixed for pair in each], bool)
         return self._cooled(Problem(a, b, worth, extra, is_open), price, [(match.reference, match.port) for match in start])
 
     def _cooled(self, problem: Problem, price: float, start: list[tuple[int, int]]) -> list[Match]:

@@ -29,7 +29,8 @@ class _Lines:
         top = np.maximum(np.maximum.reduceat(ordered, self.starts), alone)
         counts = np.diff(self.starts, append=len(ordered))
         total = np.add.reduceat(np.exp(ordered - np.repeat(top, counts)), self.starts) + np.exp(alone - top)
-        return top + np.log(total)
+        prices: Floats = top + np.log(total)
+        return prices
 
 
 class SoftAssignment:

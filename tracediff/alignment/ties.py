@@ -36,14 +36,14 @@ class Ties:
     def spoken(self, beliefs: Floats, gains: Floats, price: float) -> dict[str, Floats]:
         """What the ties say of each candidate; ``price``: of a pair whose callers are none. ``gains``: what was said for each before."""
         sizes = [len(side) for side in self.evidence.sides]
-        mass = [np.bincount(of, beliefs, size) for of, size in zip(self.of, sizes, strict=True)]
+        mass: list[Floats] = [np.bincount(of, beliefs, size).astype(np.float64) for of, size in zip(self.of, sizes, strict=True)]
         near = [_nearest(above, own >= THRESHOLDS.has_partner) for above, own in zip(self._above, mass, strict=True)]
         callers = self._callers(beliefs, mass, near)
         up = self._place(*callers)
         return {
             "callers": self._of_callers(beliefs, callers, up, price),
             "contents": self._of_contents(beliefs, mass),
-            "order": THRESHOLDS.in_order * self._in_order(beliefs, gains, callers, up),
+            "order": np.where(self._in_order(beliefs, gains, callers, up), THRESHOLDS.in_order, 0.0),
         }
 
     def _callers(self, beliefs: Floats, mass: list[Floats], near: list[Ints]) -> tuple[Ints, Ints]:
@@ -99,8 +99,8 @@ class Ties:
                 through = np.where(live, through * np.maximum(0.0, 1.0 - own[caller]), 0.0)
             total += called[of] / 2
         common = np.zeros(len(beliefs))
-        for t, ours in enumerate(self._chains[0]):
-            for s, theirs in enumerate(self._chains[1]):
+        for t in range(len(self._chains[0])):
+            for s in range(len(self._chains[1])):
                 through = decided
                 for u in range(t):
                     through = through * self._is_open(mass[0], self._chains[0][u], beliefs, self._places[u][s])
@@ -114,7 +114,8 @@ class Ties:
     @staticmethod
     def _is_open(mass: Floats, level: Ints, beliefs: Floats, pair: Ints) -> Floats:
         """How far a level has no partner but the one of ``pair``."""
-        return np.clip(1.0 - mass[level] + np.where(pair >= 0, beliefs[pair], 0.0), 0.0, 1.0)
+        is_open: Floats = np.clip(1.0 - mass[level] + np.where(pair >= 0, beliefs[pair], 0.0), 0.0, 1.0)
+        return is_open
 
     def _in_order(self, beliefs: Floats, gains: Floats, callers: tuple[Ints, Ints], up: Ints) -> Flags:
         """Which candidates keep the order of the calls: those of the best sequence among what two callers call that are a pair."""

@@ -61,7 +61,8 @@ class Evidence:
     def order(self) -> tuple[Ints, Ints]:
         """Where each site of either side stands: those that were called by their first call, then the others."""
         ours, theirs = (
-            np.where(side.first_call >= 0, side.first_call, len(side.calls.site) + np.arange(len(side), dtype=np.int64)) for side in self.sides
+            np.where(side.first_call >= 0, side.first_call, len(side.calls.site) + np.arange(len(side), dtype=np.int64))
+            for side in self.sides
         )
         return ours, theirs
 
@@ -106,7 +107,8 @@ def of_properties(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     matrices = evidence.codes("matrix", a, b)
     # A convolution of one step is a linear layer.
     is_excused = (roles[0] != roles[1]) & (roles[0] != 0) & (roles[1] != 0) & matrices[0] & matrices[1] & (keys[0] == keys[1])
-    return worth - THRESHOLDS.role_different * is_excused
+    worth -= THRESHOLDS.role_different * is_excused
+    return worth
 
 
 def of_identities(evidence: Evidence, a: Ints, b: Ints) -> Floats:
@@ -114,7 +116,8 @@ def of_identities(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     (ours, theirs), roles = evidence.codes("identity", a, b), evidence.codes("role", a, b)
     wrappers = evidence.wrappers[0][a] != evidence.wrappers[1][b]
     against = THRESHOLDS.identity_different * ((ours != theirs) & (roles[0] != 0) & (roles[1] != 0))
-    return -against - THRESHOLDS.wrapper_for_wrapped * wrappers
+    worth: Floats = -against - THRESHOLDS.wrapper_for_wrapped * wrappers
+    return worth
 
 
 def of_functions(evidence: Evidence, a: Ints, b: Ints) -> Floats:
@@ -151,7 +154,7 @@ def of_full_names(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     partner = np.full(len(evidence.sides[0]), -1, np.int64)
     for site, other in evidence.names.partner.items():
         partner[site] = other
-    return evidence.names.worth * (partner[a] == b)
+    return np.where(partner[a] == b, evidence.names.worth, 0.0)
 
 
 def of_parameters(evidence: Evidence, a: Ints, b: Ints) -> Floats:

@@ -76,7 +76,9 @@ def in_rows(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, in
             others = rows[1][target]
             taken = set(others.values())
             concerned = [site for number, site in siblings.items() if number + shift in others or partner.get(site) in taken]
-            _add(wanted, {site: others[n + shift] for n, site in siblings.items() if n + shift in others}, partner, agreeing, len(concerned))
+            _add(
+                wanted, {site: others[n + shift] for n, site in siblings.items() if n + shift in others}, partner, agreeing, len(concerned)
+            )
     return wanted
 
 

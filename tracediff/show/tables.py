@@ -101,7 +101,8 @@ def _voices(pair: SitePair) -> Table:
     """What each source says of a pair of sites, and of the nearest rival; sources that say nothing of either are left out."""
     rival = " | ".join(name or "(root)" for name in pair.rival) if pair.rival else "no rival"
     table = _table("", "this pair", rival)
-    for source, ours, theirs in (*pair.voices, ("all", *(sum(voice[place] for voice in pair.voices) for place in (1, 2)))):
+    in_all = ("all", sum(ours for _, ours, _ in pair.voices), sum(theirs for *_, theirs in pair.voices))
+    for source, ours, theirs in (*pair.voices, in_all):
         if ours or (theirs and pair.rival):
             table.add_row(Text(source.replace("_", " ")), Text(f"{ours:+.2f}"), Text(f"{theirs:+.2f}" if pair.rival else ""))
     return table
