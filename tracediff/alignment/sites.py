@@ -94,7 +94,7 @@ class Table:
         depth = np.array([len(self.evidence.sides[0].callers(site)) for site in range(len(self.evidence.sides[0]))])[a] % 2
         for temperature in temperatures:
             for turn in (0, 1):
-                said = ties.spoken(beliefs, gains, price)
+                said = ties.spoken(beliefs, price)
                 gains = np.where(depth == turn, (gains + problem.worth + problem.told + sum(said.values())) / 2, gains)
                 beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
         chosen = np.flatnonzero(is_open)[soft.best(beliefs[is_open])]
@@ -105,15 +105,16 @@ class Table:
     def _with_accounts(self, found: list[Match], problem: Problem, chosen: Ints, said: dict[str, Floats]) -> list[Match]:
         """The same matches, each with what every source says of it, and of the nearest rival of either of its sites."""
         a, b, gains = problem.a, problem.b, problem.worth + sum(said.values())
-        nearest = np.full(len(chosen), -1)
         is_rival = np.ones(len(a), bool)
         is_rival[chosen] = False
+        nearest, best = np.full(len(chosen), -1), np.full(len(chosen), -np.inf)
         for of in (a, b):
-            place = np.full(int(of.max()) + 1, -1)
-            place[of[chosen]] = np.arange(len(chosen))
-            for k in np.flatnonzero(is_rival & (place[of] >= 0))[np.argsort(gains[is_rival & (place[of] >= 0)])].tolist():
-                own = place[of[k]]
-                nearest[own] = k if nearest[own] < 0 or gains[k] > gains[nearest[own]] else nearest[own]
+            ranked = np.flatnonzero(is_rival)[np.argsort(gains[is_rival], kind="stable")]
+            last = np.full(int(of.max()) + 1, -1)
+            last[of[ranked]] = ranked  # the last that is written, the best of each site, stays
+            rival = last[of[chosen]]
+            gain = np.where(rival >= 0, gains[rival], -np.inf)
+            nearest, best = np.where(gain > best, rival, nearest), np.maximum(gain, best)
         both = np.concatenate([chosen, np.maximum(nearest, 0)])
         table = {voice.__name__.removeprefix("of_"): voice(self.evidence, a[both], b[both]) for voice in VOICES}
         table |= {name: worth[both] for name, worth in said.items()}

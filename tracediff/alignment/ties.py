@@ -1,4 +1,4 @@
-"""What pairs of sites say of one another: callers of what they call and the other way round, and siblings of their order.
+"""What pairs of sites say of one another: callers of what they call, and the other way round.
 
 All of it is asked of *beliefs*: how far each candidate is a pair, 0 to 1. A level that has no partner, as far as is believed, is passed
 over: what it calls is taken for called by its caller.
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tracediff.alignment import order
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.voices import Evidence, Flags, Floats, Ints, is_telling
@@ -33,8 +32,8 @@ class Ties:
         evident = np.isin(self._keys, [one * self._width + other for one, other in evidence.pairs.pairs])
         self._may_move = self._telling & (alike | evident)
 
-    def spoken(self, beliefs: Floats, gains: Floats, price: float) -> dict[str, Floats]:
-        """What the ties say of each candidate; ``price``: of a pair whose callers are none. ``gains``: what was said for each before."""
+    def spoken(self, beliefs: Floats, price: float) -> dict[str, Floats]:
+        """What the ties say of each candidate; ``price``: of a pair whose callers are none."""
         sizes = [len(side) for side in self.evidence.sides]
         mass: list[Floats] = [np.bincount(of, beliefs, size).astype(np.float64) for of, size in zip(self.of, sizes, strict=True)]
         near = [_nearest(above, own >= THRESHOLDS.has_partner) for above, own in zip(self._above, mass, strict=True)]
@@ -43,7 +42,6 @@ class Ties:
         return {
             "callers": self._of_callers(beliefs, callers, up, price),
             "contents": self._of_contents(beliefs, mass),
-            "order": np.where(self._in_order(beliefs, gains, callers, up), THRESHOLDS.in_order, 0.0),
         }
 
     def _callers(self, beliefs: Floats, mass: list[Floats], near: list[Ints]) -> tuple[Ints, Ints]:
@@ -116,31 +114,6 @@ class Ties:
         """How far a level has no partner but the one of ``pair``."""
         is_open: Floats = np.clip(1.0 - mass[level] + np.where(pair >= 0, beliefs[pair], 0.0), 0.0, 1.0)
         return is_open
-
-    def _in_order(self, beliefs: Floats, gains: Floats, callers: tuple[Ints, Ints], up: Ints) -> Flags:
-        """Which candidates keep the order of the calls: those of the best sequence among what two callers call that are a pair."""
-        best = self._best(beliefs)
-        is_pair = (beliefs >= best[0][self.of[0]]) & (beliefs >= best[1][self.of[1]]) & (beliefs > THRESHOLDS.least_belief)
-        at_top = (callers[0] < 0) & (callers[1] < 0)
-        group = np.where(at_top, len(up), np.where((up >= 0) & is_pair[up] & (gains > 0), up, -1))
-        members = np.flatnonzero((group >= 0) & (gains > 0))
-        found = np.zeros(len(up), bool)
-        sites = [place[of] for place, of in zip(self.evidence.order, self.of, strict=True)]
-        members = members[np.argsort(group[members], kind="stable")]
-        for some in np.split(members, np.flatnonzero(np.diff(group[members])) + 1):
-            found[some[self._sequence(sites[0][some], sites[1][some], gains[some])]] = True
-        return found
-
-    @staticmethod
-    def _sequence(rows: Ints, columns: Ints, gains: Floats) -> Ints:
-        """The places of the candidates that make up the best sequence of siblings."""
-        if not len(rows):
-            return np.empty(0, np.int64)
-        (ours, row), (theirs, column) = np.unique(rows, return_inverse=True), np.unique(columns, return_inverse=True)
-        place = np.zeros((len(ours), len(theirs)), np.int64)
-        table = np.zeros((len(ours), len(theirs)))
-        place[row, column], table[row, column] = np.arange(len(rows)), gains
-        return np.array([place[pair] for pair in order.in_order(table)], np.int64)
 
 
 def nearest_callers(evidence: Evidence, pairs: Iterable[tuple[int, int]]) -> tuple[Ints, Ints]:
