@@ -67,8 +67,16 @@ def _flat(value: Any) -> Any:
 
 def word_likeness(ours: Sequence[frozenset[str]], theirs: Sequence[frozenset[str]], a: Ints, b: Ints) -> Floats:
     """How alike the words of the names of ``a`` among ours and ``b`` among theirs are, 0 to 1 (Dice): (pairs,)."""
-    codes: dict[frozenset[str], int] = {}
-    kinds = [np.array([codes.setdefault(words, len(codes)) for words in side], np.int64) for side in (ours, theirs)]
-    words = list(codes)
-    alike = KindLikeness(lambda one, other: 2 * len(words[one] & words[other]) / (len(words[one]) + len(words[other]) or 1))
-    return alike.of_pairs(kinds[0][a], kinds[1][b])
+    from scipy.sparse import csr_array
+
+    vocabulary: dict[str, int] = {}
+    tables, counts = [], []
+    for side in (ours, theirs):
+        columns = [vocabulary.setdefault(word, len(vocabulary)) for words in side for word in words]
+        counts.append(np.array([len(words) for words in side], np.int64))
+        starts = np.concatenate([[0], np.cumsum(counts[-1])])
+        tables.append((np.ones(len(columns), np.int64), np.array(columns, np.int64), starts))
+    rows = [csr_array(table, shape=(len(table[2]) - 1, max(1, len(vocabulary))))[of] for table, of in zip(tables, (a, b), strict=True)]
+    common = np.asarray(rows[0].multiply(rows[1]).sum(axis=1)).ravel()
+    likeness: Floats = 2.0 * common / np.maximum(counts[0][a] + counts[1][b], 1)
+    return likeness
