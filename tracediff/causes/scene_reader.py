@@ -19,12 +19,11 @@ from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.caveats import trains_otherwise
 from tracediff.dtype import Array
-from tracediff.errors import TraceFileError
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.operations import Graph, Where, graph_of
+from tracediff.trace.operations import Graph, Where, readable_graph
 
 _WIDE = 8
 """Bytes of a float64."""
@@ -305,10 +304,7 @@ class SceneReader:
 
     @cached_property
     def _graph(self) -> Graph | None:
-        try:
-            return graph_of(self._traces[0])
-        except TraceFileError:
-            return None
+        return readable_graph(self._traces[0])
 
     @cached_property
     def _row_at(self) -> dict[Where, int]:
