@@ -7,19 +7,21 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzzing import FORMATS, at_most, corpus, tried
+from fuzzing import FORMATS, at_most, batch, corpus, load, tried
 
 import tracediff as td
 from tracediff.errors import TracediffError
 from tracediff.json_text import MOST_DEPTH, parse_json
 
-INPUTS = {"trace": 200, "tables": 200}
-"""Of formats whose reading takes long; of the others 800. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
+INPUTS = 1000
+"""Of each format. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus"))
+    folder = corpus(tmp_path_factory.mktemp("corpus"))
+    load(folder)
+    return folder
 
 
 @pytest.mark.slow
@@ -27,7 +29,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_hostile_file_is_read_or_refused(name: str, good: Path) -> None:
     if name == "torch":
         pytest.importorskip("torch")
-    wrong = {f"{seed}: {how}" for seed in range(INPUTS.get(name, 800)) if (how := tried(name, seed, good)) not in ("read", "refused")}
+    wrong = {f"{seed}: {how}" for seed in range(INPUTS) if (how := tried(name, seed, good)) not in ("read", "refused")}
     assert not wrong
 
 
@@ -40,7 +42,15 @@ def test_the_corpus_itself_is_read(name: str, good: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(f"fuzzing.{changed}", lambda drawn, *given: given[-1])
     monkeypatch.setattr("fuzzing._replace_strings", lambda *_: None)
     monkeypatch.setattr("random.Random", First)
-    assert tried(name, 0, good) == "read"
+    assert tried(name, 0, good, whole=True) == "read"
+
+
+def test_an_input_at_which_the_process_dies_is_told_and_the_others_are_read(
+    good: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fuzzing.tried", lambda name, seed, good: os.kill(os.getpid(), 9) if seed == 1 else "read")
+    assert batch([("npz", seed) for seed in range(4)], good) == {"npz: read": 3, "npz: the process died": 1}
+    assert "npz 1: the process died (-9)" in capfd.readouterr().out
 
 
 class First(random.Random):

@@ -331,3 +331,13 @@ def test_an_empty_trace_is_a_trace(path: Path) -> None:
     assert trace.params == {}
     assert trace.to_frame().empty
     assert path.stat().st_size < 16 * 1024
+
+
+def test_a_text_that_was_forgotten_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracediff.trace.writer._LATEST_TEXTS", 2)
+    with TraceWriter(tmp_path / "a.h5") as writer:
+        for row in range(40):
+            writer.add(site=f"enc.{row % 20}", call="enc[0]", ordinal=row, end="output", values=np.ones(1))
+    with open_trace(tmp_path / "a.h5") as trace:
+        assert [record.site for record in trace.records] == [f"enc.{row % 20}" for row in range(40)]
+        assert len(trace.strings) == len(set(trace.strings))

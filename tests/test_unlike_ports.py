@@ -382,3 +382,78 @@ def test_a_fault_lies_in_the_module_that_the_port_wrote_into_its_caller(
     reference = Exchanged(factor)
     found = report(reference, ExchangedInCode(reference, exchanges=factor != port, factor=port), tmp_path, mode).divergences
     assert [(one.culprit.reference, one.causes[0].kind, one.causes[0].confirmed) for one in found] == [(place, kind, True)]
+
+
+# -- a tensor that a module only hands on --------------------------------------------------------------------------------------------------
+
+
+class Placed(torch.nn.Module):
+    """Adds what is looked up for three axes of positions; the first row of positions is for masks alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(16, 8)
+        self.table.weight.data = torch.tensor(np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32))
+
+    def forward(self, x: Any, places: Any) -> Any:
+        return x + self.table(places[1:]).sum(0)
+
+
+class Body(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed = Placed()
+
+    def forward(self, x: Any, places: Any) -> Any:
+        return torch.tanh(self.placed(x, places))
+
+
+class Headed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = Body(), torch.nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        places = torch.arange(5).repeat(4, 1) * torch.tensor([[1], [1], [2], [3]])
+        return self.head(self.body(x, places))
+
+
+class PlacedPort(nn.Module):
+    def __init__(self, reference: Placed) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.table.weight = array(reference.table.weight)
+
+    def __call__(self, x: Any, places: Any) -> Any:
+        return x + self.table(places).sum(0)
+
+
+class BodyPort(nn.Module):
+    """The body and the head in one: what it returns is not what the reference's body returns."""
+
+    def __init__(self, reference: Headed) -> None:
+        super().__init__()
+        self.placed = PlacedPort(reference.body.placed)
+        self.head = nn.Linear(8, 5)
+        loaded(self, reference, "head")
+
+    def __call__(self, x: Any, places: Any) -> Any:
+        return self.head(mx.tanh(self.placed(x, places)))
+
+
+class HeadedPort(nn.Module):
+    def __init__(self, reference: Headed, last: int) -> None:
+        super().__init__()
+        self.body, self.last = BodyPort(reference), last
+
+    def __call__(self, x: Any) -> Any:
+        return self.body(x, mx.arange(5)[None] * mx.array([[1], [2], [self.last]]))
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(3, "same"), (2, "different")])
+def test_an_input_that_is_handed_on_is_judged_where_it_is_taken_in(last: int, verdict: str, tmp_path: Path) -> None:
+    reference = Headed().eval()
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    td.capture(reference, (torch.tensor(x),), to=tmp_path / "ref.h5").close()
+    td.capture(HeadedPort(reference, last), (mx.array(x),), to=tmp_path / "port.h5", random=tmp_path / "ref.h5").close()
+    assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict

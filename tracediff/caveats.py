@@ -10,7 +10,7 @@ from tracediff.parameters.sources import open_weights
 from tracediff.parameters.thresholds import THRESHOLDS
 from tracediff.site import is_below, listed, module_of
 from tracediff.trace import Param, Trace
-from tracediff.trace.operations import graph_of
+from tracediff.trace.operations import readable_graph
 
 _TRAIN_OTHERWISE = ("dropout", "batchnorm", "instancenorm")
 """Modules with these words in their class names work otherwise in training mode."""
@@ -87,7 +87,7 @@ def _read(trace: Trace, bypassed: Iterable[Mapping[str, Any]]) -> frozenset[str]
 
     A bypassed module's own parameters count as read then: the code of the run may have used them.
     """
-    graph = graph_of(trace)
+    graph = readable_graph(trace)
     if graph is not None:
         return frozenset(str(node.args[0]) for node in graph.nodes if node.name == "@param")
     called = {module_of(site) for site in trace.sites if "#" not in site}

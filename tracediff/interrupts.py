@@ -21,6 +21,8 @@ from __future__ import annotations
 import functools
 import signal
 import threading
+from _signal import getsignal as _handler_of  # `signal` makes enumerations of what they return, which takes most of the time
+from _signal import signal as _set_handler
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
@@ -66,17 +68,17 @@ def _is_main() -> bool:
 def _stand_in() -> None:
     """Puts our handler in the place of one that Python would call; a signal that ends the process or is ignored stays so."""
     if _is_main():
-        handler = signal.getsignal(signal.SIGINT)
+        handler = _handler_of(signal.SIGINT)
         if callable(handler) and handler is not _note:  # whatever `_Interrupt` says: an interrupt may have come between the two
             _Interrupt.handler = handler
-            signal.signal(signal.SIGINT, _note)
+            _set_handler(signal.SIGINT, _note)
 
 
 def _stand_back() -> _Handler | None:
     """Puts the handler back that was there, unless somebody else has set one meanwhile; returns it."""
     handler = _Interrupt.handler
-    if handler is not None and signal.getsignal(signal.SIGINT) is _note:
-        signal.signal(signal.SIGINT, handler)
+    if handler is not None and _handler_of(signal.SIGINT) is _note:
+        _set_handler(signal.SIGINT, handler)
     _Interrupt.handler = None  # last: an interrupt before this finds whom to hand itself to
     return handler
 

@@ -44,27 +44,20 @@ def explain(located: Located, alignment: Alignment, reference: Trace, port: Trac
     located, seen_in_tensors = _with_proved(located, reader)
     if weights is not None:
         located = from_weights.with_owners(located, weights.findings, reference, port)
-    of_weights = _of_weights(located, weights, reader, reference, port)
+    proved = {place for place, found in seen_in_tensors.causes.items() if any(cause.confirmed for cause in found)}
+    of_weights = _of_weights(located, weights, reader, proved)
     causes = []
     findings = list(located.findings)
     for place, finding in enumerate(located.findings):
         of_pair = from_pair.causes(finding, located.comparisons[finding.place], reference, port)
         seen = one_of_each_kind([*of_pair, *seen_in_tensors.causes.get(place, ())])
-        best = in_order([*_not_refuted(of_weights[place], seen), *seen])
+        best = in_order([*of_weights[place], *seen])
         if best and finding.maker is None:  # the proven edit says in which module of the reference it lies
             findings[place] = replace(finding, maker=seen_in_tensors.changes.get(place, {}).get(best[0].evidence))
         causes.append(best)
     located, causes = _one_a_change(replace(located, findings=tuple(findings)), causes, seen_in_tensors.changes)
     told = tuple(tuple(map(calibrated, of_finding)) for of_finding in causes)
     return Explanation(located, told, weights, tuple(_notes(seen_in_tensors.unsearched)))
-
-
-def _not_refuted(of_weights: Sequence[Cause], seen: Sequence[Cause]) -> list[Cause]:
-    """The causes of weights; none says unproved that one is missing where a proved edit gives the port's tensor with the right ones."""
-    is_proved = any(cause.confirmed for cause in seen)
-    return [
-        cause for cause in of_weights if cause.confirmed or not is_proved or cause.kind not in ("weights.unloaded", "weights.missing_bias")
-    ]
 
 
 def _one_a_change(
@@ -116,21 +109,28 @@ def _with_proved(located: Located, reader: SceneReader) -> tuple[Located, Seen]:
     )
 
 
-def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, reference: Trace, port: Trace) -> list[list[Cause]]:
-    """The causes that wrong weights give for each finding, in the order of the findings."""
+def _of_weights(located: Located, weights: WeightsReport | None, reader: SceneReader, proved: Collection[int]) -> list[list[Cause]]:
+    """The causes that wrong weights give for each finding, in the order of the findings.
+
+    ``proved``: the findings of which an edit with the reference's weights gives the port's tensor. No weight is missing there, or a
+    stranger, merely because the port has none that looks like it.
+    """
     if weights is None:
         return [[] for _ in located.findings]
+    reference, port = reader.traces
     _, seen = from_weights.compared_modules(located, reference, port)
-    wrong, parameters = weights.findings, LayerParameters(weights, reference, port)
-    may_be_proved = parameters.may_prove(wrong)
+    parameters = LayerParameters(weights, reference, port)
+    may_be_proved = parameters.may_prove(weights.findings)
     found = []
-    for finding in located.findings:
+    for place, finding in enumerate(located.findings):
+        wrong = [one for one in weights.findings if place not in proved or one.port or one.kind != "weights.unloaded"]
         trains = reader.trains(1, finding.culprit[1])
         told = partial(from_weights.causes, wrong, finding.culprit[1], introduced=finding.introduced, seen=seen, trains=trains)
         causes = told()
         if causes and may_be_proved:
             causes = told(scene=reader.scene(finding), parameters=parameters)
-        found.append(causes or list(from_weights.strangers(weights, finding.culprit, reference, port)))
+        strangers = () if place in proved else from_weights.strangers(weights, finding.culprit, reference, port)
+        found.append(causes or list(strangers))
     return found
 
 

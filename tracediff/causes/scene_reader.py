@@ -19,12 +19,11 @@ from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.caveats import trains_otherwise
 from tracediff.dtype import Array
-from tracediff.errors import TraceFileError
 from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.operations import Graph, Where, graph_of
+from tracediff.trace.operations import Graph, Where, readable_graph
 
 _WIDE = 8
 """Bytes of a float64."""
@@ -119,14 +118,14 @@ class SceneReader:
         wrong_weights: Callable[[float], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         self._located, self._alignment, self._wrong_weights = located, alignment, wrong_weights
-        self._traces = (reference, port)
+        self.traces = (reference, port)
         self._call_trees = (reference.calls, port.calls)
         self._balances: dict[str, frozenset[str]] = {}
 
     def scene(self, finding: Finding) -> Scene:
         """What the detectors are shown of a finding: its pair, or where that is a scalar argument what the call made with it returned."""
         comparison = self._shown(self._located.comparisons[finding.place])
-        left, right = (trace.records[rows[0]] for trace, rows in zip(self._traces, _rows(comparison), strict=True))
+        left, right = (trace.records[rows[0]] for trace, rows in zip(self.traces, _rows(comparison), strict=True))
         ours, theirs = self._values(comparison)
         if finding.blame == "run":  # the code outside of all calls, which makes tensors as a caller's code does
             finding = replace(finding, blame="caller")
@@ -149,9 +148,9 @@ class SceneReader:
             types=self._types,
             shapes=(left.shape, right.shape),
             dtypes=(left.dtype, right.dtype),
-            run_dtypes=tuple(str(trace.meta.get("dtype")) for trace in self._traces),
+            run_dtypes=tuple(str(trace.meta.get("dtype")) for trace in self.traces),
             ordinal=left.ordinal,
-            port_repeats=self._traces[1].meta.get("repeats"),
+            port_repeats=self.traces[1].meta.get("repeats"),
             has_frames=self._correspond(*frames),
             balanced=self._balanced(left.stage),
             paired=self._paired,
@@ -174,7 +173,7 @@ class SceneReader:
 
     def _shown(self, comparison: Comparison) -> Comparison:
         """A comparison, or in the place of a scalar argument's that of the first tensor that its call returned, where there is one."""
-        record = self._traces[0].records[comparison.pair.reference[0]]
+        record = self.traces[0].records[comparison.pair.reference[0]]
         if not record.end.startswith("attr["):
             return comparison
         calls = self._call_trees[0]
@@ -200,7 +199,7 @@ class SceneReader:
     def _values(self, comparison: Comparison) -> tuple[Array | None, Array | None]:
         """Both tensors of a pair in the reference's layout, floats widened; None where no layout reconciles them, or not all is stored."""
         layout = comparison.pair.layout
-        sides = [[trace.records[row] for row in rows] for trace, rows in zip(self._traces, _rows(comparison), strict=True)]
+        sides = [[trace.records[row] for row in rows] for trace, rows in zip(self.traces, _rows(comparison), strict=True)]
         if layout is None or not all(_is_readable(record) for records in sides for record in records):
             return None, None
         reference, port = side_by_side(layout, *sides)
@@ -239,7 +238,7 @@ class SceneReader:
 
     def _calls_in(self, side: int, stage: str) -> Counter[str]:
         """How often each site is called in a stage."""
-        calls, records = self._call_trees[side], self._traces[side].records
+        calls, records = self._call_trees[side], self.traces[side].records
         first = ((call, int(calls.first[call])) for call in range(len(calls.first)))
         return Counter(calls.site_of(call) for call, row in first if records[row].stage == stage)
 
@@ -275,7 +274,7 @@ class SceneReader:
         for child in calls.children[call]:
             is_recorded, site = calls.is_recorded(child), calls.site_of(child)
             first = int(calls.first[child]) if is_recorded else -1
-            if call == TOP and is_recorded and self._traces[side].records[first].stage != stage:
+            if call == TOP and is_recorded and self.traces[side].records[first].stage != stage:
                 continue
             if not is_recorded or site not in known:
                 yield from self._calls(side, child, stage)
@@ -305,15 +304,12 @@ class SceneReader:
 
     @cached_property
     def _graph(self) -> Graph | None:
-        try:
-            return graph_of(self._traces[0])
-        except TraceFileError:
-            return None
+        return readable_graph(self.traces[0])
 
     @cached_property
     def _row_at(self) -> dict[Where, int]:
         """The row of each place of the reference."""
-        trace = self._traces[0]
+        trace = self.traces[0]
         columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
         texts = trace.strings
         return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
@@ -321,7 +317,7 @@ class SceneReader:
     @cached_property
     def _in_common(self) -> frozenset[int]:
         """The rows of the reference whose tensors the port goes on with too: what agrees and, in a forced run, what it was handed."""
-        kinds, is_forced = self._call_trees[0].kinds, self._traces[1].meta.get("mode_run") == "forced"
+        kinds, is_forced = self._call_trees[0].kinds, self.traces[1].meta.get("mode_run") == "forced"
         return frozenset(
             row
             for one in self._located.comparisons
@@ -332,17 +328,17 @@ class SceneReader:
     @cached_property
     def _altered(self) -> frozenset[str]:
         """The reference's modules of which a record diverged, or was not compared."""
-        records = self._traces[0].records
+        records = self.traces[0].records
         wrong = (one for one in self._located.comparisons if one.diverged is not False and one.how)
         return frozenset(module_of(records[row].site) for one in wrong for row in one.pair.reference)
 
     @cached_property
     def _hand(self) -> _HandReader:
-        return _HandReader(self._alignment, *self._traces, self._types)
+        return _HandReader(self._alignment, *self.traces, self._types)
 
     @cached_property
     def _modules(self) -> tuple[dict[str, Mapping[str, Any]], ...]:
-        return tuple({module["path"]: module for module in trace.meta.get("modules") or ()} for trace in self._traces)
+        return tuple({module["path"]: module for module in trace.meta.get("modules") or ()} for trace in self.traces)
 
     @cached_property
     def _types(self) -> dict[str, str]:

@@ -130,11 +130,20 @@ class Effects:
         calls, call = self._flow.calls, self._flow.call(i)
         if module_of(calls.site_of(call)) in self._pairs.normalising:
             return False
-        outputs = list(self._flow.outputs_within(call)) if self._flow.pairs_at(calls.outputs(call)) else []
+        is_seen = bool(self._flow.pairs_at(calls.outputs(call))) or self._is_handed_on(i)
+        outputs = list(self._flow.outputs_within(call)) if is_seen else []
         if all(map(self._pairs.is_exact, outputs)):
             return False
         agree = all(map(self._expected.vouches, self._expected.doubtful_first(outputs)))
         return agree and (may_mask(self._pairs.records(i)[0]) or not is_affine(self._pairs, i))
+
+    def _is_handed_on(self, i: int) -> bool:
+        """Whether a call inside takes in the very tensor of an input, and there it agrees or nothing follows from it."""
+        calls, call = self._flow.calls, self._flow.call(i)
+        rows = self._pairs[i].reference
+        takers = (taker for row in rows for taker in calls.takers.get(calls.producers[row] if calls.producers[row] >= 0 else row, ()))
+        inner = (taker for taker in takers if taker > rows[-1] and call in calls.above(int(calls.of_row[taker])))
+        return any(self._expected.agrees(j) or self.of(j) == "no effect" for j in self._flow.pairs_at(inner) if j > i)
 
     def _is_unclear(self, i: int) -> bool:
         """Whether what an input does cannot be told, since the call was handed something else that differs.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from tracediff.errors import TraceFileError
 from tracediff.locate.verdicts import Verdicts
-from tracediff.trace.operations import Graph, Where, graph_of
+from tracediff.trace.operations import Where, readable_graph
 
 _PARTS = frozenset(
     (
@@ -23,10 +22,7 @@ class MadeOf:
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
-        try:
-            self._graph: Graph | None = graph_of(verdicts.pairs.reference)
-        except TraceFileError:
-            self._graph = None
+        self._graph = readable_graph(verdicts.pairs.reference)
         self._own: dict[int, frozenset[int]] = {}
         self._frames: dict[int, tuple[int, int]] = {}
 

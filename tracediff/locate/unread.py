@@ -6,10 +6,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 
-from tracediff.errors import TraceFileError
 from tracediff.site import INPUTS
 from tracediff.trace import Record, Trace
-from tracediff.trace.operations import Graph, Where, graph_of
+from tracediff.trace.operations import Graph, Where, readable_graph
 
 
 class Unread:
@@ -21,10 +20,7 @@ class Unread:
     @cached_property
     def _graph(self) -> Graph | None:
         """The operations; None where they were not written down, or cannot be read."""
-        try:
-            return graph_of(self._reference)
-        except TraceFileError:
-            return None
+        return readable_graph(self._reference)
 
     @cached_property
     def _takers(self) -> dict[int, list[int]]:

@@ -68,9 +68,11 @@ class BackgroundWriter:
             raise self._error
 
     def _run(self) -> None:
+        done = 0
         while True:
             job, cost = self._jobs.get()
             if job is None:
+                self._let_go(done)
                 return
             if self._error is None:
                 try:
@@ -78,6 +80,12 @@ class BackgroundWriter:
                 except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                     self._error = error
             job = None
-            with self._changed:
-                self._waiting -= cost
-                self._changed.notify_all()
+            done += cost
+            if done >= self._limit // 8 or self._jobs.empty():  # of small jobs many are told at once
+                self._let_go(done)
+                done = 0
+
+    def _let_go(self, nbytes: int) -> None:
+        with self._changed:
+            self._waiting -= nbytes
+            self._changed.notify_all()

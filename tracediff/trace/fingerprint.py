@@ -212,9 +212,12 @@ class _Totals:
 
 
 def _saturated(value: float) -> float:
-    if math.isnan(value):
-        return 0.0
-    return max(-sys.float_info.max, min(sys.float_info.max, value))
+    if -_LARGEST <= value <= _LARGEST:
+        return value
+    return 0.0 if math.isnan(value) else math.copysign(_LARGEST, value)
+
+
+_LARGEST = sys.float_info.max
 
 
 LONGEST_AXIS = 1 << 20

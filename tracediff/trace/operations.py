@@ -89,6 +89,14 @@ def graph_of(trace: Trace) -> Graph | None:
     return _READ[trace]
 
 
+def readable_graph(trace: Trace) -> Graph | None:
+    """As `graph_of`; None also where the operations cannot be read."""
+    try:
+        return graph_of(trace)
+    except TraceFileError:
+        return None
+
+
 def _unpacked(trace: Trace) -> Graph:
     text = trace.meta[KEY]
     try:

@@ -47,6 +47,8 @@ _SEGMENT, _UNSTORED = 5, struct.pack("<i", -1)  # where a content names its segm
 LATEST = 16_384
 """Contents that are known again by their digest where a recorder does not know them."""
 _MOST_SHOWN = 4 * MOST_LINKS
+_LATEST_TEXTS = 2048
+"""Texts that are known again without their digest."""
 _stats_cells = attrgetter(*schema.STATS_NAMES)
 
 
@@ -390,18 +392,22 @@ class _Texts:
     def __init__(self) -> None:
         self.ends = array("Q", [0])
         self._numbers = DigestTable()
+        self._latest = Recent[str, int](_LATEST_TEXTS)
         self._shown: dict[int, str] = {0: ""}
 
     def number(self, text: str) -> tuple[int, bool]:
         """The number of a text, and whether it is new."""
         if not text:
             return 0, False
+        if (latest := self._latest.get(text)) is not None:
+            return latest, False
         blob = encode(text)
         code = xxhash.xxh3_128_digest(blob)
         number = self._numbers.get(code)
         if number is not None:
+            self._latest[text] = number
             return number, False
-        number = len(self.ends)
+        number = self._latest[text] = len(self.ends)
         self._numbers[code] = number
         self.ends.append(self.ends[-1] + len(blob))
         if number < _MOST_SHOWN:
