@@ -6,6 +6,7 @@ Inside `held` an interrupt is only noted, and raised where the outermost such re
 not ours, such as a model's run, inside of whatever will put things back. The handler that was there before is called, whatever it does.
 
 >>> import signal
+>>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
 >>> try:
 ...     with held():
 ...         signal.raise_signal(signal.SIGINT)
@@ -14,6 +15,7 @@ not ours, such as a model's run, inside of whatever will put things back. The ha
 ...     print("interrupted")
 whole
 interrupted
+>>> _ = signal.signal(signal.SIGINT, before)
 """
 
 from __future__ import annotations
