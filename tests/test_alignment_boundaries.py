@@ -91,7 +91,7 @@ def test_an_activation_inside_the_block_on_one_side_only_is_no_divergence(tmp_pa
 
 def test_an_activation_that_the_caller_forgot_is_the_callers(tmp_path: Path) -> None:
     found = report(tmp_path, without=1)
-    assert [(one.culprit.reference, one.culprit.port) for one in found.divergences] == [("", "")]
+    assert [(one.culprit.reference, one.culprit.port) for one in found.divergences] == [("blocks.1.act", "")]
 
 
 def test_a_wrong_convolution_is_named_although_channels_and_length_are_equal(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Holders:
         saved = dict(dict.items(table))  # a module of MLX may iterate over something else
         self.kept.append(partial(_refill, table, saved))
         hooks = [(part, list(part.items())) for part in saved.values() if is_module and type(part) is OrderedDict]  # PyTorch's
-        if hooks:
+        if hooks and "_initialize_hook" not in saved:  # a lazy module takes its own away as it becomes another
             self.kept.append(partial(_refill_ordered, hooks))
         self._wait(name, ((key, part) for key, part in saved.items() if not (is_module and type(part) is OrderedDict)))
 
