@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from tracediff.alignment.passes.state import Match, State, ordered
 from tracediff.alignment.sibling_vote import as_in_their_class, expected
@@ -20,20 +19,10 @@ def apply_anchors(state: State) -> None:
             continue
         certainty = state.scores.certainty(a, b)
         matches = [match for match in (ours, theirs) if match is not None]
-        if _breaks_nesting(state, a, b, matches):
-            continue
         if all(match.may_change and _is_much_less_certain(state, match, certainty) for match in matches):
             for match in matches:
                 state.unpair(0, match.reference)
             state.pair(Match(a, b, certainty, "anchor"))
-
-
-def _breaks_nesting(state: State, a: int, b: int, matches: Iterable[Match]) -> bool:
-    """Whether what is paired below two callers is paired elsewhere, while it fits below the callers that are paired now.
-
-    So where a parameter of the caller belongs to a part of it on the other side.
-    """
-    return not state.is_consistent(a, b) and any(state.is_consistent(match.reference, match.port) for match in matches)
 
 
 def _is_much_less_certain(state: State, match: Match, certainty: float) -> bool:
