@@ -373,6 +373,9 @@ CASES: dict[str, tuple[str, Program, Array]] = {
     "the weights of what is chosen are not scaled": (
         "scale", program([LOGITS, OFFSET], *OFFSET_CHOICE, node("mul", Ref(6), 2.5)), np.take_along_axis(SHARES, CHOSEN, -1)
     ),
+    "the weights of what is chosen are scaled by another number": (
+        "scale", program([LOGITS, OFFSET], *OFFSET_CHOICE, node("mul", Ref(6), 2.5)), 1.7 * np.take_along_axis(SHARES, CHOSEN, -1)
+    ),
     "neighbouring channels are rotated": ("rope.variant", program([X, np.cos(ANGLES), np.sin(ANGLES)], *ROTATED), rotated_pairs(X)),
     "positions count from 0": (
         "position.offset",

@@ -48,7 +48,7 @@ class _Search:
         self._ours = self._arranged(ours)
         own = order_of_set(replay, _hidden(scene.reference))
         self._unchanged = ours if own is None else own.arranged(ours)
-        error = np.asarray(self._port, np.float64) - np.asarray(_hidden(ours), np.float64)
+        error = np.asarray(self._port, np.float64) - np.asarray(_hidden(self._ours), np.float64)
         chance = np.random.default_rng(0)
         self._places = chance.permutation(ours.size)[: THRESHOLDS.glance]
         self._glance = error.reshape(-1)[self._places]
