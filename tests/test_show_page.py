@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import zlib
@@ -388,3 +389,11 @@ def test_ids_are_listed_with_the_texts_of_the_tokenizer_that_a_trace_names_for_t
     assert texts_of([1], "embed", trace) == {"1": " dog"}
     trace.meta = {"tokenizers": {"*": "x.json"}}
     assert texts_of([1], "embed", trace) == {}
+
+
+def test_a_trace_that_names_a_pipe_or_another_kind_of_file_as_its_tokenizer_has_no_texts_and_nothing_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "secret.txt").write_text(json.dumps({"model": {"vocab": {"cat": 3}}}))
+    for name in ("pipe.json", "secret.txt"):
+        trace: Any = SimpleNamespace(meta={"tokenizers": {"*": name}}, path=tmp_path / "x.h5")
+        assert texts_of([3], "embed", trace) == {}

@@ -31,9 +31,12 @@ def texts_of(ids: Iterable[int], site: str, trace: Trace) -> dict[str, str]:
 
 @lru_cache(8)
 def _vocabulary(file: Path) -> Mapping[int, str]:
-    """The tokens of a ``tokenizer.json`` by id, with spaces as spaces; nothing where it cannot be read as one."""
+    """The tokens of a ``tokenizer.json`` by id, with spaces as spaces; nothing where it cannot be read as one.
+
+    A trace may name any file: only ordinary ones of this kind are opened, never a pipe.
+    """
     try:
-        if file.stat().st_size > MOST_BYTES:
+        if file.suffix != ".json" or not file.is_file() or file.stat().st_size > MOST_BYTES:
             return {}
         data: Any = parse_json(file.read_bytes())
         vocabulary = data["model"]["vocab"]
