@@ -64,6 +64,7 @@ class Holders:
             for table in reversed(adapter.tables(value)):  # what waits last comes first: a weight has its name from where it belongs
                 self._seen[id(table)] = table
                 self._dict(name, table, is_module=True)
+                self._hooks(value, table)
         elif isinstance(value, dict):
             self._dict(name, value)
             self._attributes(name, value)
@@ -91,10 +92,12 @@ class Holders:
     def _dict(self, name: str, table: Any, *, is_module: bool = False) -> None:
         saved = dict(dict.items(table))  # a module of MLX may iterate over something else
         self.kept.append(partial(_refill, table, saved))
-        hooks = [(part, list(part.items())) for part in saved.values() if is_module and type(part) is OrderedDict]  # PyTorch's
-        if hooks and "_initialize_hook" not in saved:  # a lazy module takes its own away as it becomes another
-            self.kept.append(partial(_refill_ordered, hooks))
-        self._wait(name, ((key, part) for key, part in saved.items() if not (is_module and type(part) is OrderedDict)))
+        self._wait(name, ((key, part) for key, part in saved.items() if not (is_module and type(part) is OrderedDict)))  # PyTorch's hooks
+
+    def _hooks(self, module: Any, table: Any) -> None:
+        hooks = [(part, list(part.items())) for part in dict.values(table) if type(part) is OrderedDict]
+        if hooks:
+            self.kept.append(partial(_refill_hooks, module, type(module), hooks))
 
     def _row(self, name: str, row: Any) -> None:
         saved = list(row)
@@ -191,10 +194,10 @@ def _refill(table: Any, saved: dict[Any, Any]) -> None:
     _rename(table, saved)
 
 
-def _refill_ordered(tables: Iterable[tuple[OrderedDict[Any, Any], list[tuple[Any, Any]]]]) -> None:
-    """Gives ordered dicts the members that they had, in their order."""
-    for table, saved in tables:
-        if list(table.items()) != saved:
+def _refill_hooks(module: Any, kind: type, hooks: Iterable[tuple[OrderedDict[Any, Any], list[tuple[Any, Any]]]]) -> None:
+    """Gives a module the hooks that it had, in their order; none where it is of another class by now, as a lazy one becomes."""
+    for table, saved in hooks:
+        if type(module) is kind and list(table.items()) != saved:
             table.clear()
             table.update(saved)
 
