@@ -166,8 +166,7 @@ class SceneReader:
         made = [node for node in nodes if graph is not None and not graph.nodes[node].name.startswith("@")]
         if graph is None or not made:
             return None
-        spans = [(stop - start, start, stop, module_of(site)) for (site, _), (start, stop) in graph.spans.items()]
-        inside = {min(((size, path) for size, start, stop, path in spans if start <= node < stop), default=(0, ""))[1] for node in made}
+        inside = {"" if call is None else module_of(call[0]) for call in map(graph.call_of, made)}
         path = inside.pop() if len(inside) == 1 else ""
         return path if path and path not in self._alignment.port_of else None
 

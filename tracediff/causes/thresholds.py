@@ -228,6 +228,9 @@ class Thresholds:
     farthest_left_out: int = threshold(8, "so many operations in a row, at most, are left out together", _WORK)
     exchanged_at_most: int = threshold(12, "so many tensors of one shape are tried in the place of each other", _WORK)
     most_axes: int = threshold(4, "of a tensor of more axes single ones are tried in the place of those of an operation, no sets", _WORK)
+    most_axes_flattened: int = threshold(4, "so many axes, at most, that a reshape makes one are tried in every order", _WORK)
+    most_axes_rolled: int = threshold(3, "along so many axes, at most, a roll is tried by every shift of every other", _WORK)
+    farthest_product: int = threshold(16, "so many operations before a softmax of attention its scores are multiplied, at most", _WORK)
     changed_alone: int = threshold(
         3, "of so many operations, at most, that one place in the code asks for, each is changed alone too", _WORK
     )

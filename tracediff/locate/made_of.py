@@ -78,8 +78,8 @@ class MadeOf:
         """The nodes of the innermost call whose code made a node: the first, and the first behind; all where no call did."""
         assert self._graph is not None
         if node not in self._frames:
-            around = (span for span in self._graph.spans.values() if span[0] <= node < span[1])
-            self._frames[node] = min(around, key=lambda span: span[1] - span[0], default=(0, len(self._graph.nodes)))
+            call = self._graph.call_of(node)
+            self._frames[node] = (0, len(self._graph.nodes)) if call is None else call[1]
         return self._frames[node]
 
     def _is_compared(self, node: int) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from tracediff.dtype import Array
 from tracediff.errors import TraceFileError
 from tracediff.json_text import parse_json
+from tracediff.site import module_of
 from tracediff.trace.reader import Trace
 
 KEY = "operations"
@@ -69,6 +70,11 @@ class Graph:
     at: Mapping[Where, int]
     lines: tuple[str, ...] = ()
     spans: Mapping[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+
+    def call_of(self, node: int) -> tuple[str, tuple[int, int]] | None:
+        """The site and the span of the innermost call in which a node was made; None where no call made it, or none is known."""
+        around = ((site, span) for (site, _), span in self.spans.items() if span[0] <= node < span[1])
+        return min(around, key=lambda one: (one[1][1] - one[1][0], module_of(one[0])), default=None)
 
 
 def packed(graph: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
 from tracediff.causes.arithmetic import axes_of
-from tracediff.causes.operation_edits.base import MASKS, PRODUCTS, SOFTMAX, SUMS, VIEWS, Change, redone, ref_at, shape_at
+from tracediff.causes.operation_edits.base import MASKS, PRODUCTS, SEEN_OTHERWISE, SOFTMAX, SUMS, Change, redone, ref_at, shape_at
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.trace.operations import Node
@@ -48,9 +48,9 @@ def _is_of_products(replay: Replay, node: int) -> bool:
     """Whether a softmax of a node is that of attention: scaled, masked or seen otherwise, it is a product of two tensors, not a layer's."""
     program = replay.program
     whole = dict(enumerate(program.whole)) if program.whole else program.nodes
-    for _ in range(_FARTHEST_PRODUCT):
+    for _ in range(THRESHOLDS.farthest_product):
         known = whole.get(node)
-        if known is None or not known.refs or known.name not in (*VIEWS, *PRODUCTS, *SUMS, *MASKS, *_SEEN_OTHERWISE, *_MATRIX_PRODUCTS):
+        if known is None or not known.refs or known.name not in SEEN_OTHERWISE | PRODUCTS | SUMS | MASKS | _MATRIX_PRODUCTS:
             return False
         if known.name in _MATRIX_PRODUCTS:
             return not any(program.parameter(ref) for ref in known.refs if ref in program.nodes)
@@ -58,10 +58,7 @@ def _is_of_products(replay: Replay, node: int) -> bool:
     return False
 
 
-_MATRIX_PRODUCTS = ("bmm", "baddbmm")
-_SEEN_OTHERWISE = ("expand", "transpose", "permute", "clone", "_to_copy", "unsqueeze", "squeeze")
-_FARTHEST_PRODUCT = 16
-"""So many operations before a softmax, its scores have been multiplied."""
+_MATRIX_PRODUCTS = frozenset(("bmm", "baddbmm"))
 
 
 def _sets(ndim: int, own: Sequence[int], *, has_one: bool) -> list[tuple[int, ...]]:

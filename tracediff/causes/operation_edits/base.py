@@ -120,6 +120,10 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {"sum": np.sum, "mean": np.mean, "
 VIEWS = frozenset(("view", "_unsafe_view", "reshape"))
 
 
+SEEN_OTHERWISE = VIEWS | frozenset(("expand", "transpose", "permute", "clone", "_to_copy", "unsqueeze", "squeeze"))
+"""What gives the same values, seen or stored otherwise."""
+
+
 Family = Callable[[Replay, int, Node], Iterator[Change]]
 
 

@@ -21,6 +21,7 @@ from tracediff.causes.operation_edits.base import (
     POWERS,
     PRODUCTS,
     REDUCTIONS,
+    SEEN_OTHERWISE,
     SOFTMAX,
     SUMS,
     VIEWS,
@@ -120,14 +121,10 @@ def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape[::-1], wanted[::-1], strict=False)) and math.prod(shape) > 1
 
 
-REARRANGED = frozenset((*VIEWS, "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "clone", "_to_copy"))
-"""What moves values at most: beside arithmetic that is left out it says nothing."""
-
-
 def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int], others: Sequence[int]) -> tuple[str, str]:
     program = replay.program
     every = {program.nodes[node].name for node in between} - {"@item"}
-    names = every - REARRANGED or every
+    names = every - SEEN_OTHERWISE - {"t"} or every  # beside arithmetic what moves values at most says nothing
     other = others[0] if others else None
     own = [ref for ref in others if _is_made_of(replay, ref, kept)]
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))

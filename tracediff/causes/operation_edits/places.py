@@ -193,13 +193,10 @@ def _other_roll(replay: Replay, number: int, node: Node) -> Iterator[Change]:
     own, ref = list(node.args[1]), node.refs[0]
     tried = [[-one for one in own], *map(list, product(dict.fromkeys((*own, 0)), repeat=len(own)))]
     tried += [[one + step * (place == axis) for place, one in enumerate(own)] for axis in range(len(own)) for step in (1, -1)]
-    for shifts in tried if len(own) <= _MOST_ROLLED else tried[:1]:
+    for shifts in tried if len(own) <= THRESHOLDS.most_axes_rolled else tried[:1]:
         if shifts != own:
             said = f"the port rolls {replay.program.text(ref)} by {tuple(shifts)}, the reference by {tuple(own)}"
             yield Change("padding.shift", said, {number: redone(replay, node, (node.args[0], shifts, *node.args[2:]))})
-
-
-_MOST_ROLLED = 3
 
 
 _COUNTING = frozenset(("arange", "add", "sub", "cumsum", "masked_fill"))
@@ -264,15 +261,12 @@ def _flattened(replay: Replay, number: int, ref: int) -> Iterator[Change]:
     own, shape = shape_at(replay, ref), shape_at(replay, number)
     for start, stop in _merged(own, shape):
         axes = [axis for axis in range(start, stop) if own[axis] > 1]
-        for order in list(permutations(axes))[1:] if 1 < len(axes) <= _MOST_FLATTENED else ():
+        for order in list(permutations(axes))[1:] if 1 < len(axes) <= THRESHOLDS.most_axes_flattened else ():
             whole = list(range(len(own)))
             for place, axis in zip(axes, order, strict=True):
                 whole[place] = axis
             said = f"the port flattens axes {tuple(axes)} of {replay.program.text(ref)} in the order {order}"
             yield Change("order.channels", said, {number: _flattened_in(ref, tuple(whole), shape)})
-
-
-_MOST_FLATTENED = 4
 
 
 def _merged(own: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
