@@ -13,6 +13,7 @@ from tracediff.alignment.axes import Layout, Shape
 from tracediff.alignment.partial_layouts import Choice, CutOutputs, OnePosition, unreadable
 from tracediff.alignment.record_table import PairedSites, Rows
 from tracediff.alignment.structure import INPUT
+from tracediff.trace.reads import Reads
 
 OPEN = "shapes leave the layout open"
 """The evidence of a pair of records until its layout is settled."""
@@ -40,7 +41,7 @@ class LayoutChooser:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.one_position, self.cut_outputs = OnePosition(rows), CutOutputs(rows)
+        self.one_position, self.cut_outputs, self.reads = OnePosition(rows), CutOutputs(rows), Reads(rows.sides[0].trace)
         self.options: dict[Key, Sequence[Layout]] = {}
 
     def of(self, sites: PairedSites, a: int, b: int, crop: Shape | None = None, crop_from: Shape | None = None) -> Choice:
@@ -127,10 +128,18 @@ def of_padded_or_repeated(chooser: LayoutChooser, tensors: Tensors) -> Choice | 
     return partial_layouts.padded_or_repeated(chooser.rows, tensors.a, tensors.b, candidates)
 
 
+def of_read_part(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
+    """Inputs of which the port hands over what the reference's code reads, and the reference more."""
+    if chooser.rows.kind[0][tensors.a] != INPUT or tensors.shape_a == tensors.shape_b or tensors.crop is not None:
+        return None
+    return partial_layouts.of_read_part(chooser.reads, tensors.a, tensors.shape_a, tensors.shape_b)
+
+
 CASCADE: tuple[Callable[[LayoutChooser, Tensors], Choice | None], ...] = (
     of_fused_part,
     as_given,
     of_grouped_heads,
+    of_read_part,
     of_one_position,
     of_cut_output,
     of_padded_or_repeated,

@@ -1,4 +1,4 @@
-"""Layouts of two tensors of which one holds more: a fused whole, all positions of a sequence, an end that is cut off, padding."""
+"""Layouts of two tensors of which one holds more: a fused whole, all positions, an end that is cut off, padding, what nobody reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tracediff.alignment.axes import Layout, Part, Shape
 from tracediff.alignment.record_table import Rows
 from tracediff.alignment.structure import INPUT, OUTPUT
 from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.trace.reads import Reads
 
 Choice = tuple[Layout | None, str]
 """A layout, or None where there is none, and the evidence for it in words."""
@@ -141,6 +142,15 @@ class OnePosition:
         same = np.flatnonzero((digests == digests[row]).all(-1) & (here.end_kind == OUTPUT)).tolist()
         calls = dict.fromkeys(int(here.calls.of_row[other]) for other in [row, *same[: THRESHOLDS.layout_consumers]])
         return [here.ends_of(call)[0] for call in calls]
+
+
+def of_read_part(reads: Reads, a: int, shape_a: Shape, shape_b: Shape) -> tuple[Layout, str] | None:
+    """The layout of an input of the port that holds just what the reference's call reads of its own, row ``a``."""
+    box = reads.part(a)
+    cut = tuple(stop - start for start, stop in box) if box is not None else shape_a
+    if cut == shape_a or math.prod(cut) != math.prod(shape_b) or not (ways := axes.readings(cut, shape_b)):
+        return None
+    return replace(ways[0][0], window_reference=box), "all that the reference's code reads"
 
 
 class CutOutputs:

@@ -18,13 +18,13 @@ from tracediff.alignment.call_evidence import in_another_order
 from tracediff.alignment.thresholds import THRESHOLDS as ALIGNMENT
 from tracediff.locate.estimates import at_least
 from tracediff.locate.flow import PairFlow, is_moved_boundary
-from tracediff.locate.unread import Unread
 from tracediff.metrics import compare
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.runs.call_numbers import CallNumbers
 from tracediff.runs.replacements import PlacedPair, Replacements
 from tracediff.site import is_returned
 from tracediff.trace import Record, Trace
+from tracediff.trace.reads import Reads
 
 _NOTHING_LIKE = 0.5  # relative error of all that a function takes in from which on it may be another call than the reference's
 
@@ -49,9 +49,9 @@ class Forcing(Observer):
         self._numbers = CallNumbers(discovery)
         self._pairs: dict[Where, list[PlacedPair]] = {}
         moved = moved_boundaries(reference, discovery, alignment)
-        unread = Unread(reference)
+        reads = Reads(reference)
         for pair in alignment.records:
-            is_kept = pair.port[0] in moved or all(map(unread.is_unread, pair.reference))
+            is_kept = pair.port[0] in moved or all(map(reads.is_unread, pair.reference))
             for place, row in enumerate(() if is_kept else pair.port):
                 self._pairs.setdefault(place_of(discovery.records[row]), []).append((pair, place))
         self._returned = outputs_by_call(reference)

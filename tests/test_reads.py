@@ -1,4 +1,4 @@
-"""An input that the reference's code takes and does not read has no effect; one that it reads has."""
+"""An input that the reference's code takes and does not read has no effect; of one that it reads in part, that part counts."""
 
 from __future__ import annotations
 
@@ -197,3 +197,86 @@ def test_what_the_reference_does_not_read_is_not_fed(mode: str, shift: int, verd
     port, fed = EmbeddedPort(reference, shift=shift), {"feed" if mode == "forced" else "random": tmp_path / "ref.h5"}
     td.capture(port, (mx.array(IDS),), to=tmp_path / "port.h5", **fed).close()
     assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
+
+
+# -- a port that hands over what the reference reads, and no more -----------------------------------------------------------------
+
+AXES = np.random.default_rng(2).integers(0, 9, (4, 6))
+
+
+class Turned(torch.nn.Module):
+    """Sines of three rows of places; the first row is read where ``reads``, and only looked at otherwise."""
+
+    def __init__(self, *, reads: bool = False) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x: Any, places: Any) -> Any:
+        text, others = places[0], places[1:]
+        angles = others.float().sum(0)[:, None] * torch.arange(1, 1 + WIDTH)
+        return x * torch.sin(angles + (text.float()[:, None] if self.reads else 0.0))
+
+
+class Spread(torch.nn.Module):
+    def __init__(self, *, reads: bool = False) -> None:
+        super().__init__()
+        self.first, self.turned, self.last = torch.nn.Linear(WIDTH, WIDTH), Turned(reads=reads), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any, places: Any) -> Any:
+        return self.last(self.turned(self.first(x), places))
+
+
+class TurnedPort(nn.Module):
+    def __init__(self, *, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def __call__(self, x: Any, places: Any) -> Any:
+        return x * mx.sin((places + self.shift).astype(mx.float32).sum(0)[:, None] * mx.arange(1, 1 + WIDTH))
+
+
+class SpreadPort(nn.Module):
+    """The same; its code hands over the last three rows alone. ``handed`` and ``taken`` move them before the call and in it: faults."""
+
+    def __init__(self, reference: Spread, *, handed: int = 0, taken: int = 0) -> None:
+        super().__init__()
+        self.first, self.turned, self.last = nn.Linear(WIDTH, WIDTH), TurnedPort(shift=taken), nn.Linear(WIDTH, WIDTH)
+        for name in ("first", "last"):
+            for kind in ("weight", "bias"):
+                setattr(getattr(self, name), kind, mx.array(getattr(getattr(reference, name), kind).detach().numpy()))
+        self.handed = handed
+
+    def __call__(self, x: Any, places: Any) -> Any:
+        return self.last(self.turned(self.first(x), places[1:] + self.handed))
+
+
+def spread(reference: Spread, port: SpreadPort, mode: str, folder: Path) -> td.Report:
+    x = np.random.default_rng(3).standard_normal((6, WIDTH)).astype(np.float32)
+    with torch.no_grad():
+        td.capture(reference.eval(), (torch.tensor(x), torch.tensor(AXES)), to=folder / "ref.h5").close()
+    fed = {"feed" if mode == "forced" else "random": folder / "ref.h5"}
+    td.capture(port, (mx.array(x), mx.array(AXES)), to=folder / "port.h5", **fed).close()
+    return td.diff(folder / "ref.h5", folder / "port.h5")
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_what_the_reference_hands_over_beyond_what_is_read_is_no_difference(mode: str, tmp_path: Path) -> None:
+    reference = Spread()
+    assert spread(reference, SpreadPort(reference), mode, tmp_path).verdict == "same"
+    layouts = [pair.layout for pair in td.align(tmp_path / "ref.h5", tmp_path / "port.h5").records]
+    assert ((1, 4), (0, 6)) in [layout.window_reference for layout in layouts if layout is not None]
+
+
+@pytest.mark.parametrize(("fault", "end"), [("handed", "input[1]"), ("taken", "output")])
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_of_what_is_read_in_part_that_part_is_compared_and_fed(mode: str, fault: str, end: str, tmp_path: Path) -> None:
+    reference = Spread()
+    first = spread(reference, SpreadPort(reference, **{fault: 1}), mode, tmp_path).divergences[0]
+    assert (first.site.reference, first.site.end) == ("turned", end)
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_a_row_that_is_read_and_not_handed_over_is_a_fault(mode: str, tmp_path: Path) -> None:
+    reference = Spread(reads=True)
+    first = spread(reference, SpreadPort(reference), mode, tmp_path).divergences[0]
+    assert (first.site.reference, first.site.end) == ("turned", "input[1]")

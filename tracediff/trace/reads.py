@@ -1,0 +1,106 @@
+"""What the reference's code computes from the inputs that its calls take in: nothing, a part, or all."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from tracediff.site import INPUTS, is_returned
+from tracediff.trace.operations import Graph, Node, readable_graph
+from tracediff.trace.reader import Trace
+
+Box = tuple[tuple[int, int], ...]
+"""A part of a tensor: the first index and the first behind it, an axis each."""
+
+Span = tuple[int, int]
+"""The first operation of a call, and the first behind it."""
+
+
+class Reads:
+    """Tells by the operations that a reference wrote down what its calls read of their inputs."""
+
+    def __init__(self, reference: Trace) -> None:
+        self._reference = reference
+
+    @cached_property
+    def _graph(self) -> Graph | None:
+        """The operations; None where they were not written down, or cannot be read."""
+        return readable_graph(self._reference)
+
+    @cached_property
+    def _takers(self) -> dict[int, list[int]]:
+        """The nodes that take in a node, by its number, in order."""
+        found: dict[int, list[int]] = {}
+        for number, node in enumerate(self._graph.nodes if self._graph is not None else ()):
+            for ref in node.refs:
+                found.setdefault(ref, []).append(number)
+        return found
+
+    @cached_property
+    def _unknown(self) -> list[int]:
+        """The nodes that are made by nothing that is known, in order: they may come from anything."""
+        return [] if self._graph is None else [number for number, node in enumerate(self._graph.nodes) if node.name in ("@opaque", "@seen")]
+
+    def is_unread(self, row: int) -> bool:
+        """Whether nothing in a call takes in the tensor of one of its input rows, or hands it on; False where that is not known."""
+        span = self._span(row)
+        return span is not None and not self._takers_in(span, self._node(row))
+
+    def part(self, row: int) -> Box | None:
+        """The least box that holds all that a call reads of one of its inputs; None where that is all, nothing, or not known.
+
+        A call reads a part where its code takes nothing but slices of the tensor, and goes on with those.
+        """
+        span, whole = self._span(row), tuple((0, size) for size in self._reference.records[row].shape)
+        if span is None:
+            return None
+        boxes = [box for taker in self._takers_in(span, self._node(row)) if (box := self._box(taker, whole)) is not None]
+        if not boxes:
+            return None
+        hull = tuple((min(start for start, _ in ends), max(stop for _, stop in ends)) for ends in zip(*boxes, strict=True))
+        return hull if hull != whole else None
+
+    def _node(self, row: int) -> int | None:
+        """The node that a row shows."""
+        record = self._reference.records[row]
+        return self._graph.at.get((record.site, record.ordinal, record.end)) if self._graph is not None else None
+
+    def _span(self, row: int) -> Span | None:
+        """The operations of the call of an input row; None where these are not known, or the call hands that very tensor on."""
+        calls = self._reference.calls
+        if self._graph is None or calls.kinds[row] not in INPUTS:
+            return None
+        record, own = self._reference.records[row], self._node(row)
+        span = self._graph.spans.get((record.site, record.ordinal))
+        made = [self._node(one) for one in calls.outputs(int(calls.of_row[row]))]
+        is_handed_on = any(node is None or node == own for node in made)
+        return None if own is None or not made or is_handed_on or span is None or _within(self._unknown, span) else span
+
+    def _takers_in(self, span: Span, node: int | None) -> list[int]:
+        """The operations of a span that take in a node."""
+        return _within(self._takers.get(node, []), span) if node is not None else []
+
+    def _box(self, number: int, whole: Box) -> Box | None:
+        """What an operation reads of a tensor that it takes in; None where it takes a slice, and nothing goes on with that."""
+        assert self._graph is not None
+        slices = dict(_slice_of(self._graph.nodes[number], whole))
+        if slices and number not in self._takers and not any(is_returned(end) for _, _, end in self._graph.names.get(number, ())):
+            return None
+        return tuple(slices.get(axis, ends) for axis, ends in enumerate(whole))
+
+
+def _slice_of(node: Node, whole: Box) -> Iterator[tuple[int, tuple[int, int]]]:
+    """The axis along which an operation takes a slice of a tensor, with the ends of that slice; nothing where it does something else."""
+    match node.name, node.args[1:]:
+        case "select", (int(axis), int(index)):
+            index %= whole[axis][1]
+            yield axis % len(whole), (index, index + 1)
+        case "slice", (int(axis), int() | None as start, int() | None as stop, *_):
+            start, stop, _ = slice(start, stop).indices(whole[axis][1])
+            yield axis % len(whole), (start, stop)
+
+
+def _within(numbers: Sequence[int], span: Span) -> list[int]:
+    """Those of some rising numbers that are in a span."""
+    return list(numbers[bisect_left(numbers, span[0]) : bisect_left(numbers, span[1])])
