@@ -633,6 +633,71 @@ def test_what_no_error_of_that_size_would_change_is_not_acquitted(tmp_path: Path
     assert report.first.culprit.reference == "branch"
 
 
+class Clamped(torch.nn.Module):
+    """What a branch adds is lost where the run clamps all that it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return (self.last(x) + self.branch(x) + 100).clamp(-1, 1)
+
+
+class ClampedPort(nn.Module):
+    def __init__(self, reference: Clamped) -> None:
+        super().__init__()
+        self.branch, self.last = ported(reference.branch), ported(reference.last)
+        self.branch.weight = self.branch.weight[::-1]
+
+    def __call__(self, x: Any) -> Any:
+        return mx.clip(self.last(x) + self.branch(x) + 100, -1, 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_output_that_noise_never_moves_acquits_nothing(mode: str, tmp_path: Path) -> None:
+    reference = Clamped()
+    report = reports(reference, ClampedPort(reference), tmp_path)[mode]
+    assert report.verdict == "different"
+    assert report.first.culprit.reference == "branch"
+
+
+class Two(torch.nn.Module):
+    """Two layers, and a branch whose length nothing depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.branch = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        side = self.branch(x)
+        return self.last(self.first(x)) + side / side.norm(dim=-1, keepdim=True)
+
+
+class TwoPort(nn.Module):
+    """Its first layer's channels come in another order, which the last one takes back; its branch is twice as large, which nothing does."""
+
+    def __init__(self, reference: Two) -> None:
+        super().__init__()
+        self.first, self.last, self.branch = ported(reference.first), ported(reference.last), ported(reference.branch)
+        self.first.weight, self.first.bias = self.first.weight[::-1], self.first.bias[::-1]
+        self.last.weight, self.branch = self.last.weight[:, ::-1], ported(reference.branch, 2.0)
+
+    def __call__(self, x: Any) -> Any:
+        side = self.branch(x)
+        return self.last(self.first(x)) + side / mx.linalg.norm(side, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_form_excuses_no_other_difference_beside_it(mode: str, scan: bool, tmp_path: Path) -> None:
+    reference = Two()
+    reports(reference, TwoPort(reference), tmp_path)
+    report = td.bisect(tmp_path / "ref.h5", tmp_path / f"{mode}.h5", scan=scan)
+    assert [one.culprit.reference for one in report.divergences] == ["branch"]
+    assert "branch" not in {form.where.reference for form in report.equivalent}
+
+
 class Paired(torch.nn.Module):
     """Queries and keys that code multiplies."""
 

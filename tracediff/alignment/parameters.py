@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -78,6 +78,8 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
         entry.how.append(one.how)
         if one.part is not None and _is_over_inputs((reference, port), (a, b), one.part, one.whole):
             entry.is_addend = True
+        elif one.part is not None and not _is_of_output((reference, port), (a, b), one.part, one.whole):
+            entry.is_step = True
         elif one.part is not None and (entry.part is None or one.part.groups > 1):
             entry.part, entry.whole = one.part, one.whole
     for side in (0, 1):
@@ -96,6 +98,17 @@ def _is_over_inputs(sides: tuple[Side, Side], pair: tuple[int, int], part: Part,
         return False
     small.remove(length)
     return any(sorted((*small, size)) == large for size in set(large) if size > length)
+
+
+def _is_of_output(sides: tuple[Side, Side], pair: tuple[int, int], part: Part, whole: str) -> bool:
+    """Whether what a site returns may be a part of what another one does, by how many numbers they hold; where that is known.
+
+    A part of a parameter else does a part of a step: so with the projection inside an attention.
+    """
+    number = 1 if whole == "port" else 0
+    large, small = (_boundary(sides[side], pair[side], 1) for side in (number, 1 - number))
+    length = (part.stop - part.start) * part.groups
+    return not large or not small or any(size >= length and math.prod(small) * size == math.prod(large) * length for size in large)
 
 
 def _boundary(side: Side, site: int, end: int) -> Key:
@@ -418,7 +431,7 @@ def _weight_norms(forms: Sequence[_Form], left: Classes) -> Iterator[tuple[tuple
     owned: dict[str, list[tuple[tuple[bytes, Key], _Form]]] = defaultdict(list)
     for key, members in left.items():
         if len(members) == 1:
-            owned[forms[members[0]].param.name.rpartition(".")[0]].append((key, forms[members[0]]))
+            owned[_module(forms[members[0]].param.name)].append((key, forms[members[0]]))
     for ones in owned.values():
         for key, direction in ones:
             axes = len(direction.param.shape)
@@ -496,6 +509,23 @@ class _Block:
     surprise: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What parameters of one module have in common that are the same part of the parameters of another: ``size`` is the whole's length."""
+
+    part: str
+    whole: str
+    start: int
+    stop: int
+    groups: int
+    size: int
+
+    @classmethod
+    def of(cls, block: _Block, parts: Sequence[_Form], wholes: Sequence[_Form]) -> _Piece:
+        part, whole = _module(parts[block.part.number].param.name), _module(wholes[block.whole.number].param.name)
+        return cls(part, whole, block.where.start, block.where.stop, block.where.groups, block.whole.vector.size)
+
+
 def _fused(a: Sequence[_Form], b: Sequence[_Form], taken_a: set[int], taken_b: set[int]) -> Iterator[Shared]:
     """Parameters that are blocks of a larger one on the other side."""
     strips_a, strips_b = _strips(a, taken_a), _strips(b, taken_b)
@@ -509,26 +539,39 @@ def _fused(a: Sequence[_Form], b: Sequence[_Form], taken_a: set[int], taken_b: s
 
 
 def _proved(blocks: Sequence[_Block], parts: Sequence[_Form], wholes: Sequence[_Form]) -> Iterator[_Block]:
-    """Of each part the block that is no chance: by itself, or with the other parameters of its module that are the same part.
+    """Of each part the block that is no chance: by itself, or with others that stand or fall with it.
 
-    A matrix of few rows tells little in half precision, and its bias as much again.
+    So do the other parameters of its module that are the same part of the same module: a matrix of few rows tells little in half precision,
+    and its bias as much again. So do the modules beside it whose parts make up the whole with it, end to end.
     """
     needed = -THRESHOLDS.block_run * math.log(THRESHOLDS.block_slack) * (1 - 1e-9)
-    together: dict[tuple[object, ...], dict[int, float]] = defaultdict(dict)
-    for block in blocks:
-        together[_place_of(block, parts, wholes)][block.part.number] = block.surprise
+    found = [(block, _Piece.of(block, parts, wholes)) for block in blocks]
+    together: dict[_Piece, dict[int, float]] = defaultdict(dict)
+    for block, piece in found:
+        together[piece][block.part.number] = block.surprise
+    surprises = {piece: sum(same.values()) for piece, same in together.items()}
     done: set[int] = set()
-    for block in blocks:
-        surprise = sum(together[_place_of(block, parts, wholes)].values())
-        if block.part.number not in done and surprise >= needed:
+    for row in _end_to_end(surprises):
+        surprises.update(dict.fromkeys(row, sum(surprises[piece] for piece in row)))
+    for block, piece in found:
+        if block.part.number not in done and surprises[piece] >= needed:
             done.add(block.part.number)
             yield block
 
 
-def _place_of(block: _Block, parts: Sequence[_Form], wholes: Sequence[_Form]) -> tuple[object, ...]:
-    """The module of a part, the module of its whole, and where in the whole it is."""
-    names = parts[block.part.number].param.name, wholes[block.whole.number].param.name
-    return (*(name.rpartition(".")[0] for name in names), block.where.start, block.where.stop, block.where.groups)
+def _end_to_end(surprises: Mapping[_Piece, float]) -> Iterator[list[_Piece]]:
+    """The rows of pieces by modules beside each other that make up a whole, one behind the other; of two at one place the surer."""
+    wholes: dict[tuple[object, ...], dict[int, _Piece]] = defaultdict(dict)
+    for piece in sorted(surprises, key=surprises.__getitem__):
+        if piece.groups == 1:
+            wholes[_module(piece.part), piece.whole, piece.size][piece.start] = piece
+    for (_, _, size), starting in wholes.items():
+        row, end = [], 0
+        while end in starting:
+            row.append(starting[end])
+            end = row[-1].stop
+        if end == size and len({piece.part for piece in row}) == len(row):
+            yield row
 
 
 def _block_text(part: _Form, whole: _Form, where: Part) -> str:
@@ -636,6 +679,10 @@ def _standard(rows: Floats) -> Floats:
 
 def _padded(rows: Floats, length: int) -> Floats:
     return np.pad(rows[:, :length], ((0, 0), (0, max(0, length - rows.shape[1]))))
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _last(name: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.errors import TracediffError
-from tracediff.locate.absorbed import acquit, let_through
+from tracediff.locate.absorbed import acquit, acquitted, let_through
 from tracediff.locate.findings import finding
 from tracediff.locate.grades import Borderline
 from tracediff.locate.lengths import length_of, measured
@@ -90,7 +90,7 @@ def locate(
     absorbed: dict[int, str] = {}
     borderline = Borderline(verdicts, most=0.0 if strict else THRESHOLDS.borderline)
     while True:
-        forms = acquit(verdicts, places) if mode == "free" and again is None else {}
+        forms = acquit(verdicts, _beside_forms(verdicts, places, method)) if mode == "free" and again is None else {}
         absorbed.update((i, verdicts.flow.calls.site_of(call)) for i, call in forms.items())
         left = [i for i in places if i not in forms]
         if not borderline.excuse(left, _all_introduced(verdicts, left, method, borderline)) and not forms:
@@ -117,6 +117,14 @@ def locate(
 def _findings(verdicts: Verdicts, places: Sequence[int]) -> list[Finding]:
     """The faults whose places were introduced, with the lengths in which shapes differ."""
     return [replace(one, length=measured(verdicts, one.place)) for one in merged(verdicts, [finding(verdicts, i) for i in places])]
+
+
+def _beside_forms(verdicts: Verdicts, places: Sequence[int], method: Method) -> Sequence[int]:
+    """The introduced divergences among which some are acquitted: all of them, so that no other is excused with what an absorber absorbs.
+
+    A bisection knows the first one only, and compares every pair where that one would be acquitted.
+    """
+    return introduced(verdicts, scanned(verdicts, None)) if method == "bisect" and acquitted(verdicts, places) else places
 
 
 def _all_introduced(verdicts: Verdicts, places: Sequence[int], method: Method, borderline: Borderline) -> Sequence[int]:

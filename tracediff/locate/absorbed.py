@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tracediff.alignment import Alignment
-from tracediff.locate.companions import has_other_weights, is_proved, is_put_right
+from tracediff.locate.companions import has_other_weights, is_proved, is_put_right, is_reordered
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
@@ -37,8 +37,13 @@ def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
     if flagged is None:
         absorbers = {i: call for i, call in absorbers.items() if is_proved(verdicts, i, call) or _would_show(verdicts, i, call)}
-    needs = {i for i in absorbers if verdicts.mode == "forced" or is_affine(verdicts.pairs, i) or has_other_weights(verdicts, i)}
+    needs = {i for i in absorbers if verdicts.mode == "forced" or _may_be_taken_out(verdicts, i)}
     return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
+
+
+def _may_be_taken_out(verdicts: Verdicts, i: int) -> bool:
+    """Whether a difference is a gain and an offset, or of other weights: right or wrong, what follows may take such out."""
+    return (is_affine(verdicts.pairs, i) or has_other_weights(verdicts, i)) and not is_reordered(verdicts, i)
 
 
 def acquit(verdicts: Verdicts, places: Sequence[int], flagged: Collection[int] | None = None) -> dict[int, int]:
@@ -74,8 +79,9 @@ def absorber(verdicts: Verdicts, i: int, *, is_reached: bool = True) -> int | No
 
 def may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
     """Whether some of the outputs may have been computed from a pair's tensor: one that reaches none of them is a dead end."""
-    goal = {row for j in outputs for row in verdicts.pairs[j].reference}
-    return verdicts.flow.calls.may_reach(verdicts.pairs[i].reference, goal)
+    reads, sources = verdicts.pairs.reads, verdicts.pairs[i].reference
+    goal = {row for j in outputs for row in verdicts.pairs[j].reference if any(reads.may_come_from(row, own) for own in sources)}
+    return verdicts.flow.calls.may_reach(sources, goal)
 
 
 def inside(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:
@@ -101,12 +107,20 @@ def _would_show(verdicts: Verdicts, i: int, call: int) -> bool:
 
     A branch that is small beside what it is added to hides whatever is wrong in it. So something that differs, and that the absorber's own
     code has in hand, has to err, as RMS, by more than must be left at an output to be told; or a call that takes it in returns what agrees,
-    where a relative error of its size would be told.
+    where a relative error of its size would be told. An output that no noise in the reference moves (it is clamped) tells nothing.
     """
-    outputs = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
-    least = min(map(partial(_least_error, verdicts), outputs), default=0.0)
+    outputs = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j) and not _is_unmoved(verdicts, j)]
+    if not outputs:
+        return False
+    least = min(map(partial(_least_error, verdicts), outputs))
     carried = [j for j in verdicts.flow.available(call) if j >= i and not verdicts.expected.agrees(j)] or [i]
     return any(_would_show_behind(verdicts, j, call, least) for j in carried)
+
+
+def _is_unmoved(verdicts: Verdicts, i: int) -> bool:
+    """Whether noise in all that the reference computed left a tensor as it was, to the last bit; False where that was not measured."""
+    floor = verdicts.pairs.reference.floor
+    return floor is not None and all(floor[column][row] == 0 for column in ("noise", "free") for row in verdicts.pairs[i].reference)
 
 
 def _would_show_behind(verdicts: Verdicts, i: int, call: int, least: float) -> bool:

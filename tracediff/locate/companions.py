@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Set
 from itertools import chain
 
 from tracediff.locate.masks import may_mask
-from tracediff.locate.orders import takes_order_back
+from tracediff.locate.orders import is_made_for_order
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.structure import whole_gain
 from tracediff.locate.thresholds import THRESHOLDS
@@ -39,8 +39,20 @@ def is_put_right(verdicts: Verdicts, i: int, call: int, flagged: Collection[int]
     if first is None and verdicts.flow.kind(i) in INPUTS and call != TOP:
         return _is_made_for(verdicts, call, flagged)
     if first is None:
-        return (flagged is not None and _is_flagged(verdicts, call, flagged)) or _is_made_up_for(verdicts, i)
+        is_shown = flagged is not None and (_is_flagged(verdicts, call, flagged) or _is_put_right_by_code(verdicts, i, flagged))
+        return is_shown or _is_made_up_for(verdicts, i)
     return all(_is_made_for(verdicts, taker, flagged) for taker in chain([first], takers))
+
+
+def _is_put_right_by_code(verdicts: Verdicts, i: int, flagged: Collection[int]) -> bool:
+    """Whether the caller's code makes of an output what it hands on: of the port's right, of the reference's something else."""
+    if verdicts.flow.kind(i) != "output":
+        return False
+    calls = verdicts.flow.calls
+    beside = calls.children[calls.outer[verdicts.flow.call(i)]]
+    handed = (j for j in verdicts.flow.pairs_at(row for child in beside for row in calls.inputs(child)) if j > i)
+    made = (j for j in handed if not set(flagged).isdisjoint(verdicts.pairs[j].reference) and _may_carry(verdicts, j, i))
+    return any(verdicts.expected.agrees(j) and not verdicts.pairs.is_exact(j) for j in made)
 
 
 def _is_finished_behind(verdicts: Verdicts, i: int) -> bool:
@@ -65,6 +77,12 @@ def has_other_weights(verdicts: Verdicts, i: int) -> bool:
         for trace, path in ((pairs.reference, left.module), (pairs.port, right.module))
     )
     return any(alike and not any(_are_one(one, other) for one in alike) for other in theirs for alike in [_of_shape(own, other)])
+
+
+def is_reordered(verdicts: Verdicts, i: int) -> bool:
+    """Whether a call's output is the reference's with its channels in another order, and the weights that made it are so too."""
+    is_output = verdicts.flow.kind(i) == "output"
+    return is_output and is_made_for_order(verdicts.pairs, verdicts.pairs.records(i)[0].module, i, _allowed(verdicts, i))
 
 
 def _of_shape(params: Iterable[Fingerprinted], other: Fingerprinted) -> list[Fingerprinted]:
@@ -108,7 +126,7 @@ def is_proved(verdicts: Verdicts, i: int, call: int) -> bool:
 
 def _puts_in_order(verdicts: Verdicts, call: int, taken: int) -> bool:
     """Whether a call's module is handed channels in another order, and is made for that order."""
-    return takes_order_back(verdicts.pairs, module_of(verdicts.flow.calls.site_of(call)), taken, _allowed(verdicts, taken))
+    return is_made_for_order(verdicts.pairs, module_of(verdicts.flow.calls.site_of(call)), taken, _allowed(verdicts, taken))
 
 
 def _is_flagged(verdicts: Verdicts, call: int, flagged: Collection[int]) -> bool:
@@ -176,13 +194,15 @@ def _returned(verdicts: Verdicts, call: int) -> list[int]:
 
 def _carried(verdicts: Verdicts, i: int, call: int) -> list[int]:
     """What a call is handed that differs, and may carry on what differs at a place."""
-    return [j for j in _differing(verdicts, call) if j >= i and not _is_older(verdicts, j, i)]
+    return [j for j in _differing(verdicts, call) if j >= i and _may_carry(verdicts, j, i)]
 
 
-def _is_older(verdicts: Verdicts, j: int, i: int) -> bool:
-    """Whether the very tensors of a pair were made before a place."""
-    calls, sources = verdicts.flow.calls, verdicts.pairs[j].reference
-    return all(0 <= calls.producers[row] < min(verdicts.pairs[i].reference) for row in sources)
+def _may_carry(verdicts: Verdicts, j: int, i: int) -> bool:
+    """Whether some tensors of a pair were made after a place, and may come from its."""
+    calls, reads, sources = verdicts.flow.calls, verdicts.pairs.reads, verdicts.pairs[i].reference
+    made_before = (0 <= calls.producers[row] < min(sources) for row in verdicts.pairs[j].reference)
+    later = [row for row, is_older in zip(verdicts.pairs[j].reference, made_before, strict=True) if not is_older]
+    return any(reads.may_come_from(row, own) for row in later for own in sources)
 
 
 def _differing(verdicts: Verdicts, call: int) -> list[int]:
@@ -207,17 +227,29 @@ def _has_companion(verdicts: Verdicts, call: int) -> bool:
 def _has_other_weights(verdicts: Verdicts, path: str, taken: int) -> bool:
     """Whether a module and its partners, of which a fused one has several, have parameters of another size than the reference's.
 
-    Where what is taken in is the reference's times a factor, they have to take this factor back.
+    What one side owns itself the other may have in modules inside it, as an attention its projections. Where what is taken in is the
+    reference's times a factor, they have to take this factor back.
     """
     pairs = verdicts.pairs
     partners = {pair.port for pair in pairs.alignment.pairs if pair.reference == path and pair.port is not None}
     gain = whole_gain(pairs, taken)
     for is_matrix in (False, True):
-        sides = zip(pairs.norms, ({path}, partners), strict=True)
-        ours, theirs = (math.hypot(*(norms.get((one, is_matrix), 0.0) for one in paths)) for norms, paths in sides)
+        ours, theirs = _sizes(pairs, {path}, partners, is_matrix)
         if ours and theirs and not _are_equal(pairs, ours, theirs) and (gain is None or _are_equal(pairs, ours, theirs * abs(gain))):
             return True
     return False
+
+
+def _sizes(pairs: Pairs, paths: Set[str], partners: Set[str], is_matrix: bool) -> tuple[float, float]:
+    """The norms of the parameters that modules of either side own themselves; where one side's own none, with those inside."""
+    kinds = [{path: norm for (path, kind), norm in norms.items() if kind == is_matrix} for norms in pairs.norms]
+    own = [[of_kind[path] for path in one if path in of_kind] for of_kind, one in zip(kinds, (paths, partners), strict=True)]
+    if not all(own):
+        own = [
+            [norm for inner, norm in of_kind.items() if any(is_below(inner, path) for path in one)]
+            for of_kind, one in zip(kinds, (paths, partners), strict=True)
+        ]
+    return math.hypot(*own[0]), math.hypot(*own[1])
 
 
 def _are_equal(pairs: Pairs, one: float, other: float) -> bool:

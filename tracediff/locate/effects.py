@@ -19,7 +19,6 @@ from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.metrics import rounding
 from tracediff.site import INPUTS, module_of
 from tracediff.trace import schema
-from tracediff.trace.reads import Reads
 
 
 class Effects:
@@ -27,7 +26,6 @@ class Effects:
 
     def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, comparisons: Comparisons, expectations: Expectations) -> None:
         self._pairs, self._flow, self._limits, self._comparisons, self._expected = pairs, flow, limits, comparisons, expectations
-        self._reads = Reads(pairs.reference)
         self._effects: dict[int, Effect] = {}
         self._quantised = Quantised(pairs)
 
@@ -70,7 +68,7 @@ class Effects:
     def _effect(self, i: int) -> Effect:
         if self._is_acquitted(i):
             return "equivalent"
-        if self._flow.kind(i) in INPUTS and all(map(self._reads.is_unread, self._pairs[i].reference)):
+        if self._flow.kind(i) in INPUTS and all(map(self._pairs.reads.is_unread, self._pairs[i].reference)):
             return "no effect"
         if self._pairs.has_raised(i):
             return "no effect" if self._is_caught(i) else ""

@@ -1,8 +1,9 @@
-"""What weights show of an order: a layer that takes its inputs in the order in which the port has them.
+"""What weights show of an order: a layer that takes its inputs, or gives its outputs, in the order in which the port has them.
 
 The units of a layer may come in any order where what takes them in has its inputs in that order too: ``W[:, order] @ x[order]`` is
-``W @ x``. The order is told from both at once, the inputs of the weights and the channels of the tensor, so that neither two inputs of
-almost equal weights nor two channels of almost equal values are exchanged. In that order each of the two has to be the reference's.
+``W @ x``, and ``W[order] @ x`` is ``(W @ x)[order]``. The order is told from both at once, an axis of the weights and the channels of the
+tensor, so that neither two units of almost equal weights nor two channels of almost equal values are exchanged. In that order each of the
+two has to be the reference's.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tracediff.trace import Param, Trace
 from tracediff.trace.fingerprint import Floats
 
 
-def takes_order_back(pairs: Pairs, path: str, taken: int, allowed: float) -> bool:
-    """Whether a module is handed a pair's channels in another order in the port, and has weights there that are made for that order.
+def is_made_for_order(pairs: Pairs, path: str, i: int, allowed: float) -> bool:
+    """Whether a module is handed a pair's channels in another order in the port, or returns them so, and has its weights in that order.
 
     ``path`` is the reference's; ``allowed`` is the relative error that is allowed at the pair, which no order may exceed.
     """
-    values = finite_values(pairs, taken)
+    values = finite_values(pairs, i)
     partner = pairs.alignment.port_of.get(path)
     own, other = _matrix(pairs.reference, path), None if partner is None else _matrix(pairs.port, partner)
     if values is None or own is None or other is None or own.digest == other.digest:
@@ -46,7 +47,7 @@ def _matrix(trace: Trace, path: str) -> Param | None:
 
 
 def _along(matrix: Param, channels: int) -> Iterator[Floats]:
-    """The sketches along the axes that may be the inputs'."""
+    """The sketches along the axes that may be the channels'."""
     return (vector for vector, length in zip(matrix.sketch.axes, matrix.shape, strict=True) if length == channels)
 
 
@@ -62,7 +63,7 @@ def _rows(values: Array, axis: int) -> Array:
 
 
 def _are_in_one_order(weights: tuple[Floats, Floats], channels: tuple[Array, Array], allowed: tuple[float, float]) -> bool:
-    """Whether one order makes both the port's of the reference's: the inputs of the weights, and the channels of a tensor."""
+    """Whether one order makes both the port's of the reference's: an axis of the weights, and the channels of a tensor."""
     sides = [np.concatenate([_scaled(vector[:, None]), _scaled(rows)], axis=1) for vector, rows in zip(weights, channels, strict=True)]
     order = np.array([row for _, row in best_assignment((sides[1] @ sides[0].conj().T).real - 0.5 * (np.abs(sides[0]) ** 2).sum(axis=1))])
     return not np.array_equal(order, np.arange(len(order))) and all(

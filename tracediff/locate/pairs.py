@@ -14,6 +14,7 @@ from tracediff.alignment.axes import side_by_side
 from tracediff.dtype import Array, DType
 from tracediff.locate.folded import folded
 from tracediff.trace import Record, Trace, schema
+from tracediff.trace.reads import Reads
 
 Norms = dict[tuple[str, bool], float]
 """The norm of a module's own parameters together, by its path, and by whether they are matrices (and kernels) or vectors."""
@@ -112,6 +113,11 @@ class Pairs:
             return False
         flags = self.port.index["flags"]
         return all(int(flags[row]) & schema.REPLACED for row in pair.port)
+
+    @cached_property
+    def reads(self) -> Reads:
+        """What the reference's operations say of its records."""
+        return Reads(self.reference)
 
     @cached_property
     def digests(self) -> frozenset[bytes]:

@@ -1,9 +1,9 @@
-"""What the reference's code computes from the inputs that its calls take in: nothing, a part, or all."""
+"""What the operations of a reference say of its tensors: what a call reads of its inputs, and which were computed from which."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property
 
 from tracediff.site import INPUTS, is_returned
@@ -22,6 +22,7 @@ class Reads:
 
     def __init__(self, reference: Trace) -> None:
         self._reference = reference
+        self._descendants: dict[int, Set[int] | None] = {}
 
     @cached_property
     def _graph(self) -> Graph | None:
@@ -60,6 +61,30 @@ class Reads:
             return None
         hull = tuple((min(start for start, _ in ends), max(stop for _, stop in ends)) for ends in zip(*boxes, strict=True))
         return hull if hull != whole else None
+
+    def may_come_from(self, later: int, earlier: int) -> bool:
+        """Whether the tensor of a row may have been computed from an earlier row's, or is that very tensor; True where that is not known.
+
+        So it may where the values of something in between went through other code than the framework's.
+        """
+        one, other = self._node(earlier), self._node(later)
+        if one is None or other is None:
+            return True
+        found = self._made_of(one)
+        return found is None or other in found
+
+    def _made_of(self, start: int) -> Set[int] | None:
+        """The nodes that were computed from a node, itself included; None where other code took its values."""
+        assert self._graph is not None
+        if start not in self._descendants:
+            found = {start}
+            for number in range(start + 1, len(self._graph.nodes)):
+                node = self._graph.nodes[number]
+                if node.name in ("@seen", "@opaque") or not found.isdisjoint(node.refs):
+                    found.add(number)
+            is_known = not any(self._graph.nodes[number].name == "@out" for number in found)
+            self._descendants[start] = found if is_known else None
+        return self._descendants[start]
 
     def _node(self, row: int) -> int | None:
         """The node that a row shows."""
