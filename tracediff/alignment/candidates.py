@@ -10,10 +10,12 @@ from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.voices import Evidence, Floats, Ints, spoken
 
 
-def candidates(evidence: Evidence, free: tuple[Sequence[int], Sequence[int]]) -> tuple[Ints, Ints, Floats]:
+def candidates(
+    evidence: Evidence, free: tuple[Sequence[int], Sequence[int]], fixed: Sequence[tuple[int, int]] = ()
+) -> tuple[Ints, Ints, Floats]:
     """The pairs that may be, each once in the order of the reference, then of the port; and what all voices say of them.
 
-    ``free``: the sites of each side that may have a partner. Few sites are all asked about each other; of many those whose parameters have
+    ``free``: the sites of each side that may have a partner; ``fixed``: the pairs that are settled, which are among the answer. Few sites are all asked about each other; of many those whose parameters have
     the same axes and whose places among their like are near. The best of each site are kept.
     """
     width = len(evidence.sides[1])
@@ -27,7 +29,10 @@ def candidates(evidence: Evidence, free: tuple[Sequence[int], Sequence[int]]) ->
     apart = np.abs(places[0][a] - places[1][b])
     kept = (_rank(a, worth, apart) < THRESHOLDS.candidates) | (_rank(b, worth, apart) < THRESHOLDS.candidates)
     kept &= worth > THRESHOLDS.hopeless
-    return a[kept], b[kept], worth[kept]
+    settled = np.array([a * width + b for a, b in fixed], np.int64)
+    keys, worth = np.concatenate([keys[kept], settled]), np.concatenate([worth[kept], np.zeros(len(settled))])
+    keys, first = np.unique(keys, return_index=True)
+    return keys // width, keys % width, worth[first]
 
 
 def _of_like(evidence: Evidence, free: tuple[Sequence[int], Sequence[int]], width: int) -> Iterator[Ints]:

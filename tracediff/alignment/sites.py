@@ -7,8 +7,7 @@ the best assignment is taken. A fault may silence any source, or deceive it, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.ties import Ties
-from tracediff.alignment.voices import VOICES, Evidence, Flags, Floats, Ints, of_places, spoken
+from tracediff.alignment.voices import VOICES, Evidence, Floats, Ints, looked_up, of_places
 from tracediff.alignment.votes import votes
 
 
@@ -41,6 +40,7 @@ def paired_sites(
     fused = fuse_siblings(matches, first)
     told = votes(matches, first)
     if told or fused:
+        table = Table(matches) if fused else table
         first = table.solved(matches, THRESHOLDS.callers_differ, told, first)
     for match in first:
         matches.pair(match)
@@ -51,14 +51,17 @@ def paired_sites(
     return matches
 
 
-@dataclass
 class Table:
-    """The candidates ``a`` and ``b`` of all sites that may be paired, and what the voices say of each: (candidates,) each."""
+    """The pairs ``a`` and ``b`` of sites that may be paired, or are, and what the voices say of each: (candidates,) each."""
 
     def __init__(self, matches: Matches) -> None:
         self.evidence = matches.evidence
         free = tuple(matches.unpaired(side, range(len(matches.sides[side]))) for side in (0, 1))
-        self.a, self.b, self.worth = matches.candidates = candidates(matches.evidence, (free[0], free[1]))
+        fixed = [(match.reference, match.port) for match in matches.all()]
+        self.a, self.b, self.worth = matches.candidates = candidates(matches.evidence, (free[0], free[1]), fixed)
+        self.ties = Ties(matches.evidence, self.a, self.b)
+        side = matches.sides[0]
+        self.turn = np.array([len(side.callers(site)) % 2 for site in range(len(side))], np.int64)[self.a]
 
     def solved(
         self, matches: Matches, price: float, told: dict[tuple[int, int], float] | None = None, start: Iterable[Match] = ()
@@ -67,44 +70,38 @@ class Table:
 
         ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at first.
         """
-        fixed = {(match.reference, match.port) for match in matches.all()}
+        beliefs = self._marks(dict.fromkeys(((match.reference, match.port) for match in matches.all()), 1.0))
         taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]
-        open_ = ~taken[0] & ~taken[1]
-        pairs = zip(self.a[open_].tolist(), self.b[open_].tolist(), strict=True)
-        keys = np.array(sorted({*pairs, *(told or ()), *fixed}), np.int64).reshape(-1, 2)
-        a, b = keys[:, 0], keys[:, 1]
-        worth = spoken(self.evidence, a, b)
-        each = list(zip(a.tolist(), b.tolist(), strict=True))
-        extra = np.array([(told or {}).get(pair, 0.0) for pair in each])
-        is_open = np.array([pair not in fixed for pair in each], bool)
-        return self._cooled(Problem(a, b, worth, extra, is_open), price, [(match.reference, match.port) for match in start])
-
-    def _cooled(self, problem: Problem, price: float, start: list[tuple[int, int]]) -> list[Match]:
-        a, b, is_open = problem.a, problem.b, problem.is_open
-        ties, soft = Ties(self.evidence, a, b), SoftAssignment(a[is_open], b[is_open], THRESHOLDS.worth_pairing)
+        open_ = np.flatnonzero(~taken[0] & ~taken[1])
+        if not len(open_):
+            return []
+        votes_, known = self._marks(told or {}), self._marks({(match.reference, match.port): 1.0 for match in start})
+        soft = SoftAssignment(self.a[open_], self.b[open_], THRESHOLDS.worth_pairing)
         temperatures = np.geomspace(THRESHOLDS.hottest, THRESHOLDS.coldest, THRESHOLDS.rounds)
-        beliefs, gains = np.ones(len(a)), problem.worth + problem.told
+        gains = self.worth + votes_
         if start:
             temperatures = temperatures[len(temperatures) // 2 :]
-            known = set(start)
-            beliefs[is_open] = [pair in known for pair in zip(a[is_open].tolist(), b[is_open].tolist(), strict=True)]
+            beliefs[open_] = known[open_]
         else:
-            beliefs[is_open] = soft.beliefs(gains[is_open], temperatures[0])
+            beliefs[open_] = soft.beliefs(gains[open_], temperatures[0])
         # Callers and what they call take turns: at once each would follow what the other was.
-        depth = np.array([len(self.evidence.sides[0].callers(site)) for site in range(len(self.evidence.sides[0]))])[a] % 2
         for temperature in temperatures:
             for turn in (0, 1):
-                said = ties.spoken(beliefs, price)
-                gains = np.where(depth == turn, (gains + problem.worth + problem.told + sum(said.values())) / 2, gains)
-                beliefs[is_open] = soft.beliefs(gains[is_open], temperature)
-        chosen = np.flatnonzero(is_open)[soft.best(beliefs[is_open])]
-        rivals = _rivals(problem, chosen, problem.worth - of_places(self.evidence, a, b), self.evidence.sides[1].parent)
-        found = [Match(int(a[k]), int(b[k]), float(gains[k]), "structure", rivals.get(int(a[k]), [])) for k in chosen]
-        return self._with_accounts(found, problem, chosen, {**said, "votes": problem.told}) if found else found
+                said = self.ties.spoken(beliefs, price)
+                gains = np.where(self.turn == turn, (gains + self.worth + votes_ + sum(said.values())) / 2, gains)
+                beliefs[open_] = soft.beliefs(gains[open_], temperature)
+        chosen = open_[soft.best(beliefs[open_])]
+        rivals = self._rivals(chosen)
+        found = [Match(int(self.a[k]), int(self.b[k]), float(gains[k]), "structure", rivals.get(int(self.a[k]), [])) for k in chosen]
+        return self._with_accounts(found, chosen, {**said, "votes": votes_}) if found else found
 
-    def _with_accounts(self, found: list[Match], problem: Problem, chosen: Ints, said: dict[str, Floats]) -> list[Match]:
+    def _marks(self, of: Mapping[tuple[int, int], float]) -> Floats:
+        """What is known of some pairs, 0 of all others: (candidates,)."""
+        return looked_up(self.evidence, self.a, self.b, of)
+
+    def _with_accounts(self, found: list[Match], chosen: Ints, said: dict[str, Floats]) -> list[Match]:
         """The same matches, each with what every source says of it, and of the nearest rival of either of its sites."""
-        a, b, gains = problem.a, problem.b, problem.worth + sum(said.values())
+        a, b, gains = self.a, self.b, self.worth + sum(said.values())
         is_rival = np.ones(len(a), bool)
         is_rival[chosen] = False
         nearest, best = np.full(len(chosen), -1), np.full(len(chosen), -np.inf)
@@ -124,27 +121,16 @@ class Table:
             match.voices = [(name, ours, theirs) for name, (ours, theirs) in zip(table, voices, strict=True)]
         return found
 
-
-def _rivals(problem: Problem, chosen: Ints, worth: Floats, callers: Ints) -> dict[int, list[int]]:
-    """For each site that is paired the sites beside its partner of which the voices say nearly as much, order aside."""
-    partner = np.full(int(problem.a.max(initial=-1)) + 1, -1, np.int64)
-    partner[problem.a[chosen]] = chosen
-    own = partner[problem.a]
-    beside = (own >= 0) & (own != np.arange(len(own))) & (callers[problem.b] == callers[problem.b[own]])
-    near = beside & (worth > worth[own] - THRESHOLDS.rival_margin)
-    found: dict[int, list[int]] = {}
-    for place in np.flatnonzero(near).tolist():
-        rivals = found.setdefault(int(problem.a[place]), [])
-        rivals += [int(problem.b[place])] if len(rivals) < THRESHOLDS.rivals_named else []
-    return found
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is assigned at once: candidates ``a`` and ``b``, what the voices say of each, what votes do, and which are open."""
-
-    a: Ints
-    b: Ints
-    worth: Floats
-    told: Floats
-    is_open: Flags
+    def _rivals(self, chosen: Ints) -> dict[int, list[int]]:
+        """For each site that is paired the sites beside its partner of which the voices say nearly as much, order aside."""
+        worth, callers = self.worth - of_places(self.evidence, self.a, self.b), self.evidence.sides[1].parent
+        partner = np.full(int(self.a.max(initial=-1)) + 1, -1, np.int64)
+        partner[self.a[chosen]] = chosen
+        own = partner[self.a]
+        beside = (own >= 0) & (own != np.arange(len(own))) & (callers[self.b] == callers[self.b[own]])
+        near = beside & (worth > worth[own] - THRESHOLDS.rival_margin)
+        found: dict[int, list[int]] = {}
+        for place in np.flatnonzero(near).tolist():
+            rivals = found.setdefault(int(self.a[place]), [])
+            rivals += [int(self.b[place])] if len(rivals) < THRESHOLDS.rivals_named else []
+        return found

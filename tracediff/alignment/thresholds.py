@@ -113,6 +113,8 @@ class Thresholds:
     projection_different: float = threshold(-0.6, "one makes an attention's queries, the other its keys", _BY_HAND)
     kind_equal: float = threshold(0.0, "equal kinds of site (module, method, function, tap)", _BY_HAND)
     kind_different: float = threshold(-0.3, "different kinds of site", _BY_HAND)
+    made_equal: float = threshold(0.2, "both hand on what a call in them returned, or both make something of it", _BY_HAND)
+    made_different: float = threshold(-0.4, "one hands on what a call in it returned, the other makes something of it", _BY_HAND)
     call_count_equal: float = threshold(0.1, "equally many calls", _BY_HAND)
     call_count_different: float = threshold(0.0, "not equally many calls", _BY_HAND)
     largest_equal: float = threshold(0.8, "equal axes of the largest own parameter", _BY_HAND)

@@ -23,8 +23,8 @@ class Ties:
         self._width = len(evidence.sides[1])
         self._keys = a * self._width + b
         self._above = tuple(_callers(side, features.uncalled) for side, features in zip(evidence.sides, evidence.features, strict=True))
-        self._chains = [_chain(above, of) for above, of in zip(self._above, self.of, strict=True)]
-        self._places = [[self._place(ours, theirs) for theirs in self._chains[1]] for ours in self._chains[0]]
+        self._chains = [_chain(above, of) for above, of in zip(self._above, self.of, strict=True)]  # (levels, candidates) each
+        self._places = self._place(self._chains[0][:, None], self._chains[1][None])  # of callers of both: (levels, levels, candidates)
         telling = [is_telling(features) for features in evidence.features]
         self._telling = telling[0][a] & telling[1][b]
         outputs, called = evidence.codes("outputs", a, b), evidence.codes("called", a, b)
@@ -88,32 +88,35 @@ class Ties:
         If two callers are a pair, theirs is all that is called below them through levels that then have no partner.
         """
         decided = beliefs**2 * np.where(self._telling, 1.0, THRESHOLDS.untelling_content)
-        total = np.zeros(len(beliefs))
-        for chain, own, of in zip(self._chains, mass, self.of, strict=True):
-            called, through = np.zeros(len(own)), decided
-            for caller in chain:
-                live = (caller >= 0) & (through > THRESHOLDS.least_belief)
-                called += np.bincount(caller[live], through[live], len(own))
-                through = np.where(live, through * np.maximum(0.0, 1.0 - own[caller]), 0.0)
-            total += called[of] / 2
-        common = np.zeros(len(beliefs))
-        for t in range(len(self._chains[0])):
-            for s in range(len(self._chains[1])):
-                through = decided
-                for u in range(t):
-                    through = through * self._is_open(mass[0], self._chains[0][u], beliefs, self._places[u][s])
-                for u in range(s):
-                    through = through * self._is_open(mass[1], self._chains[1][u], beliefs, self._places[t][u])
-                live = (self._places[t][s] >= 0) & (through > THRESHOLDS.least_belief)
-                common += np.bincount(self._places[t][s][live], through[live], len(beliefs))
-        said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * np.maximum(total - common, 0.0)
-        return said / (np.maximum(total, common) + THRESHOLDS.overlap_doubt)
+        live = np.flatnonzero(decided > THRESHOLDS.least_belief)
+        places, weight = self._places[:, :, live], decided[live]
+        chains = [chain[:, live] for chain in self._chains]
+        alone = [1.0 - own[chain] for own, chain in zip(mass, chains, strict=True)]
+        totals = [
+            _summed(chain, weight * _before(np.clip(lacking, 0.0, 1.0), 0), len(own))[of]
+            for chain, lacking, own, of in zip(chains, alone, mass, self.of, strict=True)
+        ]
+        # A level is open as far as it has no partner but the one in question.
+        itself = np.where(places >= 0, beliefs[places], 0.0)
+        is_open = [np.clip(lacking + itself, 0.0, 1.0) for lacking in (alone[0][:, None], alone[1][None])]
+        common = _summed(places, weight * _before(is_open[0], 0) * _before(is_open[1], 1), len(beliefs))
+        elsewhere = np.maximum(np.maximum(*totals) - common, 0.0)
+        said = THRESHOLDS.contents_common * common - THRESHOLDS.contents_elsewhere * elsewhere
+        doubt = common + elsewhere + THRESHOLDS.overlap_doubt
+        return np.where(said > 0, said / doubt, np.maximum(said, -THRESHOLDS.contents_elsewhere))
 
-    @staticmethod
-    def _is_open(mass: Floats, level: Ints, beliefs: Floats, pair: Ints) -> Floats:
-        """How far a level has no partner but the one of ``pair``."""
-        is_open: Floats = np.clip(1.0 - mass[level] + np.where(pair >= 0, beliefs[pair], 0.0), 0.0, 1.0)
-        return is_open
+
+def _summed(of: Ints, weight: Floats, count: int) -> Floats:
+    """The sum of the weights at each of so many numbers, those below 0 left out."""
+    known = of >= 0
+    return np.bincount(of[known], weight[known], count).astype(np.float64)
+
+
+def _before(factors: Floats, axis: int) -> Floats:
+    """The product of all factors before each along an axis."""
+    first = np.ones_like(np.take(factors, [0], axis))
+    product: Floats = np.concatenate([first, np.cumprod(factors, axis)[:-1] if axis == 0 else np.cumprod(factors, axis)[:, :-1]], axis)
+    return product
 
 
 def nearest_callers(evidence: Evidence, pairs: Iterable[tuple[int, int]]) -> tuple[Ints, Ints]:
@@ -133,12 +136,12 @@ def _callers(side: Side, uncalled: dict[int, list[int]]) -> Ints:
     return above
 
 
-def _chain(above: Ints, of: Ints) -> list[Ints]:
-    """The callers of some sites, the callers of those, and so on, the nearest first; -1 where there are no more."""
+def _chain(above: Ints, of: Ints) -> Ints:
+    """The callers of some sites, the callers of those, and so on, the nearest first; -1 where there are no more: (levels, sites)."""
     chain = [above[of]]
     while len(chain) < THRESHOLDS.levels_passed_over and (chain[-1] >= 0).any():
         chain.append(np.where(chain[-1] >= 0, above[chain[-1]], -1))
-    return chain
+    return np.stack(chain)
 
 
 def _nearest(above: Ints, has_partner: Flags) -> Ints:

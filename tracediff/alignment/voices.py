@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "projection", "kind", "call_count")
+PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "projection", "kind", "call_count", "made")
 """Codes among the `Features`, which are merely equal or not. `THRESHOLDS` holds what each is worth: NAME_equal and NAME_different."""
 
 
@@ -159,15 +159,15 @@ def of_full_names(evidence: Evidence, a: Ints, b: Ints) -> Floats:
 
 def of_parameters(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     """Equal parameters; far below 0 for a step of a whole."""
-    return _looked_up(evidence, a, b, evidence.pairs.by_parameters)
+    return looked_up(evidence, a, b, evidence.pairs.by_parameters)
 
 
 def of_values(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     """Equal tensors that both take in or return."""
-    return _looked_up(evidence, a, b, evidence.pairs.by_values)
+    return looked_up(evidence, a, b, evidence.pairs.by_values)
 
 
-def _looked_up(evidence: Evidence, a: Ints, b: Ints, worth: Mapping[tuple[int, int], float]) -> Floats:
+def looked_up(evidence: Evidence, a: Ints, b: Ints, worth: Mapping[tuple[int, int], float]) -> Floats:
     """What a table of pairs says of each pair; 0 for what is not in it."""
     found = np.zeros(len(a))
     if worth and len(a):
@@ -190,7 +190,7 @@ def of_levels(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     both, mixed = ~ours & ~theirs, ours ^ theirs
     worth[both] = THRESHOLDS.level_alike * likeness[both] - THRESHOLDS.level_unlike
     holds_more = np.where(ours, inside[0] < inside[1], inside[0] > inside[1])  # whether the caller of the two holds more than the leaf
-    is_whole = _looked_up(evidence, a, b, dict.fromkeys(evidence.pairs.held_whole, 1.0)) > 0
+    is_whole = looked_up(evidence, a, b, dict.fromkeys(evidence.pairs.held_whole, 1.0)) > 0
     for_others = np.where(holds_more, np.where(is_whole, 0.0, -THRESHOLDS.more_inside), THRESHOLDS.leaf_for_less)
     return np.where(mixed, np.where(likeness > THRESHOLDS.same_bag, THRESHOLDS.leaf_for_level, for_others), worth)
 
