@@ -39,7 +39,7 @@ def paired_sites(
     first = table.solved(matches, THRESHOLDS.callers_differ)
     fused = fuse_siblings(matches, first)
     told = votes(matches, first)
-    if told or fused:
+    if fused or told.keys() - {(match.reference, match.port) for match in first}:
         table = Table(matches) if fused else table
         first = table.solved(matches, THRESHOLDS.callers_differ, told, first)
     for match in first:
@@ -85,11 +85,10 @@ class Table:
         else:
             beliefs[open_] = soft.beliefs(gains[open_], temperatures[0])
         # Callers and what they call take turns: at once each would follow what the other was.
-        for temperature in temperatures:
-            for turn in (0, 1):
-                said = self.ties.spoken(beliefs, price)
-                gains = np.where(self.turn == turn, (gains + self.worth + votes_ + sum(said.values())) / 2, gains)
-                beliefs[open_] = soft.beliefs(gains[open_], temperature)
+        for turn, temperature in enumerate(temperatures):
+            said = self.ties.spoken(beliefs, price)
+            gains = np.where(self.turn == turn % 2, (gains + self.worth + votes_ + sum(said.values())) / 2, gains)
+            beliefs[open_] = soft.beliefs(gains[open_], temperature)
         chosen = open_[soft.best(beliefs[open_])]
         rivals = self._rivals(chosen)
         found = [Match(int(self.a[k]), int(self.b[k]), float(gains[k]), "structure", rivals.get(int(self.a[k]), [])) for k in chosen]

@@ -21,15 +21,14 @@ class _Lines:
     def __init__(self, of: Ints) -> None:
         _, self.line = np.unique(of, return_inverse=True)
         self.order = np.argsort(self.line, kind="stable")
-        self.starts = np.flatnonzero(np.diff(self.line[self.order], prepend=-1))
+        self.ordered = self.line[self.order]
+        self.starts = np.flatnonzero(np.diff(self.ordered, prepend=-1))
 
     def prices(self, gains: Floats, alone: float) -> Floats:
         """log(exp(alone) + the sum of exp(gains) along each line): (lines,)."""
         ordered = gains[self.order]
         top = np.maximum(np.maximum.reduceat(ordered, self.starts), alone)
-        counts = np.diff(self.starts, append=len(ordered))
-        total = np.add.reduceat(np.exp(ordered - np.repeat(top, counts)), self.starts) + np.exp(alone - top)
-        prices: Floats = top + np.log(total)
+        prices: Floats = top + np.log(np.add.reduceat(np.exp(ordered - top[self.ordered]), self.starts) + np.exp(alone - top))
         return prices
 
 
