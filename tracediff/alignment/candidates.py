@@ -15,20 +15,21 @@ def candidates(
 ) -> tuple[Ints, Ints, Floats]:
     """The pairs that may be, each once in the order of the reference, then of the port; and what all voices say of them.
 
-    ``free``: the sites of each side that may have a partner; ``fixed``: the pairs that are settled, which are among the answer. Few sites are all asked about each other; of many those whose parameters have
-    the same axes and whose places among their like are near. The best of each site are kept.
+    ``free``: the sites of each side that may have a partner; ``fixed``: the pairs that are settled, which are among the answer. Few sites are
+    all asked about each other; of many those whose parameters have the same axes and whose places among their like are near. The best of
+    each site are kept.
     """
     width = len(evidence.sides[1])
     known = np.array([a * width + b for a, b in (*evidence.pairs.pairs, *evidence.names.partner.items())], np.int64)
     keys = np.unique(np.concatenate([known, *_of_like(evidence, free, width)]))
     is_free = [np.isin(np.arange(len(side)), sites) for side, sites in zip(evidence.sides, free, strict=True)]
     keys = keys[is_free[0][keys // width] & is_free[1][keys % width]]
+    worth = spoken(evidence, keys // width, keys % width)
+    keys, worth = keys[worth > THRESHOLDS.hopeless], worth[worth > THRESHOLDS.hopeless]
     a, b = keys // width, keys % width
-    worth = spoken(evidence, a, b)
     places = [np.argsort(np.argsort(order)) / max(1, len(order)) for order in evidence.order]
     apart = np.abs(places[0][a] - places[1][b])
     kept = (_rank(a, worth, apart) < THRESHOLDS.candidates) | (_rank(b, worth, apart) < THRESHOLDS.candidates)
-    kept &= worth > THRESHOLDS.hopeless
     settled = np.array([a * width + b for a, b in fixed], np.int64)
     keys, worth = np.concatenate([keys[kept], settled]), np.concatenate([worth[kept], np.zeros(len(settled))])
     keys, first = np.unique(keys, return_index=True)

@@ -46,7 +46,10 @@ class Evidence:
     def _tell_projections_apart(self) -> None:
         """Finds queries and keys by what is done with them. Tensors are read for it, so only where parameters tell few sites apart."""
         owners = min(int(np.count_nonzero(features.key)) for features in self.features)
-        known = {a for a, b in self.pairs.pairs if self.pairs.strength(a, b) >= THRESHOLDS.parameters_equal}
+        by_values = self.pairs.by_values
+        known = {
+            pair[0] for pair, worth in self.pairs.by_parameters.items() if worth + by_values.get(pair, 0.0) >= THRESHOLDS.parameters_equal
+        }
         if len(known) >= THRESHOLDS.anchored_share * owners:
             return
         for side, features in zip(self.sides, self.features, strict=True):

@@ -67,11 +67,12 @@ def in_rows(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, in
             for row, number in numbered(name):
                 found[row][number] = site
     wanted: Votes = {}
+    placed = {other: list(numbered(theirs[other])) for other in partner.values()}
     for siblings in rows[0].values():
         ways: Counter[tuple[Row, int]] = Counter()
         for number, site in siblings.items():
             if site in partner:
-                ways.update((row, other - number) for row, other in numbered(theirs[partner[site]]))
+                ways.update((row, other - number) for row, other in placed[partner[site]])
         for (target, shift), agreeing in ways.most_common(1):
             others = rows[1][target]
             taken = set(others.values())
