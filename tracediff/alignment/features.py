@@ -48,6 +48,7 @@ class Features:
     outputs: Ints
     width: list[int]  # the last axis of the first output
     called: Flags
+    top: Ints  # of what calls others: 1 where the run itself calls it, 2 where another site does
     call_count: Ints
     stage: Ints
     leaf: Flags  # what calls nothing, and holds no module with parameters that is never called
@@ -113,6 +114,7 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         outputs=_coded(outputs, codes["shapes"]),
         width=width,
         called=side.first_call >= 0,
+        top=np.array([bool(side.children[site]) * (1 + (side.parent[site] >= 0)) for site in range(len(side))], np.int64),
         call_count=side.call_counts,
         stage=_coded(stages, codes["stage"]),
         leaf=np.array([not side.children[site] and site not in uncalled for site in range(len(side))], bool),

@@ -56,7 +56,10 @@ class Table:
 
     def __init__(self, matches: Matches) -> None:
         self.evidence = matches.evidence
-        free = tuple(matches.unpaired(side, range(len(matches.sides[side]))) for side in (0, 1))
+        free = [
+            [site for site in matches.unpaired(number, range(len(side))) if side.first_call[site] >= 0 or side.owned[site]]
+            for number, side in enumerate(matches.sides)
+        ]
         fixed = [(match.reference, match.port) for match in matches.all()]
         self.a, self.b, self.worth = matches.candidates = candidates(matches.evidence, (free[0], free[1]), fixed)
         self.ties = Ties(matches.evidence, self.a, self.b)
@@ -90,6 +93,7 @@ class Table:
             gains = np.where(self.turn == turn % 2, (gains + self.worth + votes_ + sum(said.values())) / 2, gains)
             beliefs[open_] = soft.beliefs(gains[open_], temperature)
         chosen = open_[soft.best(beliefs[open_])]
+        chosen = chosen[gains[chosen] > THRESHOLDS.worth_pairing]
         rivals = self._rivals(chosen)
         found = [Match(int(self.a[k]), int(self.b[k]), float(gains[k]), "structure", rivals.get(int(self.a[k]), [])) for k in chosen]
         return self._with_accounts(found, chosen, {**said, "votes": votes_}) if found else found

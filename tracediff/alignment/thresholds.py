@@ -115,6 +115,8 @@ class Thresholds:
     kind_different: float = threshold(-0.3, "different kinds of site", _BY_HAND)
     made_equal: float = threshold(0.2, "both hand on what a call in them returned, or both make something of it", _BY_HAND)
     made_different: float = threshold(-0.4, "one hands on what a call in it returned, the other makes something of it", _BY_HAND)
+    top_equal: float = threshold(0.2, "both call others, and the run itself calls both, or neither", _BY_HAND)
+    top_different: float = threshold(-0.3, "both call others, and the run itself calls one of them", _BY_HAND)
     call_count_equal: float = threshold(0.1, "equally many calls", _BY_HAND)
     call_count_different: float = threshold(0.0, "not equally many calls", _BY_HAND)
     largest_equal: float = threshold(0.8, "equal axes of the largest own parameter", _BY_HAND)
@@ -145,7 +147,8 @@ class Thresholds:
 
     # -- the assignment of sites: candidates.py, ties.py, votes.py, soft_assignment.py, sites.py -----------------------------
 
-    same_place_among_like: float = threshold(0.1, "as many sites of the same kind before, or behind", _BY_HAND)
+    as_many_before: float = threshold(0.12, "as many sites of the same kind before", _BY_HAND)
+    as_many_behind: float = threshold(0.1, "as many sites of the same kind behind", _BY_HAND)
     wrapper_for_wrapped: float = threshold(4.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
     all_pairs: int = threshold(250_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
     candidates: int = threshold(8, "candidates that are kept for each site", _BY_HAND)
@@ -163,7 +166,7 @@ class Thresholds:
     classes_alike: float = threshold(1.0, "all of a class are paired with one class", _BY_HAND)
     sinkhorn_steps: int = threshold(6, "steps of scaling in each round", _BY_HAND)
     least_chosen: float = threshold(0.05, "the least belief at last in two sites that are paired", _BY_HAND)
-    rounds: int = threshold(10, "rounds in which the beliefs are cooled", _BY_HAND)
+    rounds: int = threshold(14, "rounds in which the beliefs are cooled", _BY_HAND)
     hottest: float = threshold(1.0, "the temperature of the first round, in the unit of the voices", _BY_HAND)
     coldest: float = threshold(0.03, "the temperature of the last round", _BY_HAND)
 

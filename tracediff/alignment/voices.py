@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "projection", "kind", "call_count", "made")
+PROPERTIES = ("role", "type", "outputs", "inputs", "stage", "near", "around", "projection", "kind", "call_count", "made", "top")
 """Codes among the `Features`, which are merely equal or not. `THRESHOLDS` holds what each is worth: NAME_equal and NAME_different."""
 
 
@@ -117,7 +117,8 @@ def of_properties(evidence: Evidence, a: Ints, b: Ints) -> Floats:
 def of_identities(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     """Against a dropout, which hands on its input, and an activation, which changes it; and against a wrapper and what it wraps."""
     (ours, theirs), roles = evidence.codes("identity", a, b), evidence.codes("role", a, b)
-    wrappers = evidence.wrappers[0][a] != evidence.wrappers[1][b]
+    tops = [(side.parent[sites] < 0) for side, sites in zip(evidence.sides, (a, b), strict=True)]
+    wrappers = (evidence.wrappers[0][a] != evidence.wrappers[1][b]) & ~(tops[0] & tops[1])  # what the run itself calls is that
     against = THRESHOLDS.identity_different * ((ours != theirs) & (roles[0] != 0) & (roles[1] != 0))
     worth: Floats = -against - THRESHOLDS.wrapper_for_wrapped * wrappers
     return worth
@@ -201,8 +202,9 @@ def of_levels(evidence: Evidence, a: Ints, b: Ints) -> Floats:
 def of_places(evidence: Evidence, a: Ints, b: Ints) -> Floats:
     """As many of its like before, and as many behind: the order of the calls where nothing else tells like sites apart."""
     worth = np.zeros(len(a))
-    for ours, theirs in zip(*evidence.places, strict=True):
-        worth += THRESHOLDS.same_place_among_like * (ours[a] == theirs[b])
+    worths = THRESHOLDS.as_many_before, THRESHOLDS.as_many_behind
+    for ours, theirs, each in zip(*evidence.places, worths, strict=True):
+        worth += each * (ours[a] == theirs[b])
     return worth
 
 
