@@ -44,7 +44,7 @@ def paired_sites(
         first = table.solved(matches, THRESHOLDS.callers_differ, told, first)
     for match in first:
         matches.pair(match)
-    for match in table.solved(matches, THRESHOLDS.callers_differ_at_last):
+    for match in table.solved(matches, THRESHOLDS.callers_differ_at_last, start=()):
         matches.pair(match)
     pair_chains(matches)
     pair_containers(matches)
@@ -67,26 +67,25 @@ class Table:
         self.turn = np.array([len(side.callers(site)) % 2 for site in range(len(side))], np.int64)[self.a]
 
     def solved(
-        self, matches: Matches, price: float, told: dict[tuple[int, int], float] | None = None, start: Iterable[Match] = ()
+        self, matches: Matches, price: float, told: dict[tuple[int, int], float] | None = None, start: Iterable[Match] | None = None
     ) -> list[Match]:
         """The best assignment of the sites that have no match yet.
 
-        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at first.
+        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at first, of
+        a table that was solved before, for which half as many rounds do.
         """
         beliefs = self._marks(dict.fromkeys(((match.reference, match.port) for match in matches.all()), 1.0))
         taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]
         open_ = np.flatnonzero(~taken[0] & ~taken[1])
         if not len(open_):
             return []
-        votes_, known = self._marks(told or {}), self._marks({(match.reference, match.port): 1.0 for match in start})
+        votes_, known = self._marks(told or {}), self._marks({(match.reference, match.port): 1.0 for match in start or ()})
         soft = SoftAssignment(self.a[open_], self.b[open_], THRESHOLDS.worth_pairing)
         temperatures = np.geomspace(THRESHOLDS.hottest, THRESHOLDS.coldest, THRESHOLDS.rounds)
-        gains = self.worth + votes_
-        if start:
+        if start is not None:
             temperatures = temperatures[len(temperatures) // 2 :]
-            beliefs[open_] = known[open_]
-        else:
-            beliefs[open_] = soft.beliefs(gains[open_], temperatures[0])
+        gains = self.worth + votes_
+        beliefs[open_] = known[open_] if known.any() else soft.beliefs(gains[open_], temperatures[0])
         # Callers and what they call take turns: at once each would follow what the other was.
         for turn, temperature in enumerate(temperatures):
             said = self.ties.spoken(beliefs, price)

@@ -130,7 +130,7 @@ class Thresholds:
     identity_different: float = threshold(6.0, "against pairing what hands on its input with what changes it", _guarded("roles"))
     words_alike: float = threshold(0.6, "equal words in the names, where names are trusted fully", _BY_HAND)
     same_name: float = threshold(
-        2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("sibling_vote")
+        2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("votes")
     )
     least_trust: float = threshold(0.2, "trust in names below which they do not count", _BY_HAND)
     vocabulary_trust: float = threshold(1.6, "trust in names is so many times the share of words that both sides use", _BY_HAND)
@@ -185,8 +185,8 @@ class Thresholds:
     fused_score: float = threshold(3.0, "the score of a part whose parameters are a block of the whole's", _BY_HAND)
     fused_by_shape_score: float = threshold(1.5, "the score of a part that only shapes, or a gap among the parts, pairs", _BY_HAND)
     fused_parts: int = threshold(4, "the most neighbours whose outputs may add up to one fused site's", _BY_HAND)
-    sibling_votes: int = threshold(2, "siblings that must agree on a way to pair", _guarded("sibling_vote"))
-    sibling_majority: int = threshold(2, "agreeing siblings for each that pairs otherwise", _guarded("sibling_vote"))
+    sibling_votes: int = threshold(2, "siblings that must agree on a way to pair", _guarded("votes"))
+    sibling_majority: int = threshold(2, "agreeing siblings for each that pairs otherwise", _guarded("votes"))
 
     # -- pairing calls: calls.py, call_groups.py, functions.py, call_evidence.py --------------------------------------------
 

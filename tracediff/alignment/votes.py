@@ -76,10 +76,10 @@ def in_rows(ours: Sequence[str], theirs: Sequence[str], partner: Mapping[int, in
         for (target, shift), agreeing in ways.most_common(1):
             others = rows[1][target]
             taken = set(others.values())
-            concerned = [site for number, site in siblings.items() if number + shift in others or partner.get(site) in taken]
-            _add(
-                wanted, {site: others[n + shift] for n, site in siblings.items() if n + shift in others}, partner, agreeing, len(concerned)
-            )
+            concerned = sum(number + shift in others or partner.get(site) in taken for number, site in siblings.items())
+            if agreeing >= THRESHOLDS.sibling_majority * (concerned - agreeing):
+                way = {site: others[number + shift] for number, site in siblings.items() if number + shift in others}
+                _add(wanted, way, partner, agreeing, concerned)
     return wanted
 
 
