@@ -15,9 +15,9 @@ def candidates(
 ) -> tuple[Ints, Ints, Floats]:
     """The pairs that may be, each once in the order of the reference, then of the port; and what all voices say of them.
 
-    ``free``: the sites of each side that may have a partner; ``fixed``: the pairs that are settled, which are among the answer. Few sites are
-    all asked about each other; of many those whose parameters have the same axes and whose places among their like are near. The best of
-    each site are kept.
+    ``free``: the sites of each side that may have a partner; ``fixed``: the pairs that are settled, which are among the answer. Few
+    sites are all asked about each other; of many those whose parameters have the same axes and whose places among their like are near.
+    The best of each site are kept.
     """
     width = len(evidence.sides[1])
     known = np.array([a * width + b for a, b in (*evidence.pairs.pairs, *evidence.names.partner.items())], np.int64)

@@ -57,8 +57,9 @@ def pair_containers(matches: Matches) -> None:
         are_free = (
             a not in matches.partner[0] and b not in matches.partner[1] and a not in matches.ignored[0] and b not in matches.ignored[1]
         )
-        ours, theirs = matches.sides
-        are_alike = ours.first_call[a] < 0 and theirs.first_call[b] < 0 and (ours.holder[a] < 0) == (theirs.holder[b] < 0)
+        sides = matches.sides
+        are_uncalled = sides[0].first_call[a] < 0 and sides[1].first_call[b] < 0
+        are_alike = are_uncalled and (sides[0].holder[a] < 0) == (sides[1].holder[b] < 0)  # a root is none of another's parts
         if share > THRESHOLDS.held_alike and are_free and are_alike:
             matches.pair(Match(a, b, share, "holds paired sites"))
 

@@ -71,8 +71,8 @@ class Table:
     ) -> list[Match]:
         """The best assignment of the sites that have no match yet.
 
-        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at first, of
-        a table that was solved before, for which half as many rounds do.
+        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at
+        first, of a table that was solved before, for which half as many rounds do.
         """
         beliefs = self._marks(dict.fromkeys(((match.reference, match.port) for match in matches.all()), 1.0))
         taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]

@@ -129,9 +129,7 @@ class Thresholds:
     attributes_agree: float = threshold(0.3, "all scalar attributes that both have agree; minus that where none does", _BY_HAND)
     identity_different: float = threshold(6.0, "against pairing what hands on its input with what changes it", _guarded("roles"))
     words_alike: float = threshold(0.6, "equal words in the names, where names are trusted fully", _BY_HAND)
-    same_name: float = threshold(
-        2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("votes")
-    )
+    same_name: float = threshold(2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("votes"))
     least_trust: float = threshold(0.2, "trust in names below which they do not count", _BY_HAND)
     vocabulary_trust: float = threshold(1.6, "trust in names is so many times the share of words that both sides use", _BY_HAND)
     level_alike: float = threshold(2.0, "two callers with the same modules below; the next number is taken off again", _BY_HAND)
