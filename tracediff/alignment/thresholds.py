@@ -148,7 +148,7 @@ class Thresholds:
     as_many_before: float = threshold(0.12, "as many sites of the same kind before", _BY_HAND)
     as_many_behind: float = threshold(0.1, "as many sites of the same kind behind", _BY_HAND)
     wrapper_for_wrapped: float = threshold(4.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
-    all_pairs: int = threshold(250_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
+    all_pairs: int = threshold(30_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
     candidates: int = threshold(8, "candidates that are kept for each site", _BY_HAND)
     hopeless: float = threshold(-3.0, "candidates of whom less is said are not kept", _BY_HAND)
     has_partner: float = threshold(0.5, "the belief in any partner from which on a caller is no level to pass over", _BY_HAND)
