@@ -21,7 +21,7 @@ FOLDER = Path(tracediff.alignment.__file__).parent
 LISTS = {
     "voices.VOICES": 11,
     "records.PASSES": 6,
-    "layouts.CASCADE": 6,
+    "layouts.CASCADE": 7,
     "layout_evidence.SOURCES": 6,
     "layout_ties.SOURCES": 3,
     "arguments.INPUT_PASSES": 2,
