@@ -40,8 +40,7 @@ from benchmarks.golden.measure import runs_of
 from tracediff.thresholds import changed
 
 PASSES = (
-    ("tracediff.alignment.sites", "PASSES"),
-    ("tracediff.alignment.scores", "TERMS"),
+    ("tracediff.alignment.voices", "VOICES"),
     ("tracediff.alignment.records", "PASSES"),
     ("tracediff.alignment.layouts", "CASCADE"),
     ("tracediff.alignment.layout_evidence", "SOURCES"),

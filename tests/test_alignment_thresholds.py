@@ -19,10 +19,9 @@ from tracediff.trace import open_trace
 
 FOLDER = Path(tracediff.alignment.__file__).parent
 LISTS = {
-    "sites.PASSES": 11,
-    "scores.TERMS": 7,
+    "voices.VOICES": 11,
     "records.PASSES": 6,
-    "layouts.CASCADE": 6,
+    "layouts.CASCADE": 7,
     "layout_evidence.SOURCES": 6,
     "layout_ties.SOURCES": 3,
     "arguments.INPUT_PASSES": 2,
@@ -69,15 +68,14 @@ def test_every_number_says_what_it_decides_and_where_its_value_comes_from():
 
 def test_every_number_is_used():
     text = "".join(path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.py") if path.name != "thresholds.py")
-    made_up = {f"{name}_{end}" for name in passes("property_scores.PROPERTIES")[0].PROPERTIES for end in ("equal", "different")}
+    made_up = {f"{name}_{end}" for name in passes("voices.PROPERTIES")[0].PROPERTIES for end in ("equal", "different")}
     unused = {name for name, *_ in described(THRESHOLDS) if f"THRESHOLDS.{name}" not in text} - made_up
     assert unused - {"confidence_unsure_call"} == set()
 
 
 def test_a_number_counts_from_the_moment_it_is_changed(stacked, change):
     assert align(*stacked).paired
-    for name in ("anchor", "worth_pairing"):
-        change(name, 1e9)
+    change("worth_pairing", 1e9)
     with pytest.raises(AlignmentError, match="share nothing"):
         align(*stacked)
 
@@ -94,13 +92,3 @@ def test_each_pass_says_which_case_it_is_for_and_can_be_left_out_by_its_name(nam
             align(*stacked)
         finally:
             monkeypatch.setattr(module, attribute, every)
-
-
-def test_without_the_pass_from_the_top_down_a_stack_whose_weights_all_differ_is_not_paired(tmp_path, monkeypatch):
-    reference, port, _ = stack(tmp_path, 3, different=True)
-    traces = open_trace(reference), open_trace(port)
-    assert align(*traces).paired
-    module, attribute = passes("sites.PASSES")
-    monkeypatch.setattr(module, attribute, tuple(one for one in module.PASSES if one.__name__ != "descend"))
-    with pytest.raises(AlignmentError, match="share nothing"):
-        align(*traces)

@@ -48,6 +48,7 @@ class Features:
     outputs: Ints
     width: list[int]  # the last axis of the first output
     called: Flags
+    top: Ints  # of what calls others: 1 where the run itself calls it, 2 where another site does
     call_count: Ints
     stage: Ints
     leaf: Flags  # what calls nothing, and holds no module with parameters that is never called
@@ -55,6 +56,7 @@ class Features:
     projection: Ints  # attention.QUERY, attention.KEY or 0
     near: Ints = field(default_factory=_nothing)  # the neighbours in the flow of data, one step away
     around: Ints = field(default_factory=_nothing)  # and two steps away
+    made: Ints = field(default_factory=_nothing)  # of what calls others: 1 where it hands on what they returned, 2 where it makes its own
     bag: Ints = field(default_factory=_nothing)
     bags: list[Bag] = field(default_factory=list)  # by their codes
     inside: Ints = field(default_factory=_nothing)  # how many sites a site's bag counts
@@ -84,6 +86,7 @@ def features_of_both(sides: tuple[Side, Side], contents: tuple[values.Contents, 
         features.words = [_words(side, site, ours, common) for site in range(len(side))]
     for features, side, content in zip(both, sides, contents, strict=True):
         features.near, features.around = _around(features, side, content, codes)
+        features.made = _made(side, content)
         features.attributes = _attributes(side, codes["attributes"], attribute_sets)
         features.attribute_sets = attribute_sets
         features.bags = bags
@@ -111,6 +114,7 @@ def _features_of(side: Side, codes: dict[str, _Codes]) -> Features:
         outputs=_coded(outputs, codes["shapes"]),
         width=width,
         called=side.first_call >= 0,
+        top=np.array([bool(side.children[site]) * (1 + (side.parent[site] >= 0)) for site in range(len(side))], np.int64),
         call_count=side.call_counts,
         stage=_coded(stages, codes["stage"]),
         leaf=np.array([not side.children[site] and site not in uncalled for site in range(len(side))], bool),
@@ -194,6 +198,21 @@ def _around(features: Features, side: Side, contents: values.Contents, codes: di
         labels = _coded(neighbours, codes[f"around {step}"])
         steps.append(labels)
     return steps[0], steps[1]
+
+
+def _made(side: Side, contents: values.Contents) -> Ints:
+    """Whether what calls others hands on what a call in it returned (1), or returns what its own code makes of that (2); 0 for leaves.
+
+    It is true of a run by itself: an error that was made before changes it nowhere.
+    """
+    inside: list[set[int]] = [set() for _ in range(len(side))]
+    returned: list[set[int]] = [set() for _ in range(len(side))]
+    is_output = ~contents.is_input
+    for site, content in zip(contents.site[is_output].tolist(), contents.content[is_output].tolist(), strict=True):
+        returned[site].add(content)
+        for caller in side.callers(site):
+            inside[caller].add(content)
+    return np.array([(1 if own <= below else 2) if own and below else 0 for own, below in zip(returned, inside, strict=True)], np.int64)
 
 
 def _attributes(side: Side, codes: _Codes, sets: list[dict[str, Any]]) -> Ints:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracediff.alignment.features import Bag, size_of
-from tracediff.alignment.thresholds import THRESHOLDS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,31 +20,20 @@ class KindLikeness:
     A *kind* is a number that all sites with the same thing share (the same bag, the same attributes).
     """
 
-    def __init__(self, count: int, likeness: Callable[[int, int], float]) -> None:
+    def __init__(self, likeness: Callable[[int, int], float]) -> None:
         self._likeness = likeness
-        is_dense = count <= THRESHOLDS.dense_kinds
-        self._table: Floats = np.full((count, count) if is_dense else (0, 0), np.nan, np.float32)  # (kinds, kinds)
-        self._known: dict[tuple[int, int], float] = {}  # instead of the table where there are too many kinds
+        self._known: dict[tuple[int, int], float] = {}
 
     def of(self, ours: int, theirs: int) -> float:
         """The likeness of two kinds."""
-        if self._table.size:
-            if np.isnan(self._table[ours, theirs]):
-                self._table[ours, theirs] = self._likeness(ours, theirs)
-            return float(self._table[ours, theirs])
         if (ours, theirs) not in self._known:
             self._known[ours, theirs] = self._likeness(ours, theirs)
         return self._known[ours, theirs]
 
-    def table(self, rows: Ints, columns: Ints) -> Floats:
-        """The likenesses of the kinds of several sites, ``rows`` and ``columns``: (rows, columns)."""
-        if not self._table.size:
-            return np.array([[self.of(int(ours), int(theirs)) for theirs in columns] for ours in rows])
-        kinds = np.unique(rows), np.unique(columns)
-        for i, j in np.argwhere(np.isnan(self._table[np.ix_(*kinds)])).tolist():
-            self.of(int(kinds[0][i]), int(kinds[1][j]))
-        table: Floats = self._table[rows[:, None], columns[None, :]]
-        return table
+    def of_pairs(self, ours: Ints, theirs: Ints) -> Floats:
+        """The likenesses of many pairs of kinds: (pairs,)."""
+        kinds, places = np.unique(ours << 32 | theirs, return_inverse=True)
+        return np.array([self.of(kind >> 32, kind & 0xFFFFFFFF) for kind in kinds.tolist()])[places] if len(ours) else np.zeros(0)
 
 
 def bag_likeness(ours: Bag, theirs: Bag) -> float:
@@ -77,17 +65,18 @@ def _flat(value: Any) -> Any:
     return value
 
 
-def word_likeness(rows: Sequence[frozenset[str]], columns: Sequence[frozenset[str]]) -> Floats:
-    """How alike the words of every two names are, 0 to 1 (Dice): (rows, columns)."""
-    if len(rows) * len(columns) <= THRESHOLDS.few_pairs:
-        return np.array([[2 * len(ours & theirs) / (len(ours) + len(theirs) or 1) for theirs in columns] for ours in rows])
-    vocabulary = {word: place for place, word in enumerate(set().union(*rows) & set().union(*columns))}
-    tables = []
-    for names in (rows, columns):
-        table = np.zeros((len(names), len(vocabulary)), np.float32)
-        for row, words in enumerate(names):
-            table[row, [vocabulary[word] for word in words if word in vocabulary]] = 1.0
-        tables.append(table)
-    total = np.array([len(words) for words in rows])[:, None] + np.array([len(words) for words in columns])[None, :]
-    likeness: Floats = 2.0 * (tables[0] @ tables[1].T) / np.maximum(total, 1)
+def word_likeness(ours: Sequence[frozenset[str]], theirs: Sequence[frozenset[str]], a: Ints, b: Ints) -> Floats:
+    """How alike the words of the names of ``a`` among ours and ``b`` among theirs are, 0 to 1 (Dice): (pairs,)."""
+    from scipy.sparse import csr_array
+
+    vocabulary: dict[str, int] = {}
+    tables, counts = [], []
+    for side in (ours, theirs):
+        columns = [vocabulary.setdefault(word, len(vocabulary)) for words in side for word in words]
+        counts.append(np.array([len(words) for words in side], np.int64))
+        starts = np.concatenate([[0], np.cumsum(counts[-1])])
+        tables.append((np.ones(len(columns), np.int64), np.array(columns, np.int64), starts))
+    rows = [csr_array(table, shape=(len(table[2]) - 1, max(1, len(vocabulary))))[of] for table, of in zip(tables, (a, b), strict=True)]
+    common = np.asarray(rows[0].multiply(rows[1]).sum(axis=1)).ravel()
+    likeness: Floats = 2.0 * common / np.maximum(counts[0][a] + counts[1][b], 1)
     return likeness

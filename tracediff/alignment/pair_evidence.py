@@ -42,17 +42,31 @@ class PairEvidence:
 
     def strength(self, a: int, b: int) -> float:
         """How much parameters and values say for two sites, from 0 (nothing) to about 5; less where one is a mere step of the other."""
-        owned, seen = self.parameters.get((a, b)), self.values.get((a, b))
-        if owned is not None and owned.is_step:
+        return self.by_parameters.get((a, b), 0.0) + self.by_values.get((a, b), 0.0)
+
+    @cached_property
+    def by_parameters(self) -> dict[tuple[int, int], float]:
+        """What the parameters say of two sites; far below 0 where one is a mere step of the other."""
+        return {pair: self._of_parameters(pair, owned) for pair, owned in self.parameters.items()}
+
+    def _of_parameters(self, pair: tuple[int, int], owned: parameters.Evidence) -> float:
+        if owned.is_step:
             return -THRESHOLDS.step_of_whole
-        total = THRESHOLDS.parameters_equal * owned.share if owned is not None and owned.part is None else 0.0
-        if total and self._is_misplaced(a, b):
-            total *= THRESHOLDS.misplaced
-        if seen is not None:
+        if owned.part is not None:
+            return 0.0
+        return THRESHOLDS.parameters_equal * owned.share * (THRESHOLDS.misplaced if self._is_misplaced(*pair) else 1.0)
+
+    @cached_property
+    def by_values(self) -> dict[tuple[int, int], float]:
+        """What the values say of two sites; nothing where one is a mere step of the other."""
+        found = {}
+        for pair, seen in self.values.items():
+            owned = self.parameters.get(pair)
             both = THRESHOLDS.both_seen_equal if seen.inputs and seen.outputs else 0.0
-            total += THRESHOLDS.inputs_seen_equal * seen.inputs + THRESHOLDS.outputs_seen_equal * seen.outputs + both
-            total += THRESHOLDS.placed if (a, b) in self._placed else 0.0
-        return total
+            placed = THRESHOLDS.placed if pair in self._placed else 0.0
+            worth = THRESHOLDS.inputs_seen_equal * seen.inputs + THRESHOLDS.outputs_seen_equal * seen.outputs + both + placed
+            found[pair] = 0.0 if owned is not None and owned.is_step else worth
+        return found
 
     @cached_property
     def held_whole(self) -> set[tuple[int, int]]:

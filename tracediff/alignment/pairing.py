@@ -13,7 +13,7 @@ import numpy as np
 from tracediff.alignment import mapping as maps
 from tracediff.alignment import returned
 from tracediff.alignment.array_files import align_arrays, is_array_file
-from tracediff.alignment.passes.state import Match, State, given, ordered
+from tracediff.alignment.matches import Match, Matches, given, ordered
 from tracediff.alignment.record_table import PairedSites
 from tracediff.alignment.records import RecordPairs
 from tracediff.alignment.result import Alignment, SitePair, as_kind
@@ -35,11 +35,10 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
     _refuse_ends(mapped, reference, port)
     stated = _stated_by_name(reference, port, mapped)
     ignored, taps = returned.set_apart(reference, port, mapped)
-    state = paired_sites(reference, port, [*_given(mapped, stated), *taps], ignored)
-    matches = state.matches()
-    if not matches:
+    found = paired_sites(reference, port, [*_given(mapped, stated), *taps], ignored)
+    if not found.all():
         raise AlignmentError(_nothing_shared(reference, port), _without_pairs(reference, port))
-    pairs, places = site_pairs(state, matches, stated)
+    pairs, places = site_pairs(found, stated)
     permutations = {(entry.reference, entry.port): entry.permutation for entry in mapped.pairs}
     paired = [
         PairedSites(
@@ -53,7 +52,7 @@ def align_sides(reference: Side, port: Side, mapping: str | os.PathLike[str] | M
         )
         for place, match in places
     ]
-    made = RecordPairs((reference, port), [*paired, *_changing_wrappers(state, paired)])
+    made = RecordPairs((reference, port), [*paired, *_changing_wrappers(found, paired)])
     records = made.run()
     pairs, further = returned.across(made.rows, made.plans.layouts, pairs)
     records = [*records, *further]
@@ -90,14 +89,14 @@ def _given(mapped: maps.StatedMap, stated: Iterable[tuple[int, int]]) -> list[Ma
     return [*whole, *(given(a, b) for a, b in stated), *parts]
 
 
-def _changing_wrappers(state: State, paired: Sequence[PairedSites]) -> list[PairedSites]:
+def _changing_wrappers(matches: Matches, paired: Sequence[PairedSites]) -> list[PairedSites]:
     """Wrappers that change what their only call returns although most of their class do not.
 
     The outputs of such a wrapper are compared with the outputs of the wrapped site's partner.
     """
     taken = [{sites.reference for sites in paired}, {sites.port for sites in paired}]
     found: list[PairedSites] = []
-    for number, side in enumerate(state.sides):
+    for number, side in enumerate(matches.sides):
         only_call = {site: side.children[site][0] for site in range(side.called) if len(side.children[site]) == 1}
         by_class: dict[str, list[bool]] = {}
         for site, child in only_call.items():

@@ -27,6 +27,7 @@ from tracediff.trace.fingerprint import Fingerprinted, Sketch
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Key = tuple[int, ...]
+SIDES = ("reference", "port")
 
 
 @dataclass(slots=True)
@@ -83,6 +84,7 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
         elif one.part is not None and (entry.part is None or one.part.groups > 1):
             entry.part, entry.whole = one.part, one.whole
     for side in (0, 1):
+        _tell_steps(found, side, (reference, port))
         _gather(found, side, (reference, port)[1 - side], worth)
         _gather_addends(found, side, (reference, port))
     return dict(found)
@@ -150,6 +152,26 @@ def _elements(side: Side, sites: Iterable[int]) -> int:
     """How many numbers the matrices of some sites hold."""
     shapes = (side.params[param].shape for site in sites for param in side.owned[site])
     return sum(math.prod(shape) for shape in shapes if sum(size > 1 for size in shape) > 1)
+
+
+def _tell_steps(found: dict[tuple[int, int], Evidence], side: int, sides: tuple[Side, Side]) -> None:
+    """Marks the sites that own one of the matrices, or a block of one, of a site that owns several: each is a step of what that one does.
+
+    Experts own all their projections in two tensors on one side, and call one module for each on the other.
+    """
+    steps: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for pair in found:
+        steps[pair[side]].append(pair)
+    for site, pairs in steps.items():
+        held = [_matrices(sides[1 - side], pair[1 - side]) for pair in pairs]
+        is_divided = any(found[pair].part is not None and found[pair].whole == SIDES[side] for pair in pairs)
+        if is_divided and len(pairs) > 1 and _matrices(sides[side], site) > 1 and max(held) == 1:
+            found.update((pair, Evidence(is_step=True)) for pair in pairs)
+
+
+def _matrices(side: Side, site: int) -> int:
+    """How many matrices a site owns."""
+    return sum(sum(size > 1 for size in side.params[param].shape) > 1 for param in side.owned[site])
 
 
 def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:

@@ -35,6 +35,7 @@ class SitePair:
 
     ``confidence`` is 0 to 1 (0 where unpaired). ``ambiguous`` holds the next candidates: for a pair the rivals that only order rules out,
     for an unpaired site the nearest. ``part`` says which part of a fused site is meant, ``whole`` which side holds the fused site.
+    ``rival`` is the nearest other pair of either site; ``voices``: (source, what it says for the pair, what for the rival), in one unit.
     """
 
     reference: str | None
@@ -45,6 +46,8 @@ class SitePair:
     ambiguous: tuple[str, ...] = ()
     part: Part | None = None
     whole: Literal["", "reference", "port"] = ""
+    rival: tuple[str, str] | None = field(default=None, repr=False, compare=False)
+    voices: tuple[tuple[str, float, float], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def is_paired(self) -> bool:
@@ -93,6 +96,8 @@ class Why:
                 "evidence": pair.evidence,
                 "confidence": pair.confidence,
                 "candidates": list(pair.ambiguous),
+                "rival": list(pair.rival) if pair.rival else None,
+                "voices": [{"source": source, "pair": ours, "rival": theirs} for source, ours, theirs in pair.voices],
             }
             for pair in self.pairs
         ]

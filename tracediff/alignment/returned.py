@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tracediff.alignment.layouts import LayoutChooser
 from tracediff.alignment.mapping import StatedMap
-from tracediff.alignment.passes.state import Match, given
+from tracediff.alignment.matches import Match, given
 from tracediff.alignment.record_table import PairedSites, Rows
 from tracediff.alignment.result import RecordPair, SitePair
 from tracediff.alignment.site_report import RETURNS

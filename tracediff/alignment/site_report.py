@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tracediff.alignment import names
-from tracediff.alignment.passes.state import GIVEN, Match, State
+from tracediff.alignment.matches import GIVEN, Match, Matches
 from tracediff.alignment.result import SitePair, as_kind
 from tracediff.alignment.structure import WEIGHT_NORM
 from tracediff.alignment.thresholds import THRESHOLDS
@@ -22,31 +21,31 @@ REASONS = {"structure": "place among the calls", GIVEN: "stated", "anchor": "fou
 RETURNS = "what the runs returned"
 
 
-def site_pairs(state: State, matches: Sequence[Match], stated: set[tuple[int, int]]) -> tuple[list[SitePair], list[tuple[int, Match]]]:
+def site_pairs(found: Matches, stated: set[tuple[int, int]]) -> tuple[list[SitePair], list[tuple[int, Match]]]:
     """All pairs in the reference's order, the port's unpaired sites last; and each match with its place among them."""
     by_reference: dict[int, list[Match]] = {}
-    for match in matches:
+    for match in found.all():
         by_reference.setdefault(match.reference, []).append(match)
-    words, alone = _PairReport(state, stated), _AloneReport(state, matches)
+    words, alone = _PairReport(found, stated), _AloneReport(found)
     pairs: list[SitePair] = []
     places: list[tuple[int, Match]] = []
-    for site in range(len(state.sides[0])):
+    for site in range(len(found.sides[0])):
         for match in by_reference.get(site, ()):
             places.append((len(pairs), match))
             pairs.append(words.pair(match))
         if site not in by_reference and alone.is_listed(0, site):
             pairs.append(alone.pair(0, site))
-    paired = {match.port for match in matches}
-    pairs.extend(alone.pair(1, site) for site in range(len(state.sides[1])) if site not in paired and alone.is_listed(1, site))
+    pairs.extend(alone.pair(1, site) for site in range(len(found.sides[1])) if site not in found.partner[1] and alone.is_listed(1, site))
     return pairs, places
 
 
 class _PairReport:
     """Why two sites are paired, and how surely."""
 
-    def __init__(self, state: State, stated: set[tuple[int, int]]) -> None:
+    def __init__(self, matches: Matches, stated: set[tuple[int, int]]) -> None:
         self.stated = stated
-        self.scores, self.sides = state.scores, state.sides
+        self.evidence, self.sides = matches.evidence.pairs, matches.sides
+        self.below = _shared_below(matches)
 
     def pair(self, match: Match) -> SitePair:
         reference, port = self.sides[0].names[match.reference], self.sides[1].names[match.port]
@@ -54,11 +53,13 @@ class _PairReport:
         confidence = self._confidence(match, is_open=bool(rivals))
         evidence = "; ".join(self._evidence(match))
         whole: Any = match.whole
-        return SitePair(reference, port, as_kind(self.sides[0].kind[match.reference]), evidence, confidence, rivals, match.part, whole)
+        kind = as_kind(self.sides[0].kind[match.reference])
+        rival = (self.sides[0].names[match.rival[0]], self.sides[1].names[match.rival[1]]) if match.rival else None
+        return SitePair(reference, port, kind, evidence, confidence, rivals, match.part, whole, rival, tuple(match.voices))
 
     def _is_open(self, match: Match) -> bool:
         """Whether parameters and values leave open which of several similar sites is the partner."""
-        strength = self.scores.evidence.strength
+        strength = self.evidence.strength
         own = strength(match.reference, match.port)
         return match.reason != GIVEN and all(strength(match.reference, rival) + THRESHOLDS.rival_evidence > own for rival in match.rivals)
 
@@ -66,7 +67,7 @@ class _PairReport:
         pair = match.reference, match.port
         if match.reason == GIVEN:
             yield self._statement(pair)
-        owned, seen = self.scores.evidence.parameters.get(pair), self.scores.evidence.values.get(pair)
+        owned, seen = self.evidence.parameters.get(pair), self.evidence.values.get(pair)
         if owned is not None:
             yield f"parameters: {owned.text}"
         if seen is not None:
@@ -77,7 +78,7 @@ class _PairReport:
             yield "same name"
         elif names.normalised(ours) == names.normalised(theirs):
             yield "like names"
-        below = self.scores.overlap.get(pair)
+        below = self.below.get(pair)
         if below is not None:
             yield f"{below:.0%} of what lies below"
         yield REASONS.get(match.reason, match.reason)
@@ -96,7 +97,7 @@ class _PairReport:
         if match.reason == GIVEN:
             return 1.0
         pair = match.reference, match.port
-        evidence = self.scores.evidence.strength(*pair) + THRESHOLDS.overlap_worth * self.scores.overlap.get(pair, 0.0)
+        evidence = self.evidence.strength(*pair) + THRESHOLDS.overlap_worth * self.below.get(pair, 0.0)
         confidence = _step(evidence, is_part=match.part is not None)
         ours, theirs = self._names(match)
         if ours == theirs:
@@ -116,12 +117,25 @@ def _step(evidence: float, *, is_part: bool) -> float:
     return THRESHOLDS.confidence_some if evidence > 0 else THRESHOLDS.confidence_order
 
 
+def _shared_below(matches: Matches) -> dict[tuple[int, int], float]:
+    """How far the pairs with evidence of their own below two callers are the same, 0 to 1 (Dice); few of them count less."""
+    common: Counter[tuple[int, int]] = Counter()
+    totals: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    for match in matches.partner[0].values():
+        if match.part is None and matches.evidence.pairs.strength(match.reference, match.port) >= THRESHOLDS.good_evidence:
+            callers = [side.callers(match.site(number)) for number, side in enumerate(matches.sides)]
+            for number in (0, 1):
+                totals[number].update(callers[number])
+            common.update(product(callers[0], callers[1]))
+    doubt = THRESHOLDS.overlap_doubt
+    return {(a, b): 2 * count / (totals[0][a] + totals[1][b]) * count / (count + doubt) for (a, b), count in common.items()}
+
+
 class _AloneReport:
     """Why a site has no partner, and which sites come nearest."""
 
-    def __init__(self, state: State, matches: Sequence[Match]) -> None:
-        self.state, self.sides = state, state.sides
-        self.partner = {match.reference: match.port for match in matches}, {match.port: match.reference for match in matches}
+    def __init__(self, matches: Matches) -> None:
+        self.matches, self.sides = matches, matches.sides
 
     def is_listed(self, side: int, site: int) -> bool:
         """Whether a site without partner is worth a line: it was called, or owns parameters."""
@@ -135,12 +149,12 @@ class _AloneReport:
 
     def _reason(self, side: int, site: int) -> str:
         here = self.sides[side]
-        if site in self.state.ignored[side]:
+        if site in self.matches.ignored[side]:
             return "ignored by the mapping"
         if here.role[site] == WEIGHT_NORM:
             return "a weight norm: part of the module that it normalises"
-        below = () if self.state.features[side].leaf[site] else here.below(site)
-        paired = [other for other in below if other in self.partner[side]]
+        below = () if self.matches.features[side].leaf[site] else here.below(site)
+        paired = [other for other in below if other in self.matches.partner[side]]
         owners = [other for other in paired if here.owned[other]]
         if len(owners) == 1:
             return f"a wrapper of {here.names[owners[0]]!r}, which is paired"
@@ -154,19 +168,11 @@ class _AloneReport:
 
     @cached_property
     def _nearest(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        """For the first sites without partner on each side the nearest of those on the other."""
-        ours, theirs = ([site for site in range(len(self.sides[side])) if self._is_candidate(side, site)] for side in (0, 1))
-        ours, theirs = ours[: THRESHOLDS.candidates_searched], theirs[: THRESHOLDS.candidates_searched]
-        scores = self.state.scores.table(ours, theirs)
-        return _best(scores, ours, theirs), _best(scores.T, theirs, ours)
-
-    def _is_candidate(self, side: int, site: int) -> bool:
-        return site not in self.partner[side] and self.is_listed(side, site)
-
-
-def _best(scores: NDArray[np.float64], rows: list[int], columns: list[int]) -> dict[int, list[int]]:
-    """The columns with the best scores of each row; ``scores``: (rows, columns)."""
-    if not rows or not columns:
-        return {}
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, : THRESHOLDS.candidates_named]
-    return {site: [columns[j] for j in ranked[i].tolist() if scores[i, j] > THRESHOLDS.candidate_score] for i, site in enumerate(rows)}
+        """For the sites without partner on each side the nearest of those on the other."""
+        found: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
+        partner = self.matches.partner
+        for a, b in self.matches.by_worth(THRESHOLDS.candidate_score):
+            if a not in partner[0] and b not in partner[1] and self.is_listed(0, a) and self.is_listed(1, b):
+                for of, site, other in ((found[0], a, b), (found[1], b, a)):
+                    of[site] += [other] if len(of[site]) < THRESHOLDS.candidates_named else []
+        return found

@@ -1,48 +1,138 @@
-"""Pairs the sites of two traces: anchors from parameters and values, then the tree of calls from the top down, then what is left over.
+"""Pairs the sites of two traces by one assignment of all at once: what speaks for each pair, and the pairs for each other, adds up.
 
-The score of two sites mixes what their parameters, values, shapes, roles, attributes, neighbours and names say. A fault may silence any
-of these (weights that were not loaded, values after an early error), so none decides alone. The sites that two paired callers call are
-aligned in the order of their calls, and assigned out of order only where the scores clearly say so.
+Each pair of sites has a gain: what `voices` say of it by itself, and what `ties` say by the other pairs, as far as those are believed.
+Beliefs and gains take turns while the beliefs are cooled (graduated assignment), so that what is told early decides what is told late. Then
+the best assignment is taken. A fault may silence any source, or deceive it, so none decides alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 
-from tracediff.alignment.passes.corrections import apply_anchors, follow_class, follow_siblings
-from tracediff.alignment.passes.descent import descend, descend_again
-from tracediff.alignment.passes.fused import fill_gaps, fuse_by_parameters
-from tracediff.alignment.passes.levels import enter_wrappers, pair_chains, pair_containers, pair_dissolved
-from tracediff.alignment.passes.state import Match, State
-from tracediff.alignment.scores import Scores
+import numpy as np
+
+from tracediff.alignment.candidates import candidates
+from tracediff.alignment.fused import fill_gaps, fuse_by_parameters, fuse_siblings
+from tracediff.alignment.levels import pair_chains, pair_containers
+from tracediff.alignment.matches import Match, Matches
+from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
-
-PASSES: tuple[Callable[[State], None], ...] = (
-    fuse_by_parameters,
-    fill_gaps,
-    descend,
-    apply_anchors,
-    descend_again,
-    follow_siblings,
-    follow_class,
-    pair_dissolved,
-    pair_chains,
-    enter_wrappers,
-    pair_containers,
-)
-"""The passes in order; each adds, moves or removes pairs. An ablation leaves one out by its name."""
+from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.alignment.ties import Ties
+from tracediff.alignment.voices import VOICES, Evidence, Floats, Ints, looked_up, of_places
+from tracediff.alignment.votes import votes
 
 
 def paired_sites(
     reference: Side, port: Side, given: Iterable[Match] = (), ignored: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
-) -> State:
-    """The pairs of sites after all `PASSES`; ``given`` and ``ignored`` are what a mapping states."""
-    state = State(Scores(reference, port), ignored)
+) -> Matches:
+    """The pairs of sites; ``given`` and ``ignored`` are what a mapping states."""
+    matches = Matches(Evidence(reference, port), ignored)
     for match in given:
         if match.part is None:
-            state.pair(match)
+            matches.pair(match)
         else:
-            state.fuse(match)
-    for run in PASSES:
-        run(state)
-    return state
+            matches.fuse(match)
+    fuse_by_parameters(matches)
+    fill_gaps(matches)
+    table = Table(matches)
+    first = table.solved(matches, THRESHOLDS.callers_differ)
+    fused = fuse_siblings(matches, first)
+    told = votes(matches, first)
+    if fused or told.keys() - {(match.reference, match.port) for match in first}:
+        table = Table(matches) if fused else table
+        first = table.solved(matches, THRESHOLDS.callers_differ, told, first)
+    for match in first:
+        matches.pair(match)
+    for match in table.solved(matches, THRESHOLDS.callers_differ_at_last, start=()):
+        matches.pair(match)
+    pair_chains(matches)
+    pair_containers(matches)
+    return matches
+
+
+class Table:
+    """The pairs ``a`` and ``b`` of sites that may be paired, or are, and what the voices say of each: (candidates,) each."""
+
+    def __init__(self, matches: Matches) -> None:
+        self.evidence = matches.evidence
+        free = [
+            [site for site in matches.unpaired(number, range(len(side))) if side.first_call[site] >= 0 or side.owned[site]]
+            for number, side in enumerate(matches.sides)
+        ]
+        fixed = [(match.reference, match.port) for match in matches.all()]
+        self.a, self.b, self.worth = matches.candidates = candidates(matches.evidence, (free[0], free[1]), fixed)
+        self.ties = Ties(matches.evidence, self.a, self.b)
+        side = matches.sides[0]
+        self.turn = np.array([len(side.callers(site)) % 2 for site in range(len(side))], np.int64)[self.a]
+
+    def solved(
+        self, matches: Matches, price: float, told: dict[tuple[int, int], float] | None = None, start: Iterable[Match] | None = None
+    ) -> list[Match]:
+        """The best assignment of the sites that have no match yet.
+
+        ``price``: of a pair whose callers are none. ``told``: what else is said of pairs. ``start``: the pairs that are believed at
+        first, of a table that was solved before, for which half as many rounds do.
+        """
+        beliefs = self._marks(dict.fromkeys(((match.reference, match.port) for match in matches.all()), 1.0))
+        taken = [np.isin(of, [*partner]) for of, partner in zip((self.a, self.b), matches.partner, strict=True)]
+        open_ = np.flatnonzero(~taken[0] & ~taken[1])
+        if not len(open_):
+            return []
+        votes_, known = self._marks(told or {}), self._marks({(match.reference, match.port): 1.0 for match in start or ()})
+        soft = SoftAssignment(self.a[open_], self.b[open_], THRESHOLDS.worth_pairing)
+        temperatures = np.geomspace(THRESHOLDS.hottest, THRESHOLDS.coldest, THRESHOLDS.rounds)
+        if start is not None:
+            temperatures = temperatures[len(temperatures) // 2 :]
+        gains = self.worth + votes_
+        beliefs[open_] = known[open_] if known.any() else soft.beliefs(gains[open_], temperatures[0])
+        # Callers and what they call take turns: at once each would follow what the other was.
+        for turn, temperature in enumerate(temperatures):
+            said = self.ties.spoken(beliefs, price)
+            gains = np.where(self.turn == turn % 2, (gains + self.worth + votes_ + sum(said.values())) / 2, gains)
+            beliefs[open_] = soft.beliefs(gains[open_], temperature)
+        chosen = open_[soft.best(beliefs[open_])]
+        chosen = chosen[gains[chosen] > THRESHOLDS.worth_pairing]
+        rivals = self._rivals(chosen)
+        found = [Match(int(self.a[k]), int(self.b[k]), float(gains[k]), "structure", rivals.get(int(self.a[k]), [])) for k in chosen]
+        return self._with_accounts(found, chosen, {**said, "votes": votes_}) if found else found
+
+    def _marks(self, of: Mapping[tuple[int, int], float]) -> Floats:
+        """What is known of some pairs, 0 of all others: (candidates,)."""
+        return looked_up(self.evidence, self.a, self.b, of)
+
+    def _with_accounts(self, found: list[Match], chosen: Ints, said: dict[str, Floats]) -> list[Match]:
+        """The same matches, each with what every source says of it, and of the nearest rival of either of its sites."""
+        a, b, gains = self.a, self.b, self.worth + sum(said.values())
+        is_rival = np.ones(len(a), bool)
+        is_rival[chosen] = False
+        nearest, best = np.full(len(chosen), -1), np.full(len(chosen), -np.inf)
+        for of in (a, b):
+            ranked = np.flatnonzero(is_rival)[np.argsort(gains[is_rival], kind="stable")]
+            last = np.full(int(of.max()) + 1, -1)
+            last[of[ranked]] = ranked  # the last that is written, the best of each site, stays
+            rival = last[of[chosen]]
+            gain = np.where(rival >= 0, gains[rival], -np.inf)
+            nearest, best = np.where(gain > best, rival, nearest), np.maximum(gain, best)
+        both = np.concatenate([chosen, np.maximum(nearest, 0)])
+        table = {voice.__name__.removeprefix("of_"): voice(self.evidence, a[both], b[both]) for voice in VOICES}
+        table |= {name: worth[both] for name, worth in said.items()}
+        values = np.round(np.stack([*table.values()]), 3).reshape(len(table), 2, -1).transpose(2, 0, 1).tolist()
+        for match, rival, voices in zip(found, nearest.tolist(), values, strict=True):
+            match.rival = (int(a[rival]), int(b[rival])) if rival >= 0 else None
+            match.voices = [(name, ours, theirs) for name, (ours, theirs) in zip(table, voices, strict=True)]
+        return found
+
+    def _rivals(self, chosen: Ints) -> dict[int, list[int]]:
+        """For each site that is paired the sites beside its partner of which the voices say nearly as much, order aside."""
+        worth, callers = self.worth - of_places(self.evidence, self.a, self.b), self.evidence.sides[1].parent
+        partner = np.full(int(self.a.max(initial=-1)) + 1, -1, np.int64)
+        partner[self.a[chosen]] = chosen
+        own = partner[self.a]
+        beside = (own >= 0) & (own != np.arange(len(own))) & (callers[self.b] == callers[self.b[own]])
+        near = beside & (worth > worth[own] - THRESHOLDS.rival_margin)
+        found: dict[int, list[int]] = {}
+        for place in np.flatnonzero(near).tolist():
+            rivals = found.setdefault(int(self.a[place]), [])
+            rivals += [int(self.b[place])] if len(rivals) < THRESHOLDS.rivals_named else []
+        return found

@@ -93,7 +93,7 @@ class Thresholds:
     all_parameters: float = threshold(0.99, "the share of equal parameters from which on two sites own the same", _BY_HAND)
     same_place: float = threshold(0.5, "likeness of what two callers call from which on they may have one place", _BY_HAND)
 
-    # -- the score of two sites: property_scores.py, scores.py --------------------------------------------------------------
+    # -- what speaks for two sites by themselves: voices.py ----------------------------------------------------------------
 
     role_equal: float = threshold(0.5, "equal roles (linear, norm, silu...)", _BY_HAND)
     role_different: float = threshold(-0.8, "different roles", _guarded("roles"))
@@ -113,6 +113,10 @@ class Thresholds:
     projection_different: float = threshold(-0.6, "one makes an attention's queries, the other its keys", _BY_HAND)
     kind_equal: float = threshold(0.0, "equal kinds of site (module, method, function, tap)", _BY_HAND)
     kind_different: float = threshold(-0.3, "different kinds of site", _BY_HAND)
+    made_equal: float = threshold(0.2, "both hand on what a call in them returned, or both make something of it", _BY_HAND)
+    made_different: float = threshold(-0.4, "one hands on what a call in it returned, the other makes something of it", _BY_HAND)
+    top_equal: float = threshold(0.2, "both call others, and the run itself calls both, or neither", _BY_HAND)
+    top_different: float = threshold(-0.3, "both call others, and the run itself calls one of them", _BY_HAND)
     call_count_equal: float = threshold(0.1, "equally many calls", _BY_HAND)
     call_count_different: float = threshold(0.0, "not equally many calls", _BY_HAND)
     largest_equal: float = threshold(0.8, "equal axes of the largest own parameter", _BY_HAND)
@@ -125,9 +129,7 @@ class Thresholds:
     attributes_agree: float = threshold(0.3, "all scalar attributes that both have agree; minus that where none does", _BY_HAND)
     identity_different: float = threshold(6.0, "against pairing what hands on its input with what changes it", _guarded("roles"))
     words_alike: float = threshold(0.6, "equal words in the names, where names are trusted fully", _BY_HAND)
-    same_name: float = threshold(
-        2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("sibling_vote")
-    )
+    same_name: float = threshold(2.6, "the same full name; more than equal weights, which may stand in the wrong place", _guarded("votes"))
     least_trust: float = threshold(0.2, "trust in names below which they do not count", _BY_HAND)
     vocabulary_trust: float = threshold(1.6, "trust in names is so many times the share of words that both sides use", _BY_HAND)
     level_alike: float = threshold(2.0, "two callers with the same modules below; the next number is taken off again", _BY_HAND)
@@ -137,48 +139,52 @@ class Thresholds:
     leaf_for_less: float = threshold(-0.2, "a leaf and a caller that holds something else", _BY_HAND)
     more_inside: float = threshold(5.0, "against pairing a leaf with a caller that holds more than such a leaf", _BY_HAND)
     overlap_worth: float = threshold(2.5, "two callers all of whose anchors below are paired with each other", _BY_HAND)
-    overlap_expected: float = threshold(0.3, "the share of common anchors below two callers that says nothing", _BY_HAND)
     overlap_doubt: int = threshold(2, "common anchors that are discounted: with so many the share of them counts half", _BY_HAND)
 
-    # -- anchors: anchors.py ------------------------------------------------------------------------------------------------
-
-    anchor: float = threshold(1.2, "the least evidence from parameters, values and names that pairs two sites by itself", _BY_HAND)
-    anchor_margin: float = threshold(0.35, "by how much an anchor must be better than the next candidate", _BY_HAND)
-    misfit_largest: float = threshold(0.8, "against an anchor whose sites own parameters with different axes", _BY_HAND)
-    misfit_owner: float = threshold(0.5, "against an anchor of which only one site owns a parameter", _BY_HAND)
-    misfit_function: float = threshold(0.5, "against an anchor of different functions", _BY_HAND)
-    misfit_role: float = threshold(0.5, "against an anchor of different roles", _BY_HAND)
-    misfit_leaf: float = threshold(0.4, "against an anchor of a leaf and a caller that holds no more", _BY_HAND)
-    much_more_inside: int = threshold(4, "two callers are not one where one holds more than so many times as much", _BY_HAND)
     anchored_share: float = threshold(0.5, "queries and keys are distinguished by values only where fewer owners are anchored", _BY_HAND)
 
-    # -- bounds on the work of scoring: likeness.py, property_scores.py -----------------------------------------------------
+    # -- the assignment of sites: candidates.py, ties.py, votes.py, soft_assignment.py, sites.py -----------------------------
 
-    dense_kinds: int = threshold(3000, "kinds for which a full table of likenesses is kept", _BY_HAND)
-    few_pairs: int = threshold(100, "pairs of sites up to which plain Python is faster than arrays", _BY_HAND)
-    scores_at_once: int = threshold(20_000, "cells of a table up to which all properties are compared at once", _BY_HAND)
+    as_many_before: float = threshold(0.12, "as many sites of the same kind before", _BY_HAND)
+    as_many_behind: float = threshold(0.1, "as many sites of the same kind behind", _BY_HAND)
+    wrapper_for_wrapped: float = threshold(4.0, "against a module that hands on all that it takes in, and one that does more", _BY_HAND)
+    all_pairs: int = threshold(30_000, "pairs of sites of one kind up to which all are asked about", _BY_HAND)
+    candidates: int = threshold(8, "candidates that are kept for each site", _BY_HAND)
+    hopeless: float = threshold(-3.0, "candidates of whom less is said are not kept", _BY_HAND)
+    has_partner: float = threshold(0.5, "the belief in any partner from which on a caller is no level to pass over", _BY_HAND)
+    levels_passed_over: int = threshold(4, "levels between two callers and what they call up to which it is theirs", _BY_HAND)
+    least_belief: float = threshold(1e-3, "a weaker belief counts as this one", _BY_HAND)
+    callers_differ: float = threshold(1.5, "against two sites whose callers are no pair", _BY_HAND)
+    callers_differ_at_last: float = threshold(0.6, "the same for sites that are left over", _BY_HAND)
+    callers_differ_unmoved: float = threshold(4.0, "the same for sites that own and call nothing, or return other shapes", _BY_HAND)
+    contents_common: float = threshold(2.0, "two callers that call the same pairs", _BY_HAND)
+    contents_elsewhere: float = threshold(2.0, "against two callers whose calls have partners elsewhere", _BY_HAND)
+    untelling_content: float = threshold(0.25, "the weight of a call that owns and calls nothing among what a caller calls", _BY_HAND)
+    siblings_alike: float = threshold(4.0, "all of a numbered row, or of the members of a class, pair so", _BY_HAND)
+    classes_alike: float = threshold(1.0, "all of a class are paired with one class", _BY_HAND)
+    sinkhorn_steps: int = threshold(6, "steps of scaling in each round", _BY_HAND)
+    least_chosen: float = threshold(0.05, "the least belief at last in two sites that are paired", _BY_HAND)
+    rounds: int = threshold(14, "rounds in which the beliefs are cooled", _BY_HAND)
+    hottest: float = threshold(1.0, "the temperature of the first round, in the unit of the voices", _BY_HAND)
+    coldest: float = threshold(0.03, "the temperature of the last round", _BY_HAND)
+
+    # -- bounds on the work, and what else decides on sites: order.py, fused.py, levels.py, site_report.py -------------------
+
     spelling: float = threshold(0.3, "likeness in spelling from which on a name is proposed in an error message", _BY_HAND)
     largest_table: int = threshold(4_000_000, "cells of a table of scores that is aligned in one piece", _guarded("order"))
 
-    # -- pairing sites: sites.py, passes/ -----------------------------------------------------------------------------------
-
     in_order: float = threshold(0.15, "what it is worth to keep the order of calls where assignment could break it", _guarded("order"))
     worth_pairing: float = threshold(0.3, "the least score of two siblings that are paired", _BY_HAND)
-    worth_moving: float = threshold(0.9, "the least score of two sites that are paired although their callers are not", _BY_HAND)
     consistent: float = threshold(0.7, "the least share of what is paired below two callers that must be paired with each other", _BY_HAND)
     held_alike: float = threshold(0.8, "the least common share of what two modules hold for the two to be paired", _BY_HAND)
     rival_margin: float = threshold(0.05, "a sibling that scores so little less than the partner is named as its rival", _guarded("sites"))
-    rivals_weighed: int = threshold(4, "siblings among which rivals are looked for", _BY_HAND)
     rivals_named: int = threshold(3, "rivals that are named", _BY_HAND)
     given_score: float = threshold(9.0, "the score of a pair that a mapping states", _BY_HAND)
     fused_score: float = threshold(3.0, "the score of a part whose parameters are a block of the whole's", _BY_HAND)
     fused_by_shape_score: float = threshold(1.5, "the score of a part that only shapes, or a gap among the parts, pairs", _BY_HAND)
     fused_parts: int = threshold(4, "the most neighbours whose outputs may add up to one fused site's", _BY_HAND)
-    dissolved_levels: int = threshold(12, "kinds of caller that are taken apart among one caller's siblings", _BY_HAND)
-    dissolved_kinds: int = threshold(6, "kinds of caller of a side that are tried in each step", _BY_HAND)
-    dissolved_gain: float = threshold(1.02, "a level is taken apart where so many times more is covered then", _guarded("sites"))
-    sibling_votes: int = threshold(2, "siblings that must agree on a way to pair", _guarded("sibling_vote"))
-    sibling_majority: int = threshold(2, "agreeing siblings for each that pairs otherwise", _guarded("sibling_vote"))
+    sibling_votes: int = threshold(2, "siblings that must agree on a way to pair", _guarded("votes"))
+    sibling_majority: int = threshold(2, "agreeing siblings for each that pairs otherwise", _guarded("votes"))
 
     # -- pairing calls: calls.py, call_groups.py, functions.py, call_evidence.py --------------------------------------------
 
@@ -290,7 +296,6 @@ class Thresholds:
         1e-6, "relative difference of statistics within which a wrapper returns what its only call returned", _BY_HAND
     )
     candidates_named: int = threshold(3, "candidates that are named for a site without partner", _guarded("sites"))
-    candidates_searched: int = threshold(1000, "sites without partner among which candidates are looked for", _BY_HAND)
     candidate_score: float = threshold(0.2, "the least score of a candidate that is named", _BY_HAND)
     record_sure: float = threshold(1.0, "the score above which two boundaries are surely paired", _BY_HAND)
     record_likely: float = threshold(0.4, "the score above which two boundaries are probably paired", _BY_HAND)

@@ -86,6 +86,8 @@ def why(told: Why) -> RenderableType:
         names = " | ".join("-" if side is None else side or "(root)" for side in (pair.reference, pair.port))
         rivals = f"; or {listed(list(pair.ambiguous), 3)}" if pair.ambiguous else ""
         lines.append(Text(f"{names}: {pair.evidence or 'no partner'}{rivals} ({pair.confidence:.2f})", "bold"))
+        if pair.voices:
+            lines.append(_voices(pair))
     for layout, account in told.layouts:
         head = f"{account.ends[0]} | {account.ends[1]}: read as {layout} rather than {account.rival}, {account.probability:.1%} sure"
         table = _table("", layout, account.rival)
@@ -93,6 +95,17 @@ def why(told: Why) -> RenderableType:
             table.add_row(Text(source), *(Text(f"{worth + 0.0:.2f}") for worth in (chosen, rival)))
         lines += [Text(head), table]
     return Group(*lines)
+
+
+def _voices(pair: SitePair) -> Table:
+    """What each source says of a pair of sites, and of the nearest rival; sources that say nothing of either are left out."""
+    rival = " | ".join(name or "(root)" for name in pair.rival) if pair.rival else "no rival"
+    table = _table("", "this pair", rival)
+    in_all = ("all", sum(ours for _, ours, _ in pair.voices), sum(theirs for *_, theirs in pair.voices))
+    for source, ours, theirs in (*pair.voices, in_all):
+        if ours or (theirs and pair.rival):
+            table.add_row(Text(source.replace("_", " ")), Text(f"{ours:+.2f}"), Text(f"{theirs:+.2f}" if pair.rival else ""))
+    return table
 
 
 def _pair_cells(aligned: Alignment, place: int, pair: SitePair) -> tuple[Text, ...]:

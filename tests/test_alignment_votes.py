@@ -17,28 +17,34 @@ from benchmarks.faults.catalogue import all_faults
 from benchmarks.faults.measure import Bench, Options
 from benchmarks.faults.pairs import known
 from benchmarks.faults.plant import planted
-from tracediff.alignment.sibling_vote import as_in_their_class, expected
+from tracediff.alignment.votes import in_classes, in_rows
 
 NAMES = [f"layers.{i}.{part}" for i in range(4) for part in ("q", "k")]
 
 
+def moved(told: dict[tuple[int, int], float], partner: dict[int, int]) -> set[tuple[int, int]]:
+    """The pairs that are told of and are none so far."""
+    return {(a, b) for a, b in told if partner.get(a) != b}
+
+
 def test_a_site_that_pairs_otherwise_than_its_siblings_is_told() -> None:
     partner = {i: i for i in range(8)} | {4: 5, 5: 4}
-    assert expected(NAMES, NAMES, {**partner, 6: 6, 7: 7}) == {4: 4, 5: 5}
+    assert moved(in_rows(NAMES, NAMES, partner), partner) == {(4, 4), (5, 5)}
 
 
 def test_a_constant_shift_of_numbers_is_a_way_to_pair() -> None:
     theirs = [f"blocks.{i + 1}.{part}" for i in range(4) for part in ("query", "key")]
-    assert expected(NAMES, theirs, {i: i for i in range(8) if i not in (2, 3)}) == {2: 2, 3: 3}
+    partner = {i: i for i in range(8) if i not in (2, 3)}
+    assert moved(in_rows(NAMES, theirs, partner), partner) == {(2, 2), (3, 3)}
 
 
 @pytest.mark.parametrize("partner", [{0: 0, 2: 2, 4: 6, 6: 4}, {0: 0}, {}, {0: 2, 2: 0, 4: 6, 6: 4}])
 def test_siblings_that_do_not_agree_say_nothing(partner: dict[int, int]) -> None:
-    assert expected(NAMES, NAMES, partner) == {}
+    assert in_rows(NAMES, NAMES, partner) == {}
 
 
 def test_numbers_that_are_no_part_of_the_path_are_none() -> None:
-    assert expected(["up0", "up1", "up2"], ["up0", "up1", "up2"], {0: 0, 1: 1, 2: 0}) == {}
+    assert in_rows(["up0", "up1", "up2"], ["up0", "up1", "up2"], {0: 0, 1: 1, 2: 0}) == {}
 
 
 @cache
@@ -107,6 +113,6 @@ def test_a_module_pairs_as_in_the_other_modules_of_its_class() -> None:
     theirs = ["x", "x.key", "x.value", "y", "y.key", "y.value", "z", "z.key", "z.value"]
     sides = (ours, ["Mine", "", ""] * 3), (theirs, ["Yours", "", ""] * 3)
     partner = {i: i for i in range(9)} | {7: 8, 8: 7}
-    assert as_in_their_class(*sides, partner) == {7: 7, 8: 8}
+    assert moved(in_classes(*sides, partner), partner) == {(7, 7), (8, 8)}
     few = {number: other for number, other in partner.items() if number not in (0, 1, 2)}
-    assert as_in_their_class(*sides, few) == {}
+    assert in_classes(*sides, few) == {}

@@ -1,4 +1,4 @@
-"""Passes for fused projections: one matrix on one side that is several on the other, as of queries, keys and values."""
+"""Fused projections: one matrix on one side that is several on the other, as of queries, keys and values."""
 
 from __future__ import annotations
 
@@ -6,58 +6,57 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tracediff.alignment.axes import Part
-from tracediff.alignment.passes.state import Match, State, ordered
+from tracediff.alignment.matches import Match, Matches, ordered
 from tracediff.alignment.thresholds import THRESHOLDS
+from tracediff.alignment.ties import nearest_callers
 
 SIDES = ("reference", "port")
 
 
-def fuse_by_parameters(state: State) -> None:
+def fuse_by_parameters(matches: Matches) -> None:
     """Pairs sites whose parameters are blocks of a larger parameter on the other side with the owner of that one."""
-    for (a, b), owned in state.scores.evidence.parameters.items():
-        if owned.part is None or owned.share <= THRESHOLDS.fused_share or not (state.is_free(0, a) and state.is_free(1, b)):
+    for (a, b), owned in matches.evidence.pairs.parameters.items():
+        if owned.part is None or owned.share <= THRESHOLDS.fused_share or not (matches.is_free(0, a) and matches.is_free(1, b)):
             continue
-        if _is_projection(state, owned.whole, owned.part.axis, a, b):
-            state.fuse(Match(a, b, THRESHOLDS.fused_score, owned.text, part=owned.part, whole=owned.whole))
+        if _is_projection(matches, owned.whole, owned.part.axis, a, b):
+            matches.fuse(Match(a, b, THRESHOLDS.fused_score, owned.text, part=owned.part, whole=owned.whole))
 
 
-def _is_projection(state: State, whole: str, axis: int, a: int, b: int) -> bool:
+def _is_projection(matches: Matches, whole: str, axis: int, a: int, b: int) -> bool:
     """Whether the fused site of two returns what its parts return: as wide as its one matrix along the ``axis`` that is fused.
 
     Experts that own two projections do not, nor does an attention that owns its fused projections itself.
     """
     number = SIDES.index(whole)
-    side, site = state.sides[number], (a, b)[number]
+    side, site = matches.sides[number], (a, b)[number]
     matrices = [side.params[param].shape for param in side.owned[site] if sum(size > 1 for size in side.params[param].shape) > 1]
     call = int(side.first_call[site])
     widths = {size for row in side.ends_of(call)[1] for size in side.shapes[row]} if call >= 0 else set()
     return len(matrices) < 2 and (call < 0 or not matrices or matrices[0][axis] in widths)
 
 
-def fill_gaps(state: State) -> None:
+def fill_gaps(matches: Matches) -> None:
     """Pairs the part of a fused whole that was found nowhere with the one sibling of its size that is left: it was not loaded."""
-    anchored = set(state.scores.anchors), set(state.scores.anchors.values())
+    known = {pair for pair, worth in matches.evidence.pairs.by_parameters.items() if worth >= THRESHOLDS.parameters_equal}
     groups: dict[tuple[int, int], list[Match]] = defaultdict(list)
-    for match in state.fused:
+    for match in matches.fused:
         side = 1 - SIDES.index(match.whole)
         groups[side, match.site(1 - side)].append(match)
-    for (side, whole), matches in groups.items():
-        features = state.features[side]
-        parts = [match.site(side) for match in matches]
-        gap = _gap([match.part for match in matches if match.part is not None], state.features[1 - side].width[whole])
+    for (side, whole), found in groups.items():
+        features = matches.features[side]
+        parts = [match.site(side) for match in found]
+        gap = _gap([match.part for match in found if match.part is not None], matches.features[1 - side].width[whole])
         keys = {int(features.key[part]) for part in parts}
+        caller = int(matches.sides[side].parent[parts[0]])
         siblings = [
             site
-            for site in state.levels.called(side, int(state.sides[side].parent[parts[0]]))
-            if site not in state.partner[side]
-            and site not in anchored[side]
-            and int(features.key[site]) in keys
-            and state.is_free(side, site)
+            for site in matches.unpaired(side, [*matches.sides[side].children[caller], *features.uncalled.get(caller, ())])
+            if site not in {pair[side] for pair in known} and int(features.key[site]) in keys
         ]
         if gap is not None and len(siblings) == 1 and features.width[siblings[0]] == gap.stop - gap.start:
             pair = ordered(side, siblings[0], whole)
             reason = "what is left of a fused whole"
-            state.fuse(Match(*pair, THRESHOLDS.fused_by_shape_score, reason, part=gap, whole=matches[0].whole))
+            matches.fuse(Match(*pair, THRESHOLDS.fused_by_shape_score, reason, part=gap, whole=found[0].whole))
 
 
 def _gap(parts: Sequence[Part], length: int) -> Part | None:
@@ -73,33 +72,48 @@ def _gap(parts: Sequence[Part], length: int) -> Part | None:
     return Part(parts[0].axis, *free[0]) if len(free) == 1 else None
 
 
-def fuse_siblings(state: State, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs neighbours whose outputs add up to a sibling's on the other side, where no parameter is equal any more; returns the pairs."""
-    found: list[tuple[int, int]] = []
-    if sorted(state.features[0].key[list(rows)]) == sorted(state.features[1].key[list(columns)]):
-        return found
+def fuse_siblings(matches: Matches, pairs: Sequence[Match]) -> bool:
+    """Pairs neighbours whose outputs add up to a sibling's on the other side, where no parameter is equal any more; whether there are any.
+
+    ``pairs``: the pairs of callers that are believed, on top of those that are known.
+    """
+    before = len(matches.fused)
+    known = {(match.reference, match.port) for match in (*pairs, *matches.all())} | {(-1, -1)}
+    inside: tuple[dict[int, list[int]], dict[int, list[int]]] = (defaultdict(list), defaultdict(list))
+    for side, near in enumerate(nearest_callers(matches.evidence, known)):
+        order = sorted(range(len(near)), key=lambda site: int(matches.sides[side].first_call[site]) % (1 << 62))
+        for site in order:
+            inside[side][int(near[site])].append(site)
+    for a, b in sorted(known):
+        rows, columns = (matches.unpaired(side, inside[side][site]) for side, site in enumerate((a, b)))
+        if rows and columns:
+            _fuse(matches, rows, columns)
+    return len(matches.fused) > before
+
+
+def _fuse(matches: Matches, rows: Sequence[int], columns: Sequence[int]) -> None:
+    if sorted(matches.features[0].key[list(rows)]) == sorted(matches.features[1].key[list(columns)]):
+        return
     for side in (0, 1):
         parts, wholes = (rows, columns) if side == 0 else (columns, rows)
         for whole in wholes:
-            free = [part for part in parts if part not in state.partner[side]]
+            free = [part for part in parts if part not in matches.partner[side]]
             start = 0
-            for part in _Neighbours(state, side, free, wholes).that_make(whole):
-                stop = start + state.features[side].width[part]
+            for part in _Neighbours(matches, side, free, wholes).that_make(whole):
+                stop = start + matches.features[side].width[part]
                 pair = ordered(side, part, whole)
                 match = Match(*pair, THRESHOLDS.fused_by_shape_score, "fused by shape", part=Part(0, start, stop), whole=SIDES[1 - side])
-                state.fuse(match)
-                found.append(pair)
+                matches.fuse(match)
                 start = stop
-    return found
 
 
 class _Neighbours:
     """Unpaired siblings of ``side`` that may be the parts of a fused sibling among ``wholes`` of the other side."""
 
-    def __init__(self, state: State, side: int, parts: Sequence[int], wholes: Sequence[int]) -> None:
+    def __init__(self, matches: Matches, side: int, parts: Sequence[int], wholes: Sequence[int]) -> None:
         self.parts, self.wholes = parts, wholes
-        self.partner = state.partner[1 - side]
-        self.features, self.others = state.features[side], state.features[1 - side]
+        self.partner = matches.partner[1 - side]
+        self.features, self.others = matches.features[side], matches.features[1 - side]
 
     def that_make(self, whole: int) -> Sequence[int]:
         """Two or more neighbours that together make ``whole``; none where there are no such."""
