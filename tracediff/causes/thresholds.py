@@ -167,7 +167,7 @@ class Thresholds:
     sure_drawn: float = threshold(0.8, "random: standard normal numbers without a correlation", _RANK)
     sure_coarser_dtype: float = threshold(0.9, "precision: the port's tensor is of a coarser dtype, or holds only its numbers", _RANK)
     least_coarse: float = threshold(5e-5, "relative L2 below which no product of TF32's numbers errs", _COARSE)
-    most_coarse: float = threshold(4e-3, "relative L2 above which no product of TF32's numbers errs, and by which they are smaller", _COARSE)
+    most_coarse: float = threshold(4e-3, "relative L2 above which no product of TF32's numbers errs, or is smaller", _COARSE)
     fewest_products: int = threshold(3, "fewer modules that multiply tell nothing of all products", _SCENES)
     fewest_coarse: float = threshold(0.9, "the share of the modules that multiply which are off where all products are coarse", _COARSE)
     most_fine_off: float = threshold(0.5, "the share of the other modules that may be off for another reason", _COARSE)

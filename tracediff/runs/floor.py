@@ -348,6 +348,7 @@ class _Floor:
 
 
 def empty_floor(records: int) -> Array:
+    """A floor of so many records of which nothing is measured."""
     table = np.zeros(records, schema.FLOOR)
     for column in (NOISE, FREE, *DTYPES):
         table[column] = np.nan
