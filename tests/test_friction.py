@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +12,12 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from judging import bumped
 from test_report import compared
+from test_show_text import DIFFERENT
 
 import tracediff as td
 from tracediff import cli
 from tracediff.errors import TracediffError
+from tracediff.show import answer
 
 
 @pytest.fixture
@@ -89,6 +92,11 @@ def test_the_answer_and_its_details_are_two_options(tmp_path: Path, monkeypatch:
     assert len(short.splitlines()) <= 15
     assert long.startswith("First divergence: dec.a")
     assert "Blame" in long
+
+
+def test_what_is_compared_without_keeping_its_traces_says_how_to_keep_them() -> None:
+    gone = replace(DIFFERENT, reference={"path": "/tmp/gone/first.h5"}, port={"path": "/tmp/gone/second.h5"})
+    assert answer.next_command(gone, 0) == "keep the traces with -o ways, then: tracediff view ways/first.h5 ways/second.h5"
 
 
 def test_what_is_tried_without_keeping_its_trace_says_how_to_keep_it(tmp_path: Path) -> None:
