@@ -44,7 +44,7 @@ _WEIGHTS_FROM = (
 _FULL = "The reference's trace with its own weights, where REFERENCE ran with the port's: tells what the storage of weights costs."
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _FLOOR = (
-    "Measure the noise floor, or do not (three to six more runs); of a port that runs free its own counts where it is larger [default: of "
+    "Measure the noise floor, or do not (three to six more runs); of a port its own counts where it is larger [default: of "
     "PyTorch runs on their own inputs]."
 )
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too, tf32 being float32 with coarse products (may be repeated)."
