@@ -468,7 +468,7 @@ def status(
     type=click.Path(),
     default="report.html",
     show_default=True,
-    help="A .html, .md, .json, .csv or .txt file, or a picture: .png, .svg, .pdf.",
+    help="A .html, .md, .json, .csv or .txt file, a picture (.png, .svg, .pdf), or a folder for Model Explorer: NAME.modelexplorer.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def report(reference: str, port: str, output: str, force: bool, **options: Any) -> int:
@@ -479,9 +479,9 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
       tracediff report ref.h5 mlx.h5 -o report.html
     """
     from tracediff import api
-    from tracediff.show.formats import reporter_of
+    from tracediff.show.formats import check_report
 
-    reporter_of(output)
+    check_report(output)
     path = check_output(output, force=force)
     compared = api.diff(reference, port, progress=_progress, **options)
     click.echo(compared.save(path, force=force))
