@@ -481,8 +481,7 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
     from tracediff import api
     from tracediff.show.formats import check_report
 
-    check_report(output)
-    path = check_output(output, force=force)
+    path = check_report(output, force=force)
     compared = api.diff(reference, port, progress=_progress, **options)
     click.echo(compared.save(path, force=force))
     return SAME

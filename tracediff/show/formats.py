@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracediff.errors import TracediffError
-from tracediff.outputs import check_output, write_output
+from tracediff.outputs import check_output, exists_already, write_output
 from tracediff.report import Report
 from tracediff.show import text
 from tracediff.site import printable
@@ -84,7 +84,7 @@ def save(report: Report, path: str | Path, *, force: bool = False) -> Path:
     if folder.suffix == FOLDER:
         from tracediff.show.model_explorer import files
 
-        check_output(folder, force=force)
+        check_report(folder, force=force)
         contents = files(report)
         folder.mkdir(exist_ok=force)
         for name, content in contents.items():
@@ -93,10 +93,15 @@ def save(report: Report, path: str | Path, *, force: bool = False) -> Path:
     return write_output(path, reporter_of(path).content(report), force=force)
 
 
-def check_report(path: str | Path) -> None:
-    """TracediffError for a path whose suffix names no form of report."""
-    if Path(path).suffix != FOLDER:
-        reporter_of(path)
+def check_report(path: str | Path, *, force: bool = False) -> Path:
+    """The path, if a report may be written there; raises as `reporter_of` and `check_output` do."""
+    to = Path(path)
+    if to.suffix != FOLDER:
+        reporter_of(to)
+        return check_output(to, force=force)
+    if to.is_dir() and not force:
+        raise exists_already(to)
+    return to if to.is_dir() else check_output(to)
 
 
 def reporter_of(path: str | Path) -> Reporter:

@@ -1,7 +1,7 @@
 """A report for Google's Model Explorer: the graphs of both runs, each tensor's error over what is allowed, and which belong together.
 
-Open ``reference.json`` and ``port.json`` (adapter "builtin_json"), add ``reference_errors.json`` and ``port_errors.json`` as node data, and load
-``pairs.json`` as the mapping of synchronised navigation.
+Open ``reference.json`` and ``port.json`` (adapter "builtin_json"), add ``reference_errors.json`` and ``port_errors.json`` as node data, and
+load ``pairs.json`` as the mapping of synchronised navigation.
 """
 
 from __future__ import annotations
