@@ -156,6 +156,19 @@ def test_nothing_is_left_out_where_the_models_own_code_calls_or_where_most_is_le
     assert captured(whole, tmp_path / "b.h5", run=lambda: whole.net.first(torch.zeros(1, 8)), floor=True) == []
 
 
+def test_nothing_is_left_out_where_the_models_own_code_enters_a_module_so_too(tmp_path: Path) -> None:
+    class Inside(Holder):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.net.second(torch.relu(self.net.first(self.net.emb(ids))))
+
+    whole = Inside().eval()
+
+    def by_hand() -> torch.Tensor:
+        return whole.net.second(torch.relu(whole.net.first(whole.net.emb(IDS)))) + whole(IDS)
+
+    assert captured(whole, tmp_path / "a.h5", run=by_hand, floor=True) == []
+
+
 # -- parameters that no file gave
 
 PARTS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +12,12 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from judging import bumped
 from test_report import compared
+from test_show_text import DIFFERENT
 
 import tracediff as td
 from tracediff import cli
-from tracediff.errors import TracediffError
+from tracediff.errors import TracediffError, TraceExistsError
+from tracediff.show import answer
 
 
 @pytest.fixture
@@ -91,6 +94,11 @@ def test_the_answer_and_its_details_are_two_options(tmp_path: Path, monkeypatch:
     assert "Blame" in long
 
 
+def test_what_is_compared_without_keeping_its_traces_says_how_to_keep_them() -> None:
+    gone = replace(DIFFERENT, reference={"path": "/tmp/gone/first.h5"}, port={"path": "/tmp/gone/second.h5"})
+    assert answer.next_command(gone, 0) == "keep the traces with -o ways, then: tracediff view ways/first.h5 ways/second.h5"
+
+
 def test_what_is_tried_without_keeping_its_trace_says_how_to_keep_it(tmp_path: Path) -> None:
     from tracediff.show import answer
 
@@ -154,3 +162,30 @@ def test_any_divergence_can_be_drawn_by_its_number(tmp_path: Path, monkeypatch: 
         refused = CliRunner().invoke(cli.main, [*arguments, str(number)])
         assert refused.exit_code == 2
         assert f"no divergence {number} to draw" in refused.stderr
+
+
+def test_a_report_for_model_explorer_is_two_graphs_their_errors_and_what_belongs_together(tmp_path: Path) -> None:
+    folder = compared(tmp_path, faults={"dec.a": bumped}).save(tmp_path / "both.modelexplorer")
+    read = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert sorted(read) == ["pairs.json", "port.json", "port_errors.json", "reference.json", "reference_errors.json"]
+    ids = {side: {node["id"] for node in read[f"{side}.json"]["graphs"][0]["nodes"]} for side in ("reference", "port")}
+    for side in ("reference", "port"):
+        nodes = read[f"{side}.json"]["graphs"][0]["nodes"]
+        assert {edge["sourceNodeId"] for node in nodes for edge in node["incomingEdges"]} <= ids[side]
+        assert any(node["incomingEdges"] for node in nodes)
+        errors = read[f"{side}_errors.json"][side]["results"]
+        assert errors.keys() <= ids[side]
+        wrong = {node["namespace"] for node in nodes if errors.get(node["id"], {"value": 0})["value"] > 1}
+        assert "dec/a" in wrong
+    for entry in read["pairs.json"]["mappingEntries"]:
+        assert set(entry["leftNodeIds"]) <= ids["reference"]
+        assert set(entry["rightNodeIds"]) <= ids["port"]
+    with pytest.raises(TraceExistsError):
+        compared(tmp_path, faults={"dec.a": bumped}).save(folder)
+
+
+def test_a_report_in_json_holds_all_pairs_and_can_be_read_again(tmp_path: Path) -> None:
+    report = compared(tmp_path, faults={"dec.a": bumped})
+    text = report.save(tmp_path / "report.json").read_text()
+    assert len(json.loads(text)["pairs"]) == len(report.rows)
+    assert td.Report.from_json(text).verdict == "different"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -636,6 +637,23 @@ class TestOneFaultIsOneFinding:
         located = self.found(tmp_path, dict.fromkeys(self.SITES, bumped), calls=4)
         told = [(f.culprit[0], f.places, f.calls, f.shared_by, f.siblings, f.pattern) for f in located.findings]
         assert told == [("blocks.0.layers.0.norm", 24, 4, 6, 6, "blocks.*.layers.*.norm")]
+
+    def test_siblings_are_known_by_the_side_that_does_not_count_inside_of_names(self, tmp_path: Path) -> None:
+        def blocks(run: Run, x: Array) -> None:
+            is_port = run.path.name == "port.h5"
+            run.flags = 2 if is_port else 0
+            with run("", x=x) as leave:
+                for i, site in enumerate(self.SITES):
+                    run.layer(site if is_port else site.replace("s.", "").replace(".layer", ".unit"), x, weights(len(self.SITES))[i])
+                leave(x)
+
+        def of_port(site: str) -> str:
+            return re.sub(r"block(\d)\.unit(\d)", r"blocks.\1.layers.\2", site)
+
+        traces = record_pair(tmp_path, run=blocks, faults=dict.fromkeys(self.SITES, bumped), noise=0.0)
+        located = locate(aligned(*traces, rename=of_port), *traces, mode="forced")
+        told = [(f.culprit, f.places, f.shared_by, f.siblings, f.pattern) for f in located.findings]
+        assert told == [(("block0.unit0.norm", "blocks.0.layers.0.norm"), 6, 6, 6, "blocks.*.layers.*.norm")]
 
     @pytest.mark.parametrize(("wrong", "findings"), [((1.2, 1.2), [2]), ((1.2, 0.8), [1, 1]), ((1.2, 1.0), [1])])
     def test_parts_of_a_fused_tensor_that_are_wrong_alike_are_one_finding(

@@ -209,3 +209,11 @@ def test_the_command_exits_with_0_whatever_it_sees_and_with_trouble_without_a_tr
     assert "An alarm is no verdict" in plain(render(td.look(path)))
     with pytest.raises(TraceNotFoundError):
         td.look(tmp_path / "absent.h5")
+
+
+def test_a_look_and_compared_weights_draw_themselves_as_a_report_does(tmp_path: Path) -> None:
+    weights = td.weights({"a.weight": np.ones((2, 3), np.float32)}, {"a.weight": np.zeros((2, 3), np.float32)})
+    for shown, first in ((td.look(TRACES / "tiny_mlx.h5"), "No alarm"), (weights, "Different")):
+        assert str(shown).startswith(first)
+        assert shown._repr_html_().startswith("<pre style=")
+        assert repr(shown).startswith(f"<{type(shown).__name__}: {first}")

@@ -75,7 +75,7 @@ def test_an_unknown_or_missing_framework_is_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CaptureError, match="No adapter 'jax'"):
         named("jax")
     monkeypatch.setitem(sys.modules, "tracediff.observe.adapters.mlx", None)
-    with pytest.raises(MissingDependencyError, match=r"tensor-tracediff\[mlx\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[mlx\]'"):
         named("mlx")
 
 

@@ -173,6 +173,23 @@ def test_a_pair_opens_and_its_link_opens_it_again(opened: Opened) -> None:
     assert not opened.panel
 
 
+def test_a_stage_leads_to_its_first_divergence_and_to_its_code_in_two_clicks(opened: Opened) -> None:
+    assert opened.run("return document.querySelector('#stages').offsetTop < document.querySelector('#findings').offsetTop")
+    opened.click(opened.one("#stages td.first a"))
+    opened.frame()
+    assert "dec.a" in opened.panel
+    opened.click(opened.one("#panel .chip.link"))
+    opened.frame()
+    assert opened.run("return location.hash") == "#finding-0-1"
+
+
+def test_a_link_to_a_finding_shows_it_where_it_was_not_shown_yet(browser: Any, tmp_path: Path) -> None:
+    opened = Opened(browser, replace(many(), divergences=DIFFERENT.divergences * 9), tmp_path)
+    assert not opened.one("#finding-0-9").is_displayed()
+    opened.go("#finding-0-9")
+    assert opened.one("#finding-0-9").is_displayed()
+
+
 def test_keys_go_from_one_introduced_error_to_the_next(opened: Opened) -> None:
     opened.press("n")
     assert "introduced here" in opened.panel

@@ -28,6 +28,7 @@ import tracediff as td  # noqa: E402
 from tracediff.doctor import products_check  # noqa: E402
 from tracediff.errors import CaptureError  # noqa: E402
 from tracediff.observe import products  # noqa: E402
+from tracediff.observe.adapters import torch_operations  # noqa: E402
 from tracediff.observe.adapters.registry import named  # noqa: E402
 from tracediff.tensors.mantissa import shortened  # noqa: E402
 
@@ -323,6 +324,38 @@ class TestCause:
             assert (cause.kind, cause.confirmed) == ("precision", True), one.site
             assert f"TF32: what its products take in is {'rounded to' if way == 'nearest' else 'cut off after'} 10 bits" in cause.evidence
 
+    @pytest.mark.parametrize("way", ["nearest", "zero"])
+    def test_where_what_was_multiplied_was_not_kept_it_is_likely(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+        silence(monkeypatch)
+        monkeypatch.setattr(torch_operations, "MOST_VALUES", ((0, 0),))
+        reference, port = llamas()
+        with torch.no_grad():
+            td.capture(reference, {"input_ids": IDS}, to=tmp_path / "ref.h5").close()
+        with coarse_mlx(way):
+            td.capture(port, mx.array(IDS), to=tmp_path / "port.h5", feed=tmp_path / "ref.h5").close()
+        report = td.diff(tmp_path / "ref.h5", tmp_path / "port.h5")
+        assert report.verdict == "different"
+        assert {one.causes[0].kind for one in report.divergences} == {"precision"}
+        layers = [one.causes[0] for one in report.divergences if str(one.site.reference).endswith("_proj")]
+        assert layers
+        assert not any(cause.confirmed for cause in layers)
+        assert "modules that multiply" in report.divergences[0].causes[0].evidence
+
+    @pytest.mark.parametrize("factor", [0.9995, 1.0005])
+    def test_where_it_was_not_kept_a_factor_at_all_layers_is_not_taken_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+    ) -> None:
+        monkeypatch.setattr(torch_operations, "MOST_VALUES", ((0, 0),))
+        reference, port = llamas()
+        linear = mlx_nn.Linear.__call__
+        with torch.no_grad():
+            td.capture(reference, {"input_ids": IDS}, to=tmp_path / "ref.h5").close()
+        monkeypatch.setattr(mlx_nn.Linear, "__call__", lambda self, x: factor * linear(self, x))
+        td.capture(port, mx.array(IDS), to=tmp_path / "port.h5", feed=tmp_path / "ref.h5").close()
+        report = td.diff(tmp_path / "ref.h5", tmp_path / "port.h5")
+        assert report.divergences
+        assert "precision" not in {cause.kind for one in report.divergences for cause in one.causes}
+
     def test_a_wrong_factor_as_small_is_not_taken_for_it(self, folder: Path) -> None:
         _, port = llamas()
         layer = port.model.layers[1]
@@ -346,12 +379,26 @@ class Cancelling(nn.Module):
         return ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1).sqrt()
 
 
+@pytest.mark.parametrize("is_fed", [True, False])
 @pytest.mark.parametrize(("floor", "verdict"), [(None, "different"), (True, "same")])
 def test_a_port_that_loses_digits_by_another_formula_is_allowed_its_own_floor_where_it_was_asked_for(
-    tmp_path: Path, floor: bool | None, verdict: str
+    tmp_path: Path, floor: bool | None, verdict: str, is_fed: bool
 ) -> None:
+    x = (300 + np.random.default_rng(0).standard_normal((4, 8))).astype(np.float32)
+    feed = tmp_path / "ref.h5" if is_fed else None
+    with torch.no_grad():
+        td.capture(Cancelling(by_squares=False), x, to=tmp_path / "ref.h5").close()
+        td.capture(Cancelling(by_squares=True), x, to=tmp_path / "port.h5", floor=floor, feed=feed).close()
+    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
+
+
+def test_a_fault_of_a_fed_port_is_found_beside_its_own_floor(tmp_path: Path) -> None:
+    class Wrong(Cancelling):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1.5 * super().forward(x)
+
     x = (300 + np.random.default_rng(0).standard_normal((4, 8))).astype(np.float32)
     with torch.no_grad():
         td.capture(Cancelling(by_squares=False), x, to=tmp_path / "ref.h5").close()
-        td.capture(Cancelling(by_squares=True), x, to=tmp_path / "port.h5", floor=floor).close()
-    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
+        td.capture(Wrong(by_squares=True), x, to=tmp_path / "port.h5", floor=True, feed=tmp_path / "ref.h5").close()
+    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == "different"

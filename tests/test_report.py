@@ -356,7 +356,7 @@ class TestSaving:
     def test_refuses_other_suffixes(self, tmp_path: Path) -> None:
         report = compared(tmp_path)
         for name in ("x.htm", "x"):
-            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.csv, \.txt, \.png, \.svg and \.pdf\."):
+            with pytest.raises(TracediffError, match=r"are \.html, \.md, \.json, \.csv, \.txt, \.png, \.svg, \.pdf and \.modelexplorer\."):
                 report.save(tmp_path / name)
 
     def test_a_report_is_frozen(self, tmp_path: Path) -> None:

@@ -31,13 +31,11 @@ from tracediff.trace.products import unpinned
 from tracediff.trace.stored_weights import stored_weights_note
 
 if TYPE_CHECKING:
-    from tracediff.alarms import Look
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
     from tracediff.observe.observer import Observer
-    from tracediff.parameters.diagnosis import WeightsReport
     from tracediff.report import Report as PlainReport
-    from tracediff.show.drawn import Report, Status
+    from tracediff.show.drawn import Look, Report, Status, WeightsReport
     from tracediff.trace.listing import Listing
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -548,8 +546,9 @@ def weights(reference: Any, port: Any, *, checkpoint: Any = None) -> WeightsRepo
     which side is wrong.
     """
     from tracediff.parameters.diagnosis import weights as compare_weights
+    from tracediff.show.drawn import WeightsReport
 
-    return compare_weights(reference, port, checkpoint=checkpoint)
+    return WeightsReport.of(compare_weights(reference, port, checkpoint=checkpoint))
 
 
 def diff(reference: TraceLike, port: TraceLike, **options: Any) -> Report:
@@ -691,9 +690,10 @@ def look(port: TraceLike, *, like: TraceLike | None = None) -> Look:
     loop whose norm runs away, and with ``like`` signs, spread and range unlike the reference's.
     """
     from tracediff.alarms import look as look_at
+    from tracediff.show.drawn import Look
 
     with _opened(port, *([] if like is None else [like])) as (first, *others):
-        return look_at(first, others[0] if others else None)
+        return Look.of(look_at(first, others[0] if others else None))
 
 
 def summary(trace: TraceLike) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _WEIGHTS_FROM = (
 _FULL = "The reference's trace with its own weights, where REFERENCE ran with the port's: tells what the storage of weights costs."
 _NO_REPEAT = "Do not run once more at the end, unperturbed, to see whether it repeats."
 _FLOOR = (
-    "Measure the noise floor, or do not (three to six more runs); of a port that runs free its own counts where it is larger [default: of "
+    "Measure the noise floor, or do not (three to six more runs); of a port its own counts where it is larger [default: of "
     "PyTorch runs on their own inputs]."
 )
 _FLOOR_DTYPE = "Measure the noise floor for ports in this dtype too, tf32 being float32 with coarse products (may be repeated)."
@@ -468,7 +468,7 @@ def status(
     type=click.Path(),
     default="report.html",
     show_default=True,
-    help="A .html, .md, .json, .csv or .txt file, or a picture: .png, .svg, .pdf.",
+    help="A .html, .md, .json, .csv or .txt file, a picture (.png, .svg, .pdf), or a folder for Model Explorer: NAME.modelexplorer.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def report(reference: str, port: str, output: str, force: bool, **options: Any) -> int:
@@ -479,10 +479,9 @@ def report(reference: str, port: str, output: str, force: bool, **options: Any) 
       tracediff report ref.h5 mlx.h5 -o report.html
     """
     from tracediff import api
-    from tracediff.show.formats import reporter_of
+    from tracediff.show.formats import check_report
 
-    reporter_of(output)
-    path = check_output(output, force=force)
+    path = check_report(output, force=force)
     compared = api.diff(reference, port, progress=_progress, **options)
     click.echo(compared.save(path, force=force))
     return SAME

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from tracediff.errors import install
 from tracediff.trace.products import told
 
 State = Literal["ok", "slow", "coarse", "missing"]
@@ -52,14 +53,14 @@ def examine() -> tuple[Check, ...]:
     return (
         _python(),
         _core(),
-        _stack("torch", "captures PyTorch models", "pip install 'tensor-tracediff[torch]'"),
-        _stack("mlx", "captures MLX models", "pip install 'tensor-tracediff[mlx]'"),
+        _stack("torch", "captures PyTorch models", install("torch")),
+        _stack("mlx", "captures MLX models", install("mlx")),
         *_mlx_speed(),
         *_products("torch"),
         *_products("mlx"),
         _chatterbox(),
         _recipes(),
-        _stack("ipykernel", "runs the notebooks", "pip install 'tensor-tracediff[notebook]'"),
+        _stack("ipykernel", "runs the notebooks", install("notebook")),
     )
 
 
@@ -111,7 +112,7 @@ def _products(name: str) -> tuple[Check, ...]:
         printed = subprocess.run([sys.executable, "-c", _PRODUCTS, name], capture_output=True, text=True, timeout=120, check=True)
         found = json.loads(printed.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
-        return (Check(f"{name} products", "missing", f"a matrix product failed: {error}", f"pip install 'tensor-tracediff[{name}]'"),)
+        return (Check(f"{name} products", "missing", f"a matrix product failed: {error}", install(name)),)
     return tuple(products_check(name, one) for one in found)
 
 

@@ -68,3 +68,12 @@ class WeightsError(TracediffError, ValueError):
 
 class MissingDependencyError(TracediffError, ImportError):
     """A package that is needed for this step is not installed; the message gives the command that installs it."""
+
+
+def install(extra: str) -> str:
+    """The command that installs the project with one of its extras; the distribution is not on PyPI yet.
+
+    >>> install("mlx")
+    "pip install '.[mlx]' (in a checkout of tracediff)"
+    """
+    return f"pip install '.[{extra}]' (in a checkout of tracediff)"

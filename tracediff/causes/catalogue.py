@@ -380,7 +380,8 @@ KINDS = (
         "precision",
         "A coarser dtype, or products of coarser numbers (TF32).",
         "The port's values are numbers of a coarser dtype than its run's, the reference's are not; or products of operands that are cut to "
-        "10 or 7 bits of mantissa give them.",
+        "10 or 7 bits of mantissa give them. It is likely where what was multiplied was not kept, and all that multiplies is off as much "
+        "as such products are.",
         "Compute in the reference's dtype here; of products: `--precise`, or a floor in `tf32`.",
         "The port's values are bfloat16 numbers in a float32 run.",
         "Both sides' values are bfloat16 numbers.",

@@ -52,7 +52,8 @@ class Scene:
     ``altered``: those of which a record diverged, or could not be compared. ``chained``: of the calls that the sides make in another order
     the pairs (earlier, later) of which one side may hand the later what the earlier returned, or what was made of it.
     ``program``: the reference's operations that made its tensor of what its code had in hand, where they are known. ``wrong_weights``: the
-    reference's parameters that the port lacks, or has with values so much others that they explain the error.
+    reference's parameters that the port lacks, or has with values so much others that they explain the error. ``multiplies``: of the
+    paired modules whose operations are known whether their own code takes a product of matrices or a convolution.
     """
 
     site: str
@@ -77,6 +78,7 @@ class Scene:
     chained: frozenset[tuple[str, str]] = frozenset()
     program: Program | None = None
     wrong_weights: frozenset[str] = frozenset()
+    multiplies: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def is_numeric(self) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from tracediff.alignment import Alignment
 from tracediff.alignment.axes import side_by_side
 from tracediff.causes.in_hand import InHand
+from tracediff.causes.operation_edits.products import MULTIPLYING
 from tracediff.causes.program import Program, program_of
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.causes.thresholds import THRESHOLDS
@@ -158,6 +159,7 @@ class SceneReader:
             chained=self._chained(frames, left.stage),
             program=self._program(comparison, left),
             wrong_weights=self._wrong_weights(finding.introduced),
+            multiplies=self._multiplies,
         )
 
     def maker(self, nodes: Sequence[int]) -> str | None:
@@ -342,6 +344,16 @@ class SceneReader:
     @cached_property
     def _types(self) -> dict[str, str]:
         return {path: str(module.get("type", "")) for path, module in self._modules[0].items()}
+
+    @cached_property
+    def _multiplies(self) -> dict[str, bool]:
+        """Of the paired modules whose operations are known whether their own code multiplies."""
+        found: dict[str, bool] = {}
+        for site, node in () if self._graph is None else self._graph.made_in():
+            path = module_of(site)
+            if path in self._paired and not node.name.startswith("@"):
+                found[path] = found.get(path, False) or node.name in MULTIPLYING
+        return found
 
     @cached_property
     def _paired(self) -> frozenset[str]:

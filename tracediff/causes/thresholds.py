@@ -14,6 +14,7 @@ _SCENES = "set by hand; the scenes of tests/cause_scenes.py and tests/test_cause
 _FORMULAS = "set by hand; the formulas of tests/test_causes_formulas.py are found with it; never varied alone"
 _PLANTED = "set by hand; the planted faults and the golden answers hold with it; never varied alone"
 _NEVER = "set by hand, never measured alone"
+_COARSE = "set by hand around what simulated products of 10 bits err by in tests/test_products.py; never varied alone"
 _RANK = "set by hand to rank the kinds; the golden answers hold the order"
 _WORK = "set by hand to bound time and memory, never measured alone"
 
@@ -165,6 +166,13 @@ class Thresholds:
     sure_dropped: float = threshold(0.95, "dropout: zeros, and the others larger by one factor", _RANK)
     sure_drawn: float = threshold(0.8, "random: standard normal numbers without a correlation", _RANK)
     sure_coarser_dtype: float = threshold(0.9, "precision: the port's tensor is of a coarser dtype, or holds only its numbers", _RANK)
+    least_coarse: float = threshold(5e-5, "relative L2 below which no product of TF32's numbers errs", _COARSE)
+    most_coarse: float = threshold(4e-3, "relative L2 above which no product of TF32's numbers errs, or is smaller", _COARSE)
+    fewest_products: int = threshold(3, "fewer modules that multiply tell nothing of all products", _SCENES)
+    fewest_coarse: float = threshold(0.9, "the share of the modules that multiply which are off where all products are coarse", _COARSE)
+    most_fine_off: float = threshold(0.5, "the share of the other modules that may be off for another reason", _COARSE)
+    values_a_factor: int = threshold(4, "fewer values for each index of an axis show no factor", _SCENES)
+    sure_coarse_products: float = threshold(0.6, "precision: all that multiplies is off as TF32's products are", _RANK)
     sure_handed_coarser: float = threshold(0.8, "precision: a tensor in hand is of a coarser dtype in the port", _RANK)
 
     # ----------------------------------------------------------------------------------------------------------- timesteps

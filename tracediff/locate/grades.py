@@ -13,7 +13,6 @@ from tracediff.locate.result import Comparison
 from tracediff.locate.structure import left_by_affine
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
-from tracediff.site import pattern_of
 
 
 def times_allowed(comparison: Comparison) -> float | None:
@@ -59,9 +58,9 @@ class Borderline:
     def _has_like_sibling(self, i: int, introduced: Sequence[int]) -> bool:
         """Whether another site of the same role introduced an error at the same end."""
         left = self._verdicts.pairs.records(i)[0]
-        others = (self._verdicts.pairs.records(j)[0] for j in introduced)
-        role = pattern_of(left.site)
-        return any(one.site != left.site and one.end == left.end and pattern_of(one.site) == role for one in others)
+        pairs, role = self._verdicts.pairs, self._verdicts.pairs.role(i)
+        others = ((pairs.records(j)[0], pairs.role(j)) for j in introduced)
+        return any(one.site != left.site and one.end == left.end and other == role for one, other in others)
 
     def _carries_on(self, i: int) -> bool:
         """Whether something borderline, with which the port went on, arrives at a place."""

@@ -21,7 +21,7 @@ from tracediff.locate.masks import may_mask
 from tracediff.locate.result import Blame, Finding
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts
-from tracediff.site import is_below, module_of, pattern_of
+from tracediff.site import is_below, module_of
 from tracediff.trace import Record
 
 
@@ -104,7 +104,7 @@ def _of_roles(verdicts: Verdicts, groups: Iterable[_Group]) -> Iterator[Finding]
     roles: dict[tuple[str, str, Blame], list[_Group]] = defaultdict(list)
     for group in groups:
         record = verdicts.pairs.records(group.finding.place)[0]
-        roles[pattern_of(record.site), record.end, group.finding.blame].append(group)
+        roles[verdicts.pairs.role(group.finding.place), record.end, group.finding.blame].append(group)
     siblings = _siblings(verdicts)
     for (pattern, end, _), members in roles.items():
         for part in alike(members, _worst, FROM_ABOVE):
@@ -145,8 +145,12 @@ def _told(verdicts: Verdicts, role: _Role) -> Sequence[Finding]:
 def _siblings(verdicts: Verdicts) -> dict[tuple[str, str], set[str]]:
     """The sites of each role at which an end is compared, by the role's pattern and the end."""
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for site, end in {(record.site, record.end) for record, _ in map(verdicts.pairs.records, range(len(verdicts)))}:
-        found[pattern_of(site), end].add(site)
+    seen: set[tuple[str, str, str]] = set()
+    for i in range(len(verdicts)):
+        left, right = verdicts.pairs.records(i)
+        if (key := (left.site, right.site, left.end)) not in seen:
+            seen.add(key)
+            found[verdicts.pairs.role(i), left.end].add(left.site)
     return found
 
 
@@ -215,11 +219,11 @@ def _common_prefix(paths: list[list[str]]) -> str:
 def sharing(verdicts: Verdicts, first: int) -> list[int]:
     """After a bisection: where the siblings of the first divergence's site introduced it too, or nothing unless all of them did."""
     record = verdicts.pairs.records(first)[0]
-    pattern = pattern_of(record.site)
+    role = verdicts.pairs.role(first)
     places: dict[str, list[int]] = defaultdict(list)
     for i in range(len(verdicts)):
         other = verdicts.pairs.records(i)[0]
-        if other.site != record.site and other.end == record.end and pattern_of(other.site) == pattern:
+        if other.site != record.site and other.end == record.end and verdicts.pairs.role(i) == role:
             places[other.site].append(i)
     if verdicts.is_live:
         wanted = {j for calls in places.values() for i in calls for j in (i, *verdicts.flow.predecessors(i))}

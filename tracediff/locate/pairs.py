@@ -13,6 +13,7 @@ from tracediff.alignment.array_files.storage import nearest
 from tracediff.alignment.axes import side_by_side
 from tracediff.dtype import Array, DType
 from tracediff.locate.folded import folded
+from tracediff.site import pattern_of
 from tracediff.trace import Record, Trace, schema
 from tracediff.trace.reads import Reads
 
@@ -34,6 +35,14 @@ class Pairs:
 
     def __getitem__(self, i: int) -> RecordPair:
         return self._pairs[i]
+
+    def role(self, i: int) -> str:
+        """The role of a pair's site, which siblings share: its name with a star for each number, on the side that counts more of them.
+
+        A side may count inside of names (``block1``, ``tdnnd7``), where numbers mean nothing by themselves.
+        """
+        ours, theirs = (pattern_of(record.site) for record in self.records(i))
+        return theirs if theirs.count("*") > ours.count("*") else ours
 
     def records(self, i: int) -> tuple[Record, Record]:
         """The pair's records, reference and port; the first of each side where several are joined."""

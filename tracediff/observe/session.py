@@ -61,6 +61,7 @@ class Session:
         self._lock = threading.Lock()
         self._ordinals: dict[str, int] = {}
         self._entrances: dict[str, Entrance] = {}
+        self._called_inside: set[str] = set()
         self._names: dict[tuple[str, str], Function] = {}
         self._module_at = {node.path: node.module for node in self.nodes}
         self._installation = Installation(self, methods=methods, functions=functions, compile=compile)
@@ -99,7 +100,7 @@ class Session:
 
     def _list_unseen(self) -> None:
         sites = set(self._ordinals)
-        self.run.bypassed = list(bypassed(self.nodes, self._entrances, self.adapter))
+        self.run.bypassed = list(bypassed(self.nodes, self._entrances, self.adapter, self._called_inside))
         for what in (
             *hidden_regions(self.nodes),
             *changed_later(self.nodes, self.adapter),
@@ -172,8 +173,10 @@ class Session:
         caller = frames.caller(self._passed_over)
         file, line = frames.source(caller)
         assert frame.parent is not None
+        is_outermost = frame.parent.id == 0
+        if not is_outermost:
+            self._called_inside.add(place.site)
         if ordinal == 0:
-            is_outermost = frame.parent.id == 0
             holders = frames.holders(caller) if is_outermost else frozenset[int]()
             code = "" if caller is None else caller.f_code.co_qualname
             self._entrances[place.site] = Entrance(f"{file}:{line}", code, holders, is_outermost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,14 @@ class Entrance:
     is_outermost: bool
 
 
-def bypassed(nodes: Sequence[Node], entrances: Mapping[str, Entrance], adapter: Adapter) -> Iterator[dict[str, Any]]:
+def bypassed(
+    nodes: Sequence[Node], entrances: Mapping[str, Entrance], adapter: Adapter, called_inside: Collection[str]
+) -> Iterator[dict[str, Any]]:
     """The modules whose own code did not run while a module inside of them was called, the innermost first; as meta holds them.
 
     ``entrances``: for each site how it was called first, in the order in which that happened. ``by_run``: the call came from the code of
-    the run, which no method of such a module's had called.
+    the run, which no method of such a module's had called. ``called_inside``: the sites that other calls called too, at any time; the run
+    then only does what the models' own code does.
     """
     called = _called(entrances)
     first_inside = _first_inside(called)
@@ -61,7 +64,7 @@ def bypassed(nodes: Sequence[Node], entrances: Mapping[str, Entrance], adapter: 
         if inner is None or node.path in called or not _can_be_called(node, adapter) or type(node.module).__name__ == "Sequential":
             continue  # a Sequential may be used as a list
         entrance = entrances[called[inner]]
-        by_run = entrance.is_outermost and id(node.module) not in entrance.holders
+        by_run = entrance.is_outermost and called[inner] not in called_inside and id(node.module) not in entrance.holders
         yield {"module": node.path, "called": inner, "at": entrance.place, "code": entrance.code, "by_run": by_run}
 
 

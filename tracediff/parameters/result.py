@@ -177,15 +177,6 @@ class WeightsReport:
         first = wrong[0]
         return f"different: {first.count} x {first.pattern} {first.label}; {counts}"
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        from pandas import DataFrame
-
-        rows = [(g.count, g.pattern, g.kind or g.category, g.label, g.findings[0].evidence if g.findings else "") for g in self.groups]
-        table = DataFrame(rows, columns=["count", "pattern", "kind", "what", "evidence"]).to_html(index=False) if rows else ""
-        return f"<div><p><b>{escape(self.headline())}</b></p>{table}</div>"
-
     def write_rules(self, path: str | Path, *, force: bool = False) -> Path:
         """Writes a Python file whose ``sanitize(weights)`` turns the reference's weights into the ones that the port should hold.
 

@@ -60,8 +60,9 @@ def captured(
 
     With ``feed``, the trace of a reference, the run is *forced*: it goes on at each paired boundary with the reference's tensor.
     ``mapping`` states pairs of sites, as in `tracediff.alignment.mapping`. With ``weights_from``, the weights of a port, the models run
-    with these as they are stored (`tracediff.runs.port_weights`). A forced run neither repeats nor has a floor. It is made twice
-    or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind.
+    with these as they are stored (`tracediff.runs.port_weights`). A forced run does not repeat. It is made twice
+    or more, fed or disturbed; the last time is no plain one, and nothing is promised of what it leaves behind. With ``options.floor`` the
+    port's own noise floor is measured on the free run that it begins with.
     Otherwise the run is *free*. With ``options.floor`` it is run three times more to measure its noise floor, twice more where it may
     choose ids or other values, and once to three times for each further dtype. With ``options.repeat`` it is run once more, last and
     unperturbed, to see whether it repeats; that run, or else one of its own, also writes down the operations of a run with a floor. The
@@ -377,7 +378,35 @@ def _forced(asked: _Capture, feed: str | os.PathLike[str] | Trace, mapping: Mapp
                 if asked.is_recorded():
                     asked.amend(meta={**meta, "forced": forcing.forced, "raised": forcing.failures})
             _add_let_through(asked, reference, discovery, alignment, mapping, forcing, Path(folder), lambda: world.back_to(before))
+            if asked.options.floor:
+                world.back_to(before)
+                asked.amend(**_own_floor(asked, discovery, before))
     return to
+
+
+def _own_floor(asked: _Capture, free: Trace, begin: State) -> dict[str, Any]:
+    """What `amend` is to add to a forced trace for the port's own floor, which is measured on its free run.
+
+    It is relative to the values, and so it holds for those of the reference too. What only one of the two runs reached has none.
+    """
+    from tracediff.runs.floor import empty_floor
+
+    try:
+        if not free.complete or any(record.flags & schema.RAISED for record in free.records):
+            raise CaptureError("the port raises where it is not fed")
+        with allowed():
+            floor = partial(_floor_of, dtypes=asked.options.floor_dtypes, options=asked.options, progress=asked.progress, begin=begin)
+            measured = floor(asked.models, asked.run, free.path)[schema.FLOOR_TABLE]
+    except CaptureError as error:
+        return _missed(asked.to, f"the port's own noise floor: {error}")
+    row_of = {(record.site, record.ordinal, record.end): record.row for record in free.records}
+    with open_trace(asked.to) as forced:
+        table = empty_floor(len(forced.records))
+        for record in forced.records:
+            row = row_of.get((record.site, record.ordinal, record.end))
+            if row is not None:
+                table[record.row] = measured[row]
+    return {schema.FLOOR_TABLE: table}
 
 
 def _add_let_through(

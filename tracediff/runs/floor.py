@@ -179,7 +179,7 @@ class _Floor:
 
     def __init__(self, runs: _Reruns, trace: Trace, say: Say, known: Array | None) -> None:
         self.missed: list[str] = []
-        self.table = _empty_table(len(trace.records)) if known is None else known.copy()
+        self.table = empty_floor(len(trace.records)) if known is None else known.copy()
         self._runs, self._trace, self._say = runs, trace, say
         kinds = [dtypes.named(record.dtype) for record in trace.records]
         self._is_exact = np.array([kind.is_exact for kind in kinds], bool)
@@ -347,7 +347,8 @@ class _Floor:
             self.missed.append(text)
 
 
-def _empty_table(records: int) -> Array:
+def empty_floor(records: int) -> Array:
+    """A floor of so many records of which nothing is measured."""
     table = np.zeros(records, schema.FLOOR)
     for column in (NOISE, FREE, *DTYPES):
         table[column] = np.nan

@@ -34,9 +34,9 @@ def floor_limits(
 
     ``is_forced`` is by default what the port's trace says. For a forced run the limit is the larger of two errors: the local noise times
     the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). Where a side says
-    that it multiplied coarser numbers, the error that this makes of the reference counts too. For a free run accumulated noise counts too,
-    as does the port's own floor where that was asked for, and in a forced run accumulated noise up to where the port is first fed
-    something that was computed. Of exact values the limit is the share that noise changes, where it changes any. A record without partner
+    that it multiplied coarser numbers, the error that this makes of the reference counts too, as does the port's own floor where that was
+    asked for. For a free run accumulated noise counts too, and in a forced run up to where the port is first fed something that was
+    computed. Of exact values the limit is the share that noise changes, where it changes any. A record without partner
     is taken to run in the dtype of the paired record before it. ``stored``: how a port that ran in float32 was stored (`Alignment.stored`).
     """
     floor = reference.floor
@@ -66,16 +66,16 @@ def floor_limits(
         error = _larger(_larger(units[row] * unit, own), coarse)
         if math.isfinite(error):
             limits[row] = error
-    if not is_forced:
-        for row, error in _of_port(port, records).items():
-            limits[row] = max(error, limits.get(row, 0.0))
+    for row, error in _of_port(port, records, is_forced=is_forced).items():
+        limits[row] = max(error, limits.get(row, 0.0))
     return limits
 
 
-def _of_port(port: Trace, records: Iterable[RecordPair]) -> dict[int, float]:
+def _of_port(port: Trace, records: Iterable[RecordPair], *, is_forced: bool) -> dict[int, float]:
     """What a port's own floor explains, by the reference's row; nothing where none was measured on it.
 
-    A port may compute the same otherwise, and lose more digits by it. Only real values that it did not choose count.
+    A port may compute the same otherwise, and lose more digits by it. Only real values that it did not choose count. What accumulates
+    counts in a free run.
     """
     floor = port.floor if port.meta.get("own_floor") else None
     if floor is None:
@@ -85,7 +85,9 @@ def _of_port(port: Trace, records: Iterable[RecordPair]) -> dict[int, float]:
     for pair in records:
         for row in pair.port:
             kind = dtypes.BY_CODE[codes[row]]
-            units = _larger(float(floor[NOISE][row]), float(floor[FREE][row]))
+            units = float(floor[NOISE][row])
+            if not is_forced:
+                units = _larger(units, float(floor[FREE][row]))
             error = _larger(units * kind.roundoff, float(floor["float64"][row]))
             if not kind.is_exact and not floor[SENSITIVE][row] and math.isfinite(error):
                 found.update({ours: max(error, found.get(ours, 0.0)) for ours in pair.reference})

@@ -213,7 +213,9 @@ def next_command(result: Report, place: int, *, on_page: bool = False) -> str:
     """What to run next for a divergence: its weights, its module alone, the page or, ``on_page``, why its tensors are a pair."""
     divergence, judged = result.divergences[place], text.judged_at(result, place)
     ours, theirs = str(result.reference.get("path")), str(result.port.get("path"))
-    if os.path.isabs(theirs) and not os.path.exists(theirs):  # a site that was tried, its trace not kept
+    if _is_gone(ours) and _is_gone(theirs):  # two ways of one model, compared without keeping their traces
+        return "keep the traces with -o ways, then: tracediff view ways/first.h5 ways/second.h5"
+    if _is_gone(theirs):  # a site that was tried, its trace not kept
         return "keep its trace with -o tried.h5, then: " + shlex.join(["tracediff", "view", ours, "tried.h5"])
     if result.method == "live":
         return f"tracediff capture --impl torch --include {shlex.quote(divergence.culprit.reference or '**')} -o ref.h5"
@@ -224,6 +226,11 @@ def next_command(result: Report, place: int, *, on_page: bool = False) -> str:
     if on_page:
         return shlex.join(["tracediff", "align", ours, theirs, "--why", divergence.site.reference])
     return shlex.join(["tracediff", "view", ours, theirs])
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a trace lay in a temporary folder that is no more."""
+    return os.path.isabs(path) and not os.path.exists(path)
 
 
 def details(result: Report) -> str:

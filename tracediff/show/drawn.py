@@ -1,4 +1,4 @@
-"""What users hold: the plain data of `tracediff.report` and `tracediff.stage_table`, with the views of this folder as methods."""
+"""What users hold: plain data (a report, a table of stages, compared weights, a look), with the views of this folder as methods."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.console import RenderableType
 
 from tracediff import report as plain_report
 from tracediff import stage_table as plain_stage_table
+from tracediff.alarms import Look as PlainLook
 from tracediff.errors import TracediffError
-from tracediff.show import formats, stage_table, text, words
+from tracediff.parameters.result import WeightsReport as PlainWeightsReport
+from tracediff.show import alarms, formats, stage_table, text, weight_findings, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,3 +96,17 @@ class Status(_Drawn, plain_stage_table.Status):
 
     def _rendered(self) -> RenderableType:
         return stage_table.render(self)
+
+
+class WeightsReport(_Drawn, PlainWeightsReport):
+    """How the weights of two sides differ: the data of `tracediff.parameters.result.WeightsReport`, which can be printed."""
+
+    def _rendered(self) -> RenderableType:
+        return weight_findings.render(self)
+
+
+class Look(_Drawn, PlainLook):
+    """What looks wrong in one trace: the data of `tracediff.alarms.Look`, which can be printed."""
+
+    def _rendered(self) -> RenderableType:
+        return alarms.render(self)

@@ -127,7 +127,7 @@ def check_meta(meta: Any, path: str) -> Meta:
     if version > schema.FORMAT_VERSION:
         raise TraceFileError(
             f"{path!r} has format version {version}, which is newer than this tracediff reads ({schema.FORMAT_VERSION}). "
-            "Upgrade it: pip install -U tensor-tracediff"
+            "Take a newer checkout of tracediff"
         )
     wrong = misfit(meta, Items(ITEMS, nullable=True), "")
     if wrong is not None:

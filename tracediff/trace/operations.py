@@ -76,6 +76,19 @@ class Graph:
         around = ((site, span) for (site, _), span in self.spans.items() if span[0] <= node < span[1])
         return min(around, key=lambda one: (one[1][1] - one[1][0], module_of(one[0])), default=None)
 
+    def made_in(self) -> Iterator[tuple[str, Node]]:
+        """Each node that was made in a call, with the site of the innermost one."""
+        around: list[tuple[str, int]] = []
+        calls = sorted(self.spans.items(), key=lambda one: (one[1][0], -one[1][1]), reverse=True)
+        for number, node in enumerate(self.nodes):
+            while calls and calls[-1][1][0] <= number:
+                (site, _), (_, stop) = calls.pop()
+                around.append((site, stop))
+            while around and around[-1][1] <= number:
+                around.pop()
+            if around:
+                yield around[-1][0], node
+
 
 def packed(graph: Mapping[str, Any]) -> str:
     """A graph, as `tracediff.observe.types.Operations.graph` gives it, in the form in which meta keeps it."""

@@ -100,6 +100,7 @@ def _angles(x: Array, y: Array, variant: str, count: int) -> Array | None:
     fit = THRESHOLDS.rotation_fit
     if not np.isfinite(turned).all() or np.abs(np.abs(turned) - 1).max() > fit:
         return None
+    turned = turned / np.abs(turned)  # a rotation, which changes no size: a factor near 1 is none
     error = np.linalg.norm(before * turned - after)
     return turned if error <= fit * np.linalg.norm(after) else None
 

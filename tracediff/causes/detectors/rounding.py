@@ -15,6 +15,7 @@ from tracediff.dtype import Array
 
 _COARSER = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 _NORMAL_KURTOSIS = 3
+_FLOAT32 = 32
 
 
 def detect(scene: Scene) -> Iterable[Claim]:
@@ -29,6 +30,7 @@ def detect(scene: Scene) -> Iterable[Claim]:
     if not _is_computed(scene):
         yield from _drawn(reference, port)
     yield from _rounded(scene, reference, port)
+    yield from _coarse_products(scene, reference, port)
 
 
 def _dropped(scene: Scene, port: Array) -> Iterable[Claim]:
@@ -112,6 +114,47 @@ def _rounded(scene: Scene, reference: Array, port: Array) -> Iterable[Claim]:
             evidence = f"all of the port's values are {name} numbers, the reference's are not: it was computed in {name}"
             yield Claim("precision", THRESHOLDS.sure_coarser_dtype, evidence)
             return
+
+
+def _coarse_products(scene: Scene, reference: Array, port: Array) -> Iterable[Claim]:
+    """All that multiplies is off by what products of numbers of 10 bits of mantissa are, and what does not is not.
+
+    It is no more than likely: what was multiplied is not known, else the products would have been taken again.
+    """
+    own = scene.sides[0].path
+    if scene.program is not None or scene.wrong_weights or not scene.multiplies.get(own) or _bits(scene.dtypes[1]) != _FLOAT32:
+        return
+    multiplying = {site for site, does in scene.multiplies.items() if does}
+    others = scene.multiplies.keys() - multiplying
+    off, others_off = multiplying & scene.altered, others & scene.altered
+    are_apart = len(off) >= THRESHOLDS.fewest_coarse * len(multiplying) and len(others_off) <= THRESHOLDS.most_fine_off * len(others)
+    if len(off) < THRESHOLDS.fewest_products or not others or not are_apart:
+        return
+    gain = float(np.vdot(reference, port) / (np.vdot(reference, reference) or 1.0))
+    left = port - gain * reference
+    size = float(np.linalg.norm(left) / (np.linalg.norm(reference) or 1.0))
+    is_cut = -THRESHOLDS.most_coarse < gain - 1 < THRESHOLDS.least_coarse  # what is cut off makes products smaller
+    if is_cut and THRESHOLDS.least_coarse < size < THRESHOLDS.most_coarse and _is_like_noise(reference, left):
+        evidence = (
+            f"off by {size:.1e} as by chance, as are {len(off)} of the {len(multiplying)} modules that multiply, and {len(others_off)} of "
+            f"the {len(others)} that do not: TF32's products, of 10 bits of mantissa, err so"
+        )
+        yield Claim("precision", THRESHOLDS.sure_coarse_products, evidence)
+
+
+def _is_like_noise(reference: Array, error: Array) -> bool:
+    """Whether no factor or offset for each index of an axis explains most of an error."""
+    total = float(np.vdot(error, error))
+    for axis in range(error.ndim):
+        if error.size < THRESHOLDS.values_a_factor * error.shape[axis]:
+            continue
+        rest = tuple(one for one in range(error.ndim) if one != axis)
+        along, size = (reference * error).sum(rest), (reference * reference).sum(rest)
+        factors = float((along**2 / np.where(size, size, 1)).sum())
+        offsets = float((error.mean(rest) ** 2).sum()) * error.size / error.shape[axis]
+        if max(factors, offsets) > total / 2:
+            return False
+    return True
 
 
 def _is_exact_in(dtype: type, values: Array) -> bool:

@@ -21,6 +21,8 @@ _MULTIPLIED: Mapping[str, tuple[int, ...]] = {
 _ATTENTION = frozenset(
     ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention")
 )
+MULTIPLYING = frozenset((*_MULTIPLIED, *_ATTENTION))
+"""The operations that take products of matrices, and convolutions."""
 _BITS = {"TF32": TF32_BITS, "bfloat16": BFLOAT16_BITS}
 _SAID: Mapping[Way, str] = {"nearest": "rounded to", "zero": "cut off after"}
 
@@ -28,7 +30,7 @@ _SAID: Mapping[Way, str] = {"nearest": "rounded to", "zero": "cut off after"}
 def coarse_products(replay: Replay) -> Iterator[Change]:
     """All products of a program at once, as hardware takes them all; the operands rounded to the nearest, or cut off."""
     nodes = replay.program.nodes
-    products = [step for step in replay.program.steps if nodes[step].name in _MULTIPLIED or nodes[step].name in _ATTENTION]
+    products = [step for step in replay.program.steps if nodes[step].name in MULTIPLYING]
     if not products:
         return
     for name, bits in _BITS.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from tracediff.errors import CaptureError, MissingDependencyError
+from tracediff.errors import CaptureError, MissingDependencyError, install
 from tracediff.observe.adapters.plain import Plain
 from tracediff.observe.types import Adapter
 
@@ -51,9 +51,7 @@ def named(name: str) -> Adapter:
     try:
         module = import_module(FRAMEWORKS[name].adapter)
     except ImportError as error:
-        raise MissingDependencyError(
-            f"{name} cannot be imported here ({error}). Install it with: pip install 'tensor-tracediff[{name}]'"
-        ) from error
+        raise MissingDependencyError(f"{name} cannot be imported here ({error}). Install it with: {install(name)}") from error
     adapter: Adapter = module.ADAPTER
     return adapter
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from tracediff.project.outcome import LOUD, CaseOutcome, checked
 from tracediff.show import answer, stage_table, text
@@ -13,7 +14,7 @@ from tracediff.show.words import counted, grouped, module, number, verdict_word
 from tracediff.stage_table import MODES
 
 if TYPE_CHECKING:
-    from tracediff.report import Report
+    from tracediff.report import Divergence, Report, Where
     from tracediff.show.page.panels import Panels
     from tracediff.stage_table import Status
 
@@ -43,7 +44,7 @@ def content(reports: Sequence[Report], status: Status | None, panels: Panels) ->
         "stage_modes": [report.mode for report in reports] if status is None else list(MODES),
         "stages": _stages(reports[0]) if status is None else _stages_of_status(status),
         "open_questions": () if status is None or status.verdict == "same" else status.why,
-        "notes": () if status is None else status.notes,
+        "notes": () if status is None else [line.rstrip(".") for line in status.notes],
         "next": () if status is None else status.next,
         "remarks": [(report.mode, text.remarks(report, brief=True)) for report in reports],
         "unpaired": [
@@ -95,7 +96,7 @@ def _card(report: Report, run: int, place: int, panels: Panels, case: CaseOutcom
     said = dict(answer.of_divergence(report, place))
     return {
         "number": place + 1,
-        "culprit": module(divergence.culprit.port),
+        "culprit": _named(divergence),
         "reference": module(divergence.culprit.reference),
         "places": counted(divergence.count, "place") if divergence.count > 1 else "",
         "stage": divergence.site.stage,
@@ -113,6 +114,21 @@ def _card(report: Report, run: int, place: int, panels: Panels, case: CaseOutcom
         "no_picture": panels.why.get((run, place), ""),
         "row": panels.cards[run][place],
     }
+
+
+def _named(divergence: Divergence) -> str:
+    """What a card is called: the culprit, or, where the run's own code outside of all modules is at fault, what it made."""
+    if divergence.culprit.port or divergence.culprit.reference:
+        return module(divergence.culprit.port)
+    return f"{module(divergence.site.port)} {divergence.site.end}, made by the run's own code"
+
+
+def _link(where: Where | None, mode: str) -> str:
+    """The address on the page at which a pair is open; "" for none."""
+    if where is None:
+        return ""
+    asked = {"site": where.reference, "call": where.call, "end": where.end, "run": mode}
+    return f"#{urlencode(asked, quote_via=quote)}"
 
 
 def _times(report: Report, place: int) -> str:
@@ -142,6 +158,7 @@ def _stages(report: Report) -> list[dict[str, Any]]:
                     "floor": number(stage.floor),
                     "compared": f"{compared[stage.stage]:,}/{paired[stage.stage]:,}" if report.rows else "",
                     "first": f"{stage.first.end} of {module(stage.first.port)}" if stage.first else "",
+                    "link": _link(stage.first, report.mode),
                     "why": "",
                 }
             ],
@@ -158,11 +175,21 @@ def _stages_of_status(status: Status) -> list[dict[str, Any]]:
         for mode in MODES:
             outcome = stage.outcome(mode)
             if outcome is None:
-                cells.append({"state": "not run", "worst": "", "floor": "", "compared": "", "first": "", "why": ""})
+                cells.append({"state": "not run", "worst": "", "floor": "", "compared": "", "first": "", "why": "", "link": ""})
                 continue
             worst, floor, compared = stage_table.numbers(outcome)
             where = stage_table.first_place(outcome)
-            cells.append({"state": outcome.state, "worst": worst, "floor": floor, "compared": compared, "first": where, "why": outcome.why})
+            cells.append(
+                {
+                    "state": outcome.state,
+                    "worst": worst,
+                    "floor": floor,
+                    "compared": compared,
+                    "first": where,
+                    "why": outcome.why,
+                    "link": _link(outcome.first, mode),
+                }
+            )
         name = stage.stage or ("the whole run" if len(status.stages) == 1 else "(no stage)")
         rows.append({"name": name, "depth": stage.depth, "cells": cells})
     return rows

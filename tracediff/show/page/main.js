@@ -67,8 +67,20 @@ function keys(event) {
   done();
 }
 
-// A link to a pair, as the panel writes it.
+const showAll = (part) => {
+  part.querySelectorAll("[data-late]").forEach((card) => card.removeAttribute("data-late"));
+  part.querySelector(".more")?.remove();
+};
+
+// A link to a pair, as the panel writes it, or to a finding, which may be of the other run or not shown yet.
 function follow() {
+  const card = location.hash.startsWith("#finding-") ? byId(location.hash.slice(1)) : null;
+  if (card) {
+    chooseRun(Number(card.dataset.run));
+    if ("late" in card.dataset) showAll(card.parentElement);
+    card.scrollIntoView();
+    return;
+  }
   const asked = new URLSearchParams(location.hash.slice(1).replace(/\+/g, "%2B"));
   if (!asked.has("site")) return;
   const run = runs.find((one) => one.mode === asked.get("run"));
@@ -98,10 +110,7 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button");
   if (button?.dataset.copy) copy(button);
   if (button?.closest(".switch")) chooseRun(Number(button.dataset.run));
-  if (button?.classList.contains("more")) {
-    button.parentElement.querySelectorAll("[data-late]").forEach((card) => card.removeAttribute("data-late"));
-    button.remove();
-  }
+  if (button?.classList.contains("more")) showAll(button.parentElement);
 });
 isDark.addEventListener("change", () => tell("theme"));
 on("run", shown);
