@@ -24,7 +24,7 @@ class _Block(NamedTuple):
 
     start: int
     begin: int
-    count: int
+    length: int
 
 
 def with_noise(values: Array, size: float, key: tuple[int, int]) -> Array:
@@ -52,9 +52,9 @@ def with_noise(values: Array, size: float, key: tuple[int, int]) -> Array:
 def _narrow(flat: Array, size: float, of_all: float, drawn: Sequence[_Block]) -> Array:
     """Of float32, with the change alone in float32, which a sum rounds as a wider one would be rounded."""
     made, pool = np.empty_like(flat), _sized_pool(size, of_all)
-    for start, begin, count in drawn:
-        own, change = flat[start : start + count], made[start : start + count]
-        np.multiply(pool[begin : begin + count], own, out=change)
+    for start, begin, length in drawn:
+        own, change = flat[start : start + length], made[start : start + length]
+        np.multiply(pool[begin : begin + length], own, out=change)
         change += own
         if not math.isfinite(np.dot(change, change)):
             np.copyto(change, own, where=~np.isfinite(own))
@@ -64,8 +64,8 @@ def _narrow(flat: Array, size: float, of_all: float, drawn: Sequence[_Block]) ->
 def _wide(flat: Array, size: float, of_all: float, drawn: Sequence[_Block]) -> Array:
     """Of any other dtype, in float64 or complex128."""
     made, pool = flat.astype(dtypes.wide_type(flat)), _pool()
-    for start, begin, count in drawn:
-        made[start : start + count] *= 1 + size * (pool[begin : begin + count].astype(np.float64) + of_all)
+    for start, begin, length in drawn:
+        made[start : start + length] *= 1 + size * (pool[begin : begin + length].astype(np.float64) + of_all)
     return made
 
 
