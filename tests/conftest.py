@@ -7,6 +7,7 @@ takes the fixture `side`. Every other test is of the `core`: it needs neither. `
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,9 +16,19 @@ import numpy as np
 import pytest
 from models import SIDES
 
+from tracediff.trace.known import FOLDER_VARIABLE
+
 FRAMEWORKS = {"torch", "mlx"}
 TESTS = Path(__file__).parent
 sys.path.append(str(TESTS.parent))  # the benchmarks, where the project is not installed in editable form
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(params=list(SIDES))

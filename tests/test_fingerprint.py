@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import astuple
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from tracediff import dtype as dtypes
 from tracediff.dtype import Array
-from tracediff.trace.fingerprint import BLOCK, Sketch, Stats, _histogram_quantiles, digest, probe, sketch, statistics
-from tracediff.trace.known import KnownParameters
+from tracediff.trace import TraceWriter, fingerprint, open_trace, writer
+from tracediff.trace import known as known_parameters
+from tracediff.trace.fingerprint import BLOCK, FEW, Sketch, Stats, _histogram_quantiles, digest, probe, sketch, statistics
+from tracediff.trace.known import FOLDER_VARIABLE, KnownParameters
 
 
 def stats_of(array: Array) -> Stats:
@@ -190,6 +195,83 @@ def test_what_is_known_of_parameters_is_that_of_their_contents_and_stays_within_
     assert found is not None
     assert np.array_equal(found[0].quantiles, sketch_of(last).quantiles)
     assert found[1] == bytes(last[:1])
+
+
+class TestFingerprintsOnDisk:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "kept"))
+        return tmp_path / "kept"
+
+    def keep(self, array: Array) -> None:
+        KnownParameters().keep(digest(array), dtypes.of(array), array.shape, sketch_of(array), bytes(range(88)))
+
+    def test_another_process_finds_those_of_large_parameters_again(self, folder: Path) -> None:
+        large, small = normal(160, 128), normal(8, 8)
+        for array in (large, small):
+            self.keep(array)
+        found = KnownParameters().get(digest(large), dtypes.of(large), large.shape)
+        assert found is not None
+        assert found[1] == bytes(range(88))
+        assert np.array_equal(found[0].quantiles, sketch_of(large).quantiles)
+        assert [np.array_equal(ours, theirs) for ours, theirs in zip(found[0].axes, sketch_of(large).axes, strict=True)] == [True, True]
+        assert KnownParameters().get(digest(large), dtypes.of(large), (128, 160)) is None
+        assert KnownParameters().get(digest(small), dtypes.of(small), small.shape) is None
+        assert len(list(folder.iterdir())) == 1
+
+    def test_a_file_that_is_damaged_is_taken_for_none(self, folder: Path) -> None:
+        large = normal(160, 128)
+        self.keep(large)
+        (file,) = folder.iterdir()
+        whole = file.read_bytes()
+        flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
+        for blob in (b"", whole[:-1], flipped, b"x" + whole):
+            file.write_bytes(blob)
+            assert KnownParameters().get(digest(large), dtypes.of(large), large.shape) is None
+
+    def test_nothing_is_written_where_the_folder_is_named_empty_or_cannot_be_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(FOLDER_VARIABLE, "")
+        monkeypatch.chdir(tmp_path)
+        self.keep(normal(160, 128))
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "file" / "inside"))
+        self.keep(normal(160, 128, seed=1))
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_the_folder_keeps_its_size_and_what_was_used_last(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(known_parameters, "LARGEST_FOLDER", 8100)
+        arrays = [normal(160, 128, seed=seed) for seed in range(6)]
+        for array in arrays:
+            monkeypatch.setattr(known_parameters, "_room", known_parameters._Room())  # looks at the folder at each file
+            self.keep(array)
+            time.sleep(0.01)
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= 8100
+        is_known = [KnownParameters().get(digest(array), dtypes.of(array), array.shape) is not None for array in arrays]
+        assert is_known == [False, False, False, True, True, True]
+
+    def test_a_second_trace_of_the_same_weights_says_of_them_what_the_first_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weight, tables = normal(160, 128), []
+        for name in ("first", "second"):
+            monkeypatch.setattr(writer, "KNOWN", KnownParameters())
+            with TraceWriter(tmp_path / f"{name}.h5") as made:
+                made.add_param("weight", weight, path="", kind="parameter")
+            with open_trace(tmp_path / f"{name}.h5") as trace:
+                tables.append((trace.tables.params.tobytes(), trace.tables.sketches.tobytes()))
+            monkeypatch.setattr(writer, "sketch", None)  # is not worked out again
+        assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("size", [1, 4, FEW])
+@pytest.mark.parametrize("name", [name for name in dtypes.BY_NAME if name != "text"])
+def test_a_few_values_have_the_statistics_of_the_blocked_pass(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = (normal(size) * 3).astype(np.float32).astype(dtypes.named(name).view)
+    found = astuple(stats_of(values))
+    monkeypatch.setattr(fingerprint, "FEW", -1)
+    assert found == pytest.approx(astuple(stats_of(values)), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])

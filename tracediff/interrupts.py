@@ -64,7 +64,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _is_main() -> bool:
     """Whether this is the thread in which handlers run."""
-    return threading.current_thread() is threading.main_thread()
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _stand_in() -> None:

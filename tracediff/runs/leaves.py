@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.dtype import Array, is_whole
+from tracediff.dtype import Array
 from tracediff.observe.observer import Boundary, Observer, Run
 from tracediff.observe.types import Adapter, Args, Call, Keys, Kwargs, Module
 from tracediff.runs.thresholds import THRESHOLDS
@@ -106,12 +106,10 @@ class LeafWatch(Observer):
 def rows_of(record: Record, stored: Array) -> Array | None:
     """Which rows of a leaf's output are enough, along the last axis but one; None where all are needed.
 
-    Values that are choices are needed all, and so is an output with few rows.
+    Exact values are needed all, and so is an output with few rows. Whole numbers in a float dtype are choices too: they are the caller's.
     """
     most = THRESHOLDS.sampled_rows
     if stored.ndim < 2 or record.flags & schema.MUTATED or dtypes.of(stored).is_exact or stored.shape[-2] < 2 * most or not stored.size:
-        return None
-    if is_whole(stored):
         return None
     return np.linspace(0, stored.shape[-2] - 1, most).astype(np.intp)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import TypeAlias
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,13 @@ _POOL = 1 << 18
 _BLOCK = 1 << 15
 """Elements a block: with its noise and its result it stays in the processor's cache."""
 
-Blocks: TypeAlias = "list[tuple[int, Array]]"
-"""For each block of a flat tensor where it starts, and its normal numbers."""
+
+class _Block(NamedTuple):
+    """A block of a flat tensor: where it starts, where its normal numbers begin among those drawn, and how many elements it has."""
+
+    start: int
+    begin: int
+    length: int
 
 
 def with_noise(values: Array, size: float, key: tuple[int, int]) -> Array:
@@ -37,40 +43,45 @@ def with_noise(values: Array, size: float, key: tuple[int, int]) -> Array:
     places = np.random.Generator(np.random.Philox(key=(key[0] << 64) + key[1]))
     flat = np.ascontiguousarray(values).reshape(-1)
     drawn = _drawn(flat.size, places)
-    of_all = math.copysign(THRESHOLDS.noise_of_all, drawn[0][1][0] if drawn else 1.0)
+    of_all = math.copysign(THRESHOLDS.noise_of_all, _pool()[drawn[0].begin] if drawn else 1.0)
     with np.errstate(invalid="ignore", over="ignore"):
         made = _narrow(flat, size, of_all, drawn) if flat.dtype == np.float32 else _wide(flat, size, of_all, drawn)
     return made.astype(kind.view, copy=False).reshape(values.shape)
 
 
-def _narrow(flat: Array, size: float, of_all: float, drawn: Blocks) -> Array:
+def _narrow(flat: Array, size: float, of_all: float, drawn: Sequence[_Block]) -> Array:
     """Of float32, with the change alone in float32, which a sum rounds as a wider one would be rounded."""
-    made = np.empty_like(flat)
-    for start, numbers in drawn:
-        own, change = flat[start : start + _BLOCK], made[start : start + _BLOCK]
-        np.add(numbers, np.float32(of_all), out=change)
-        change *= np.float32(size)
-        change *= own
+    made, pool = np.empty_like(flat), _sized_pool(size, of_all)
+    for start, begin, length in drawn:
+        own, change = flat[start : start + length], made[start : start + length]
+        np.multiply(pool[begin : begin + length], own, out=change)
         change += own
-        if not np.isfinite(np.dot(change, change)):
+        if not math.isfinite(np.dot(change, change)):
             np.copyto(change, own, where=~np.isfinite(own))
     return made
 
 
-def _wide(flat: Array, size: float, of_all: float, drawn: Blocks) -> Array:
+def _wide(flat: Array, size: float, of_all: float, drawn: Sequence[_Block]) -> Array:
     """Of any other dtype, in float64 or complex128."""
-    made = flat.astype(dtypes.wide_type(flat))
-    for start, numbers in drawn:
-        made[start : start + _BLOCK] *= 1 + size * (numbers.astype(np.float64) + of_all)
+    made, pool = flat.astype(dtypes.wide_type(flat)), _pool()
+    for start, begin, length in drawn:
+        made[start : start + length] *= 1 + size * (pool[begin : begin + length].astype(np.float64) + of_all)
     return made
 
 
-def _drawn(count: int, places: np.random.Generator) -> Blocks:
+def _drawn(count: int, places: np.random.Generator) -> list[_Block]:
     """The blocks of so many elements."""
     starts = range(0, count, _BLOCK)
     froms = places.integers(0, _POOL - _BLOCK, len(starts)).tolist()
-    pool = _pool()
-    return [(start, pool[begin : begin + min(_BLOCK, count - start)]) for start, begin in zip(starts, froms, strict=True)]
+    return [_Block(start, begin, min(_BLOCK, count - start)) for start, begin in zip(starts, froms, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _sized_pool(size: float, of_all: float) -> Array:
+    """By how much of itself each value moves, float32: nearly every tensor of a run has the size of its dtype's roundoff."""
+    moved = _pool() + np.float32(of_all)
+    moved *= np.float32(size)
+    return moved
 
 
 @cache

@@ -12,12 +12,15 @@ import numpy as np
 from tracediff import dtype as dtypes
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.alignment.axes import apply_reference, likely_axes, restore
-from tracediff.dtype import Array
+from tracediff.dtype import Array, is_whole
 from tracediff.observe.observer import Run
-from tracediff.trace import Trace, schema
+from tracediff.trace import Record, Trace, schema
+from tracediff.trace.digest_table import Recent
 
 CACHE_BYTES = 64 * 1024 * 1024
 """Reference tensors of up to so many bytes are kept, since an input is nearly always an earlier output."""
+_LATEST = 4096
+"""Records of which it is known what their content is."""
 
 
 class Values:
@@ -28,13 +31,14 @@ class Values:
         self._limit = limit
         self._kept: OrderedDict[bytes, Array] = OrderedDict()
         self._bytes = 0
+        self._records = Recent[int, tuple[Record, bytes]](_LATEST)
+        self._whole = Recent[bytes, bool](_LATEST)
 
     def of(self, row: int) -> Array | None:
         """The values of a record; None where they were not stored. Not to be written to."""
-        record = self._trace.records[row]
+        record, key = self._known(row)
         if not record.stored or record.flags & schema.TEXT:
             return None
-        key = record.digest + repr((record.dtype, record.shape)).encode()
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -45,9 +49,30 @@ class Values:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return values
 
+    def record(self, row: int) -> Record:
+        """A record."""
+        return self._known(row)[0]
+
+    def is_whole(self, row: int) -> bool:
+        """Whether the stored values of a record are whole numbers only (`tracediff.dtype.is_whole`)."""
+        key = self._known(row)[1]
+        found = self._whole.get(key)
+        if found is None:
+            values = self.of(row)
+            found = self._whole[key] = values is not None and is_whole(values)
+        return found
+
     def shape(self, row: int) -> tuple[int, ...]:
         """The shape of a record."""
-        return self._trace.records[row].shape
+        return self.record(row).shape
+
+    def _known(self, row: int) -> tuple[Record, bytes]:
+        """A record, and what tells its content from others."""
+        known = self._records.get(row)
+        if known is None:
+            record = self._trace.records[row]
+            known = self._records[row] = record, record.digest + repr((record.dtype, record.shape)).encode()
+        return known
 
     def every(self, rows: Mapping[str, int]) -> dict[str, Array] | None:
         """The values of several records by their ends; None where there are none, or one was not stored."""

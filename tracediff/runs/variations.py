@@ -109,7 +109,8 @@ class Variation(Observer):
         stored = None if row is None or len(self._calls[entered.site, entered.ordinal]) > 1 else self._values.of(row)
         if row is None or stored is None or not self._may_sample(row):
             return
-        adapter, record, rows = self._run.adapter, self._trace.records[row], rows_of(self._trace.records[row], stored)
+        adapter, record = self._run.adapter, self._values.record(row)
+        rows = rows_of(record, stored)
         if rows is None:
             return
 
@@ -125,19 +126,23 @@ class Variation(Observer):
         entered.instead = some_rows
 
     def _may_sample(self, row: int) -> bool:
-        """Whether some rows of a record may tell of it, as far as the variation goes."""
-        return True
+        """Whether some rows of a record may tell of it, as far as the variation goes; values that are choices are needed all."""
+        return not self._values.is_whole(row)
+
+    def _is_whole(self, values: Array, row: int) -> bool:
+        """Whether values with which a record's place goes on are whole numbers only; of the stored ones it is known."""
+        return self._values.is_whole(row) if values is self._values.of(row) else is_whole(values)
 
     def _unit(self, kind: DType) -> float:
         """The roundoff by which a record of this dtype is off."""
         return kind.roundoff
 
     def _measure(self, row: int, stored: Array, arrived: Array) -> None:
-        self.chosen[row] |= is_whole(stored)
+        self.chosen[row] |= self._values.is_whole(row)
         if stored.shape != arrived.shape:
             self.errors[row] = math.inf
             return
-        self.errors[row] = np.fmax(self.errors[row], error_of(stored, arrived, self._trace.records[row].stats))
+        self.errors[row] = np.fmax(self.errors[row], error_of(stored, arrived, self._values.record(row).stats))
 
 
 class LocalNoise(Variation):
@@ -154,7 +159,7 @@ class LocalNoise(Variation):
 
     def varied(self, stored: Array, row: int, boundary: Boundary, own: Any) -> Any:
         kind = dtypes.of(stored)
-        if kind.is_exact or is_whole(stored):
+        if kind.is_exact or self._is_whole(stored, row):
             return stored
         noisy = with_noise(stored, self._sign * self._noise(kind), (self._draw, row))
         adapter = self._run.adapter
@@ -174,7 +179,7 @@ class LocalNoise(Variation):
         self.chosen[row], self.errors[row] = True, np.fmax(self.errors[row], error)
 
     def _may_sample(self, row: int) -> bool:
-        return self._units == 1  # a filter drops single values, which may be in any row
+        return self._units == 1 and super()._may_sample(row)  # a filter drops single values, which may be in any row
 
     def _changed_choice(self, stored: Array, arrived: Array) -> float:
         """The relative L2 of what was kept or dropped otherwise; 0 under one unit of noise, and for values that are no real ones."""

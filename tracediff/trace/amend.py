@@ -40,6 +40,7 @@ def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: 
             raise TraceFileError(f"{str(path)!r} is no longer the file of this run: it was replaced meanwhile. Nothing was added to it.")
         new[schema.META] = np.frombuffer(dump_meta({**trace.meta, **checked_meta(meta or {})}), np.uint8)
         before = trace.identity, trace.meta, b"".join(_frames(trace)), len(trace.index)
+        segments = trace.segments
     try:
         output = Output(path, amend=True)
         try:
@@ -54,6 +55,7 @@ def amend(path: str | os.PathLike[str], *, identity: bytes | None = None, meta: 
     except (OSError, RuntimeError) as error:
         log.close(remove=False)
         raise TraceFileError(f"{str(path)!r} could not be added to ({error}). To have it as it was: tracediff recover {path}") from error
+    segments.stay()
     log.close(remove=True)
 
 

@@ -32,7 +32,8 @@ class BackgroundWriter:
             return
         cost = nbytes + 512
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting == 0 or self._waiting + cost <= self._limit)
+            while self._waiting and self._waiting + cost > self._limit:
+                self._changed.wait()
             self._raise()
             self._waiting += cost
         self._jobs.put((job, cost))

@@ -6,6 +6,7 @@ Statistics and digest cost one blocked pass of 64 Ki elements; blocks are widene
 from __future__ import annotations
 
 import math
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -89,7 +90,9 @@ def digest(bits: Array) -> bytes:
 
 
 def statistics(values: Array, dtype: DType) -> Stats:
-    """The statistics of an array of values (or of its stored bits), in one blocked pass."""
+    """The statistics of an array of values (or of its stored bits), in one blocked pass; of a few values number by number."""
+    if values.size <= FEW and (few := next(real_blocks(values, dtype), None)) is not None and (found := _of_few(few)) is not None:
+        return found
     total = _Totals()
     with np.errstate(all="ignore"):
         for block in real_blocks(values, dtype):
@@ -139,6 +142,28 @@ def _dot(a: Floats, b: Floats) -> float:
     whole = a.size - a.size % _UNTHREADED
     parts = np.matmul(a[:whole].reshape(-1, 1, _UNTHREADED), b[:whole].reshape(-1, _UNTHREADED, 1))
     return float(parts.sum()) + float(a[whole:] @ b[whole:])
+
+
+FEW = 24
+"""Elements up to which Python is sooner done than NumPy: in a quarter of the time for four, in two fifths of it for these."""
+
+
+def _of_few(block: Array) -> Stats | None:
+    """The statistics of a few values; None where one is not finite, or too large for what is worked out of it."""
+    values = block.astype(np.float64).tolist()
+    n, squares = len(values), [value * value for value in values]
+    square, absolute = math.fsum(squares), math.fsum(map(abs, values))
+    if not square <= _TAME:
+        return None
+    mean = math.fsum(values) / n
+    centred = math.fsum([(value - mean) ** 2 for value in values])
+    cube = math.fsum(map(operator.mul, squares, values)) / n
+    low, high = min(values), max(values)
+    return Stats(n, 0, 0, values.count(0.0), low, high, mean, math.sqrt(centred / n), math.sqrt(square), absolute / n, cube)
+
+
+_TAME = 1e200
+"""The sum of squares beyond which cubes might be too large for a float64."""
 
 
 class _Totals:

@@ -22,6 +22,7 @@ from tracediff.site import is_returned, module_of
 from tracediff.trace import schema
 from tracediff.trace.calls import CallTree
 from tracediff.trace.container import Input, Place, is_locked, read_at
+from tracediff.trace.digest_table import Recent
 from tracediff.trace.fingerprint import LONGEST_AXIS, Floats, Sketch, Stats, digest
 from tracediff.trace.journal import journal_of, replay
 from tracediff.trace.meta import Meta, load_meta
@@ -532,12 +533,14 @@ class _ClosedSegments:
     def __init__(self, source: Input) -> None:
         self._source = source
         self.identity = source.identity()
-        self.count = source.count_segments()
-        self._places: dict[int, Place] = {}
+        known = _CHECKED.get(state := _state_of(source.path))
+        self.count = source.count_segments() if known is None else len(known)
+        self._places = {} if known is None else known
         self.limits = np.full(self.count, source.size, np.uint64)
         if self.count <= EAGER_SEGMENTS:
             self.limits[:] = [self.place(number).nbytes for number in range(self.count)]
             source.close()
+            _CHECKED[state] = self._places
 
     def place(self, number: int) -> Place:
         if number not in self._places:
@@ -546,6 +549,21 @@ class _ClosedSegments:
 
     def close(self) -> None:
         self._source.close()
+
+    def stay(self) -> None:
+        """Notes that tables were added to the file, which has its segments where they were."""
+        if len(self._places) == self.count <= EAGER_SEGMENTS:
+            _CHECKED[_state_of(self._source.path)] = self._places
+
+
+def _state_of(path: Path) -> tuple[int, int, int, int]:
+    """What tells a file in its present state from any other, and from itself once it is written to."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+_CHECKED: Recent[tuple[int, int, int, int], dict[int, Place]] = Recent(4)
+"""The segments of the files that were checked last, by the state of the file: a capture opens its trace seven times."""
 
 
 class _KilledSegments:
@@ -561,6 +579,9 @@ class _KilledSegments:
         return self._places[number]
 
     def close(self) -> None:
+        pass
+
+    def stay(self) -> None:
         pass
 
 

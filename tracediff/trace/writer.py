@@ -42,6 +42,7 @@ IN_FLIGHT = 32 * 1024 * 1024
 _BEFORE, _CONTENT, _AFTER = schema.row_structs(schema.INDEX)
 _PARAM_BEFORE, _, _PARAM_AFTER = schema.row_structs(schema.PARAMS)
 _ROW_BYTES = schema.INDEX.itemsize
+_WORDS = struct.Struct(">2Q")  # a digest as two numbers
 _STATS = struct.Struct("<4Q7d")  # the end of a content
 _SEGMENT, _UNSTORED = 5, struct.pack("<i", -1)  # where a content names its segment, and what it says without one
 LATEST = 16_384
@@ -256,9 +257,9 @@ class TraceWriter:
         flags: int = 0,
         note: str = "",
     ) -> tuple[bytes, bytes]:
-        for name, other in (("parent", parent), ("producer", producer)):
-            if not -1 <= other < row:
-                raise TracediffError(f"The {name} of row {row} must be an earlier row or -1, not {other!r}.")
+        if not (-1 <= parent < row and -1 <= producer < row):
+            name, other = ("producer", producer) if -1 <= parent < row else ("parent", parent)
+            raise TracediffError(f"The {name} of row {row} must be an earlier row or -1, not {other!r}.")
         text = self._intern
         names = text(site), text(call), text(end), text(stage), text(scope)
         try:
@@ -269,6 +270,8 @@ class TraceWriter:
             raise TracediffError(f"Row {row} at {site!r} has a number out of range ({numbers}): {error}.") from error
 
     def _intern(self, text: str) -> int:
+        if not text:
+            return 0
         number, is_new = self._texts.number(text)
         if is_new:
             self._new_strings.append(journal.string_frame(number, text))
@@ -324,8 +327,7 @@ class TraceWriter:
         segment, offset = -1, 0
         if store and self._save == "full" and bits.nbytes:
             segment, offset = self._segments.store(bits, kind, code)
-        words = int.from_bytes(code[:8], "big"), int.from_bytes(code[8:], "big")
-        return _CONTENT.pack(kind.code, shape, segment, offset, bits.nbytes, *words, *_STATS.unpack(stats))
+        return _CONTENT.pack(kind.code, shape, segment, offset, bits.nbytes, *_WORDS.unpack(code), *_STATS.unpack(stats))
 
     def _content_of(self, row: int) -> bytes:
         return self._journal.read(self._places[row] + _BEFORE.size, _CONTENT.size)

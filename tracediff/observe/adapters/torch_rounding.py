@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,17 +95,16 @@ class Rounding(WatchingMode):
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._is_quiet():
             return func(*args, **kwargs)
-        name = func.overloadpacket.__name__.removesuffix("_")
-        key = zlib.crc32(name.encode())
-        if name in _SUMS:
+        name, key, is_sum, is_rounded, is_mutable = _facts(func)
+        if is_sum:
             args = _first_off(args, key)
-        before = (args[0].clone(), *args[1:]) if func._schema.is_mutable and name in IN_ORDER else args
+        before = (args[0].clone(), *args[1:]) if is_mutable and name in IN_ORDER else args
         made = func(*args, **kwargs)
         self.chooses = self.chooses or _is_choice(name, args, made)
-        if not (name in _SUMS or name in _OTHERS or (torch.Tag.pointwise in func.tags and name not in _EXACT)):
+        if not is_rounded:
             return made
 
-        if func._schema.is_mutable:
+        if is_mutable:
             for tensor in written(func, args, kwargs):
                 if _rounds(tensor):
                     tensor.copy_(_off(in_order(name, before, kwargs, tensor), key + 1, self._units))
@@ -117,6 +117,23 @@ class Rounding(WatchingMode):
 
         made = in_order(name, args, kwargs, made)
         return off(made) if isinstance(made, torch.Tensor) else tree_map_only(torch.Tensor, off, made)
+
+
+class _Facts(NamedTuple):
+    """What is to be known of an operation: its name without the underscore of what works in place, and a number drawn from it."""
+
+    name: str
+    key: int
+    is_sum: bool
+    is_rounded: bool
+    is_mutable: bool
+
+
+@cache
+def _facts(func: Any) -> _Facts:
+    name = func.overloadpacket.__name__.removesuffix("_")
+    is_rounded = name in _SUMS or name in _OTHERS or (torch.Tag.pointwise in func.tags and name not in _EXACT)
+    return _Facts(name, zlib.crc32(name.encode()), name in _SUMS, is_rounded, bool(func._schema.is_mutable))
 
 
 def _is_choice(name: str, args: Sequence[Any], made: Any) -> bool:
