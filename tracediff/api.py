@@ -110,7 +110,8 @@ def capture(
       or ``0-3`` or ``0:3`` (both ends included);
     - ``methods``: further entrances to observe, such as ``"flow:inference"``; ``functions``: globs on dotted names of functions, such as
       ``"my_package.**"``: what takes or gives arrays or texts and is no module;
-    - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
+    - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too; ``budget``: the size that the file
+      is kept within (bytes, or ``"2GB"``), where need be by 32 values and the statistics of tensors, of repeated calls first;
     - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
       three to six more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
       ``("float64", "bfloat16")``, where float64 serves float32 ports, and "tf32" those whose products are coarser than float32's;
@@ -378,8 +379,10 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
     from tracediff.causes.explanation import explain
     from tracediff.report import build
     from tracediff.runs.floor_limits import floor_notes
+    from tracediff.trace.budget import budget_note
 
     explained = explain(located, alignment, first, second)
+    told = budget_note(first, "reference"), budget_note(second, "port"), stored_weights_note(first, second)
     return build(
         explained.located,
         alignment,
@@ -387,7 +390,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*filter(None, [stored_weights_note(first, second)]), *floor_notes(first, second, alignment.stored), *explained.notes],
+        notes=[*filter(None, told), *floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 

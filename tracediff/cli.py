@@ -33,6 +33,10 @@ _CALLS = (
     "pattern such as '*@token=3*' (may be repeated)."
 )
 _SAVE = "Values, or statistics only."
+_BUDGET = (
+    "Keep the file within this size, such as 2GB or 500MiB: where it is short, tensors of repeated calls are kept as 32 values and their "
+    "statistics first. While it runs the whole trace lies on the disk."
+)
 _FEED = (
     "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of "
     "side effects."
@@ -147,6 +151,7 @@ def capture_options(command: Command) -> Command:
             click.option("--calls", multiple=True, help=_CALLS),
             click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help=_SAVE),
             click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints."),
+            click.option("--budget", metavar="SIZE", help=_BUDGET),
             click.option("--no-repeat", "repeat", is_flag=True, callback=lambda *given: not given[-1], help=_NO_REPEAT),
             click.option("--floor/--no-floor", "floor", default=None, help=_FLOOR),
             click.option(

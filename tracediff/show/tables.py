@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tracediff.show.words import counted, number
 from tracediff.site import listed
+from tracediff.trace.budget import budget_note
 from tracediff.trace.products import products_of, told
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def captured(trace: Trace) -> RenderableType:
     lines += [Text(line, style) for line, style in _repeats(meta)]
     if products_of(trace) != "float32":
         lines.append(Text(f"products of float32 numbers: {told(meta)}", "yellow"))
+    if told_of_budget := budget_note(trace, "trace"):
+        lines.append(Text(told_of_budget, "yellow"))
     lines += [Text(f"warning: {warning}", "yellow") for warning in meta.get("warnings") or ()]
     missed = meta.get("not_seen") or ()
     if missed:

@@ -81,6 +81,7 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "observed": Items({"methods": Each(str), "functions": Each(str)}),
     "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),
     "left_out": int,
+    "budget": Items({"bytes": int, "values": int, "samples": int, "statistics": int}, needed=("bytes", "values", "samples", "statistics")),
     "wall_seconds": (int, float),
     "seed": int,
     **dict.fromkeys(("impl", "dtype", "device", "mode", "mode_run", "save", "recipe", "weights"), str),
