@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracediff.alarms import Look
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
+    from tracediff.locate.workers import Engine
     from tracediff.observe.observer import Observer
     from tracediff.parameters.diagnosis import WeightsReport
     from tracediff.report import Report as PlainReport
@@ -315,6 +316,7 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
+    executor: Engine | None = None,
     progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
@@ -322,12 +324,15 @@ def bisect(
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
-    says on stderr what is being done, a function is given each line. Raises AlignmentError where
-    the traces share nothing.
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``executor``: any
+    `concurrent.futures.Executor`, whose workers then read the pairs and take their metrics, or a function without arguments that makes one
+    and is asked again where a pool breaks. The report is the same bit for bit; workers open the files under the same paths.
+    ``progress``: True says on stderr what is being done, a function is given each line. Raises AlignmentError where the traces share
+    nothing; TracediffError where workers cannot read the traces, or die again and again.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.locate.workers import working
     from tracediff.metrics import tolerance
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
@@ -340,13 +345,15 @@ def bisect(
         alignment = align_traces(first, second, mapping=mapping)
         say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
-        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
+        limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "strict": strict, "floors": allowed}
+        located = locate(alignment, first, second, scan=scan, stages=stages, workers=workers, **limits)
         return Report.of(_explained(located, alignment, first, second))
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
         _check_stages(first, stages)
-        return _despite_damage(compare)
+        with working(executor) as workers:
+            return _despite_damage(compare)
 
 
 def _check_stages(reference: Trace, stages: Sequence[str]) -> None:

@@ -58,6 +58,9 @@ _PRECISE = (
     "otherwise [default: with --feed, and where the noise floor is measured]."
 )
 _STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
+_SCHEDULER = (
+    "Have the workers of a Dask cluster read the pairs, such as tcp://host:8786; the traces lie on storage that all share (extra: dask)."
+)
 _FORM = "text, JSON, annotations for GitHub's workflows, or a Markdown comment."
 _BASELINE = "What check --json printed before: by it new is told from still there [default: the last check here]."
 _BISECT_RUN = "Exit with 125 in the place of 2, so that git bisect run passes over what cannot be judged; keep nothing for the next check."
@@ -135,6 +138,18 @@ def comparing_options(command: Command) -> Command:
             click.option("--atol", type=float, help="Goes with --rtol."),
             click.option("--strict", is_flag=True, help="Count what is borderline as a divergence."),
             click.option("--stage", "stages", multiple=True, shell_complete=completion.stages, help="Only this stage (may be repeated)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def working_options(command: Command) -> Command:
+    """Who reads the pairs and takes their metrics."""
+    for option in reversed(
+        (
+            click.option("--jobs", type=click.IntRange(min=1), help="Read the pairs in so many processes.", metavar="N"),
+            click.option("--scheduler", metavar="ADDRESS", help=_SCHEDULER),
         )
     ):
         command = option(command)
@@ -335,9 +350,10 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
 
 @main.command()
 @judging_options
+@working_options
 @click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours; with --json too.")
 @json_option
-def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) -> int:
+def diff(reference: str, port: str, every: bool, as_json: bool, jobs: int | None, scheduler: str | None, **options: Any) -> int:
     """Compare every pair of two traces, in execution order.
 
     \b
@@ -347,7 +363,8 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff import api
     from tracediff.show import text
 
-    report = api.diff(reference, port, progress=_progress, **options)
+    with _engine(jobs, scheduler) as executor:
+        report = api.diff(reference, port, progress=_progress, executor=executor, **options)
     pairs = {"pairs": report.pairs_to_dict()} if as_json and every else {}
     _print({**report.to_dict(), **pairs} if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
@@ -357,6 +374,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @click.argument("reference", type=click.Path(), required=False)
 @click.argument("port", type=click.Path(), required=False)
 @comparing_options
+@working_options
 @click.option("--scan", is_flag=True, help="Read everything instead of bisecting; the answer is the same.")
 @click.option("--live", is_flag=True, help="Store no trace: run both sides of a recipe again for every round.")
 @click.option(
@@ -368,7 +386,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @click.option("--python", "python", multiple=True, metavar="IMPL=PATH", help="With --live: run a side with another environment's Python.")
 @verbose_option
 @json_option
-def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
+def bisect(as_json: bool, verbose: bool, live: bool, jobs: int | None, scheduler: str | None, **options: Any) -> int:
     """Name the first divergence, its culprit on both sides, the likely cause, and what to do next.
 
     \b
@@ -378,9 +396,26 @@ def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
     """
     from tracediff import api
 
+    if live and (jobs or scheduler):
+        raise click.UsageError("--live stores nothing that workers could read: leave out --jobs and --scheduler.")
     given = _of_live(options) if live else _of_traces(options)
-    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
+    with _engine(jobs, scheduler) as executor:
+        report = api.bisect_recipe(progress=_progress, **given) if live else api.bisect(progress=_progress, executor=executor, **given)
     return _show_report(report, as_json, verbose)
+
+
+@contextmanager
+def _engine(jobs: int | None, scheduler: str | None) -> Iterator[Any]:
+    """The executor that was asked for, or what makes one; None for neither."""
+    from tracediff import engines
+
+    if jobs and scheduler:
+        raise click.UsageError("--jobs starts processes here, --scheduler asks a cluster: leave out one.")
+    if scheduler:
+        with engines.of_scheduler(scheduler) as executor:
+            yield executor
+    else:
+        yield engines.of_processes(jobs) if jobs else None
 
 
 _LIVE = ("recipe", "weights", "seed", "dtype", "python")
