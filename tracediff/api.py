@@ -63,6 +63,7 @@ __all__ = [
     "diff",
     "listing",
     "look",
+    "merge",
     "open_trace",
     "record",
     "recover",
@@ -334,6 +335,7 @@ def bisect(
     from tracediff.locate import locate
     from tracediff.locate.workers import working
     from tracediff.metrics import tolerance
+    from tracediff.ranks import check_ranks
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
@@ -351,6 +353,7 @@ def bisect(
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        check_ranks(first, second)
         _check_stages(first, stages)
         with working(executor) as workers:
             return _despite_damage(compare)
@@ -384,12 +387,19 @@ def _despite_damage(compare: Callable[[], T]) -> T:
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:
     """The report of what was located, with the causes that weights and tensors show."""
     from tracediff.causes.explanation import explain
+    from tracediff.ranks import ranks_note
     from tracediff.report import build
     from tracediff.runs.floor_limits import floor_notes
     from tracediff.trace.budget import budget_note
 
     explained = explain(located, alignment, first, second)
-    told = budget_note(first, "reference"), budget_note(second, "port"), stored_weights_note(first, second)
+    told = (
+        ranks_note(first, "reference"),
+        ranks_note(second, "port"),
+        budget_note(first, "reference"),
+        budget_note(second, "port"),
+        stored_weights_note(first, second),
+    )
     return build(
         explained.located,
         alignment,
@@ -719,6 +729,20 @@ def recover(path: PathLike, to: PathLike | None = None) -> Trace:
     from tracediff.trace.recovery import recover as recover_trace
 
     return open_trace(recover_trace(path, to))
+
+
+def merge(traces: Sequence[TraceLike], to: PathLike, *, table: PathLike | Mapping[str, Any] | None = None, force: bool = False) -> Trace:
+    """Makes one trace of those of all ranks of a run, each captured by its own process, and returns it: see `tracediff.ranks`.
+
+    Parts of tensors are joined, partial sums added, replicas compared. The traces say their ranks, or come in their order. ``table`` (a
+    TOML file or its content) says of what is no DTensor how it is placed: ``{"mesh": {"tp": 2}, "records": {"*.up": "tp: shard(-1)"},
+    "parameters": {...}}``. Ranks that differ from their replicas are in ``meta["merged"]["differ"]``, and no verdict on them is "same".
+
+    >>> td.merge(["ref.rank0.h5", "ref.rank1.h5"], to="ref.h5")                  # doctest: +SKIP
+    """
+    from tracediff.ranks import merge as merge_ranks
+
+    return open_trace(merge_ranks(traces, to, table=table, force=force))
 
 
 def convert(

@@ -61,6 +61,7 @@ _STORED = "The port ran in float32 and stored its arrays in this dtype [default:
 _SCHEDULER = (
     "Have the workers of a Dask cluster read the pairs, such as tcp://host:8786; the traces lie on storage that all share (extra: dask)."
 )
+_TABLE = "A TOML file that says how tensors lie over the ranks where no DTensor does: [mesh], [records] and [parameters] (docs/scale.md)."
 _FORM = "text, JSON, annotations for GitHub's workflows, or a Markdown comment."
 _BASELINE = "What check --json printed before: by it new is told from still there [default: the last check here]."
 _BISECT_RUN = "Exit with 125 in the place of 2, so that git bisect run passes over what cannot be judged; keep nothing for the next check."
@@ -748,6 +749,32 @@ def convert(source: str, target: str | None, output: str | None, stored: str | N
         raise click.UsageError("Name the file to write once: as TARGET, or with -o.")
     click.echo(api.convert(source, target or output or "", stored=stored or "", **options))
     return SAME
+
+
+@main.command()
+@click.argument("traces", type=click.Path(), nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(), required=True, help="The trace to write.")
+@click.option("--table", type=click.Path(exists=True), help=_TABLE)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@json_option
+def merge(traces: Sequence[str], output: str, table: str | None, force: bool, as_json: bool) -> int:
+    """Make one trace of those of all ranks of a run: tensor-, sequence-, expert-, pipeline- or data-parallel.
+
+    Parts are joined, partial sums added, replicas compared. The exit status is 1 where a rank differs from its replicas.
+
+    \b
+    Example:
+      tracediff merge ref.rank0.h5 ref.rank1.h5 -o ref.h5
+      tracediff merge rank*.h5 --table ranks.toml -o port.h5
+    """
+    from tracediff import api
+    from tracediff.ranks import differences
+    from tracediff.show import tables
+
+    with api.merge(traces, output, table=table, force=force) as trace:
+        found = differences(trace)
+        _print(api.summary(trace) if as_json else tables.merged(trace, found), as_json)
+    return DIFFERENT if found else SAME
 
 
 @main.command()

@@ -37,8 +37,8 @@ _TRIES = 8
 def size_of(given: int | str) -> int:
     """The bytes of a size: a whole number of bytes, or a text with a unit (kB, MB, GB, TB; KiB, MiB, GiB, TiB). ValueError for no size.
 
-    >>> size_of("1.5GB"), size_of("64 KiB"), size_of(1000)
-    (1500000000, 65536, 1000)
+    >>> size_of("1.5GB"), size_of("64 KiB"), size_of(100_000)
+    (1500000000, 65536, 100000)
     """
     found = _SIZE.fullmatch(str(given)) if isinstance(given, (int, str)) and not isinstance(given, bool) else None
     if not found:
