@@ -218,6 +218,22 @@ def test_places_in_the_reference_are_the_inverse_of_places_in_the_port(layout: L
     assert np.array_equal(places_in_reference(places_in_port(places, layout, (6, 4)), layout, (6, 4)), places)
 
 
+def test_where_only_values_tell_which_part_of_a_tensor_the_other_side_has_nothing_is_called_wrong(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    for name, wanted in (("ref", slice(5, 6)), ("port", slice(0, 6))):
+        chance = np.random.default_rng(0)
+        with TraceWriter(tmp_path / f"{name}.h5", meta={"impl": name}) as writer:
+            for step in range(20):
+                every = chance.standard_normal((2, 6, 300)).astype("f4")
+                writer.add(site="norm", call=f"norm[{step}]", ordinal=step, end="input[0]", values=np.ascontiguousarray(every[:, wanted]))
+                writer.add(site="norm", call=f"norm[{step}]", ordinal=step, end="output", values=np.ascontiguousarray(2 * every[:, wanted]))
+    assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == "same"
+    fit(tmp_path / "port.h5", 150_000)
+    report = td.diff(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert report.divergences == ()
+    assert {row.diverged for row in report.rows} == {False, None}
+
+
 def test_a_trace_of_a_budget_has_no_floor_added_later(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     model, x = torch.nn.Linear(200, 200).eval(), np.zeros((100, 200), "f4")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from tracediff import dtype as dtypes
-from tracediff.alignment.axes import Layout, places_in_port, places_in_reference
+from tracediff.alignment.axes import Layout, cuts, kept, places_in_port, places_in_reference
 from tracediff.dtype import Array
 from tracediff.locate.estimates import Bounds, at_least
 from tracediff.locate.limits import Limits, rms
@@ -18,6 +18,7 @@ from tracediff.locate.result import Comparison, How
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.metrics import Judgement, Metrics, compare
 from tracediff.trace import Record, Trace, schema
+from tracediff.trace.budget import KEY as BUDGET
 from tracediff.trace.thinning import sample_places
 
 _EXACT_BELOW = 2.0**53  # statistics are float64: of one number below it they hold the number itself
@@ -41,6 +42,8 @@ class Proofs:
         if right.flags & schema.SERVED and not left.flags & schema.SERVED:
             return Comparison(pair, "served", judgement=Judgement(0.0, "exact", False))
         if pair.layout is None or (left.dtype == "text") != (right.dtype == "text"):
+            if self._is_told_by_values(i):
+                return Comparison(pair, judgement=self._limits.unjudged(i))
             how: How = "raised" if self._pairs.has_raised(i) else "shape"
             return Comparison(pair, how, judgement=Judgement(0.0, "exact", True), at_least=math.inf, diverged=True)
         if self.is_readable_draw(i):
@@ -53,6 +56,16 @@ class Proofs:
         if (few := self._of_few_values(i)) is not None:
             return self.measured(i, "samples", few)
         return self._by_statistics(i)
+
+    def _is_told_by_values(self, i: int) -> bool:
+        """Whether one side's tensor may be a part of the other's, which values would have told that were not kept within a budget."""
+        pair, (left, right) = self._pairs[i], self._pairs.records(i)
+        if pair.layout is not None or self._pairs.has_raised(i) or "text" in (left.dtype, right.dtype) or not self._pairs.is_single(i):
+            return False
+        is_lacking = any(
+            not one.stored and trace.meta.get(BUDGET) for one, trace in ((left, self._pairs.reference), (right, self._pairs.port))
+        )
+        return is_lacking and bool(kept(left.shape, right.shape) or cuts(left.shape, right.shape))
 
     def measured(self, i: int, how: How, metrics: Metrics) -> Comparison:
         """The pair judged by its metrics."""
