@@ -219,19 +219,18 @@ def test_places_in_the_reference_are_the_inverse_of_places_in_the_port(layout: L
 
 
 def test_where_only_values_tell_which_part_of_a_tensor_the_other_side_has_nothing_is_called_wrong(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
+    every = np.random.default_rng(0).standard_normal((2, 6, 30_000)).astype("f4")
     for name, wanted in (("ref", slice(5, 6)), ("port", slice(0, 6))):
-        chance = np.random.default_rng(0)
         with TraceWriter(tmp_path / f"{name}.h5", meta={"impl": name}) as writer:
-            for step in range(20):
-                every = chance.standard_normal((2, 6, 300)).astype("f4")
-                writer.add(site="norm", call=f"norm[{step}]", ordinal=step, end="input[0]", values=np.ascontiguousarray(every[:, wanted]))
-                writer.add(site="norm", call=f"norm[{step}]", ordinal=step, end="output", values=np.ascontiguousarray(2 * every[:, wanted]))
+            values = np.ascontiguousarray(every[:, wanted])
+            writer.add(site="norm", call="norm[0]", ordinal=0, end="input[0]", values=values)
+            writer.add(site="norm", call="norm[0]", ordinal=0, end="output", values=2 * values)
+            writer.add(site="head", call="head[0]", ordinal=0, end="output", values=every[0, 0, :50])
     assert td.diff(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == "same"
     fit(tmp_path / "port.h5", 150_000)
     report = td.diff(tmp_path / "ref.h5", tmp_path / "port.h5")
     assert report.divergences == ()
-    assert {row.diverged for row in report.rows} == {False, None}
+    assert [row.diverged for row in report.rows] == [None, None, False]
 
 
 def test_a_trace_of_a_budget_has_no_floor_added_later(tmp_path: Path) -> None:
