@@ -2,8 +2,8 @@
 
     python benchmarks/large.py [--gb 2] [--jobs 2] [--keep FOLDER]
 
-Each way is a process of its own, so that its peak of memory is its own. The two traces are chains of layers, float32 with the noise of another
-order of summation; from one layer on the port is off by a thousandth.
+Each way is a process of its own, so that its peak of memory is its own. The two traces are chains of layers, float32 with the noise of
+another order of summation; from one layer on the port is off by a thousandth.
 """
 
 from __future__ import annotations
