@@ -144,8 +144,8 @@ def test_a_model_spread_over_two_processes_is_captured_in_each_and_run_once(tmp_
             assert meta["repeats"] is None
             assert any(text.startswith("repeat and noise floor: ") for text in meta["not_seen"])
             assert params if name == "replicated" else True
-        assert "parameter '0.weight': a part of it is in each of 2 processes" in found["sharded"][1]["not_seen"]
-        assert "parameter '0.weight': a part of it is in each of 2 processes" in found["split_by_columns"][1]["not_seen"]
+        assert found["sharded"][1]["mesh"]["parameters"]["2.0.weight"] == {"ranks": "shard(0)"}
+        assert found["split_by_columns"][1]["mesh"]["parameters"]["2.0.weight"] == {"ranks": "shard(1)"}
 
 
 class Wrapping(torch.Tensor):

@@ -33,6 +33,7 @@ from tracediff.trace.stored_weights import stored_weights_note
 if TYPE_CHECKING:
     from tracediff.alignment import Alignment
     from tracediff.locate import Located
+    from tracediff.locate.workers import Engine
     from tracediff.observe.observer import Observer
     from tracediff.report import Report as PlainReport
     from tracediff.show.drawn import Look, Report, Status, WeightsReport
@@ -60,6 +61,7 @@ __all__ = [
     "diff",
     "listing",
     "look",
+    "merge",
     "open_trace",
     "record",
     "recover",
@@ -108,7 +110,8 @@ def capture(
       or ``0-3`` or ``0:3`` (both ends included);
     - ``methods``: further entrances to observe, such as ``"flow:inference"``; ``functions``: globs on dotted names of functions, such as
       ``"my_package.**"``: what takes or gives arrays or texts and is no module;
-    - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too;
+    - ``save``: values, or statistics and digests only; ``save_params``: the values of parameters too; ``budget``: the size that the file
+      is kept within (bytes, or ``"2GB"``), where need be by 32 values and the statistics of tensors, of repeated calls first;
     - ``repeat``: whether to run twice; ``floor``: whether to measure how much error floating point explains at each site, which takes
       three to six more runs, by default for PyTorch models; ``floor_dtypes``: the dtypes of the ports that will be judged by it, such as
       ``("float64", "bfloat16")``, where float64 serves float32 ports, and "tf32" those whose products are coarser than float32's;
@@ -312,6 +315,7 @@ def bisect(
     atol: float | None = None,
     strict: bool = False,
     stages: Sequence[str] = (),
+    executor: Engine | None = None,
     progress: Progress | bool = False,
 ) -> Report:
     """Where two traces first part: the report, whose ``first`` is the first divergence.
@@ -319,13 +323,17 @@ def bisect(
     A bisection reads few tensors. With ``scan`` all are read, and the report lists every divergence that was introduced. ``mapping``
     overrides the alignment. ``rtol`` and ``atol``, which go together, replace the limits that the noise floor or the dtype gives:
     ``abs(port - reference) <= atol + rtol * abs(reference)`` is allowed. A difference that is little more than noise in size and like
-    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``progress``: True
-    says on stderr what is being done, a function is given each line. Raises AlignmentError where
-    the traces share nothing.
+    noise in kind is *borderline* and no divergence, unless ``strict``. ``stages`` restricts the comparison. ``executor``: any
+    `concurrent.futures.Executor`, whose workers then read the pairs and take their metrics, or a function without arguments that makes one
+    and is asked again where a pool breaks. The report is the same bit for bit; workers open the files under the same paths.
+    ``progress``: True says on stderr what is being done, a function is given each line. Raises AlignmentError where the traces share
+    nothing; TracediffError where workers cannot read the traces, or die again and again.
     """
     from tracediff.alignment import align as align_traces
     from tracediff.locate import locate
+    from tracediff.locate.workers import working
     from tracediff.metrics import tolerance
+    from tracediff.ranks import check_ranks
     from tracediff.runs.floor_limits import floor_limits
     from tracediff.show.drawn import Report
 
@@ -337,13 +345,16 @@ def bisect(
         alignment = align_traces(first, second, mapping=mapping)
         say(f"comparing {len(alignment.records):,} pairs")
         allowed = floor_limits(first, second, alignment.records, stored=alignment.stored)
-        located = locate(alignment, first, second, scan=scan, rtol=rtol, atol=atol, strict=strict, stages=stages, floors=allowed)
+        limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "strict": strict, "floors": allowed}
+        located = locate(alignment, first, second, scan=scan, stages=stages, workers=workers, **limits)
         return Report.of(_explained(located, alignment, first, second))
 
     with _opened(reference, port) as (first, second):
         first.check_is_reference(second)
+        check_ranks(first, second)
         _check_stages(first, stages)
-        return _despite_damage(compare)
+        with working(executor) as workers:
+            return _despite_damage(compare)
 
 
 def _check_stages(reference: Trace, stages: Sequence[str]) -> None:
@@ -374,10 +385,19 @@ def _despite_damage(compare: Callable[[], T]) -> T:
 def _explained(located: Located, alignment: Alignment, first: Trace, second: Trace) -> PlainReport:
     """The report of what was located, with the causes that weights and tensors show."""
     from tracediff.causes.explanation import explain
+    from tracediff.ranks import ranks_note
     from tracediff.report import build
     from tracediff.runs.floor_limits import floor_notes
+    from tracediff.trace.budget import budget_note
 
     explained = explain(located, alignment, first, second)
+    told = (
+        ranks_note(first, "reference"),
+        ranks_note(second, "port"),
+        budget_note(first, "reference"),
+        budget_note(second, "port"),
+        stored_weights_note(first, second),
+    )
     return build(
         explained.located,
         alignment,
@@ -385,7 +405,7 @@ def _explained(located: Located, alignment: Alignment, first: Trace, second: Tra
         second,
         weights=explained.weights,
         causes=explained.causes,
-        notes=[*filter(None, [stored_weights_note(first, second)]), *floor_notes(first, second, alignment.stored), *explained.notes],
+        notes=[*filter(None, told), *floor_notes(first, second, alignment.stored), *explained.notes],
     )
 
 
@@ -709,6 +729,20 @@ def recover(path: PathLike, to: PathLike | None = None) -> Trace:
     from tracediff.trace.recovery import recover as recover_trace
 
     return open_trace(recover_trace(path, to))
+
+
+def merge(traces: Sequence[TraceLike], to: PathLike, *, table: PathLike | Mapping[str, Any] | None = None, force: bool = False) -> Trace:
+    """Makes one trace of those of all ranks of a run, each captured by its own process, and returns it: see `tracediff.ranks`.
+
+    Parts of tensors are joined, partial sums added, replicas compared. The traces say their ranks, or come in their order. ``table`` (a
+    TOML file or its content) says of what is no DTensor how it is placed: ``{"mesh": {"tp": 2}, "records": {"*.up": "tp: shard(-1)"},
+    "parameters": {...}}``. Ranks that differ from their replicas are in ``meta["merged"]["differ"]``, and no verdict on them is "same".
+
+    >>> td.merge(["ref.rank0.h5", "ref.rank1.h5"], to="ref.h5")                  # doctest: +SKIP
+    """
+    from tracediff.ranks import merge as merge_ranks
+
+    return open_trace(merge_ranks(traces, to, table=table, force=force))
 
 
 def convert(

@@ -33,6 +33,10 @@ _CALLS = (
     "pattern such as '*@token=3*' (may be repeated)."
 )
 _SAVE = "Values, or statistics only."
+_BUDGET = (
+    "Keep the file within this size, such as 2GB or 500MiB: where it is short, tensors of repeated calls are kept as 32 values and their "
+    "statistics first. While it runs the whole trace lies on the disk."
+)
 _FEED = (
     "Feed each site this reference's tensors: a forced run (implies --random). It runs the port twice or more, and promises nothing of "
     "side effects."
@@ -54,6 +58,10 @@ _PRECISE = (
     "otherwise [default: with --feed, and where the noise floor is measured]."
 )
 _STORED = "The port ran in float32 and stored its arrays in this dtype [default: what their numbers show]."
+_SCHEDULER = (
+    "Have the workers of a Dask cluster read the pairs, such as tcp://host:8786; the traces lie on storage that all share (extra: dask)."
+)
+_TABLE = "A TOML file that says how tensors lie over the ranks where no DTensor does: [mesh], [records] and [parameters] (docs/scale.md)."
 _FORM = "text, JSON, annotations for GitHub's workflows, or a Markdown comment."
 _BASELINE = "What check --json printed before: by it new is told from still there [default: the last check here]."
 _BISECT_RUN = "Exit with 125 in the place of 2, so that git bisect run passes over what cannot be judged; keep nothing for the next check."
@@ -137,6 +145,18 @@ def comparing_options(command: Command) -> Command:
     return command
 
 
+def working_options(command: Command) -> Command:
+    """Who reads the pairs and takes their metrics."""
+    for option in reversed(
+        (
+            click.option("--jobs", type=click.IntRange(min=1), help="Read the pairs in so many processes.", metavar="N"),
+            click.option("--scheduler", metavar="ADDRESS", help=_SCHEDULER),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def capture_options(command: Command) -> Command:
     """What is recorded and measured: `tracediff.observe.options.CaptureOptions` by its field names, which a test checks."""
     for option in reversed(
@@ -147,6 +167,7 @@ def capture_options(command: Command) -> Command:
             click.option("--calls", multiple=True, help=_CALLS),
             click.option("--save", type=click.Choice(["full", "stats"]), default="full", show_default=True, help=_SAVE),
             click.option("--save-params", is_flag=True, help="Store the parameters' values too, not only their fingerprints."),
+            click.option("--budget", metavar="SIZE", help=_BUDGET),
             click.option("--no-repeat", "repeat", is_flag=True, callback=lambda *given: not given[-1], help=_NO_REPEAT),
             click.option("--floor/--no-floor", "floor", default=None, help=_FLOOR),
             click.option(
@@ -330,9 +351,10 @@ def weights(reference: str, port: str, checkpoint: str | None, write_rules: str 
 
 @main.command()
 @judging_options
+@working_options
 @click.option("--all", "every", is_flag=True, help="Every pair, not only those that diverged and their neighbours; with --json too.")
 @json_option
-def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) -> int:
+def diff(reference: str, port: str, every: bool, as_json: bool, jobs: int | None, scheduler: str | None, **options: Any) -> int:
     """Compare every pair of two traces, in execution order.
 
     \b
@@ -342,7 +364,8 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
     from tracediff import api
     from tracediff.show import text
 
-    report = api.diff(reference, port, progress=_progress, **options)
+    with _engine(jobs, scheduler) as executor:
+        report = api.diff(reference, port, progress=_progress, executor=executor, **options)
     pairs = {"pairs": report.pairs_to_dict()} if as_json and every else {}
     _print({**report.to_dict(), **pairs} if as_json else text.diff(report, every=every), as_json)
     return _status(report.verdict)
@@ -352,6 +375,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @click.argument("reference", type=click.Path(), required=False)
 @click.argument("port", type=click.Path(), required=False)
 @comparing_options
+@working_options
 @click.option("--scan", is_flag=True, help="Read everything instead of bisecting; the answer is the same.")
 @click.option("--live", is_flag=True, help="Store no trace: run both sides of a recipe again for every round.")
 @click.option(
@@ -363,7 +387,7 @@ def diff(reference: str, port: str, every: bool, as_json: bool, **options: Any) 
 @click.option("--python", "python", multiple=True, metavar="IMPL=PATH", help="With --live: run a side with another environment's Python.")
 @verbose_option
 @json_option
-def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
+def bisect(as_json: bool, verbose: bool, live: bool, jobs: int | None, scheduler: str | None, **options: Any) -> int:
     """Name the first divergence, its culprit on both sides, the likely cause, and what to do next.
 
     \b
@@ -373,9 +397,26 @@ def bisect(as_json: bool, verbose: bool, live: bool, **options: Any) -> int:
     """
     from tracediff import api
 
+    if live and (jobs or scheduler):
+        raise click.UsageError("--live stores nothing that workers could read: leave out --jobs and --scheduler.")
     given = _of_live(options) if live else _of_traces(options)
-    report = (api.bisect_recipe if live else api.bisect)(progress=_progress, **given)
+    with _engine(jobs, scheduler) as executor:
+        report = api.bisect_recipe(progress=_progress, **given) if live else api.bisect(progress=_progress, executor=executor, **given)
     return _show_report(report, as_json, verbose)
+
+
+@contextmanager
+def _engine(jobs: int | None, scheduler: str | None) -> Iterator[Any]:
+    """The executor that was asked for, or what makes one; None for neither."""
+    from tracediff import engines
+
+    if jobs and scheduler:
+        raise click.UsageError("--jobs starts processes here, --scheduler asks a cluster: leave out one.")
+    if scheduler:
+        with engines.of_scheduler(scheduler) as executor:
+            yield executor
+    else:
+        yield engines.of_processes(jobs) if jobs else None
 
 
 _LIVE = ("recipe", "weights", "seed", "dtype", "python")
@@ -707,6 +748,32 @@ def convert(source: str, target: str | None, output: str | None, stored: str | N
         raise click.UsageError("Name the file to write once: as TARGET, or with -o.")
     click.echo(api.convert(source, target or output or "", stored=stored or "", **options))
     return SAME
+
+
+@main.command()
+@click.argument("traces", type=click.Path(), nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(), required=True, help="The trace to write.")
+@click.option("--table", type=click.Path(exists=True), help=_TABLE)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@json_option
+def merge(traces: Sequence[str], output: str, table: str | None, force: bool, as_json: bool) -> int:
+    """Make one trace of those of all ranks of a run: tensor-, sequence-, expert-, pipeline- or data-parallel.
+
+    Parts are joined, partial sums added, replicas compared. The exit status is 1 where a rank differs from its replicas.
+
+    \b
+    Example:
+      tracediff merge ref.rank0.h5 ref.rank1.h5 -o ref.h5
+      tracediff merge rank*.h5 --table ranks.toml -o port.h5
+    """
+    from tracediff import api
+    from tracediff.ranks import differences
+    from tracediff.show import tables
+
+    with api.merge(traces, output, table=table, force=force) as trace:
+        found = differences(trace)
+        _print(api.summary(trace) if as_json else tables.merged(trace, found), as_json)
+    return DIFFERENT if found else SAME
 
 
 @main.command()

@@ -20,6 +20,7 @@ from tracediff.locate.folded import folded
 from tracediff.metrics import rounding
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightsReport
+from tracediff.ranks import ranks_note
 from tracediff.site import INPUTS, RETURNED, is_below, is_returned, listed, module_of
 from tracediff.trace import Record, Trace
 
@@ -29,6 +30,7 @@ Code = Literal[
     "damaged",
     "noise",
     "unfinished",
+    "ranks",
     "nothing paired",
     "no values",
     "served",
@@ -86,6 +88,9 @@ def _reasons(seen: _Seen, weights: WeightsReport | None) -> Iterator[Withheld]:
     for name, side in zip(("reference", "port"), seen.sides, strict=True):
         if not side.trace.complete and side.compared:
             yield Withheld("unfinished", (name,), f"the {name}'s run did not come to its end")
+    for name, side in zip(("reference", "port"), seen.sides, strict=True):
+        if said := ranks_note(side.trace, name):
+            yield Withheld("ranks", (name,), said[0].lower() + said[1:].removesuffix("."))
     if any(one.effect == "noise" for one in seen.comparisons):
         yield Withheld(
             "noise",

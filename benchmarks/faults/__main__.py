@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--couples", type=int, default=4, help="two faults at once, for each pair [4]")
     parser.add_argument("--everywhere", type=int, default=0, help="one fault at all modules of a role, for so many roles of each pair [0]")
     parser.add_argument("--most", type=int, help="at most so many single faults a pair")
+    parser.add_argument("--budget", type=float, help="keep this share of the values of reference and ports, as capture --budget does [all]")
     parser.add_argument("--quick", action="store_true", help="six faults and one couple for each pair")
     parser.add_argument("--names", action="store_true", help="precision and recall of pairing too, with natural and disguised names")
     parser.add_argument("--failures", action="store_true", help="list every case that went wrong")
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     wanted = Options(
         options.dtypes, options.modes, options.seeds, options.kinds, options.per_kind, options.couples, options.everywhere, options.most,
-        progress=lambda text: print(text, file=sys.stderr, flush=True),
+        budget=options.budget, progress=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     cases: list[Case] = []
     dropped: Counter[str] = Counter()

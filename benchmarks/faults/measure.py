@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from benchmarks.faults.score import Case, Planted, caller, judge
 from tracediff import dtype as dtypes
 from tracediff.metrics import compare
 from tracediff.trace import Trace
+from tracediff.trace.budget import fit
+from tracediff.trace.thinning import thin
 
 HALF = ("float16", "bfloat16")
 
@@ -42,6 +45,8 @@ class Options:
     couples: int = 4
     everywhere: int = 0
     most: int | None = None
+    budget: float | None = None
+    """The share of their values that reference and ports may keep whole, as a capture with that budget does; None: all."""
     progress: Callable[[str], None] = lambda _: None
 
 
@@ -68,6 +73,7 @@ class Bench:
                 self.pair.reference, self.pair.run_reference, to=self.folder / "ref.h5", force=True, floor_dtypes=("float64", *half)
             )
         made.close()
+        self._judged = self._within_budget(self.folder / "ref.h5", self.folder / "small.h5")
         known = all_faults(self.pair)
         singles = chosen(known, self.seed, self.options.per_kind, self.options.kinds)
         if self.options.most is not None:
@@ -145,7 +151,8 @@ class Bench:
         if case.mode == "free" and free is None:
             case.error = f"does not run: {error}"
         elif case.mode == "free":
-            bisected, scanned = td.bisect(reference, free), td.bisect(reference, free, scan=True)
+            small = self._within_budget(self.folder / "free.h5", self.folder / "small_free.h5")
+            bisected, scanned = (td.bisect(self._judged, small, scan=scan) for scan in (False, True))
             judge(case, scanned, truth, self._truth.called)
             firsts = [
                 None if report.first is None else (report.first.site.reference, report.first.site.call, report.first.site.end)
@@ -156,12 +163,22 @@ class Bench:
             if not case.is_scans:
                 case.stated += (f"bisect says {firsts[0]}, scan {firsts[1]}",)
         else:
-            with self._captured("forced", self.folder / "ref.h5") as forced:
-                judge(case, td.bisect(reference, forced), truth, self._truth.called)
+            self._captured("forced", self._judged).close()
+            small = self._within_budget(self.folder / "forced.h5", self.folder / "small_forced.h5")
+            judge(case, td.bisect(self._judged, small), truth, self._truth.called)
 
     def _captured(self, name: str, feed: Path | None) -> Trace:
         given: dict[str, Any] = {"feed": feed} if feed else {"random": self.folder / "ref.h5"}
         return td.capture(self.pair.port, self.pair.run_port, to=self.folder / f"{name}.h5", force=True, repeat=False, **given)
+
+    def _within_budget(self, whole: Path, to: Path) -> Path:
+        """The trace as a capture within the budget leaves it; the whole one where none was asked for."""
+        if self.options.budget is None:
+            return whole
+        shutil.copy(whole, to)
+        least = thin(whole, self.folder / "thin.h5", force=True).stat().st_size
+        fit(to, int(least + self.options.budget * (whole.stat().st_size - least)))
+        return to
 
     def _report(self, case: Case) -> None:
         if self.held_out:

@@ -190,6 +190,23 @@ def places_in_port(places: Array, layout: Layout, shape: Shape) -> Array:
     return np.asarray(np.ravel_multi_index(within, shape))
 
 
+def places_in_reference(places: Array, layout: Layout, shape: Shape) -> Array:
+    """Where in the compared shape the values stand that are at flat ``places`` of the port's tensor: the inverse of `places_in_port`.
+
+    For layouts that at most turn axes. ``shape`` is the port's.
+
+    >>> places_in_reference(np.array([0, 3]), Layout((3, 2), permutation=(1, 0)), (2, 3))
+    array([0, 1])
+    """
+    if layout.permutation is None:
+        return places
+    seen = layout.split or shape
+    indices = np.unravel_index(places, seen)
+    return np.asarray(
+        np.ravel_multi_index(tuple(indices[axis] for axis in layout.permutation), [seen[axis] for axis in layout.permutation])
+    )
+
+
 def places_in_part(places: Array, part: Part | None, shape: Shape) -> Array:
     """Where in a tensor of this ``shape`` the flat ``places`` of a part of it stand."""
     if part is None:

@@ -27,6 +27,7 @@ from tracediff.locate.result import EXCUSED, Again, Blame, Certificate, Comparis
 from tracediff.locate.search import bisected, certified, descended, in_order, introduced, look_into_stages, scanned
 from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.verdicts import Verdicts, verdicts_of
+from tracediff.locate.workers import Workers
 from tracediff.metrics import Metrics, tolerance
 from tracediff.site import is_in_stage
 from tracediff.trace import Trace
@@ -66,6 +67,7 @@ def locate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     again: Again | None = None,
+    workers: Workers | None = None,
 ) -> Located:
     """Where two aligned traces first part.
 
@@ -74,7 +76,7 @@ def locate(
     already taken (in a forced run), by the first rows of reference and port: those are not read again. With ``strict`` nothing is
     borderline. ``stages`` restricts to some stages. ``probes`` pairs before the answer are looked at (`THRESHOLDS.probes` by default),
     chosen by ``seed``. ``progress`` is called with (done, total) while scanning. ``again`` fetches values that the traces do not
-    hold: the search then goes from the outermost calls inwards, one call a fetch, and nothing is borderline.
+    hold: the search then goes from the outermost calls inwards, one call a fetch, and nothing is borderline. ``workers`` read ahead.
 
     Raises TracediffError for half a tolerance, or stages of which nothing is compared.
     """
@@ -82,7 +84,16 @@ def locate(
     mode = mode or ("forced" if port.meta.get("mode_run") == "forced" else "free")
     pairs = _of_stages(alignment, reference, stages)
     verdicts = verdicts_of(
-        pairs, alignment, reference, port, mode=mode, tolerance=(rtol, atol), floors=floors or {}, compared=compared or {}, again=again
+        pairs,
+        alignment,
+        reference,
+        port,
+        mode=mode,
+        tolerance=(rtol, atol),
+        floors=floors or {},
+        compared=compared or {},
+        again=again,
+        workers=workers,
     )
     method: Method = "live" if again is not None else "scan" if scan or mode == "forced" else "bisect"
     probes = THRESHOLDS.probes if probes is None else probes

@@ -10,6 +10,8 @@ from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.proofs import Proofs
 from tracediff.locate.result import Again, Comparison
+from tracediff.locate.thresholds import THRESHOLDS
+from tracediff.locate.workers import Asked, Pending, Taken, Task, Workers
 from tracediff.metrics import Metrics, compare
 from tracediff.site import Site
 
@@ -17,11 +19,15 @@ from tracediff.site import Site
 class Comparisons:
     """Compares pairs on demand and keeps what is known of each. ``read`` and ``bytes_read`` count what that cost.
 
-    ``again`` fetches values that the traces do not hold; without it such values are never read.
+    ``again`` fetches values that the traces do not hold; without it such values are never read. ``workers`` read what is asked for ahead.
     """
 
-    def __init__(self, pairs: Pairs, flow: PairFlow, limits: Limits, proofs: Proofs, again: Again | None) -> None:
+    def __init__(
+        self, pairs: Pairs, flow: PairFlow, limits: Limits, proofs: Proofs, again: Again | None, workers: Workers | None = None
+    ) -> None:
         self._pairs, self._flow, self._limits, self._proofs, self._again = pairs, flow, limits, proofs, again
+        self._workers = workers if again is None else None
+        self._ahead: dict[tuple[Hashable, ...], tuple[Pending | None, int]] = {}
         self.read = self.bytes_read = 0
         self._judged: dict[int, Comparison] = {}
         self._unread: dict[int, Comparison | None] = {}
@@ -60,6 +66,45 @@ class Comparisons:
         if known.how == "statistics" and known.metrics is None and self._pairs.is_stored(i):
             known = self._judged[i] = self._read(i)
         return known
+
+    def read_ahead(self, places: Iterable[int]) -> None:
+        """Has workers read what would be read of several pairs; only what is asked for later counts as read."""
+        if self._workers is None:
+            return
+        asked: list[tuple[tuple[Hashable, ...], Asked]] = []
+        nbytes = 0
+        for i in places:
+            contents = self._pairs.contents(i)
+            if contents in self._metrics or contents in self._ahead or not self._is_for_workers(i):
+                continue
+            pair = self._pairs[i]
+            self._ahead[contents] = (None, 0)
+            asked.append((contents, Asked(pair.reference, pair.port, pair.layout, self._limits.unjudged(i).limit)))
+            nbytes += self._pairs.nbytes(i)
+            if nbytes >= THRESHOLDS.task_bytes or len(asked) >= THRESHOLDS.task_pairs:
+                self._begin(self._workers, asked)
+                asked, nbytes = [], 0
+        if asked:
+            self._begin(self._workers, asked)
+
+    def _is_for_workers(self, i: int) -> bool:
+        """Whether a pair is one of stored values that nothing but reading them tells of."""
+        if not self._pairs.is_stored(i) or self._pairs.stored_in(i) is not None:
+            return False
+        known = self._judged.get(i) or self.unread(i)
+        return known is None or (known.how == "statistics" and known.metrics is None)
+
+    def _begin(self, workers: Workers, asked: Sequence[tuple[tuple[Hashable, ...], Asked]]) -> None:
+        sides = ((str(trace.path.absolute()), trace.identity[0]) for trace in (self._pairs.reference, self._pairs.port))
+        reference, port = sides
+        task = Task(reference, port, (self._limits.rtol, self._limits.atol), tuple(pair for _, pair in asked))
+        pending = Pending(workers, task)
+        self._ahead.update((contents, (pending, place)) for place, (contents, _) in enumerate(asked))
+
+    def _taken_ahead(self, contents: tuple[Hashable, ...]) -> Taken | None:
+        """What a worker made of a pair; None where none was asked, or it could not."""
+        pending, place = self._ahead.pop(contents, (None, 0))
+        return None if pending is None else pending.result(place)
 
     def so_far(self, i: int) -> Comparison:
         """What is known of a pair by now; its limit and lower bound where nothing else is."""
@@ -122,14 +167,17 @@ class Comparisons:
             lefts, rights = self._pairs.all_records(i)
             layout = self._pairs[i].layout
             rtol, atol = self._limits.rtol, self._limits.atol
-            if self._pairs.stored_in(i) is None:
+            ahead = self._taken_ahead(contents)
+            if ahead is not None:
+                self._metrics[contents] = ahead.metrics
+            elif self._pairs.stored_in(i) is None:
                 self._metrics[contents] = compare(lefts, rights, layout=layout, rtol=rtol, atol=atol)
             else:
                 self._metrics[contents] = compare(*self._pairs.restored(i), dtypes=self._limits.dtypes(i), rtol=rtol, atol=atol)
             self.read += 1
             self.bytes_read += sum(record.nbytes for record in (*lefts, *rights))
             found = self._proofs.measured(i, "read", self._metrics[contents])
-            if found.diverged and self._again is None:
+            if found.diverged and self._again is None and not (ahead is not None and ahead.is_verified):
                 for record in (*lefts, *rights):
                     record.verify()
         return self._proofs.measured(i, "read", self._metrics[contents])

@@ -20,6 +20,7 @@ def in_order(pairs: Iterable[RecordPair]) -> list[RecordPair]:
 
 def scanned(verdicts: Verdicts, progress: Callable[[int, int], None] | None) -> list[int]:
     """Compares every pair; returns the divergences, inherited ones too."""
+    verdicts.comparisons.read_ahead(range(len(verdicts)))
     for i in range(len(verdicts)):
         verdicts.comparisons.measure(i)
         if progress is not None:
@@ -128,7 +129,10 @@ def _some_dirty(verdicts: Verdicts, probes: int, chance: random.Random) -> int |
         if verdicts.is_dirty(end):
             return end
     hits, _ = _probed(verdicts, len(verdicts), probes, chance)
-    return min(hits) if hits else next((i for i in range(len(verdicts)) if verdicts.is_dirty(i)), None)
+    if hits:
+        return min(hits)
+    verdicts.comparisons.read_ahead(range(len(verdicts)))
+    return next((i for i in range(len(verdicts)) if verdicts.is_dirty(i)), None)
 
 
 def _narrowed(verdicts: Verdicts, high: int) -> int:
@@ -144,6 +148,7 @@ def _narrowed(verdicts: Verdicts, high: int) -> int:
             break
         verdicts.comparisons.judged(clear)
     if len(doubtful) <= _few(verdicts):
+        verdicts.comparisons.read_ahead(doubtful)
         return next((i for i in doubtful if verdicts.is_dirty(i)), high)
     return _halved(verdicts, [*doubtful, high])
 
@@ -177,6 +182,7 @@ def _probed(verdicts: Verdicts, high: int, probes: int, chance: random.Random) -
     if len(silent) <= len(telling):
         probes = min(probes, math.ceil(len(silent) / THRESHOLDS.silent_one_in))
     silent = _probe_places(verdicts, silent, probes, chance)
+    verdicts.comparisons.read_ahead(sorted({*read, *silent}))
     hits = [i for i in sorted({*read, *silent}) if verdicts.is_dirty(i)]
     return hits or list(_known(verdicts, high)), len(sampled) + len(silent)
 
@@ -243,6 +249,7 @@ def _walked_back(verdicts: Verdicts, i: int) -> int:
     while True:
         before = verdicts.flow.predecessors(i)
         direct = _direct(verdicts, i, before)
+        verdicts.comparisons.read_ahead(sorted(direct))
         bad = [j for j in before if (j in direct or not verdicts.expected.seems_same(j)) and verdicts.is_dirty(j)]
         if not bad:
             return i

@@ -9,6 +9,7 @@ from tracediff.thresholds import threshold
 _SEARCH = "set by hand; benchmarks/bisection.py shows what is read, tests/test_locate.py guards what is found"
 _ESTIMATE = "set by hand; tests/test_locate_estimates.py and tests/test_locate.py guard it"
 _EFFECT = "set by hand; tests/test_locate.py guards it"
+_WORK = "set by hand; a pair takes about a millisecond and 1 ns a byte, tests/test_workers.py guards what comes of it"
 _GRADES = "benchmarks/grades.py on 55 pairs, chosen on 13 of them: 327 of 327 weak faults above twice what is allowed stay clear"
 _LIKE = (
     "planted faults, forced: 28 of 28 that are at all siblings of a role stay whole, 7 % of 707 pairs of different faults at siblings are "
@@ -90,6 +91,11 @@ class Thresholds:
     sampled_one_in: int = threshold(64, "pairs that a sample can tell of for each that is read all the same", _SEARCH)
     silent_one_in: int = threshold(8, "pairs that no sample can tell of for each that is read", _SEARCH)
     rare: float = threshold(0.01, "share of diverged pairs for which the certificate gives the chance that probes miss them all", _ALONE)
+
+    # what workers are handed
+    task_bytes: int = threshold(32 * 2**20, "bytes of a task that a worker is handed, from which on no further pair goes into it", _WORK)
+    task_pairs: int = threshold(64, "pairs of a task at most", _WORK)
+    worker_tries: int = threshold(3, "times a task is begun whose workers die before it is given up", _WORK)
 
     # which findings are one
     most_error_bytes: int = threshold(1 << 26, "bytes of a tensor whose error is looked at value by value, at most", _ALONE)

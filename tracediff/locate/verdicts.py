@@ -15,6 +15,7 @@ from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.proofs import Proofs
 from tracediff.locate.result import Again, Comparison, Mode
+from tracediff.locate.workers import Workers
 from tracediff.metrics import Metrics
 from tracediff.trace import Trace
 
@@ -65,12 +66,13 @@ def verdicts_of(
     floors: Mapping[int, float],
     compared: Mapping[tuple[int, int], Metrics],
     again: Again | None,
+    workers: Workers | None = None,
     seed: int = 0,
 ) -> Verdicts:
     """The verdicts on pairs in execution order. ``tolerance`` is rtol and atol; ``seed`` chooses the values of samples."""
     material, flow = Pairs(pairs, alignment, reference, port), PairFlow(reference, port, pairs)
     limits = Limits(material, flow, floors, mode=mode, rtol=tolerance[0], atol=tolerance[1])
-    comparisons = Comparisons(material, flow, limits, Proofs(material, limits, compared), again)
+    comparisons = Comparisons(material, flow, limits, Proofs(material, limits, compared), again, workers)
     expected = Expectations(material, limits, comparisons, is_live=again is not None, chance=random.Random(seed))
     effects = Effects(material, flow, limits, comparisons, expected)
     return Verdicts(mode, again is not None, material, flow, limits, comparisons, expected, effects)

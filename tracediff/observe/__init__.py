@@ -91,16 +91,19 @@ def record(
         return
     from tracediff.observe.blind_spots import note_blind_spots
     from tracediff.observe.recorder import Recorder
+    from tracediff.trace.budget import within
+    from tracediff.trace.container import new_identity
     from tracediff.trace.writer import TraceWriter
 
-    meta = {"precise": True} if chosen.precise else {}
-    with (
-        pinned(adapter, wanted=bool(chosen.precise)),
-        TraceWriter(to, force=force, meta=meta, save=chosen.save) as writer,
-        session(Recorder(writer, chosen)) as opened,
-    ):
-        yield opened.run
-    note_blind_spots(to, writer.identity)
+    meta, identity = {"precise": True} if chosen.precise else {}, new_identity()
+    with within(to, identity, chosen.budget):
+        with (
+            pinned(adapter, wanted=bool(chosen.precise)),
+            TraceWriter(to, force=force, meta=meta, save=chosen.save, identity=identity) as writer,
+            session(Recorder(writer, chosen)) as opened,
+        ):
+            yield opened.run
+        note_blind_spots(to, identity)
 
 
 def tap(name: str, value: T) -> T:

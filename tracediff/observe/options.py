@@ -11,6 +11,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe.call_selection import call_test
 from tracediff.progress import Progress as Progress
 from tracediff.progress import silent as silent
+from tracediff.trace.budget import size_of
 
 Save = Literal["full", "stats"]
 
@@ -35,6 +36,7 @@ class _AnyRun(TypedDict, total=False):
     functions: Iterable[str]
     save: Save
     save_params: bool
+    budget: int | str | None
     compile: bool | None
     precise: bool | None
 
@@ -85,6 +87,9 @@ class CaptureOptions:
     """``full`` keeps the values of every record; ``stats`` keeps statistics and digests only."""
     save_params: bool = False
     """Whether the values of parameters are kept too, besides their statistics and digests."""
+    budget: int | None = None
+    """The bytes that the file may take, as a number or a text such as ``2GB``: where need be tensors are kept as a few values and their
+    statistics, those of repeated calls first."""
     repeat: bool = True
     """Whether a free run is made a second time, to see whether it gives the same bits."""
     floor: bool | None = None
@@ -104,6 +109,11 @@ class CaptureOptions:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if self.save not in get_args(Save):
             raise CaptureError(f"save={self.save!r} is not known; choose one of {', '.join(map(repr, get_args(Save)))}.")
+        if self.budget is not None:
+            try:
+                object.__setattr__(self, "budget", size_of(self.budget))
+            except ValueError as error:
+                raise CaptureError(f"A budget is a size, and {error}.") from error
         for text in self.calls:
             call_test(text)
         for name in self.floor_dtypes:

@@ -17,6 +17,8 @@ from tracediff.trace import schema
 from tracediff.trace.digest_table import DigestTable
 from tracediff.trace.writer import TraceWriter
 
+PLACED = "placed"
+"""The item of a record's note that says along which axis of the mesh the process held which part: ``{"tp": "shard(0)"}``."""
 STOPPED = "#raised"
 """The site of an exception that ended the run outside of all calls."""
 
@@ -34,6 +36,8 @@ class RecordWriter:
         self._rows = DigestTable()
         self._own: dict[int, int] = {}  # of a row in whose tensor's place the run went on with another: the row of the run's own tensor
         self._stops = 0
+        self.axes: dict[str, tuple[int, int]] = {}  # of the meshes over which tensors lay: each axis' length, and where this process is
+        self.parts = 0
 
     def boundary(self, boundary: Boundary, parent: int, note: dict[str, Any], *, is_made: bool, flags: int = 0) -> None:
         """Records every leaf of a boundary; the first carries the ``note``. ``parent`` is the row of the enclosing call, -1 for none.
@@ -41,6 +45,9 @@ class RecordWriter:
         ``is_made``: whether the boundary made its leaves, as outputs and draws are made, and inputs are not.
         """
         for end, tensor in boundary.leaves:
+            if parts := self.parts_of(tensor):
+                note = {**note, PLACED: parts}
+                self.parts += 1
             moment = _moment(boundary, end, parent, note)
             replacement = boundary.replaced.get(end)
             moment["flags"] = flags
@@ -48,6 +55,12 @@ class RecordWriter:
             moment["flags"] |= schema.MUTATED if end in boundary.mutated else 0
             self._leaf(boundary, tensor, replacement, moment, is_made)
             note = {}
+
+    def parts_of(self, tensor: Tensor) -> dict[str, str]:
+        """Along which axes of its mesh this process holds a part of a tensor, and which; nothing where it holds all."""
+        placed = None if isinstance(tensor, str) else self._run.adapter.placed(tensor)
+        self.axes.update({} if placed is None else placed.axes)
+        return {} if placed is None else placed.parts
 
     def raised(self, boundary: Boundary, parent: int, note: dict[str, Any]) -> None:
         """Records what a call raised in the place of its output; an observer may have replaced that output, so that the run goes on."""

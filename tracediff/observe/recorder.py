@@ -36,6 +36,7 @@ class Recorder(Observer):
         self._open: dict[int, _OpenCall] = {}
         self._errors: list[BaseException | None] = []
         self._went_on: set[int] = set()
+        self._parameters: dict[str, dict[str, str]] = {}  # of which this process holds a part
         self._served: set[str] = set()
         self._stage = ""
         self._started = 0.0
@@ -53,13 +54,15 @@ class Recorder(Observer):
             run.miss(f"{path or 'the root'}: served from a trace, not computed and not compared")
         self._writer.set_meta(**describe.meta(run))
         for parameter in describe.parameters(run):
+            if parts := self._recorded.parts_of(parameter.tensor):
+                self._parameters[parameter.name] = parts
             self._writer.add_param(
                 parameter.name,
                 run.adapter.view(parameter.tensor),
                 path=parameter.path,
                 kind=parameter.kind,
                 aliases=parameter.aliases,
-                store=self._options.save_params,
+                store=self._options.save_params or bool(parts),
             )
         self._writer.flush()
         self._started = time.perf_counter()
@@ -94,8 +97,19 @@ class Recorder(Observer):
             if error is not None and all(error is not known for known in self._errors):
                 self._errors.append(error)
                 self._recorded.stopped(error, stage)
+        if (place := self._place()) is not None:
+            self._writer.set_meta(mesh=place)
         self._writer.set_meta(returned=asdict(run.returned), left_out=self._selection.left_out, bypassed=run.bypassed)
         self._writer.set_meta(not_seen=run.not_seen, warnings=run.warnings, stages=run.stages, wall_seconds=seconds)
+
+    def _place(self) -> dict[str, Any] | None:
+        """What meta says of the place of this process among those that run together; None where it runs alone."""
+        rank, ranks = self._run.adapter.rank()
+        axes = {name: list(where) for name, where in self._recorded.axes.items()}
+        if ranks == 1 and not axes:
+            return None
+        parts = self._recorded.parts + len(self._parameters)
+        return {"rank": rank, "ranks": ranks, "axes": axes, "parameters": self._parameters, "parts": parts}
 
     def _stages(self, stage: str) -> list[str]:
         """A stage and those around it; last "", which stands for what is outside of all stages."""

@@ -105,6 +105,23 @@ class Node:
     children: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a tensor lies over the processes of a mesh.
+
+    ``axes``: by the name of each axis of the mesh its length, and where along it this process is. ``how``: by axis "shard(0)" (a part of
+    the tensor's axis 0), "partial" (a term of a sum) or "replicate" (all of it).
+    """
+
+    axes: Mapping[str, tuple[int, int]]
+    how: Mapping[str, str]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """``how`` without the axes along which every process has all of it; empty where that is so along each."""
+        return {axis: how for axis, how in self.how.items() if how != "replicate"}
+
+
 class Operations(AbstractContextManager[Any], Protocol):
     """Operations that are being written down."""
 
@@ -165,6 +182,9 @@ class Tensors(Protocol):
     def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
         """A tensor's dtype name, shape and device; nothing is evaluated."""
 
+    def placed(self, tensor: Tensor) -> Placed | None:
+        """How a tensor lies over several processes, of which `view` shows this one's part; None where nothing says so."""
+
 
 class Modules(Protocol):
     """Walks the modules of a framework, and changes or makes them."""
@@ -220,6 +240,9 @@ class Interception(Protocol):
 
     def blind(self) -> str:
         """Why nothing can be seen at present ("inside torch.jit.trace"), or the empty text."""
+
+    def rank(self) -> tuple[int, int]:
+        """The number of this process, and how many run together."""
 
     def once(self, modules: Sequence[Module]) -> str:
         """Why this process cannot run the modules again as it did the first time, or the empty text."""

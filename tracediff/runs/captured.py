@@ -27,6 +27,8 @@ from tracediff.runs.operations import operations_meta, writing
 from tracediff.runs.stubs import feeding
 from tracediff.trace import Trace, open_trace, schema
 from tracediff.trace.amend import amend
+from tracediff.trace.budget import KEY as BUDGET
+from tracediff.trace.budget import within
 from tracediff.trace.container import new_identity
 from tracediff.trace.products import TF32
 from tracediff.trace.writer import check_trace_output
@@ -77,7 +79,7 @@ def captured(
     meta |= {"precise": is_precise, **({"own_floor": True} if options.floor else {})}
     asked = _Capture(models, run, Path(to), options, tuple(observers), meta, force, progress)
     check_trace_output(asked.to, force=force, sources=[] if feed is None else [feed.path if isinstance(feed, Trace) else feed])
-    with pinned(adapter, wanted=is_precise):
+    with pinned(adapter, wanted=is_precise), within(asked.to, asked.identity, options.budget):
         if weights_from is not None:
             return _with_port_weights(asked, weights_from, is_forced=feed is not None)
         return _free(asked) if feed is None else _forced(asked, feed, mapping)
@@ -298,6 +300,10 @@ def _check_can_have_floor(trace: Trace) -> None:
         raise CaptureError(f"{name!r} is a forced run of a port; a noise floor is measured on its reference.")
     if trace.meta.get("save") == "stats" or not any(record.stored for record in trace.records):
         raise CaptureError(f"{name!r} holds no values, which its noise would be measured against. Capture the reference with --save full.")
+    if trace.meta.get(BUDGET):
+        raise CaptureError(
+            f"{name!r} was kept within a budget, so that it lacks values. Capture it with the dtypes that its floor is to have."
+        )
     if trace.meta.get("repeats") is False:
         where = trace.meta.get("repeats_first") or {}
         at = f", first at {where.get('call', '')} {where.get('end', '')}" if where else ""

@@ -36,8 +36,9 @@ def floor_limits(
     the unit roundoff of the coarser dtype, and the error of a run in the port's dtype (float64 for a float32 port). Where a side says
     that it multiplied coarser numbers, the error that this makes of the reference counts too, as does the port's own floor where that was
     asked for. For a free run accumulated noise counts too, and in a forced run up to where the port is first fed something that was
-    computed. Of exact values the limit is the share that noise changes, where it changes any. A record without partner
-    is taken to run in the dtype of the paired record before it. ``stored``: how a port that ran in float32 was stored (`Alignment.stored`).
+    computed, and after the first value that the reference lacks and could not feed. Of exact values the limit is the share that noise
+    changes, where it changes any. A record without partner is taken to run in the dtype of the paired record before it. ``stored``: how a
+    port that ran in float32 was stored (`Alignment.stored`).
     """
     floor = reference.floor
     if floor is None:
@@ -47,10 +48,10 @@ def floor_limits(
     name_of = _port_dtype_by_row(port, records, stored)
     name = next(iter(name_of.values()), "float32")
     noise = floor[NOISE]
-    own_until = _unfed_until(reference, records) if is_forced else len(noise)
-    units = np.where(np.arange(len(noise)) < own_until, np.fmax(noise, floor[FREE]), noise).tolist()
+    adds_up = _adds_up(reference, records) if is_forced else np.ones(len(noise), bool)
+    units = np.where(adds_up, np.fmax(noise, floor[FREE]), noise).tolist()
     columns = {column: floor[column].tolist() for column in DTYPES}
-    products = _Products(reference, port, own_until)
+    products = _Products(reference, port, adds_up)
     limits: dict[int, float] = {}
     for row, code in enumerate(reference.index["dtype"].tolist()):
         kind = dtypes.BY_CODE[code]
@@ -98,17 +99,16 @@ class _Products:
     """What coarse products of either side explain; nothing where both multiplied in float32.
 
     ``unit``: the roundoff by which noise is measured where the reference's floor does not say what such products make of it, else 0.
-    ``own_until``: the row up to which errors accumulate.
+    ``adds_up``: the rows at which errors accumulate.
     """
 
-    def __init__(self, reference: Trace, port: Trace, own_until: int) -> None:
+    def __init__(self, reference: Trace, port: Trace, adds_up: Array) -> None:
         self.precision = coarse_products(reference, port)
         table = reference.floor_products if self.precision == TF32 else None
         self.unit = 0.0 if self.precision == "float32" or table is not None else ROUNDOFF[self.precision]
         self._errors: list[float] = []
         if table is not None:
-            is_free = np.arange(len(table)) < own_until
-            self._errors = np.where(is_free, np.fmax(table[TF32], table["tf32_free"]), table[TF32]).tolist()
+            self._errors = np.where(adds_up, np.fmax(table[TF32], table["tf32_free"]), table[TF32]).tolist()
 
     def error(self, row: int) -> float:
         """The error that coarse products make of a record of the reference; NaN where it was not measured."""
@@ -118,6 +118,15 @@ class _Products:
 def coarse_products(*traces: Trace) -> Precision:
     """The coarser precision in which runs multiplied float32 numbers."""
     return max((products_of(trace) for trace in traces), key=lambda name: ROUNDOFF[name])
+
+
+def _adds_up(reference: Trace, records: Iterable[RecordPair]) -> Array:
+    """The rows of a forced run at which errors accumulate as in a free one: before it was fed, and after what was not stored."""
+    rows = np.arange(len(reference.records))
+    bare = np.flatnonzero((reference.index["segment"] < 0) & (reference.index["nbytes"] > 0))
+    lacking = int(bare[0]) if bare.size else len(rows)
+    adds_up: Array = (rows < _unfed_until(reference, records)) | (rows > lacking)
+    return adds_up
 
 
 def _unfed_until(reference: Trace, records: Iterable[RecordPair]) -> int:

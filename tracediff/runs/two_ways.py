@@ -20,6 +20,7 @@ from tracediff.observe.two_builds import digests_under_other_seeds, drawn
 from tracediff.runs.captured import calibrated, captured, recorded_options
 from tracediff.runs.single_site import find_object, make_object
 from tracediff.trace import open_trace
+from tracediff.trace.budget import fit
 
 HALVES = ("float16", "bfloat16")
 
@@ -38,6 +39,7 @@ def record_two(
     The first measures the noise floor that the second is judged by, also in the second's dtype where that is half precision.
     """
     progress("the first way")
+    budget, options = options.budget, replace(options, budget=None)
     record_one(*ways[0], paths[0], options=options, seed=seed, force=force)
     progress("the second way")
     record_one(*ways[1], paths[1], options=options, random=paths[0], force=force)
@@ -47,6 +49,9 @@ def record_two(
     if needs_more:
         progress(f"the noise floor in {dtype}")
         calibrated(*ways[0], paths[0], dtypes=(dtype,), options=recorded_options(paths[0], impl=options.impl), progress=progress)
+    if budget is not None:
+        for path in paths:
+            fit(path, budget)
 
 
 def record_one(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tracediff.show.words import counted, number
 from tracediff.site import listed
+from tracediff.trace.budget import budget_note
 from tracediff.trace.products import products_of, told
 
 if TYPE_CHECKING:
@@ -39,11 +40,26 @@ def captured(trace: Trace) -> RenderableType:
     lines += [Text(line, style) for line, style in _repeats(meta)]
     if products_of(trace) != "float32":
         lines.append(Text(f"products of float32 numbers: {told(meta)}", "yellow"))
+    if told_of_budget := budget_note(trace, "trace"):
+        lines.append(Text(told_of_budget, "yellow"))
     lines += [Text(f"warning: {warning}", "yellow") for warning in meta.get("warnings") or ()]
     missed = meta.get("not_seen") or ()
     if missed:
         lines.append(Text(f"not seen: {listed(list(missed), 8)}", "dim"))
     lines += [Text(f"blind spot: {text}", "dim") for text in meta.get("blind_spots") or ()]
+    return Group(*lines)
+
+
+def merged(trace: Trace, differences: Sequence[str]) -> RenderableType:
+    """What a merged trace holds, and which ranks differ from their replicas."""
+    meta = trace.meta
+    said = meta.get("merged") or {}
+    mesh = " x ".join(f"{axis} {size}" for axis, size in said.get("mesh", {}).items())
+    held = f"{counted(len(trace.records), 'record')} of {counted(len(trace.sites), 'site')}, {len(trace.params):,} parameters"
+    lines = [Text(f"{trace.path}: {held}", "bold"), Text(f"{said.get('ranks')} ranks ({mesh})")]
+    lines += [Text(line, "bold red") for line in differences] or [Text("all replicas agree", "green")]
+    if missed := meta.get("not_seen") or ():
+        lines.append(Text(f"not seen: {listed(list(missed), 8)}", "dim"))
     return Group(*lines)
 
 

@@ -81,6 +81,30 @@ ITEMS: Final[Mapping[str, Shape]] = {
     "observed": Items({"methods": Each(str), "functions": Each(str)}),
     "free": Items({"compared": int, "diverged": int}, needed=("compared", "diverged")),
     "left_out": int,
+    "mesh": Items(
+        {
+            "rank": int,
+            "ranks": int,
+            "axes": Each(Each(int), by_name=True),
+            "parameters": Each(Each(str, by_name=True), by_name=True),
+            "parts": int,
+        },
+        needed=("rank", "ranks", "axes", "parameters", "parts"),
+    ),
+    "merged": Items(
+        {
+            "ranks": int,
+            "mesh": Each(int, by_name=True),
+            "differ": Each(
+                Items(
+                    {"site": str, "call": str, "end": str, "ranks": Each(int), "rel_l2": (int, float), "places": int},
+                    needed=("site", "end", "ranks"),
+                )
+            ),
+        },
+        needed=("ranks", "differ"),
+    ),
+    "budget": Items({"bytes": int, "values": int, "samples": int, "statistics": int}, needed=("bytes", "values", "samples", "statistics")),
     "wall_seconds": (int, float),
     "seed": int,
     **dict.fromkeys(("impl", "dtype", "device", "mode", "mode_run", "save", "recipe", "weights"), str),

@@ -11,7 +11,7 @@ A trace is one HDF5 file:
 - ``/digest`` 16 bytes of xxh3_128 over the name and the bytes of each table, those of ``/meta`` among them, in the order of their names
   (absent in files of version 0.1.0);
 - ``/floor`` where it was measured: one row of `FLOOR` a record; ``/floor_products`` likewise of `FLOOR_PRODUCTS`; ``/samples`` in a thin
-  trace: one row of `SAMPLES` a record;
+  trace, or one within a budget: one row of `SAMPLES` a record;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
 All numbers are little-endian.

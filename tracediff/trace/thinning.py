@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from tracediff.dtype import BY_CODE, Array
+from tracediff.dtype import BY_CODE, Array, named
 from tracediff.errors import TracediffError, TraceFileError
 from tracediff.outputs import write_output
 from tracediff.trace import schema
 from tracediff.trace.container import Output, new_identity, write_at
-from tracediff.trace.reader import Record, Trace, open_trace
+from tracediff.trace.meta import Meta
+from tracediff.trace.reader import Param, Record, Trace, open_trace
 from tracediff.trace.tables import Tables
 from tracediff.trace.writer import write_tables
 
-_OF_VALUES = ("operations",)
+OF_VALUES = ("operations",)
 """What the meta holds for those who read the values."""
 _EXACT = 2**53  # whole numbers up to it are float64 numbers
 
@@ -63,19 +64,28 @@ def thin(source: str | os.PathLike[str], to: str | os.PathLike[str], *, force: b
 
 
 def _write(trace: Trace, part: Path) -> None:
-    index, samples = trace.index.copy(), np.zeros(len(trace.records), schema.SAMPLES)
-    wholes = [record for record in trace.records if _is_whole(record)]
-    samples[:] = _samples(trace)
-    index["segment"], index["offset"] = -1, 0
+    meta = {**{name: value for name, value in trace.meta.items() if name not in OF_VALUES}, "save": "samples"}
+    write_part(trace, part, [record for record in trace.records if is_whole(record)], samples=samples_of(trace), meta=meta)
+
+
+def write_part(trace: Trace, part: Path, kept: Iterable[Record | Param], *, samples: Array | None, meta: Meta) -> None:
+    """Writes a trace with all rows and tables of another to the file ``part``, and of its values those that are ``kept``.
+
+    ``samples`` are rows of `schema.SAMPLES`, None for no such table. Raises TraceFileError where HDF5 cannot write.
+    """
+    index, params = trace.index.copy(), trace.tables.params.copy()
+    for table in (index, params):
+        table["segment"], table["offset"] = -1, 0
     output = Output(part)
     try:
         output.identify(new_identity())
-        for row, (segment, offset) in _stored(output, wholes):
-            index["segment"][row], index["offset"][row] = segment, offset
-        params = trace.tables.params.copy()
-        params["segment"], params["offset"] = -1, 0
-        meta = {**{name: value for name, value in trace.meta.items() if name not in _OF_VALUES}, "save": "samples"}
-        optional = {**trace.tables.optional, schema.SAMPLES_TABLE: samples}
+        for one, (segment, offset) in _stored(output, list(kept)):
+            table = index if isinstance(one, Record) else params
+            table["segment"][one.row], table["offset"][one.row] = segment, offset
+        optional = dict(trace.tables.optional)
+        optional.pop(schema.SAMPLES_TABLE, None)
+        if samples is not None:
+            optional[schema.SAMPLES_TABLE] = samples
         write_tables(output, Tables(index, params, trace.tables.sketches, trace.strings, meta, optional))
     except RuntimeError as error:  # HDF5 could not write
         raise TraceFileError(f"{str(part)!r} could not be written: {error}.") from error
@@ -83,24 +93,32 @@ def _write(trace: Trace, part: Path) -> None:
         output.close()
 
 
-def _is_whole(record: Record) -> bool:
-    """Whether all values of a record are kept."""
+def is_whole(record: Record) -> bool:
+    """Whether all values of a record are kept, however little is kept of the others."""
     is_brought = record.end == "value" and record.producer < 0
     return record.dtype == "text" or record.end == "draw" or is_brought or record.nbytes <= schema.SAMPLES["values"].itemsize
 
 
-def _samples(trace: Trace) -> Array:
-    """The kept values of every record; equal contents are read once."""
+def samples_of(trace: Trace, without: Set[int] = frozenset()) -> Array:
+    """A few values of every record but for the rows ``without``, as rows of `schema.SAMPLES`; none where values are not stored.
+
+    Equal contents are read once.
+    """
     rows = np.zeros(len(trace.records), schema.SAMPLES)
     known: dict[tuple[bytes, str], int] = {}
     for record in trace.records:
+        if record.row in without:
+            continue
+        if not record.stored and trace.samples is not None:
+            rows[record.row] = trace.samples[record.row]
+            continue
         key = record.digest, record.dtype
         if key in known:
             rows[record.row] = rows[known[key]]
             continue
         known[key] = record.row
         kind = BY_CODE[trace.index["dtype"][record.row]]
-        if record.dtype == "text" or kind.is_complex:
+        if record.dtype == "text" or kind.is_complex or not record.stored:
             continue
         values = np.asarray(record.at(sample_places(record.stats.count)), np.float64)
         if kind.is_exact and values.size and max(abs(record.stats.min), abs(record.stats.max)) >= _EXACT:
@@ -110,30 +128,35 @@ def _samples(trace: Trace) -> Array:
     return rows
 
 
-def _stored(output: Output, records: list[Record]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Stores whole records, equal contents once, packed into one segment but for the large ones; yields rows and places."""
-    small = {record.digest: record for record in records if 0 < record.nbytes <= schema.PACK_LIMIT}
+def _stored(output: Output, kept: Sequence[Record | Param]) -> Iterator[tuple[Record | Param, tuple[int, int]]]:
+    """Stores whole values, equal contents once, packed into one segment but for the large ones; yields what was stored, and its place."""
+    small = {one.digest: one for one in kept if 0 < one.nbytes <= schema.PACK_LIMIT}
     places: dict[bytes, tuple[int, int]] = {}
     count, end = 0, 0
     offsets = {}
-    for code, record in small.items():
+    for code, one in small.items():
         offsets[code] = end
-        end += -(-record.nbytes // schema.ALIGNMENT) * schema.ALIGNMENT
+        end += aligned(one.nbytes)
     if small:
         shared = output.add_segment(count, np.dtype("u1"), (end,))
-        for code, record in small.items():
-            write_at(output.fd, _bits(record), shared.offset + offsets[code])
+        for code, one in small.items():
+            write_at(output.fd, _bits(one), shared.offset + offsets[code])
             places[code] = count, offsets[code]
         count += 1
-    for record in records:
-        if record.nbytes > schema.PACK_LIMIT and record.digest not in places:
-            place = output.add_segment(count, np.dtype("u1"), (record.nbytes,))
-            write_at(output.fd, _bits(record), place.offset)
-            places[record.digest] = count, 0
+    for one in kept:
+        if one.nbytes > schema.PACK_LIMIT and one.digest not in places:
+            place = output.add_segment(count, named(one.dtype).stored, one.shape)
+            write_at(output.fd, _bits(one), place.offset)
+            places[one.digest] = count, 0
             count += 1
-        if record.nbytes:
-            yield record.row, places[record.digest]
+        if one.nbytes:
+            yield one, places[one.digest]
 
 
-def _bits(record: Record) -> Array:
-    return np.ascontiguousarray(record.read()).reshape(-1).view(np.uint8)
+def aligned(nbytes: int) -> int:
+    """The bytes that so many take in a shared segment."""
+    return -(-nbytes // schema.ALIGNMENT) * schema.ALIGNMENT
+
+
+def _bits(one: Record | Param) -> Array:
+    return np.ascontiguousarray(one.read()).reshape(-1).view(np.uint8)

@@ -33,7 +33,7 @@ from tracediff.trace.journal import Journal, journal_of
 from tracediff.trace.known import KNOWN
 from tracediff.trace.links import MOST_LINKS, Texts, add_links
 from tracediff.trace.meta import Meta, checked_meta, dump_meta
-from tracediff.trace.reader import open_trace
+from tracediff.trace.reader import Param, open_trace
 from tracediff.trace.tables import Tables, encode, pack_strings
 
 IN_FLIGHT = 32 * 1024 * 1024
@@ -178,6 +178,19 @@ class TraceWriter:
             self._drain()
             if taken := self._stats.get((code, row_dtype.code)):
                 KNOWN.keep(code, row_dtype, bits.shape, drawn, taken)
+            self._new_strings.clear()
+
+    @whole
+    def add_param_of(self, param: Param) -> None:
+        """Records a parameter of another trace without its values: what that trace says of it."""
+        kind, stats = dtypes.named(param.dtype), _stats_cells(param.stats)
+        with self._lock:
+            texts = [self._intern(text) for text in (param.name, param.path, json.dumps(param.aliases), schema.shape_text(param.shape))]
+            frames, words = b"".join(self._new_strings), (int.from_bytes(param.digest[:8], "big"), int.from_bytes(param.digest[8:], "big"))
+            before = _PARAM_BEFORE.pack(texts[0], texts[1], schema.KINDS.index(param.kind), texts[2])
+            content = _CONTENT.pack(kind.code, texts[3], -1, 0, param.nbytes, *words, *stats)
+            self._put(lambda: self._write_param(frames, before + content, param.sketch))
+            self._drain()
             self._new_strings.clear()
 
     @whole

@@ -15,7 +15,7 @@ from tracediff.errors import CaptureError
 from tracediff.observe import python_rng
 from tracediff.observe.containers import is_array
 from tracediff.observe.provenance import digest_of, version_of
-from tracediff.observe.types import Call, Casts, Choosing, Function, Keys, Module, Operations, ParameterKind, Random, Tensor, Warn
+from tracediff.observe.types import Call, Casts, Choosing, Function, Keys, Module, Operations, ParameterKind, Placed, Random, Tensor, Warn
 from tracediff.tensors.mantissa import Way
 
 DEEPEST = 6
@@ -58,6 +58,9 @@ class Arrays:
     def describe(self, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
         return str(tensor.dtype), tuple(tensor.shape), "cpu"
 
+    def placed(self, tensor: Tensor) -> Placed | None:
+        return None
+
 
 ARRAYS = Arrays()
 
@@ -85,7 +88,8 @@ class FrameworkAdapter(ABC):
     - can tell a change in place without reading the values: `token_of`, `is_changed_tensor`; does not take ``tensor[...] = values``:
       `assign_tensor`; has devices, or dtypes that print otherwise than NumPy's: `describe_tensor`, `beside`,
       `owning`;
-    - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`; runs one model in several processes: `once`;
+    - compiles code: `hidden`, `compiling`, `blind`, `is_function`, `switches`; runs one model in several processes: `once`, `rank`,
+      `placed`;
     - has attention, softmax and selections as functions: `functions`; has random functions: `randoms`, and generators:
       `generator_state`, `set_generator_state`, `generator`, `seeding`;
     - records gradients: `no_grad`, `gradient`, `set_gradient`; is to serve stubs and single sites: `calling`; has several floating
@@ -118,6 +122,9 @@ class FrameworkAdapter(ABC):
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
         return ""
+
+    def placed(self, tensor: Tensor) -> Placed | None:
+        return None
 
     def view(self, tensor: Tensor) -> Array:
         return tensor if isinstance(tensor, np.ndarray) else self.values_of(tensor)
@@ -223,6 +230,9 @@ class FrameworkAdapter(ABC):
 
     def blind(self) -> str:
         return ""
+
+    def rank(self) -> tuple[int, int]:
+        return 0, 1
 
     def once(self, modules: Sequence[Module]) -> str:
         return ""

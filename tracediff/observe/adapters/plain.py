@@ -22,6 +22,7 @@ from tracediff.observe.types import (
     Module,
     Operations,
     ParameterKind,
+    Placed,
     Random,
     Tensor,
     Tensors,
@@ -55,6 +56,9 @@ class Plain:
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
         return next((why for tensor in tensors if (why := self._tensors(tensor).unreadable([tensor]))), "")
+
+    def placed(self, tensor: Tensor) -> Placed | None:
+        return self._tensors(tensor).placed(tensor)
 
     def view(self, tensor: Tensor) -> Array:
         return self._tensors(tensor).view(tensor)
@@ -158,6 +162,9 @@ class Plain:
 
     def changed_later(self, module: Module) -> str:
         return self._modules(module).changed_later(module)
+
+    def rank(self) -> tuple[int, int]:
+        return max((adapter.rank() for adapter in self.adapters), key=lambda one: one[1], default=(0, 1))
 
     def once(self, modules: Sequence[Module]) -> str:
         kinds = {id(adapter): adapter for adapter in map(self._modules, modules)}

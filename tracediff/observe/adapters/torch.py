@@ -41,6 +41,7 @@ from tracediff.observe.types import (
     Module,
     Operations,
     ParameterKind,
+    Placed,
     Random,
     Tensor,
     Warn,
@@ -70,6 +71,9 @@ class Torch(FrameworkAdapter):
 
     def unreadable(self, tensors: Sequence[Tensor]) -> str:
         return next((why for tensor in tensors if isinstance(tensor, torch.Tensor) and (why := _unreadable(tensor))), "")
+
+    def placed(self, tensor: Tensor) -> Placed | None:
+        return torch_subclasses.placed(tensor) if isinstance(tensor, torch.Tensor) else None
 
     def values_of(self, tensor: Tensor) -> Array:
         tensor = torch_subclasses.plain(tensor)
@@ -237,6 +241,9 @@ class Torch(FrameworkAdapter):
         if torch._C._get_tracing_state() is not None:
             return "inside torch.jit.trace"
         return ""
+
+    def rank(self) -> tuple[int, int]:
+        return torch_subclasses.rank()
 
     def once(self, modules: Sequence[Module]) -> str:
         if any(map(torch_subclasses.is_sharded, modules)):
