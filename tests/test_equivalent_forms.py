@@ -698,6 +698,94 @@ def test_a_form_excuses_no_other_difference_beside_it(mode: str, scan: bool, tmp
     assert "branch" not in {form.where.reference for form in report.equivalent}
 
 
+class Rectified(torch.nn.Module):
+    """Two layers with a ReLU between them, at tokens that are almost alike: one channel is any other with an offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(torch.relu(self.first(x[:1] + 1e-4 * x)))
+
+
+class RectifiedPort(nn.Module):
+    """Its first layer gives its channels backwards; its code puts them right, unless ``lost``."""
+
+    def __init__(self, reference: Rectified, *, lost: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.lost = ported(reference.first), ported(reference.last), lost
+        self.first.weight, self.first.bias = self.first.weight[::-1], self.first.bias[::-1]
+
+    def __call__(self, x: Any) -> Any:
+        y = nn.relu(self.first(x[:1] + 1e-4 * x))
+        return self.last(y if self.lost else y[:, ::-1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lost", [False, True])
+def test_channels_in_another_order_are_a_form_where_the_callers_code_puts_them_right(lost: bool, mode: str, tmp_path: Path) -> None:
+    reference = Rectified()
+    report = reports(reference, RectifiedPort(reference, lost=lost), tmp_path)[mode]
+    assert report.verdict == ("different" if lost else "same")
+    assert [form.where.reference for form in report.equivalent if form.where.reference == "first"] == ([] if lost else ["first"])
+
+
+class Folded(torch.nn.Module):
+    """A norm before an attention, whose projections are one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention, self.last = torch.nn.LayerNorm(WIDTH), torch.nn.MultiheadAttention(WIDTH, 2), Linear(WIDTH, WIDTH)
+        drawn = np.random.default_rng(1)
+        for parameter in (*self.norm.parameters(), *self.attention.parameters()):
+            parameter.data = torch.tensor((drawn.standard_normal(parameter.shape) / WIDTH**0.5).astype(np.float32))
+
+    def forward(self, x: Any) -> Any:
+        y = self.norm(x)
+        return self.last(x + self.attention(y, y, y, need_weights=False)[0])
+
+
+class Attention(nn.Module):
+    """Attention over all tokens, its projections apart."""
+
+    def __init__(self, reference: Any, gain: Any) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        weights, biases = (np.split(one.detach().numpy(), 3) for one in (reference.in_proj_weight, reference.in_proj_bias))
+        for layer, weight, bias in zip((self.query, self.key, self.value), weights, biases, strict=True):
+            layer.weight, layer.bias = mx.array(weight * gain), mx.array(bias)
+        self.out.weight, self.out.bias = (mx.array(one.detach().numpy()) for one in (reference.out_proj.weight, reference.out_proj.bias))
+
+    def __call__(self, x: Any) -> Any:
+        heads = [layer(x).reshape(TOKENS, 2, -1).transpose(1, 0, 2) for layer in (self.query, self.key, self.value)]
+        weights = mx.softmax(heads[0] @ heads[1].transpose(0, 2, 1) * (WIDTH // 2) ** -0.5, axis=-1)
+        return self.out((weights @ heads[2]).transpose(1, 0, 2).reshape(TOKENS, WIDTH))
+
+
+class FoldedPort(nn.Module):
+    """Its norm's gain is in the projections, unless ``lost``."""
+
+    def __init__(self, reference: Folded, *, lost: bool) -> None:
+        super().__init__()
+        gain, bias = (one.detach().numpy() for one in (reference.norm.weight, reference.norm.bias))
+        self.norm, self.last = nn.LayerNorm(WIDTH), ported(reference.last)
+        self.norm.bias = mx.array(bias / gain)
+        self.attention = Attention(reference.attention, np.ones_like(gain) if lost else gain)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(x + self.attention(self.norm(x)))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_gain_may_be_in_projections_that_one_side_has_in_one_matrix(lost: bool, mode: str, scan: bool, tmp_path: Path) -> None:
+    reference = Folded()
+    reports(reference, FoldedPort(reference, lost=lost), tmp_path)
+    assert td.bisect(tmp_path / "ref.h5", tmp_path / f"{mode}.h5", scan=scan).verdict == ("different" if lost else "same")
+
+
 class Paired(torch.nn.Module):
     """Queries and keys that code multiplies."""
 

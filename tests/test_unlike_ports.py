@@ -457,3 +457,103 @@ def test_an_input_that_is_handed_on_is_judged_where_it_is_taken_in(last: int, ve
     td.capture(reference, (torch.tensor(x),), to=tmp_path / "ref.h5").close()
     td.capture(HeadedPort(reference, last), (mx.array(x),), to=tmp_path / "port.h5", random=tmp_path / "ref.h5").close()
     assert td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5").verdict == verdict
+
+
+# -- parts of a layer, each on some of the inputs -------------------------------------------------------------------------------------
+
+
+class Narrow(torch.nn.Module):
+    """Layers of four channels, each followed by a sine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = torch.sin(3 * layer(x))
+        return x
+
+
+class AddedUp(nn.Module):
+    """The same; of one layer each half of the inputs has a layer of its own, and the caller adds up what they return."""
+
+    def __init__(self, reference: Narrow, split: int, *, wrong: bool) -> None:
+        super().__init__()
+        self.layers, self.split = [nn.Linear(4, 4) for _ in range(4)], split
+        for own, other in zip(self.layers, reference.layers, strict=True):
+            own.weight, own.bias = array(other.weight), array(other.bias)
+        whole = self.layers[split]
+        self.low, self.high = nn.Linear(2, 4), nn.Linear(2, 4, bias=False)
+        self.low.weight, self.low.bias, self.high.weight = whole.weight[:, :2], whole.bias, whole.weight[:, 2:] * (1.5 if wrong else 1.0)
+        self.layers[split] = nn.Identity()
+
+    def __call__(self, x: Any) -> Any:
+        for number, layer in enumerate(self.layers):
+            x = self.low(x[..., :2]) + self.high(x[..., 2:]) if number == self.split else layer(x)
+            x = mx.sin(3 * x)
+        return x
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("wrong", "verdict"), [(False, "same"), (True, "different")])
+@pytest.mark.parametrize("split", [1, 2])
+def test_two_layers_that_make_up_a_small_one_end_to_end_are_that_one(
+    split: int, wrong: bool, verdict: str, mode: str, tmp_path: Path
+) -> None:
+    reference = Narrow()
+    found = report(reference, AddedUp(reference, split, wrong=wrong), tmp_path, mode, X[..., :4])
+    assert found.verdict == verdict
+    if not wrong:
+        pairs = {pair.port: pair.reference for pair in td.align(tmp_path / "ref.h5", tmp_path / "port.h5").pairs if pair.port is not None}
+        assert {pairs.get("low"), pairs.get("high")} <= {None, f"layers.{split}"}
+
+
+class Attending(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.last = torch.nn.MultiheadAttention(WIDTH, 2, batch_first=True), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+class InHalves(nn.Module):
+    """One projection to queries, keys and values, as two layers on half of the inputs each."""
+
+    def __init__(self, reference: Any) -> None:
+        super().__init__()
+        self.low, self.high, self.out = (
+            nn.Linear(WIDTH // 2, 3 * WIDTH),
+            nn.Linear(WIDTH // 2, 3 * WIDTH, bias=False),
+            nn.Linear(WIDTH, WIDTH),
+        )
+        weight = array(reference.in_proj_weight)
+        self.low.weight, self.high.weight, self.low.bias = weight[:, : WIDTH // 2], weight[:, WIDTH // 2 :], array(reference.in_proj_bias)
+        self.out.weight, self.out.bias = array(reference.out_proj.weight), array(reference.out_proj.bias)
+
+    def __call__(self, x: Any) -> Any:
+        made = self.low(x[..., : WIDTH // 2]) + self.high(x[..., WIDTH // 2 :])
+        query, key, value = (one.reshape(*x.shape[:2], 2, -1).transpose(0, 2, 1, 3) for one in mx.split(made, 3, axis=-1))
+        weights = mx.softmax(query @ key.transpose(0, 1, 3, 2) * (WIDTH // 2) ** -0.5, axis=-1)
+        return self.out((weights @ value).transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+class AttendingPort(nn.Module):
+    def __init__(self, reference: Attending) -> None:
+        super().__init__()
+        self.attention, self.last = InHalves(reference.attention), nn.Linear(WIDTH, WIDTH)
+        loaded(self, reference, "last")
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(x + self.attention(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_of_a_projection_inside_an_attention_are_no_pair_of_the_attention(mode: str, tmp_path: Path) -> None:
+    reference = Attending()
+    assert report(reference, AttendingPort(reference), tmp_path, mode).verdict == "same"
+    pairs = {pair.port: pair.reference for pair in td.align(tmp_path / "ref.h5", tmp_path / "port.h5").pairs}
+    assert (pairs["attention"], pairs.get("attention.low"), pairs.get("attention.high")) == ("attention", None, None)
