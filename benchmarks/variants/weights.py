@@ -72,7 +72,8 @@ def hidden_permuted(pair: Any, chance: random.Random) -> Made | None:
                 places = [*(one.path for one in group), last.path]
                 order = _drawn(chance, _width(last))
                 is_new = places not in found and len(found) < 3
-                if is_new and trial.keeps(partial(_permute, [one.module for one in group], last.module, order)):
+                alone = partial(columns, last.module, order)
+                if is_new and trial.keeps(partial(_permute, [one.module for one in group], last.module, order), alone):
                     found.append(places)
                     break
     return listed(found)
@@ -123,7 +124,7 @@ def _permutes_heads(trial: Trial, last: Spot, others: Sequence[Spot], heads: int
         for one in fit:
             rows(one.module, orders[_outputs(one)])
 
-    return bool(fit) and not np.array_equal(wide, np.arange(len(wide))) and trial.keeps(change)
+    return bool(fit) and not np.array_equal(wide, np.arange(len(wide))) and trial.keeps(change, lambda: columns(last.module, wide))
 
 
 def _blocks(order: np.ndarray, size: int) -> np.ndarray:
@@ -157,7 +158,12 @@ def experts_permuted(pair: Any, chance: random.Random) -> Made | None:
                 for one in lists:
                     one[:] = [one[place] for place in order.tolist()]
 
-            if (stacked or lists) and len(found) < 3 and [router.path] not in found and trial.keeps(change):
+            if (
+                (stacked or lists)
+                and len(found) < 3
+                and [router.path] not in found
+                and trial.keeps(change, partial(rows, router.module, order))
+            ):
                 found.append([router.path])
     return listed(found)
 
