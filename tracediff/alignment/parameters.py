@@ -79,14 +79,16 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
         entry.how.append(one.how)
         if one.part is not None and _is_over_inputs((reference, port), (a, b), one.part, one.whole):
             entry.is_addend = True
-        elif one.part is not None and not _is_of_output((reference, port), (a, b), one.part, one.whole):
-            entry.is_step = True
         elif one.part is not None and (entry.part is None or one.part.groups > 1):
             entry.part, entry.whole = one.part, one.whole
     for side in (0, 1):
         _tell_steps(found, side, (reference, port))
         _gather(found, side, (reference, port)[1 - side], worth)
         _gather_addends(found, side, (reference, port))
+    within = [
+        pair for pair, one in found.items() if one.part is not None and not _is_of_output((reference, port), pair, one.part, one.whole)
+    ]
+    found.update((pair, Evidence(is_step=True)) for pair in within)
     return dict(found)
 
 
