@@ -187,7 +187,10 @@ def cut(path: Path, to: float) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "newer": (lambda p: with_meta(p, json.dumps({"format_version": 2}).encode()), "format version 2, which is newer .* Upgrade"),
+    "newer": (
+        lambda p: with_meta(p, json.dumps({"format_version": 2}).encode()),
+        "format version 2, which is newer .* Take a newer checkout",
+    ),
     "meta is no JSON": (lambda p: with_meta(p, b"{'"), "is not JSON"),
     "meta is no object": (lambda p: with_meta(p, b"[1]"), "names no format version"),
     "meta has no version": (lambda p: with_meta(p, b"{}"), "names no format version"),

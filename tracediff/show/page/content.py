@@ -128,7 +128,7 @@ def _link(where: Where | None, mode: str) -> str:
     if where is None:
         return ""
     asked = {"site": where.reference, "call": where.call, "end": where.end, "run": mode}
-    return f"#{urlencode(asked, quote_via=quote)}"
+    return f"#{urlencode(asked, quote_via=quote, errors='replace')}"
 
 
 def _times(report: Report, place: int) -> str:
