@@ -32,7 +32,7 @@ def _chain(matches: Matches, side: int, whole: int) -> list[int]:
     inner = {match.site(1 - side) for match in found if match is not None}
     callers = {caller for site in inner for caller in other.callers(site)} - inner
     own = {caller for caller in callers if all(site in inner for site in other.below(caller) if site in partner)}
-    outer = [site for site in own if not any(caller in own for caller in other.callers(site))]
+    outer = [site for site in own if own.isdisjoint(above := set(other.callers(site))) and inner.isdisjoint(above)]
     covered = {site for caller in outer for site in other.below(caller)}
     is_free = all(partner.get(site) in (None, matches.partner[side].get(whole)) for site in outer)
     return outer if is_free and inner and len(inner & covered) >= THRESHOLDS.consistent * len(inner) else []
