@@ -22,6 +22,7 @@ from tracediff.alignment.axes import Part
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.tensors.weight_norm import has_norm_of, is_merged
+from tracediff.trace import schema
 from tracediff.trace.fingerprint import Fingerprinted, Sketch
 
 Floats = NDArray[np.float64]
@@ -118,10 +119,10 @@ def _is_of_output(sides: tuple[Side, Side], pair: tuple[int, int], part: Part, w
 def _boundary(side: Side, site: int, end: int) -> Key:
     """The shape of the first tensor that a site's first call takes in (``end`` 0) or returns (1), axes of length 1 left out.
 
-    Empty where there is none.
+    Empty where there is none, and where the call raised.
     """
     call = int(side.first_call[site])
-    rows = side.ends_of(call)[end] if call >= 0 else []
+    rows = [row for row in side.ends_of(call)[end] if not side.index["flags"][row] & schema.RAISED] if call >= 0 else []
     return tuple(size for size in side.shapes[rows[0]] if size != 1) if rows else ()
 
 
