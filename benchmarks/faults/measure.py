@@ -73,7 +73,6 @@ class Bench:
                 self.pair.reference, self.pair.run_reference, to=self.folder / "ref.h5", force=True, floor_dtypes=("float64", *half)
             )
         made.close()
-        self._judged = self._within_budget(self.folder / "ref.h5", self.folder / "small.h5")
         known = all_faults(self.pair)
         singles = chosen(known, self.seed, self.options.per_kind, self.options.kinds)
         if self.options.most is not None:
@@ -87,6 +86,7 @@ class Bench:
         return self.found
 
     def _measure(self, reference: Trace, dtype: str, singles: Sequence[Fault], doubles: Sequence[tuple[Fault, Fault]]) -> None:
+        self._judged = self._within_budget(self.folder / "ref.h5", self.folder / "small.h5")
         self._clean = clean = self._captured("clean", None)
         with clean:
             with self._captured("forced", self.folder / "ref.h5") as forced:

@@ -158,12 +158,7 @@ def experts_permuted(pair: Any, chance: random.Random) -> Made | None:
                 for one in lists:
                     one[:] = [one[place] for place in order.tolist()]
 
-            if (
-                (stacked or lists)
-                and len(found) < 3
-                and [router.path] not in found
-                and trial.keeps(change, partial(rows, router.module, order))
-            ):
+            if (stacked or lists) and len(found) < 3 and [router.path] not in found and trial.keeps(change):
                 found.append([router.path])
     return listed(found)
 

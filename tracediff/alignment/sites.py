@@ -14,7 +14,7 @@ import numpy as np
 from tracediff.alignment.candidates import candidates
 from tracediff.alignment.fused import fill_gaps, fuse_by_parameters, fuse_siblings
 from tracediff.alignment.levels import pair_chains, pair_containers
-from tracediff.alignment.matches import Match, Matches
+from tracediff.alignment.matches import GIVEN, Match, Matches
 from tracediff.alignment.soft_assignment import SoftAssignment
 from tracediff.alignment.structure import Side
 from tracediff.alignment.thresholds import THRESHOLDS
@@ -46,9 +46,30 @@ def paired_sites(
         matches.pair(match)
     for match in table.solved(matches, THRESHOLDS.callers_differ_at_last, start=()):
         matches.pair(match)
+    _part_crossing_identities(matches)
     pair_chains(matches)
     pair_containers(matches)
     return matches
+
+
+def _part_crossing_identities(matches: Matches) -> None:
+    """Takes back pairs of sites that change nothing in this run, and stand elsewhere among what their callers call.
+
+    Only its place tells an idle dropout from any other, unless values do.
+    """
+    sides, features = matches.sides, matches.features
+    for match in list(matches.partner[0].values()):
+        a, b = match.reference, match.port
+        if not (features[0].identity[a] and features[1].identity[b]) or match.reason == GIVEN or (a, b) in matches.evidence.pairs.by_values:
+            continue
+        callers = int(sides[0].parent[a]), int(sides[1].parent[b])
+        beside = sides[0].children[callers[0]] if callers[0] >= 0 else ()
+        others = ((site, matches.partner[0][site].port) for site in beside if site != a and site in matches.partner[0])
+        for ours, theirs in others:
+            is_before = sides[0].first_call[a] < sides[0].first_call[ours], sides[1].first_call[b] < sides[1].first_call[theirs]
+            if int(sides[1].parent[theirs]) == callers[1] and is_before[0] != is_before[1]:
+                matches.unpair(0, a)
+                break
 
 
 class Table:
