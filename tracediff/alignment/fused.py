@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from tracediff.alignment.axes import Part
 from tracediff.alignment.matches import Match, Matches, ordered
+from tracediff.alignment.parameters import SIDES, matrices
 from tracediff.alignment.thresholds import THRESHOLDS
 from tracediff.alignment.ties import nearest_callers
-
-SIDES = ("reference", "port")
 
 
 def fuse_by_parameters(matches: Matches) -> None:
@@ -29,10 +28,10 @@ def _is_projection(matches: Matches, whole: str, axis: int, a: int, b: int) -> b
     """
     number = SIDES.index(whole)
     side, site = matches.sides[number], (a, b)[number]
-    matrices = [side.params[param].shape for param in side.owned[site] if sum(size > 1 for size in side.params[param].shape) > 1]
+    owned = matrices(side, site)
     call = int(side.first_call[site])
     widths = {size for row in side.ends_of(call)[1] for size in side.shapes[row]} if call >= 0 else set()
-    return len(matrices) < 2 and (call < 0 or not matrices or matrices[0][axis] in widths)
+    return len(owned) < 2 and (call < 0 or not owned or owned[0][axis] in widths)
 
 
 def fill_gaps(matches: Matches) -> None:

@@ -54,10 +54,7 @@ def pair_containers(matches: Matches) -> None:
             totals[1][other] += 1
     ranked = sorted(((2 * count / (totals[0][a] + totals[1][b]), a, b) for (a, b), count in common.items()), reverse=True)
     for share, a, b in ranked:
-        are_free = (
-            a not in matches.partner[0] and b not in matches.partner[1] and a not in matches.ignored[0] and b not in matches.ignored[1]
-        )
-        sides = matches.sides
+        are_free, sides = bool(matches.unpaired(0, [a]) and matches.unpaired(1, [b])), matches.sides
         are_uncalled = sides[0].first_call[a] < 0 and sides[1].first_call[b] < 0
         are_alike = are_uncalled and (sides[0].holder[a] < 0) == (sides[1].holder[b] < 0)  # a root is none of another's parts
         if share > THRESHOLDS.held_alike and are_free and are_alike:

@@ -153,8 +153,7 @@ def _held(side: Side, holder: int) -> list[int]:
 
 def _elements(side: Side, sites: Iterable[int]) -> int:
     """How many numbers the matrices of some sites hold."""
-    shapes = (side.params[param].shape for site in sites for param in side.owned[site])
-    return sum(math.prod(shape) for shape in shapes if sum(size > 1 for size in shape) > 1)
+    return sum(math.prod(shape) for site in sites for shape in matrices(side, site))
 
 
 def _tell_steps(found: dict[tuple[int, int], Evidence], side: int, sides: tuple[Side, Side]) -> None:
@@ -166,15 +165,16 @@ def _tell_steps(found: dict[tuple[int, int], Evidence], side: int, sides: tuple[
     for pair in found:
         steps[pair[side]].append(pair)
     for site, pairs in steps.items():
-        held = [_matrices(sides[1 - side], pair[1 - side]) for pair in pairs]
+        held = [len(matrices(sides[1 - side], pair[1 - side])) for pair in pairs]
         is_divided = any(found[pair].part is not None and found[pair].whole == SIDES[side] for pair in pairs)
-        if is_divided and len(pairs) > 1 and _matrices(sides[side], site) > 1 and max(held) == 1:
+        if is_divided and len(pairs) > 1 and len(matrices(sides[side], site)) > 1 and max(held) == 1:
             found.update((pair, Evidence(is_step=True)) for pair in pairs)
 
 
-def _matrices(side: Side, site: int) -> int:
-    """How many matrices a site owns."""
-    return sum(sum(size > 1 for size in side.params[param].shape) > 1 for param in side.owned[site])
+def matrices(side: Side, site: int) -> list[tuple[int, ...]]:
+    """The shapes of the matrices, and kernels, that a site owns."""
+    shapes = (side.params[param].shape for param in side.owned[site])
+    return [shape for shape in shapes if sum(size > 1 for size in shape) > 1]
 
 
 def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tracediff.alignment import Alignment, RecordPair
 from tracediff.errors import TracediffError
@@ -101,10 +102,12 @@ def locate(
     absorbed: dict[int, str] = {}
     borderline = Borderline(verdicts, most=0.0 if strict else THRESHOLDS.borderline)
     while True:
-        forms = acquit(verdicts, _beside_forms(verdicts, places, method)) if mode == "free" and again is None else {}
+        forms: dict[int, int] = {}
+        if mode == "free" and again is None:
+            forms = acquit(verdicts, _all_introduced(verdicts, places, method, partial(acquitted, verdicts)))
         absorbed.update((i, verdicts.flow.calls.site_of(call)) for i, call in forms.items())
         left = [i for i in places if i not in forms]
-        if not borderline.excuse(left, _all_introduced(verdicts, left, method, borderline)) and not forms:
+        if not borderline.excuse(left, _all_introduced(verdicts, left, method, borderline.may_hold)) and not forms:
             break
         places, probed = _places(verdicts, method, probes, random.Random(seed), None)
     findings, faint = (_findings(verdicts, of_grade) for of_grade in (places, borderline.places))
@@ -130,19 +133,14 @@ def _findings(verdicts: Verdicts, places: Sequence[int]) -> list[Finding]:
     return [replace(one, length=measured(verdicts, one.place)) for one in merged(verdicts, [finding(verdicts, i) for i in places])]
 
 
-def _beside_forms(verdicts: Verdicts, places: Sequence[int], method: Method) -> Sequence[int]:
-    """The introduced divergences among which some are acquitted: all of them, so that no other is excused with what an absorber absorbs.
+def _all_introduced(
+    verdicts: Verdicts, places: Sequence[int], method: Method, may_excuse: Callable[[Sequence[int]], object]
+) -> Sequence[int]:
+    """All introduced divergences. A bisection knows the first one only, and compares every pair where that one may be excused.
 
-    A bisection knows the first one only, and compares every pair where that one would be acquitted.
+    So no other is excused with it: what is borderline, or absorbed, is so beside all others.
     """
-    return introduced(verdicts, scanned(verdicts, None)) if method == "bisect" and acquitted(verdicts, places) else places
-
-
-def _all_introduced(verdicts: Verdicts, places: Sequence[int], method: Method, borderline: Borderline) -> Sequence[int]:
-    """All introduced divergences. A bisection knows the first one only, and compares every pair where that one may be borderline."""
-    if method != "bisect" or not borderline.may_hold(places):
-        return places
-    return introduced(verdicts, scanned(verdicts, None))
+    return introduced(verdicts, scanned(verdicts, None)) if method == "bisect" and may_excuse(places) else places
 
 
 def _places(

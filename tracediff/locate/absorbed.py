@@ -81,7 +81,7 @@ def may_reach(verdicts: Verdicts, i: int, outputs: Iterable[int]) -> bool:
     """Whether some of the outputs may have been computed from a pair's tensor: one that reaches none of them is a dead end."""
     reads, sources = verdicts.pairs.reads, verdicts.pairs[i].reference
     goal = {row for j in outputs for row in verdicts.pairs[j].reference if any(reads.may_come_from(row, own) for own in sources)}
-    return verdicts.flow.calls.may_reach(sources, goal)
+    return bool(goal) and verdicts.flow.calls.may_reach(sources, goal)
 
 
 def inside(verdicts: Verdicts, i: int, call: int) -> Iterator[int]:

@@ -51,7 +51,7 @@ def _is_put_right_by_code(verdicts: Verdicts, i: int, flagged: Collection[int]) 
     calls = verdicts.flow.calls
     beside = calls.children[calls.outer[verdicts.flow.call(i)]]
     handed = (j for j in verdicts.flow.pairs_at(row for child in beside for row in calls.inputs(child)) if j > i)
-    made = (j for j in handed if not set(flagged).isdisjoint(verdicts.pairs[j].reference) and _may_carry(verdicts, j, i))
+    made = (j for j in handed if any(row in flagged for row in verdicts.pairs[j].reference) and _may_carry(verdicts, j, i))
     return any(verdicts.expected.agrees(j) and not verdicts.pairs.is_exact(j) for j in made)
 
 
