@@ -20,12 +20,12 @@ from judging import weights as layer_weights
 from tracediff.causes import from_pair, from_weights
 from tracediff.causes.cause import one_of_each_kind
 from tracediff.causes.from_tensors import causes_of_scene
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.dtype import Array
 from tracediff.locate import locate
 from tracediff.parameters.diagnosis import weights as compare_weights
+from tracediff.replay.functions import FUNCTIONS
 from tracediff.site import frame_text
 from tracediff.trace import schema
 

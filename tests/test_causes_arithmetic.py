@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracediff.causes.arithmetic import OPERATIONS
-from tracediff.causes.resampling import WAYS, taps
+from tracediff.replay.arithmetic import OPERATIONS
+from tracediff.replay.resampling import WAYS, taps
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

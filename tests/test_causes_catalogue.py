@@ -11,8 +11,8 @@ from cause_scenes import SCENES
 from tracediff.causes import catalogue, from_tensors
 from tracediff.causes.catalogue import CATALOGUE, KINDS
 from tracediff.causes.cause import Cause, in_order
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.replay.functions import FUNCTIONS
 from tracediff.thresholds import changed, described
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from cause_scenes import B, C, D, H, T, attend, branch, causal, draw, given, k, 
 
 from tracediff.causes.cause import Cause, one_of_each_kind
 from tracediff.causes.from_tensors import causes_of_scene
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.scene import CulpritSide, Scene
+from tracediff.replay.functions import FUNCTIONS
 
 
 def first(made: Scene) -> str:

@@ -13,10 +13,11 @@ from tracediff.causes.cause import Cause
 from tracediff.causes.detectors import operations
 from tracediff.causes.from_tensors import causes_of_scene
 from tracediff.causes.in_hand import InHand
-from tracediff.causes.program import CannotComputeError, Program, Replay, program_of
+from tracediff.causes.program import Program, Replay, program_of
 from tracediff.causes.proof import judged
-from tracediff.causes.resampling import Sampling, Way, resampled, sampled
 from tracediff.causes.scene import CulpritSide, Scene
+from tracediff.replay.computed import CannotComputeError
+from tracediff.replay.resampling import Sampling, Way, resampled, sampled
 from tracediff.trace.operations import Graph, Node, Ref
 
 Array = np.ndarray

@@ -35,13 +35,13 @@ from tracediff.causes import from_pair, from_weights
 from tracediff.causes.cause import Cause
 from tracediff.causes.explanation import explain
 from tracediff.causes.from_tensors import causes_of_scene
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.proof import Claim, Edit, controls, judged
 from tracediff.causes.scene import CulpritSide, Scene
 from tracediff.dtype import Array
 from tracediff.locate import locate
 from tracediff.parameters.diagnosis import weights as compare_weights
+from tracediff.replay.functions import FUNCTIONS
 from tracediff.trace.operations import KEY, packed
 
 

@@ -129,10 +129,11 @@ def of_padded_or_repeated(chooser: LayoutChooser, tensors: Tensors) -> Choice | 
 
 
 def of_read_part(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
-    """Inputs of which the port hands over what the reference's code reads, and the reference more."""
-    if chooser.rows.kind[0][tensors.a] != INPUT or tensors.shape_a == tensors.shape_b or tensors.crop is not None:
+    """Tensors of which the port has what the reference's code reads, and the reference more."""
+    if tensors.shape_a == tensors.shape_b or tensors.crop is not None:
         return None
-    return partial_layouts.of_read_part(chooser.reads, tensors.a, tensors.shape_a, tensors.shape_b)
+    ways = partial_layouts.of_read_part(chooser.reads, tensors.a, tensors.shape_a, tensors.shape_b)
+    return chooser.among(tensors, ways, partial_layouts.READ_PART) if ways else None
 
 
 CASCADE: tuple[Callable[[LayoutChooser, Tensors], Choice | None], ...] = (

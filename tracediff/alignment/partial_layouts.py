@@ -144,13 +144,17 @@ class OnePosition:
         return [here.ends_of(call)[0] for call in calls]
 
 
-def of_read_part(reads: Reads, a: int, shape_a: Shape, shape_b: Shape) -> tuple[Layout, str] | None:
-    """The layout of an input of the port that holds just what the reference's call reads of its own, row ``a``."""
+READ_PART = "all that the reference's code reads"
+"""The evidence of a layout that leaves out what nothing in the reference reads."""
+
+
+def of_read_part(reads: Reads, a: int, shape_a: Shape, shape_b: Shape) -> list[list[Layout]]:
+    """The layouts of a port's tensor that holds just what is read of the reference's, row ``a``, those that do the same together."""
     box = reads.part(a)
     cut = tuple(stop - start for start, stop in box) if box is not None else shape_a
-    if cut == shape_a or math.prod(cut) != math.prod(shape_b) or not (ways := axes.readings(cut, shape_b)):
-        return None
-    return replace(ways[0][0], window_reference=box), "all that the reference's code reads"
+    if cut == shape_a or math.prod(cut) != math.prod(shape_b):
+        return []
+    return [[replace(one, window_reference=box) for one in same] for same in axes.readings(cut, shape_b)]
 
 
 class CutOutputs:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
 
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.replay.functions import FUNCTIONS
 
 
 class Gravity(IntEnum):

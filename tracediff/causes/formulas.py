@@ -13,13 +13,13 @@ from itertools import combinations, product
 
 import numpy as np
 
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import NOT_ZERO, Scene
 from tracediff.causes.tensor_views import ONE, View, views
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.functions import FUNCTIONS
 
 _FIRST_FUNCTIONS = (
     "identity",

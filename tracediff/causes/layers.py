@@ -12,7 +12,6 @@ import numpy as np
 
 from tracediff.alignment.axes import restore
 from tracediff.causes.in_hand import InHand
-from tracediff.causes.program import CannotComputeError, Compute
 from tracediff.causes.proof import Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
@@ -21,6 +20,7 @@ from tracediff.parameters.findings import WeightFinding
 from tracediff.parameters.layout_rules import restored
 from tracediff.parameters.renames import parent
 from tracediff.parameters.result import WeightPair, WeightsReport
+from tracediff.replay.computed import CannotComputeError, Compute
 from tracediff.trace import Trace
 
 Named = Mapping[str, Array]

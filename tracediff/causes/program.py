@@ -10,19 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.causes.arithmetic import OPERATIONS
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.trace.operations import Graph, Node, Ref
-
-Values = Mapping[int, Any]
-"""What each node gives, by its number."""
-Compute = Callable[[Values], Any]
-"""What a node gives instead, told what all nodes before it give."""
-
-
-class CannotComputeError(Exception):
-    """An operation cannot be computed again, or a change makes shapes that do not fit."""
+from tracediff.replay.computed import CannotComputeError, Compute, Values, applied, guarded, is_computable
+from tracediff.trace.operations import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -174,46 +165,20 @@ class Replay:
 
     def apply(self, node: Node, values: Values, *, args: Iterable[Any] | None = None, name: str = "", **kwargs: Any) -> Any:
         """What an operation gives, with other arguments or by another name where these are given."""
-        return _applied(name or node.name, node.args if args is None else tuple(args), {**node.kwargs, **kwargs}, values, node)
+        return applied(name or node.name, node.args if args is None else tuple(args), {**node.kwargs, **kwargs}, values, node)
 
     def _computed(self, node: Node, values: Values) -> Any:
-        return self._guarded(lambda given: _applied(node.name, node.args, node.kwargs, given, node), values)
+        return self._guarded(lambda given: applied(node.name, node.args, node.kwargs, given, node), values)
 
     def _guarded(self, compute: Compute, values: Values) -> Any:
         if self.spent > THRESHOLDS.operations_spent:
             raise CannotComputeError("enough was tried")
-        try:
-            made = compute(values)
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
-            raise CannotComputeError(str(error)) from error
+        made = guarded(compute, values)
         size = made.size if isinstance(made, np.ndarray) else 0
         self.spent += size + THRESHOLDS.operation_overhead
         if size > THRESHOLDS.largest_tensor:
             raise CannotComputeError("too large")
         return made
-
-
-def _applied(name: str, args: Iterable[Any], kwargs: Mapping[str, Any], values: Values, node: Node) -> Any:
-    """What an operation gives for values; ``node`` is the recorded one, which holds the values of parameters and constants."""
-    if name in ("@param", "@constant"):
-        if node.values is None:
-            raise CannotComputeError(f"the values of {node.args} are not stored")
-        return node.values.astype(np.float64) if node.values.dtype.kind == "f" else node.values
-    operation = OPERATIONS.get(name)
-    if operation is None:
-        raise CannotComputeError(f"no arithmetic for {name}")
-    known = {key: _resolved(value, values) for key, value in kwargs.items() if key not in _NO_VALUE}
-    made = operation(*(_resolved(value, values) for value in args), **known)
-    return np.asarray(made) if isinstance(made, np.generic) else made
-
-
-_NO_VALUE = frozenset(("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator", "requires_grad"))
-
-
-def _resolved(value: Any, values: Values) -> Any:
-    if isinstance(value, Ref):
-        return values[value.node]
-    return [_resolved(one, values) for one in value] if isinstance(value, list) else value
 
 
 def program_of(graph: Graph, target: int, leaf_of: Callable[[int, bool], InHand | None]) -> Program | None:
@@ -246,7 +211,7 @@ def _resolvable(
     known: set[int] = set()
     for number in nodes:
         node = graph.nodes[number]
-        is_known = number in leaves or (_is_computable(node) and known.issuperset(node.refs))
+        is_known = number in leaves or (is_computable(node) and known.issuperset(node.refs))
         if not is_known and number != target and (leaf := leaf_of(number, True)) is not None:
             leaves[number] = leaf
             is_known = True
@@ -260,10 +225,6 @@ def _resolvable(
     seen = {number: leaf for number in steps[:-1] if number in graph.names and (leaf := leaf_of(number, True)) is not None}
     own = {number: leaf for number, leaf in leaves.items() if number in needed}
     return Program({number: graph.nodes[number] for number in needed}, steps, own, names, graph.lines, seen, graph.nodes)
-
-
-def _is_computable(node: Node) -> bool:
-    return node.values is not None if node.name in ("@param", "@constant") else node.name in OPERATIONS
 
 
 def _reached(nodes: Mapping[int, Node] | Sequence[Node], target: int, leaves: Mapping[int, InHand]) -> set[int]:

@@ -24,7 +24,7 @@ from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.operations import Graph, Where, readable_graph
+from tracediff.trace.operations import Graph, Where, readable_graph, rows_at
 
 _WIDE = 8
 """Bytes of a float64."""
@@ -309,11 +309,7 @@ class SceneReader:
 
     @cached_property
     def _row_at(self) -> dict[Where, int]:
-        """The row of each place of the reference."""
-        trace = self.traces[0]
-        columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
-        texts = trace.strings
-        return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+        return rows_at(self.traces[0])
 
     @cached_property
     def _in_common(self) -> frozenset[int]:

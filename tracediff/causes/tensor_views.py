@@ -14,9 +14,9 @@ from itertools import combinations, islice
 import numpy as np
 
 from tracediff.causes.in_hand import InHand
-from tracediff.causes.resampling import Way, resampled_along
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.resampling import Way, resampled_along
 
 ONE = "1"
 """The name of the constant among the views."""

@@ -17,6 +17,7 @@ from functools import partial
 
 from tracediff.alignment import Alignment
 from tracediff.locate.companions import has_other_weights, is_proved, is_put_right, is_reordered
+from tracediff.locate.replayed import would_go_wrong
 from tracediff.locate.result import Comparison, Mode
 from tracediff.locate.search import in_order, introduced, scanned
 from tracediff.locate.structure import is_affine
@@ -32,12 +33,15 @@ def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int
 
     ``flagged``: the reference's rows at which a forced run of the port diverged; None where there was none. Two files alone then have to
     show that an error of that size would be seen. A run that was reset to the reference wherever it agreed proves less by what agrees:
-    there whatever takes a difference in has to be made for it.
+    there whatever takes a difference in has to be made for it. In a free run the reference's operations show that, computed again with what
+    differs (`replayed`).
     """
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
+    shown = {i for i, call in absorbers.items() if verdicts.mode == "free" and would_go_wrong(verdicts, i, call)}
     if flagged is None:
-        absorbers = {i: call for i, call in absorbers.items() if is_proved(verdicts, i, call) or _would_show(verdicts, i, call)}
-    needs = {i for i in absorbers if verdicts.mode == "forced" or _may_be_taken_out(verdicts, i)}
+        is_told = {i: i in shown or is_proved(verdicts, i, call) or _would_show(verdicts, i, call) for i, call in absorbers.items()}
+        absorbers = {i: call for i, call in absorbers.items() if is_told[i]}
+    needs = {i for i in absorbers if i not in shown and (verdicts.mode == "forced" or _may_be_taken_out(verdicts, i))}
     return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
 
 
@@ -133,21 +137,13 @@ def _would_show_behind(verdicts: Verdicts, i: int, call: int, least: float) -> b
     rms, rel_l2 = (math.inf, math.inf) if metrics is None or is_untold else (metrics.rms, metrics.rel_l2)
     if not outputs:
         return rms > least
-    return any(verdicts.expected.agrees(j) and rel_l2 > least_shown(verdicts, j) for j in outputs)
+    return any(verdicts.expected.agrees(j) and rel_l2 > verdicts.least_shown(j) for j in outputs)
 
 
 def _least_error(verdicts: Verdicts, i: int) -> float:
     """The RMS of an error that is told at a pair from what is allowed there, and from what the port's own difference may have left."""
     metrics = verdicts.comparisons.measure(i).metrics
-    return 0.0 if metrics is None else least_shown(verdicts, i) * metrics.reference_rms
-
-
-def least_shown(verdicts: Verdicts, i: int) -> float:
-    """The relative L2 that an error must leave at a pair to be told from what the port's own difference may have left there."""
-    comparison = verdicts.comparisons.measure(i)
-    own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
-    limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
-    return max(limit, THRESHOLDS.clearly_shown * own)
+    return 0.0 if metrics is None else verdicts.least_shown(i) * metrics.reference_rms
 
 
 def _chooses_by(verdicts: Verdicts, i: int) -> bool:
@@ -228,7 +224,7 @@ class ThroughRun:
             if call is None or not self._dirty.isdisjoint(inside(verdicts, i, call)):
                 continue
             numbers = [j for j in returned(verdicts, call) if j > i and not verdicts.pairs.is_exact(j)]
-            outputs = tuple((verdicts.pairs[j].port[0], least_shown(verdicts, j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
+            outputs = tuple((verdicts.pairs[j].port[0], verdicts.least_shown(j)) for j in numbers if len(verdicts.pairs[j].port) == 1)
             if outputs:
                 differs = verdicts.comparisons.judged(i).diverged
                 absorbing = verdicts.pairs[numbers[0]].reference[0] if differs else -1

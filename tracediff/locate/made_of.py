@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from tracediff.locate.verdicts import Verdicts
-from tracediff.trace.operations import Where, readable_graph
+from tracediff.trace.operations import Where, readable_graph, rows_at
 
 _PARTS = frozenset(
     (
@@ -90,7 +90,4 @@ class MadeOf:
 
     @cached_property
     def _row_at(self) -> dict[Where, int]:
-        """The row of each place of the reference."""
-        index, texts = self._verdicts.pairs.reference.index, self._verdicts.pairs.reference.strings
-        columns = (index[name].tolist() for name in ("site", "ordinal", "end"))
-        return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+        return rows_at(self._verdicts.pairs.reference)

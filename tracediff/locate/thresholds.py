@@ -70,6 +70,8 @@ class Thresholds:
         "share of what is allowed, two to three times the noise floor, up to which nothing counts as left behind",
         "float32: rotations from another position and keys in ring order, two clean public reports, leave 0.42 at most",
     )
+    most_replayed: int = threshold(600, "of more operations none is computed again with what differs", _WORK)
+    largest_replayed: int = threshold(2**24, "elements of a tensor that is computed again so, at most", _WORK)
     most_ordered: int = threshold(2048, "channels whose order is told by assignment, at most: a second's work", _ALONE)
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 

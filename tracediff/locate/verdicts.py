@@ -15,6 +15,7 @@ from tracediff.locate.limits import Limits
 from tracediff.locate.pairs import Pairs
 from tracediff.locate.proofs import Proofs
 from tracediff.locate.result import Again, Comparison, Mode
+from tracediff.locate.thresholds import THRESHOLDS
 from tracediff.locate.workers import Workers
 from tracediff.metrics import Metrics
 from tracediff.trace import Trace
@@ -48,6 +49,13 @@ class Verdicts:
         """Whether the pair diverged, where that can be told without reading; None otherwise."""
         known = self.comparisons.known(i)
         return None if known is None else known.diverged
+
+    def least_shown(self, i: int) -> float:
+        """The relative L2 that an error must leave at a pair to be told from what the port's own difference may have left there."""
+        comparison = self.comparisons.measure(i)
+        own = 0.0 if comparison.metrics is None else comparison.metrics.rel_l2
+        limit = comparison.judgement.limit if comparison.judgement is not None else 0.0
+        return max(limit, THRESHOLDS.clearly_shown * own)
 
     def comparison(self, i: int) -> Comparison:
         """What is known of a pair by now."""

@@ -233,7 +233,8 @@ def _floor_of(
         asked: dict[str, Any] = {"observed": observed, "say": progress, "begin": begin}
         in_dtypes = tuple(name for name in dtypes if name != TF32)
         measured = measure(models, run, trace, known=trace.floor, dtypes_to_try=in_dtypes, **asked)
-        found, missed = {"floor": measured.table}, list(measured.missed)
+        found, missed = {schema.FLOOR_TABLE: measured.table}, list(measured.missed)
+        found |= {} if measured.free is None else {schema.FREE_TABLE: measured.free}
         if TF32 in dtypes and trace.floor_products is None:
             products, more = measure_products(models, run, trace, **asked)
             missed += more

@@ -10,7 +10,8 @@ which suits a forced run.
 (`Adapter.rounding`). So the floor sees what no boundary varies: whole numbers used as numbers (the phase of a large
 time), a solver's coefficients, sums taken one after the other, tables that the run itself computes, and code that keeps its dtype.
 
-*Accumulated noise.* For free runs one more is made which continues with what arrives, and noise; there too every operation is off.
+*Accumulated noise.* For free runs one more is made which continues with what arrives, and noise; there too every operation is off. In
+half precision that is a run in the dtype itself: what is stored in few digits errs by less than its roundoff, in the same way for all.
 
 *Choices.* Where values are exact (ids, masks), the same columns hold the share of them that changes under eight units of noise, one way or
 the opposite, or in the other dtype. Such ids are *noise-sensitive*: a port may choose otherwise without being wrong. Real tensors may be
@@ -48,7 +49,7 @@ from tracediff.observe.world import State, World
 from tracediff.runs.floor_limits import DTYPES, FREE, HALF, NOISE, SENSITIVE, measured_dtypes
 from tracediff.runs.leaves import LeafWatch
 from tracediff.runs.thresholds import THRESHOLDS
-from tracediff.runs.variations import AccumulatedNoise, Cast, LocalNoise, Variation
+from tracediff.runs.variations import AccumulatedNoise, Cast, FreeCast, LocalNoise, Variation
 from tracediff.site import join, module_of
 from tracediff.trace import Record, Trace, schema
 
@@ -96,13 +97,17 @@ def measure(
     for name in dtypes_to_try:
         if name not in measured_dtypes(floor.table):
             floor.measure_dtype(name)
-    return Measured(floor.finished(), floor.missed, floor.methods())
+    return Measured(floor.finished(), floor.free, floor.missed, floor.methods())
 
 
 class Measured(NamedTuple):
-    """A floor: one row of `schema.FLOOR` a record, what could not be measured, and by which methods the rest was (`_Floor.methods`)."""
+    """A floor: one row of `schema.FLOOR` a record, what could not be measured, and by which methods the rest was (`_Floor.methods`).
+
+    ``free``: one row of `schema.FLOOR_FREE` a record; None where no half precision was asked for.
+    """
 
     table: Array
+    free: Array | None
     missed: list[str]
     methods: list[dict[str, Any]]
 
@@ -180,6 +185,7 @@ class _Floor:
     def __init__(self, runs: _Reruns, trace: Trace, say: Say, known: Array | None) -> None:
         self.missed: list[str] = []
         self.table = empty_floor(len(trace.records)) if known is None else known.copy()
+        self.free = None if trace.floor_free is None else trace.floor_free.copy()
         self._runs, self._trace, self._say = runs, trace, say
         kinds = [dtypes.named(record.dtype) for record in trace.records]
         self._is_exact = np.array([kind.is_exact for kind in kinds], bool)
@@ -204,6 +210,10 @@ class _Floor:
         """The column of a dtype: the error of a run in it; of choices also what noise of several of its units changes."""
         self._say(f"measuring the noise floor in {name}")
         self._enter(name, self._errors_in(name))
+        if name in HALF:
+            self._say(f"measuring how {name} accumulates")
+            self.free = np.full(len(self.table), np.nan, schema.FLOOR_FREE) if self.free is None else self.free
+            self.free[name] = self._errors_in(name, FreeCast)
         if name in HALF and self._is_choice.any() and self._chooses:
             self._enter(name, self._choices_under_noise(dtypes.named(name).roundoff))
 
@@ -220,8 +230,9 @@ class _Floor:
         A port may make the repeated value in another way than the first, and then errs by all that leads up to both.
         """
         for row, before in _repeated_values(self._trace, self._is_exact):
-            for column in (NOISE, FREE, *DTYPES):
-                self.table[column][row] = np.fmax(self.table[column][row], self.table[column][before])
+            for table in (self.table, *(() if self.free is None else (self.free,))):
+                for column in {NOISE, FREE, *DTYPES} & {*table.dtype.names}:
+                    table[column][row] = np.fmax(table[column][row], table[column][before])
             self._is_choice[row] |= self._is_choice[before]
         for name in (NOISE, *HALF):
             self.table[SENSITIVE] |= self._is_choice & (np.nan_to_num(self.table[name]) > 0)
@@ -302,16 +313,16 @@ class _Floor:
         self._is_choice |= noise.chosen
         return noise
 
-    def _errors_in(self, name: str) -> Array:
+    def _errors_in(self, name: str, kind: type[Cast] = Cast) -> Array:
         """The errors of a run in a dtype, repeated with what fails in that dtype left in the reference's own.
 
         What an earlier run measured until something failed counts besides what the last run measured.
         """
         kept: dict[str, str] = {}
-        at_once, leaves = False, self._leaves
+        at_once, leaves = False, self._leaves if kind is Cast else frozenset[str]()
         errors = np.full(len(self.table), np.nan)
         for _ in range(1 + THRESHOLDS.cast_rounds):
-            cast = Cast(self._trace, dtypes.named(name), kept, at_once=at_once)
+            cast = kind(self._trace, dtypes.named(name), kept, at_once=at_once)
             cast.leaves = leaves
             failed = self._runs.in_dtype(cast, name, kept)
             self._is_choice |= cast.chosen
@@ -323,10 +334,11 @@ class _Floor:
             if not at_once:  # perhaps it was handed a weight of a module that is not called, or some rows only
                 at_once, leaves = True, frozenset()
                 continue
-            leaves = self._leaves
+            leaves = self._leaves if kind is Cast else leaves
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
-        self._by_rows[name] = cast.sampled
+        if kind is Cast:
+            self._by_rows[name] = cast.sampled
         self._miss_in(name, kept, cast.raised, failed)
         self._chooses &= failed is not None or self._runs.chose
         worst: Array = np.fmax(errors, cast.errors)

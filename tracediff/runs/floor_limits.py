@@ -51,6 +51,7 @@ def floor_limits(
     adds_up = _adds_up(reference, records) if is_forced else np.ones(len(noise), bool)
     units = np.where(adds_up, np.fmax(noise, floor[FREE]), noise).tolist()
     columns = {column: floor[column].tolist() for column in DTYPES}
+    free = {} if reference.floor_free is None else {column: np.where(adds_up, reference.floor_free[column], np.nan) for column in HALF}
     products = _Products(reference, port, adds_up)
     limits: dict[int, float] = {}
     for row, code in enumerate(reference.index["dtype"].tolist()):
@@ -64,7 +65,9 @@ def floor_limits(
                 limits[row] = share
             continue
         unit = _unit(kind, name) if name in HALF else max(_unit(kind, name), products.unit)
-        error = _larger(_larger(units[row] * unit, own), coarse)
+        accumulated = float(free[name][row]) if name in free else math.nan
+        amplified = units[row] * unit if math.isnan(accumulated) else _larger(float(noise[row]) * unit, accumulated)
+        error = _larger(_larger(amplified, own), coarse)
         if math.isfinite(error):
             limits[row] = error
     for row, error in _of_port(port, records, is_forced=is_forced).items():

@@ -264,6 +264,17 @@ class Cast(Variation):
         return boundary.site if boundary.moment == "enter" else self._entered.get(boundary.parent_id, "")
 
 
+class FreeCast(Cast):
+    """Casts what arrives in place of what is stored, so that errors accumulate as in a free run in that dtype; ids are the stored ones."""
+
+    def base(self, stored: Array, tensor: Any) -> Array:
+        if dtypes.of(stored).is_exact:
+            return stored
+        with np.errstate(over="ignore"):
+            arrived: Array = self._run.adapter.view(tensor).astype(stored.dtype)
+        return arrived
+
+
 _NO_CALL = "!"
 """Stands for the modules that are in no call: no module has such a path."""
 

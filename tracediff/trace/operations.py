@@ -116,6 +116,13 @@ def readable_graph(trace: Trace) -> Graph | None:
         return None
 
 
+def rows_at(trace: Trace) -> dict[Where, int]:
+    """The row of each place of a trace."""
+    columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
+    texts = trace.strings
+    return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+
+
 def _unpacked(trace: Trace) -> Graph:
     text = trace.meta[KEY]
     try:

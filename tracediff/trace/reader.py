@@ -101,6 +101,11 @@ class Trace:
         return self.tables.optional.get(schema.PRODUCTS_TABLE)
 
     @property
+    def floor_free(self) -> Array | None:
+        """The floor of free runs in half precision, one row of `schema.FLOOR_FREE` a record; None where it was not measured."""
+        return self.tables.optional.get(schema.FREE_TABLE)
+
+    @property
     def through(self) -> Array | None:
         """What became of each record of a forced run when it was let through, a row of `schema.THROUGH` each; None where nobody looked."""
         return self.tables.optional.get(schema.THROUGH_TABLE)

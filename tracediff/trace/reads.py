@@ -49,11 +49,13 @@ class Reads:
         return span is not None and not self._takers_in(span, self._node(row))
 
     def part(self, row: int) -> Box | None:
-        """The least box that holds all that a call reads of one of its inputs; None where that is all, nothing, or not known.
+        """The least box that holds all that is read of a tensor; None where that is all, nothing, or not known.
 
-        A call reads a part where its code takes nothing but slices of the tensor, and goes on with those.
+        Of an input that is what the call reads of it; of an output, what the code outside of the call does. A part is read where
+        code takes nothing but slices of the tensor, and goes on with those.
         """
-        span, whole = self._span(row), tuple((0, size) for size in self._reference.records[row].shape)
+        is_input = self._reference.calls.kinds[row] in INPUTS
+        span, whole = self._span(row) if is_input else self._behind(row), tuple((0, size) for size in self._reference.records[row].shape)
         if span is None:
             return None
         boxes = [box for taker in self._takers_in(span, self._node(row)) if (box := self._box(taker, whole)) is not None]
@@ -101,6 +103,21 @@ class Reads:
         made = [self._node(one) for one in calls.outputs(int(calls.of_row[row]))]
         is_handed_on = any(node is None or node == own for node in made)
         return None if own is None or not made or is_handed_on or span is None or _within(self._unknown, span) else span
+
+    def _behind(self, row: int) -> Span | None:
+        """The operations behind the call of an output row; None where they are not known, or another call has that tensor."""
+        record, node = self._reference.records[row], self._node(row)
+        if self._graph is None or node is None or not is_returned(record.end):
+            return None
+        span = self._graph.spans.get((record.site, record.ordinal))
+        own = (record.site, record.ordinal)
+        if span is None or any(where[:2] != own for where in self._graph.names[node]) or _within(self._unknown, (span[1], self._end)):
+            return None
+        return span[1], self._end
+
+    @property
+    def _end(self) -> int:
+        return len(self._graph.nodes) if self._graph is not None else 0
 
     def _takers_in(self, span: Span, node: int | None) -> list[int]:
         """The operations of a span that take in a node."""

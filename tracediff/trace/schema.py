@@ -10,7 +10,7 @@ A trace is one HDF5 file:
 - ``/meta`` uint8, one JSON object; ``/identity`` 16 random bytes, which the journal repeats;
 - ``/digest`` 16 bytes of xxh3_128 over the name and the bytes of each table, those of ``/meta`` among them, in the order of their names
   (absent in files of version 0.1.0);
-- ``/floor`` where it was measured: one row of `FLOOR` a record; ``/floor_products`` likewise of `FLOOR_PRODUCTS`; ``/samples`` in a thin
+- ``/floor`` where it was measured: one row of `FLOOR` a record; ``/floor_products`` and ``/floor_free`` likewise; ``/samples`` in a thin
   trace, or one within a budget: one row of `SAMPLES` a record;
 - ``/sites/...`` soft links for people. The reader never follows them.
 
@@ -38,6 +38,7 @@ SITES: Final = "sites"
 DIGEST: Final = "digest"
 FLOOR_TABLE: Final = "floor"
 PRODUCTS_TABLE: Final = "floor_products"
+FREE_TABLE: Final = "floor_free"
 THROUGH_TABLE: Final = "through"
 SAMPLES_TABLE: Final = "samples"
 
@@ -147,6 +148,9 @@ FLOOR: Final[np.dtype[Any]] = np.dtype(
 FLOOR_PRODUCTS: Final[np.dtype[Any]] = np.dtype([("tf32", "<f8"), ("tf32_free", "<f8")])
 """One row a record: the error of a run whose products multiply numbers of TF32's 10 bits, with values reset at each record, or not."""
 
+FLOOR_FREE: Final[np.dtype[Any]] = np.dtype([("float16", "<f8"), ("bfloat16", "<f8")])
+"""One row a record: the error of a run in each half precision that goes on with what it computes, as relative L2."""
+
 STRING_END: Final[np.dtype[Any]] = np.dtype("<u8")
 SKETCH: Final[np.dtype[Any]] = np.dtype("<f8")
 
@@ -177,6 +181,7 @@ SAMPLES: Final[np.dtype[Any]] = np.dtype([("count", "u1"), ("values", "<f8", (SA
 OPTIONAL_TABLES: Final[dict[str, np.dtype[Any]]] = {
     FLOOR_TABLE: FLOOR,
     PRODUCTS_TABLE: FLOOR_PRODUCTS,
+    FREE_TABLE: FLOOR_FREE,
     THROUGH_TABLE: THROUGH,
     SAMPLES_TABLE: SAMPLES,
 }

@@ -10,11 +10,12 @@ from tracediff.causes.chosen_sets import order_of_set
 from tracediff.causes.operation_edits.base import Change, Dial
 from tracediff.causes.operation_edits.every import changes
 from tracediff.causes.operation_edits.numbers import EPS_TRIED, FACTORS_TRIED, dial_change, dials
-from tracediff.causes.program import CannotComputeError, Replay
+from tracediff.causes.program import Replay
 from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import CannotComputeError
 
 _HIDES = -1e9
 """What hides is as good as this, whatever number hides."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracediff.causes.functions import FUNCTIONS, Function
 from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.functions import FUNCTIONS, Function
 
 _LOGARITHMIC = {"log", "exp"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
-from tracediff.causes.arithmetic import axes_of
 from tracediff.causes.operation_edits.base import MASKS, PRODUCTS, SEEN_OTHERWISE, SOFTMAX, SUMS, Change, redone, ref_at, shape_at
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.replay.arithmetic import axes_of
 from tracediff.trace.operations import Node
 
 _ARGUMENT = {

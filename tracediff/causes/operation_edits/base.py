@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import MASKED, Array
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node, Ref
 
 

@@ -10,10 +10,11 @@ from itertools import product
 import numpy as np
 
 from tracediff.causes.operation_edits.base import Change, is_float, own_value, ref_at, shape_at
-from tracediff.causes.program import Compute, Replay, Values
-from tracediff.causes.resampling import OUTSIDE, WAYS, Sampling, resampled_along, sampled
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Compute, Values
+from tracediff.replay.resampling import OUTSIDE, WAYS, Sampling, resampled_along, sampled
 from tracediff.trace.operations import Node
 
 

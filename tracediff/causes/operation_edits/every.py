@@ -38,8 +38,9 @@ from tracediff.causes.operation_edits.repeated import for_each_mention, once_mor
 from tracediff.causes.operation_edits.rotations import other_pairs, rotated_further
 from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_tensor
 from tracediff.causes.operation_edits.windows import other_window
-from tracediff.causes.program import Compute, Replay
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.replay.computed import Compute
 
 
 def changes(replay: Replay) -> Iterator[Change]:

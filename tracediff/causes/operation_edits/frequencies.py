@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from tracediff.causes.operation_edits.base import Change, Dial, is_float, own_value
-from tracediff.causes.program import Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Values
 from tracediff.trace.operations import Node
 
 

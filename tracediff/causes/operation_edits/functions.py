@@ -8,8 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tracediff.causes.arithmetic import OPERATIONS, group_norm, rms_norm
-from tracediff.causes.functions import FUNCTIONS
 from tracediff.causes.operation_edits.base import (
     FUNCTION_OF,
     LOGARITHMS,
@@ -29,8 +27,11 @@ from tracediff.causes.operation_edits.base import (
     ref_at,
     shape_at,
 )
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.dtype import Array
+from tracediff.replay.arithmetic import OPERATIONS, group_norm, rms_norm
+from tracediff.replay.computed import Compute, Values
+from tracediff.replay.functions import FUNCTIONS
 from tracediff.trace.operations import Node
 
 

@@ -30,8 +30,9 @@ from tracediff.causes.operation_edits.base import (
     is_mask,
     shape_at,
 )
-from tracediff.causes.program import Compute, Program, Replay
+from tracediff.causes.program import Program, Replay
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.replay.computed import Compute
 from tracediff.trace.operations import Node
 
 

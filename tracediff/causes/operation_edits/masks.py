@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.causes.arithmetic import attention
 from tracediff.causes.operation_edits.base import (
     MASKS,
     SUMS,
@@ -17,8 +16,10 @@ from tracediff.causes.operation_edits.base import (
     redone,
     ref_at,
 )
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.dtype import Array
+from tracediff.replay.arithmetic import attention
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node, Ref
 
 _COMPARED = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}

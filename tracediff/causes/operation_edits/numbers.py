@@ -20,7 +20,8 @@ from tracediff.causes.operation_edits.base import (
     shape_at,
 )
 from tracediff.causes.operation_edits.frequencies import POWERS_TRIED, are_turned, frequencies_of_another_base
-from tracediff.causes.program import Replay, Values
+from tracediff.causes.program import Replay
+from tracediff.replay.computed import Values
 from tracediff.trace.operations import Node
 
 _NUMBER_KINDS = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from tracediff.causes.arithmetic import padded, widths_of
 from tracediff.causes.operation_edits.base import (
     REARRANGING,
     SOFTMAX,
@@ -23,9 +22,11 @@ from tracediff.causes.operation_edits.base import (
     shape_at,
     value_before,
 )
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.arithmetic import padded, widths_of
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node
 
 _PADS = {"constant_pad_nd": "constant", "reflection_pad1d": "reflect", "reflection_pad2d": "reflect", "replication_pad1d": "edge",

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tracediff.causes.operation_edits.base import Change, ref_at
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.dtype import Array
+from tracediff.replay.computed import Compute, Values
 from tracediff.tensors.mantissa import BFLOAT16_BITS, TF32_BITS, WAYS, Way, shortened
 from tracediff.trace.operations import Node
 

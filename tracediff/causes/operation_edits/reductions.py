@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tracediff.causes.arithmetic import axes_of
 from tracediff.causes.operation_edits.base import REDUCTIONS, Change, is_float, is_mask, redone, ref_at, shape_at
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.dtype import Array
+from tracediff.replay.arithmetic import axes_of
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node, Ref
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from tracediff.causes.operation_edits.base import NORMS, PRODUCTS, Change, is_float, is_mask, ref_at, shape_at
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node
 
 

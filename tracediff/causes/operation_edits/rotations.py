@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracediff.causes.operation_edits.base import SUMS, Change, is_float, own_value, ref_at, shape_at
-from tracediff.causes.program import Compute, Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node
 
 

@@ -13,9 +13,10 @@ from tracediff.causes.operation_edits.base import (
     shape_at,
     value_before,
 )
-from tracediff.causes.program import Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Values
 from tracediff.trace.operations import Node
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from scipy.signal import get_window
 
 from tracediff.causes.operation_edits.base import Change
-from tracediff.causes.program import Replay, Values
+from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
+from tracediff.replay.computed import Values
 from tracediff.trace.operations import Node
 
 _SHAPES = ("hann", "hamming", "blackman", "bartlett", "boxcar")

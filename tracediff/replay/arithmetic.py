@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tracediff.causes.functions import FUNCTIONS
-from tracediff.causes.resampling import OF_OPERATION, OUTSIDE, Sampling, Way, resampled, sampled
 from tracediff.dtype import Array
+from tracediff.replay.functions import FUNCTIONS
+from tracediff.replay.resampling import OF_OPERATION, OUTSIDE, Sampling, Way, resampled, sampled
 
 Compute = Callable[..., Any]
 

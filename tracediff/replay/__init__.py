@@ -1,0 +1,1 @@
+"""The recorded operations of a reference computed again, in NumPy, from values that were recorded."""
