@@ -11,6 +11,7 @@ from tracediff import dtype as dtypes
 from tracediff.alignment import RecordPair
 from tracediff.alignment.result import Stored
 from tracediff.dtype import Array, DType
+from tracediff.runs.thresholds import THRESHOLDS
 from tracediff.site import module_of
 from tracediff.trace import Trace
 from tracediff.trace.products import ROUNDOFF, TF32, Precision, products_of, told
@@ -51,7 +52,7 @@ def floor_limits(
     adds_up = _adds_up(reference, records) if is_forced else np.ones(len(noise), bool)
     units = np.where(adds_up, np.fmax(noise, floor[FREE]), noise).tolist()
     columns = {column: floor[column].tolist() for column in DTYPES}
-    free = {} if reference.floor_free is None else {column: np.where(adds_up, reference.floor_free[column], np.nan) for column in HALF}
+    free = _free_by_row(reference, adds_up)
     products = _Products(reference, port, adds_up)
     limits: dict[int, float] = {}
     for row, code in enumerate(reference.index["dtype"].tolist()):
@@ -65,7 +66,7 @@ def floor_limits(
                 limits[row] = share
             continue
         unit = _unit(kind, name) if name in HALF else max(_unit(kind, name), products.unit)
-        accumulated = float(free[name][row]) if name in free else math.nan
+        accumulated = free[name][row] if name in free else math.nan
         amplified = units[row] * unit if math.isnan(accumulated) else _larger(float(noise[row]) * unit, accumulated)
         error = _larger(_larger(amplified, own), coarse)
         if math.isfinite(error):
@@ -73,6 +74,18 @@ def floor_limits(
     for row, error in _of_port(port, records, is_forced=is_forced).items():
         limits[row] = max(error, limits.get(row, 0.0))
     return limits
+
+
+def _free_by_row(reference: Trace, adds_up: Array) -> dict[str, list[float]]:
+    """What free runs in half precision explain, by dtype and row, where errors accumulate and such a run tells; NaN elsewhere.
+
+    Where it leaves next to no error, code kept the reference's own dtype (a table that it computes); a port's may do otherwise.
+    """
+    table = reference.floor_free
+    if table is None:
+        return {}
+    least = {name: THRESHOLDS.rounded_at_all * dtypes.named(name).roundoff for name in HALF}
+    return {name: np.where(adds_up & (table[name] > least[name]), table[name], np.nan).tolist() for name in HALF}
 
 
 def _of_port(port: Trace, records: Iterable[RecordPair], *, is_forced: bool) -> dict[int, float]:

@@ -46,6 +46,11 @@ class RunThresholds:
         "relative difference of statistics up to which two records hold one tensor, perhaps normalised once more",
         "set by hand; tests/test_runs_floor.py guards it (a value that is seen once more)",
     )
+    rounded_at_all: float = threshold(
+        1 / 16,
+        "unit roundoffs of a half precision below which a tensor of a run in it was not rounded to it",
+        "free runs of 17 pairs: 0.2 and more where tensors are rounded, 1e-4 and less where code keeps float32",
+    )
     cast_rounds: int = threshold(
         8,
         "runs in another dtype at most, each with what failed before left in the reference's own dtype",
