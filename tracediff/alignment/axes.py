@@ -109,6 +109,15 @@ class Layout:
         """Whether either side's tensors hold values that are not compared."""
         return self.leaves_some or self.part_reference is not None or self.window_reference is not None
 
+    def turned(self, shape: Shape) -> Shape:
+        """A port's shape with its axes as they are split and turned, before a window is cut out.
+
+        >>> Layout((2, 1, 3), permutation=(0, 2, 1), window=((0, 2), (0, 1), (0, 3))).turned((2, 5, 1))
+        (2, 1, 5)
+        """
+        seen = self.split or shape
+        return seen if self.permutation is None else tuple(seen[axis] for axis in self.permutation)
+
     @property
     def is_joined(self) -> bool:
         return self.join is not None or self.join_reference is not None

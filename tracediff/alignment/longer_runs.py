@@ -44,13 +44,11 @@ def cut_to_reference(chooser: LayoutChooser, sites: Sequence[PairedSites], found
 
 def _is_elsewhere(rows: Rows, pair: RecordPair, lengths: Lengths) -> bool:
     """Whether a pair is read in a window that begins elsewhere than what the run's inputs say of tensors of that length."""
-    window = pair.layout.window if pair.layout is not None else None
-    if window is None or len(pair.port) != 1 or pair.layout is None or pair.layout.permutation not in (None, tuple(range(len(window)))):
+    layout = pair.layout
+    if layout is None or layout.window is None or len(pair.port) != 1:
         return False
-    shape = rows.shape(1, pair.port[0])
-    return len(shape) == len(window) and any(
-        lengths.get(length, (stop - start, start)) != (stop - start, start) for length, (start, stop) in zip(shape, window, strict=True)
-    )
+    ends = zip(layout.turned(rows.shape(1, pair.port[0])), layout.window, strict=True)
+    return any(lengths.get(length, (stop - start, start)) != (stop - start, start) for length, (start, stop) in ends)
 
 
 def _returned(side: Side) -> set[int]:
@@ -62,17 +60,17 @@ def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
     """The lengths by the port's call whose code made inputs longer that it hands on; TOP where the run's own inputs are."""
     lengths: dict[int, Lengths] = defaultdict(dict)
     for pair in found:
-        window = pair.layout.window if pair.layout is not None else None
-        if len(pair.reference) != 1 or len(pair.port) != 1 or window is None:
+        layout = pair.layout
+        if len(pair.reference) != 1 or len(pair.port) != 1 or layout is None or layout.window is None:
             continue
+        window, theirs = layout.window, layout.turned(rows.shape(1, pair.port[0]))
         maker = _maker(rows.sides[1], pair.port[0]) if rows.kind[0][pair.reference[0]] == INPUT else None
         if maker is None or (maker != TOP and any(start for start, _ in window)):  # a layer's own padding ends with the layer
             continue
-        shapes = zip(rows.shape(0, pair.reference[0]), rows.shape(1, pair.port[0]), window, strict=True)
-        for ours, theirs, (start, _) in shapes:
+        for own, other, (start, _) in zip(rows.shape(0, pair.reference[0]), theirs, window, strict=True):
             # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
-            if theirs > ours:
-                lengths[maker].setdefault(theirs, (ours, start))
+            if other > own:
+                lengths[maker].setdefault(other, (own, start))
     return lengths
 
 
