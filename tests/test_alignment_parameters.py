@@ -108,9 +108,20 @@ def test_few_rows_in_half_precision_are_a_block_together_with_their_bias(shared)
     assert {only(found, name)[1].part for name in whole} == {Part(0, 4, 8)}
 
 
-def test_few_rows_in_half_precision_are_no_block_by_themselves(shared):
+def test_a_block_of_few_rows_is_told_where_few_others_were_tried(shared):
     whole = {"conv.weight": drawn(8, 3, 8), "conv.bias": drawn(8)}
-    assert not shared(whole, _in_bfloat16({"half.weight": whole["conv.weight"][4:], "half.bias": drawn(4)}))
+    found = shared(whole, _in_bfloat16({"half.weight": whole["conv.weight"][4:], "half.bias": drawn(4)}))
+    assert list(found) == ["conv.weight"]
+
+
+def test_two_rows_in_half_precision_are_no_block_by_themselves(shared):
+    whole = {"conv.weight": drawn(8, 3, 8), "conv.bias": drawn(8)}
+    assert not shared(whole, _in_bfloat16({"two.weight": whole["conv.weight"][6:], "two.bias": drawn(2)}))
+
+
+def test_no_chance_agreement_of_few_rows_among_many_is_a_block(shared):
+    wholes = {f"conv.{i}.weight": drawn(64, 3, 8) for i in range(100)}
+    assert not shared(wholes, _in_bfloat16({f"part.{i}.weight": drawn(4, 3, 8) for i in range(100)}))
 
 
 def test_a_merged_weight_norm_is_recognised_by_the_signs_of_its_rows(shared):

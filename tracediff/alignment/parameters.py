@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -555,22 +555,25 @@ def _fused(a: Sequence[_Form], b: Sequence[_Form], taken_a: set[int], taken_b: s
     """Parameters that are blocks of a larger one on the other side."""
     strips_a, strips_b = _strips(a, taken_a), _strips(b, taken_b)
     rests = strips_a.keys() & strips_b.keys()
-    for block in _proved([one for rest in rests for one in _blocks_within(strips_a[rest], strips_b[rest])], a, b):
+    for block in _proved([(strips_a[rest], strips_b[rest]) for rest in rests], a, b):
         i, j = block.part.number, block.whole.number
         yield Shared(i, j, _block_text(a[i], b[j], block.where), 1.0, block.where, "port")
-    for block in _proved([one for rest in rests for one in _blocks_within(strips_b[rest], strips_a[rest])], b, a):
+    for block in _proved([(strips_b[rest], strips_a[rest]) for rest in rests], b, a):
         i, j = block.whole.number, block.part.number
         yield Shared(i, j, _block_text(b[j], a[i], block.where), 1.0, block.where, "reference")
 
 
-def _proved(blocks: Sequence[_Block], parts: Sequence[_Form], wholes: Sequence[_Form]) -> Iterator[_Block]:
-    """Of each part the block that is no chance: by itself, or with others that stand or fall with it.
+def _proved(
+    strips: Sequence[tuple[Sequence[_Strip], Sequence[_Strip]]], parts: Sequence[_Form], wholes: Sequence[_Form]
+) -> Iterator[_Block]:
+    """Of each part the block that is no chance among all that were tried: by itself, or with others that stand or fall with it.
 
     So do the other parameters of its module that are the same part of the same module: a matrix of few rows tells little in half precision,
     and its bias as much again. So do the modules beside it whose parts make up the whole with it, end to end.
     """
-    needed = -THRESHOLDS.block_run * math.log(THRESHOLDS.block_slack) * (1 - 1e-9)
-    found = [(block, _Piece.of(block, parts, wholes)) for block in blocks]
+    tried = sum(len(shorter) * sum(whole.vector.size for whole in longer) for shorter, longer in strips)
+    needed = math.log(max(tried, 1) / THRESHOLDS.block_by_chance)
+    found = [(block, _Piece.of(block, parts, wholes)) for pair in strips for block in _blocks_within(*pair)]
     together: dict[_Piece, dict[int, float]] = defaultdict(dict)
     for block, piece in found:
         together[piece][block.part.number] = block.surprise
@@ -578,7 +581,7 @@ def _proved(blocks: Sequence[_Block], parts: Sequence[_Form], wholes: Sequence[_
     done: set[int] = set()
     for row in _end_to_end(surprises):
         surprises.update(dict.fromkeys(row, sum(surprises[piece] for piece in row)))
-    for block, piece in found:
+    for block, piece in sorted(found, key=lambda one: -surprises[one[1]]):
         if block.part.number not in done and surprises[piece] >= needed:
             done.add(block.part.number)
             yield block
@@ -630,21 +633,19 @@ def _blocks_within(parts: Sequence[_Strip], wholes: Sequence[_Strip]) -> Iterato
     coarsest = max((whole.roundoff for whole in wholes), default=0.0)
     for start in range(0, len(parts), THRESHOLDS.blocks_at_once):
         some = parts[start : start + THRESHOLDS.blocks_at_once]
-        slack, surprise = _slacks(some, coarsest)
+        slack, spread = _slacks(some, coarsest)
         which, places = _begun(some, slack, values[order], order, following)
         longer = sizes[owner[places]] > np.array([part.vector.size for part in some])[which]
         for number, place in zip(which[longer].tolist(), places[longer].tolist(), strict=True):
-            whole = wholes[owner[place]]
-            where = _where(some[number].vector, whole, place - int(offsets[owner[place]]), float(slack[number]))
+            part, whole = some[number].vector, wholes[owner[place]]
+            where = _where(part, whole, place - int(offsets[owner[place]]), float(slack[number]))
             if where is not None:
-                yield _Block(some[number], whole, where, float(surprise[number]))
+                apart = float(np.abs(replace(where, axis=0)(whole.vector) - part).max()) / float(spread[number])
+                yield _Block(some[number], whole, where, -part.size * math.log(min(max(apart, THRESHOLDS.block_slack), 1.0)))
 
 
 def _slacks(parts: Sequence[_Strip], coarsest: float) -> tuple[Floats, Floats]:
-    """By how much each part's entries may differ from a whole's of that roundoff, and how surprising it is by chance that all do not.
-
-    The wider the slack, the more entries have to agree.
-    """
+    """By how much each part's entries may differ from a whole's of that roundoff, and by how much from each other they do."""
     sizes = np.array([part.vector.size for part in parts])
     values, starts = np.concatenate([part.vector for part in parts]), np.cumsum(sizes) - sizes
     apart = values - np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
@@ -652,7 +653,7 @@ def _slacks(parts: Sequence[_Strip], coarsest: float) -> tuple[Floats, Floats]:
     spread = np.where(spread > 0, spread, 1.0)
     roundoff = np.array([max(part.roundoff, coarsest) for part in parts])
     slack: Floats = np.maximum(THRESHOLDS.block_slack * spread, THRESHOLDS.block_roundings * roundoff * scale)
-    return slack, -sizes * np.log(np.minimum(slack / spread, 1.0))
+    return slack, spread
 
 
 def _begun(parts: Sequence[_Strip], slack: Floats, ordered: Floats, order: Ints, following: Floats) -> tuple[Ints, Ints]:

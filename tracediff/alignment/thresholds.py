@@ -46,11 +46,17 @@ class Thresholds:
     sign_agreement: float = threshold(
         0.97, "the share of equal signs above which rows are the same up to their scale", _guarded("parameters")
     )
-    block_slack: float = threshold(1e-3, "entries of a fused block may differ by this part of the block's spread", _guarded("parameters"))
+    block_slack: float = threshold(
+        1e-3,
+        "entries of a fused block may differ by this part of the block's spread, and tell no more where they differ by less",
+        _guarded("parameters"),
+    )
     block_roundings: float = threshold(
         4.0, "roundings of the coarser dtype, relative to their size, by which entries of a fused block may differ", _BY_HAND
     )
-    block_run: int = threshold(4, "entries that must agree before a fused block is accepted; more where more slack is given", _BY_HAND)
+    block_by_chance: float = threshold(
+        1e-6, "chance that entries of any two vectors that are looked at agree so far, up to which a fused block is accepted", _BY_HAND
+    )
     blocks_at_once: int = threshold(4096, "fused blocks that are looked for at once; bounds memory only", _BY_HAND)
     fused_share: float = threshold(0.5, "the share of a site's parameters that must be blocks of a fused one", _BY_HAND)
 
