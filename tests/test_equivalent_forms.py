@@ -859,3 +859,89 @@ def test_what_cannot_be_let_through_stays_a_finding_and_the_trace_says_why(tmp_p
     report = reports(reference, GatedPort(reference), tmp_path)["forced"]
     assert report.verdict == "different"
     assert "port: what was flagged was not let through: no reason" in report.coverage.not_seen
+
+
+# -- a factor in code, in a run in half precision ------------------------------------------------------------------------------------------
+
+
+class Attends(torch.nn.Module):
+    """Attention of one head whose scores are multiplied by a factor in code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Any) -> Any:
+        scores = 0.5 * (self.query(x) @ self.key(x).transpose(-1, -2))
+        return self.out(torch.softmax(scores, -1) @ self.value(x))
+
+
+class AttendsPort(nn.Module):
+    """The same in bfloat16, with 16 times the factor in the queries' weights and ``factor`` left in code."""
+
+    def __init__(self, reference: Attends, factor: float) -> None:
+        super().__init__()
+        self.query = ported(reference.query, 16.0)
+        self.key, self.value, self.out = map(ported, (reference.key, reference.value, reference.out))
+        self.factor = factor
+        self.set_dtype(mx.bfloat16)
+
+    def __call__(self, x: Any) -> Any:
+        x = x.astype(mx.bfloat16)
+        scores = self.factor * (self.query(x) @ mx.swapaxes(self.key(x), -1, -2))
+        return self.out(mx.softmax(scores, axis=-1) @ self.value(x))
+
+
+@pytest.mark.parametrize("factor,verdict", [(0.5 / 16, "same"), (0.5, "different")])
+def test_a_factor_that_the_references_code_would_go_wrong_with_is_a_form_in_a_free_run(factor: float, verdict: str, tmp_path: Path) -> None:
+    reference = Attends()
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(X),), to=tmp_path / "ref.h5", floor_dtypes=("float64", "bfloat16")).close()
+    td.capture(AttendsPort(reference, factor), (mx.array(X),), to=tmp_path / "port.h5", random=tmp_path / "ref.h5").close()
+    report = td.bisect(tmp_path / "ref.h5", tmp_path / "port.h5")
+    assert report.verdict == verdict
+    assert [form.where.reference for form in report.equivalent] == (["query"] if verdict == "same" else [])
+
+
+# -- a run that is longer at the end, with its axes turned ---------------------------------------------------------------------------------
+
+
+class Filters(torch.nn.Module):
+    """Two causal convolutions, of (batch, channels, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Conv1d(1, WIDTH, 3), torch.nn.Conv1d(WIDTH, 1, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.nn.functional.pad(x, (2, 0))
+        return self.second(torch.nn.functional.pad(torch.relu(self.first(x)), (2, 0)))
+
+
+class PaddedFilters(nn.Module):
+    """The same, of (batch, length, channels), with a row and three places more of zeros, cut off behind."""
+
+    def __init__(self, reference: Filters) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, WIDTH, 3), nn.Conv1d(WIDTH, 1, 3)
+        for name in ("first", "second"):
+            own, other = getattr(self, name), getattr(reference, name)
+            own.weight, own.bias = mx.array(other.weight.detach().numpy().transpose(0, 2, 1)), mx.array(other.bias.detach().numpy())
+
+    def __call__(self, x: Any) -> Any:
+        batch, _, length = x.shape
+        x = mx.pad(mx.swapaxes(x, 1, 2), ((0, 1), (2, 3), (0, 0)))
+        x = mx.pad(mx.maximum(self.first(x), 0.0), ((0, 0), (2, 0), (0, 0)))
+        return mx.swapaxes(self.second(x)[:batch, :length], 1, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_is_longer_at_the_end_is_cut_though_its_axes_are_turned(mode: str, tmp_path: Path) -> None:
+    reference = Filters()
+    report = reports(
+        reference, PaddedFilters(reference), tmp_path, np.random.default_rng(2).standard_normal((2, 1, 20)).astype(np.float32)
+    )[mode]
+    assert report.verdict == "same"
+    compared = {pair["reference"] for pair in report.pairs_to_dict() if pair["end"] == "output" and pair["how"]}
+    assert compared >= {"first", "second"}

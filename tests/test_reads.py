@@ -1,4 +1,4 @@
-"""An input that the reference's code takes and does not read has no effect; of one that it reads in part, that part counts."""
+"""An input that the reference's code does not read has no effect; of what it reads in part, input or output, that part counts."""
 
 from __future__ import annotations
 
@@ -280,3 +280,74 @@ def test_a_row_that_is_read_and_not_handed_over_is_a_fault(mode: str, tmp_path: 
     reference = Spread(reads=True)
     first = spread(reference, SpreadPort(reference), mode, tmp_path).divergences[0]
     assert (first.site.reference, first.site.end) == ("turned", "input[1]")
+
+
+# -- outputs that are read in part --------------------------------------------------------------------------------------------------------
+
+LENGTH, KERNEL = 9, 4
+
+
+class Causal(torch.nn.Module):
+    """A convolution that pads both ends, of whose output code takes the front: a state space model's."""
+
+    def __init__(self, *, reads_all: bool = False) -> None:
+        super().__init__()
+        self.conv, self.last = torch.nn.Conv1d(WIDTH, WIDTH, KERNEL, padding=KERNEL - 1), torch.nn.Linear(WIDTH, WIDTH)
+        self.reads_all = reads_all
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x.transpose(1, 2))
+        front = y[..., : x.shape[1]] + (y.mean(-1, keepdim=True) if self.reads_all else 0.0)
+        return self.last(front.transpose(1, 2))
+
+
+class FrontOnly(nn.Module):
+    """Pads the front alone, in bfloat16, so that no value agrees to many digits. ``ahead``: how far it looks ahead, a fault."""
+
+    def __init__(self, reference: Causal, ahead: int) -> None:
+        super().__init__()
+        self.weight = mx.array(reference.conv.weight.detach().numpy().transpose(0, 2, 1))
+        self.bias = mx.array(reference.conv.bias.detach().numpy())
+        self.ahead = ahead
+
+    def __call__(self, x: Any) -> Any:
+        return mx.conv1d(mx.pad(x, ((0, 0), (KERNEL - 1 - self.ahead, self.ahead), (0, 0))), self.weight) + self.bias
+
+
+class CausalPort(nn.Module):
+    def __init__(self, reference: Causal, ahead: int = 0) -> None:
+        super().__init__()
+        self.conv, self.last = FrontOnly(reference, ahead), nn.Linear(WIDTH, WIDTH)
+        self.last.weight, self.last.bias = (mx.array(one.detach().numpy()) for one in (reference.last.weight, reference.last.bias))
+        self.set_dtype(mx.bfloat16)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.conv(x.astype(mx.bfloat16)))
+
+
+def causal(ahead: int, mode: str, folder: Path, *, reads_all: bool = False) -> td.Report:
+    torch.manual_seed(0)
+    reference, x = Causal(reads_all=reads_all), np.random.default_rng(1).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
+    with torch.no_grad():
+        td.capture(reference, (torch.tensor(x),), to=folder / "ref.h5", floor_dtypes=("float64", "bfloat16")).close()
+    feed = {"feed" if mode == "forced" else "random": folder / "ref.h5"}
+    td.capture(CausalPort(reference, ahead), (mx.array(x),), to=folder / "port.h5", **feed).close()
+    return td.diff(folder / "ref.h5", folder / "port.h5")
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_an_output_is_compared_as_far_as_code_reads_it(mode: str, tmp_path: Path) -> None:
+    report = causal(0, mode, tmp_path)
+    assert report.verdict == "same"
+    [pair] = [pair for pair in report.pairs_to_dict() if pair["reference"] == "conv" and pair["end"] == "output"]
+    assert pair["layout"].startswith("reference [0:2, 0:8, 0:9]")
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_what_is_wrong_in_that_part_is_found_there(mode: str, tmp_path: Path) -> None:
+    report = causal(1, mode, tmp_path)
+    assert (report.verdict, report.divergences[0].site.reference) == ("different", "conv")
+
+
+def test_an_output_of_which_code_reads_all_is_compared_whole(tmp_path: Path) -> None:
+    assert causal(0, "free", tmp_path, reads_all=True).verdict == "different"

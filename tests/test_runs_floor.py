@@ -84,6 +84,16 @@ class TestMeasuring:
             assert np.isnan(trace.floor["float16"]).all()
             assert 2**-12 < trace.floor["bfloat16"].max() < 2**-5
 
+    def test_what_a_free_run_in_half_precision_errs_by_is_measured_as_such(self, tmp_path: Path) -> None:
+        model = seeded(*[linear, nn.Tanh] * 12)
+        with reference(model, tmp_path, "float64", "bfloat16") as trace, torch.no_grad():
+            [row] = rows(trace, "23")
+            assert trace.floor_free is not None and trace.floor is not None
+            own = compare(trace.records[row].read(), model.bfloat16()(torch.tensor(X).bfloat16()).float().numpy()).rel_l2
+            assert 0.5 * own < trace.floor_free["bfloat16"][row] < 6 * own
+            assert trace.floor_free["bfloat16"][row] < 0.5 * trace.floor["free"][row] * named("bfloat16").roundoff
+            assert np.isnan(trace.floor_free["float16"]).all()
+
     def test_a_dtype_without_a_column_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CaptureError, match=r"no floor in 'int8'.*float64, float16, bfloat16"):
             reference(seeded(linear), tmp_path, "int8")

@@ -58,13 +58,17 @@ class PairEvidence:
 
     @cached_property
     def by_values(self) -> dict[tuple[int, int], float]:
-        """What the values say of two sites; nothing where one is a mere step of the other."""
+        """What the values say of two sites; nothing where one is a mere step of the other.
+
+        A level takes in what its first part does. So inputs say nothing of two of which other sites return what one of them does.
+        """
         found = {}
         for pair, seen in self.values.items():
             owned = self.parameters.get(pair)
             both = THRESHOLDS.both_seen_equal if seen.inputs and seen.outputs else 0.0
             placed = THRESHOLDS.placed if pair in self._placed else 0.0
-            worth = THRESHOLDS.inputs_seen_equal * seen.inputs + THRESHOLDS.outputs_seen_equal * seen.outputs + both + placed
+            inputs = 0.0 if seen.is_elsewhere else seen.inputs
+            worth = THRESHOLDS.inputs_seen_equal * inputs + THRESHOLDS.outputs_seen_equal * seen.outputs + both + placed
             found[pair] = 0.0 if owned is not None and owned.is_step else worth
         return found
 

@@ -24,10 +24,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the values say of two sites: the share of their inputs and of their outputs, at the first call, with equal contents."""
+    """What the values say of two sites: the share of their inputs and of their outputs, at the first call, with equal contents.
+
+    ``is_elsewhere``: whether other sites return what one of them does, and the two nothing in common.
+    """
 
     inputs: float
     outputs: float
+    is_elsewhere: bool = False
 
 
 class Contents:
@@ -137,6 +141,7 @@ def _two_nearest(tree: object, points: Floats) -> tuple[Ints, Floats, Floats]:
 def evidence(reference: Contents, port: Contents, pairs: Sequence[tuple[int, int, float]]) -> dict[tuple[int, int], Seen]:
     """What the shared contents say of each pair of sites that both take in, or both return, such a content."""
     found: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    told: tuple[set[int], set[int]] = (set(), set())
     for of_inputs in (True, False):
         users = [_users(contents, of_inputs) for contents in (reference, port)]
         totals = [
@@ -146,10 +151,16 @@ def evidence(reference: Contents, port: Contents, pairs: Sequence[tuple[int, int
             ours, theirs = users[0].get(a, ()), users[1].get(b, ())
             if max(len(ours), len(theirs)) > THRESHOLDS.content_crowd:
                 continue
+            if ours and theirs and not of_inputs:
+                told[0].update(ours)
+                told[1].update(theirs)
             for site in ours:
                 for other in theirs:
                     found[site, other][0 if of_inputs else 1] += 1.0 / max(totals[0][site], totals[1][other])
-    return {sites: Seen(min(1.0, inputs), min(1.0, outputs)) for sites, (inputs, outputs) in found.items()}
+    return {
+        (site, other): Seen(min(1.0, inputs), min(1.0, outputs), not outputs and (site in told[0] or other in told[1]))
+        for (site, other), (inputs, outputs) in found.items()
+    }
 
 
 def _users(contents: Contents, inputs: bool) -> Mapping[int, list[int]]:
