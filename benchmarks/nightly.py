@@ -28,7 +28,7 @@ STEPS = {
     "generated": ["-m", "pytest", "-n", "auto", "tests/test_generated_models.py"],
     "bisection": ["-m", "benchmarks.bisection"],
 }
-ENVIRONMENT = {"generated": {"TRACEDIFF_EXAMPLES": "300"}}
+ENVIRONMENT = {"tests": {"TRACEDIFF_INPUTS": "1000"}, "generated": {"TRACEDIFF_EXAMPLES": "300"}}
 """What a step's process has in its environment besides this one's."""
 LAST_LINES = 12
 RESULT = results.RESULTS / "nightly.json"

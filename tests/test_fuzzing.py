@@ -14,8 +14,8 @@ import tracediff as td
 from tracediff.errors import TracediffError
 from tracediff.json_text import MOST_DEPTH, parse_json
 
-INPUTS = 1000
-"""Of each format. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
+INPUTS = int(os.environ.get("TRACEDIFF_INPUTS", "300"))
+"""Of each format; a nightly run takes more. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
 
 NEEDS_TORCH = (pytest.mark.frameworks, pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed"))
 NAMES = [pytest.param(name, marks=NEEDS_TORCH if name == "torch" else ()) for name in FORMATS]

@@ -1,4 +1,4 @@
-"""`.ci/run` runs every test in some tier but the nightly ones, as the README's command does; a test is of the tier whose environment it needs."""
+"""`.ci/run` runs every test but the nightly ones in one tier, that whose environment it needs; the README's command runs all of them."""
 
 from __future__ import annotations
 
