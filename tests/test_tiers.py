@@ -44,7 +44,7 @@ def test_the_command_of_the_readme_is_the_one_that_is_run_here() -> None:
     assert f"\n{whole.replace(' --quiet', '')} {tests} " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-FILE = '''
+FILE = """
 import pytest
 
 def made():
@@ -69,7 +69,7 @@ def test_by_a_fixture(given):
 def test_of_the_core(tmp_path):
     import torchless
     pytest.importorskip("selenium")
-'''
+"""
 
 
 def test_what_imports_a_framework_inside_needs_one_and_nothing_else_does(tmp_path: Path) -> None:
