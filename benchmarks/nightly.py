@@ -20,6 +20,7 @@ from benchmarks import results
 
 STEPS = {
     "tests": ["-m", "pytest", "-n", "auto", "--dist", "loadfile"],
+    "coverage": ["-m", "pytest", "-n", "auto", "--dist", "loadfile", "-m", "core", "--cov=tracediff", "--cov-report=term:skip-covered"],
     "golden": ["-m", "benchmarks.golden"],
     "golden-chatterbox": ["-m", "benchmarks.golden", "--groups", "chatterbox"],
     "faults": ["-m", "benchmarks.faults", "--quick", "--dtypes", "float32", "bfloat16"],
