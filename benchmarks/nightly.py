@@ -20,6 +20,7 @@ from benchmarks import results
 
 STEPS = {
     "tests": ["-m", "pytest", "-n", "auto", "--dist", "loadfile"],
+    "coverage": ["-m", "pytest", "-n", "auto", "--dist", "loadfile", "-m", "core", "--cov=tracediff", "--cov-report=term:skip-covered"],
     "golden": ["-m", "benchmarks.golden"],
     "golden-chatterbox": ["-m", "benchmarks.golden", "--groups", "chatterbox"],
     "faults": ["-m", "benchmarks.faults", "--quick", "--dtypes", "float32", "bfloat16"],
@@ -28,7 +29,7 @@ STEPS = {
     "generated": ["-m", "pytest", "-n", "auto", "tests/test_generated_models.py"],
     "bisection": ["-m", "benchmarks.bisection"],
 }
-ENVIRONMENT = {"generated": {"TRACEDIFF_EXAMPLES": "300"}}
+ENVIRONMENT = {"tests": {"TRACEDIFF_INPUTS": "1000"}, "generated": {"TRACEDIFF_EXAMPLES": "300"}}
 """What a step's process has in its environment besides this one's."""
 LAST_LINES = 12
 RESULT = results.RESULTS / "nightly.json"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import exit_statuses
 
 import tracediff as td
 from tracediff.errors import CaptureError
@@ -133,11 +134,7 @@ def test_a_model_spread_over_two_processes_is_captured_in_each_and_run_once(tmp_
     context = multiprocessing.get_context("spawn")
     told = context.SimpleQueue()
     ranks = [context.Process(target=rank_of_two, args=(rank, str(tmp_path), told), daemon=True) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(300)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert exit_statuses(ranks) == [0, 0]
     for _, found in (told.get(), told.get()):
         assert {name: is_equal for name, (is_equal, _, _) in found.items()} == dict.fromkeys(found, True)
         for name, (_, meta, params) in found.items():

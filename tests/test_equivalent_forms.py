@@ -35,14 +35,19 @@ def ported(layer: Linear, gain: float = 1.0) -> Any:
     return one
 
 
-def reports(reference: Any, port: Any, folder: Path, x: Any = X) -> dict[str, Any]:
-    """The reports on a port, forced and free."""
+def recorded(reference: Any, port: Any, folder: Path, mode: str = "forced", x: Any = X) -> tuple[Path, Path]:
+    """The traces of the reference and of a port that is forced or runs free."""
     folder.mkdir(exist_ok=True)
+    paths = folder / "ref.h5", folder / f"{mode}.h5"
     with torch.no_grad():
-        td.capture(reference, (torch.tensor(x),), to=folder / "ref.h5").close()
-    for mode in MODES:
-        td.capture(port, (mx.array(x),), to=folder / f"{mode}.h5", **{"feed" if mode == "forced" else "random": folder / "ref.h5"}).close()
-    return {mode: td.bisect(folder / "ref.h5", folder / f"{mode}.h5") for mode in MODES}
+        td.capture(reference, (torch.tensor(x),), to=paths[0]).close()
+    td.capture(port, (mx.array(x),), to=paths[1], **{"feed" if mode == "forced" else "random": paths[0]}).close()
+    return paths
+
+
+def compared(reference: Any, port: Any, folder: Path, mode: str = "forced", x: Any = X) -> Any:
+    """The report on a port."""
+    return td.bisect(*recorded(reference, port, folder, mode, x))
 
 
 # -- the order of a set --------------------------------------------------------------------------------------------------------------------
@@ -90,7 +95,7 @@ class RoutedPort(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_set_in_another_order_is_the_same(mode: str, tmp_path: Path) -> None:
     reference = Routed()
-    report = reports(reference, RoutedPort(reference), tmp_path)[mode]
+    report = compared(reference, RoutedPort(reference), tmp_path, mode)
     assert (report.verdict, report.divergences) == ("same", ())
     assert {form.where.reference for form in report.equivalent} >= {"weigh"}
     assert all(form.absorber == "" for form in report.equivalent)
@@ -101,7 +106,7 @@ def test_a_set_in_another_order_is_the_same(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_set_in_another_order_without_its_companion_is_not(mode: str, tmp_path: Path) -> None:
     reference = Routed()
-    report = reports(reference, RoutedPort(reference, mixed=True), tmp_path)[mode]
+    report = compared(reference, RoutedPort(reference, mixed=True), tmp_path, mode)
     assert report.verdict == "different"
 
 
@@ -134,13 +139,13 @@ class GatedPort(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_factor_folded_into_weights_is_the_same(mode: str, tmp_path: Path) -> None:
     reference = Gated()
-    assert reports(reference, GatedPort(reference), tmp_path)[mode].verdict == "same"
+    assert compared(reference, GatedPort(reference), tmp_path, mode).verdict == "same"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_factor_folded_into_weights_and_applied_again_is_not(mode: str, tmp_path: Path) -> None:
     reference = Gated()
-    assert reports(reference, GatedPort(reference, twice=True), tmp_path)[mode].verdict == "different"
+    assert compared(reference, GatedPort(reference, twice=True), tmp_path, mode).verdict == "different"
 
 
 class Chained(torch.nn.Module):
@@ -170,7 +175,7 @@ class ChainedPort(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_factor_moved_from_a_layer_to_the_next_is_the_same(mode: str, tmp_path: Path) -> None:
     reference = Chained()
-    report = reports(reference, ChainedPort(reference), tmp_path)[mode]
+    report = compared(reference, ChainedPort(reference), tmp_path, mode)
     assert report.verdict == "same"
     assert "first" in {form.where.reference for form in report.equivalent}
 
@@ -178,7 +183,7 @@ def test_a_factor_moved_from_a_layer_to_the_next_is_the_same(mode: str, tmp_path
 @pytest.mark.parametrize("mode", MODES)
 def test_a_factor_that_the_next_layer_does_not_take_back_is_not(mode: str, tmp_path: Path) -> None:
     reference = Chained()
-    report = reports(reference, ChainedPort(reference, only_first=True), tmp_path)[mode]
+    report = compared(reference, ChainedPort(reference, only_first=True), tmp_path, mode)
     assert (report.verdict, report.first.culprit.reference) == ("different", "first")
 
 
@@ -209,7 +214,7 @@ class RoughPort(nn.Module):
 @pytest.mark.parametrize(("gain", "back", "verdict"), [(1.02, 1.02, "same"), (1.02, 1.0, "different"), (1.02, 1.03, "different")])
 def test_a_form_that_a_free_run_is_too_noisy_to_show_is_the_same_forced(gain: float, back: float, verdict: str, tmp_path: Path) -> None:
     reference = Rough()
-    report = reports(reference, RoughPort(reference, gain, back), tmp_path)["forced"]
+    report = compared(reference, RoughPort(reference, gain, back), tmp_path)
     assert report.verdict == verdict
     assert ("chained.first" in {form.where.reference for form in report.equivalent}) == (verdict == "same")
 
@@ -222,7 +227,7 @@ def test_what_a_random_error_hardly_exceeds_is_not_acquitted(size: float, tmp_pa
     wrong = np.array(port.chained.first.weight)
     wrong[3] += size * np.linalg.norm(wrong) * np.random.default_rng(0).standard_normal(WIDTH) / WIDTH**0.5
     port.chained.first.weight = mx.array(wrong)
-    assert reports(reference, port, tmp_path)["forced"].verdict == "different"
+    assert compared(reference, port, tmp_path).verdict == "different"
 
 
 class Kept(torch.nn.Module):
@@ -263,7 +268,7 @@ class KeptPort(nn.Module):
 @pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (0.005, "different"), (0.02, "different")])
 def test_what_dwindles_below_what_noise_allows_is_not_what_is_discarded(leak: float, verdict: str, tmp_path: Path) -> None:
     reference = Kept()
-    assert reports(reference, KeptPort(reference, leak), tmp_path)["forced"].verdict == verdict
+    assert compared(reference, KeptPort(reference, leak), tmp_path).verdict == verdict
 
 
 class Padding(torch.nn.Module):
@@ -323,7 +328,7 @@ class DeepPort(nn.Module):
 @pytest.mark.parametrize(("leak", "verdict"), [(0.0, "same"), (1e-5, "different")])
 def test_beside_padding_of_its_own_no_rounding_adds_up_in_the_other_places(leak: float, verdict: str, tmp_path: Path) -> None:
     reference = Deep()
-    assert reports(reference, DeepPort(reference, leak), tmp_path)["forced"].verdict == verdict
+    assert compared(reference, DeepPort(reference, leak), tmp_path).verdict == verdict
 
 
 class Normed(torch.nn.Module):
@@ -361,7 +366,7 @@ class NormedPort(nn.Module):
 @pytest.mark.parametrize("forgotten", ["", "first.weight", "last.weight", "last.bias"])
 def test_weights_alone_tell_that_a_gain_is_in_the_layers_behind(mode: str, forgotten: str, tmp_path: Path) -> None:
     reference = Normed()
-    report = reports(reference, NormedPort(reference, forgotten), tmp_path)[mode]
+    report = compared(reference, NormedPort(reference, forgotten), tmp_path, mode)
     assert not report.divergences or forgotten
     assert report.withheld is None or "weights" not in report.withheld.code or forgotten
     assert (report.verdict == "same") <= (not forgotten)
@@ -394,7 +399,7 @@ class ReorderedPort(nn.Module):
 @pytest.mark.parametrize("is_right", [True, False])
 def test_channels_in_another_order_are_the_same_where_the_code_behind_puts_them_right(mode: str, is_right: bool, tmp_path: Path) -> None:
     reference = Reordered()
-    report = reports(reference, ReorderedPort(reference, is_put_right=is_right), tmp_path)[mode]
+    report = compared(reference, ReorderedPort(reference, is_put_right=is_right), tmp_path, mode)
     assert report.verdict == ("same" if is_right else "different")
 
 
@@ -430,7 +435,7 @@ class UnitsPort(nn.Module):
 @pytest.mark.parametrize("half", ["", "first", "last"])
 def test_two_units_exchanged_are_no_gain_where_the_layer_behind_has_its_inputs_exchanged(mode: str, half: str, tmp_path: Path) -> None:
     reference, alike = Units(2), X[:1] + 0.01 * X  # of almost equal tokens an exchange is a gain of -1 and an offset
-    report = reports(reference, UnitsPort(reference, half), tmp_path, alike)[mode]
+    report = compared(reference, UnitsPort(reference, half), tmp_path, mode, alike)
     assert report.verdict == ("different" if half else "same")
 
 
@@ -438,7 +443,7 @@ def test_two_units_exchanged_are_no_gain_where_the_layer_behind_has_its_inputs_e
 @pytest.mark.parametrize("half", ["", "first", "last"])
 def test_an_order_that_weights_prove_needs_no_random_error_that_shows(units: int, half: str, tmp_path: Path) -> None:
     reference = Units(units, faint=True)
-    report = reports(reference, UnitsPort(reference, half), tmp_path)["forced"]
+    report = compared(reference, UnitsPort(reference, half), tmp_path)
     assert report.verdict == ("different" if half else "same")
 
 
@@ -469,7 +474,7 @@ class HiddenPort(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gain_that_a_normalisation_takes_out_stays_a_finding(mode: str, tmp_path: Path) -> None:
     reference = Hidden(torch.nn.LayerNorm(WIDTH, eps=1e-12, elementwise_affine=False))
-    report = reports(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path)[mode]
+    report = compared(reference, HiddenPort(reference, nn.LayerNorm(WIDTH, eps=1e-12, affine=False), 1.5), tmp_path, mode)
     assert report.verdict == "different"
 
 
@@ -482,7 +487,7 @@ def test_a_wrong_row_of_a_weight_whose_unit_rests_stays_a_finding(mode: str, tmp
     wrong = np.array(port.first.weight)
     wrong[3] = np.random.default_rng(5).standard_normal(WIDTH)
     port.first.weight = mx.array(wrong)
-    report = reports(reference, port, tmp_path)[mode]
+    report = compared(reference, port, tmp_path, mode)
     assert report.verdict == "different"
     assert report.first.culprit.port == "first"
 
@@ -532,8 +537,9 @@ def test_a_module_whose_last_layer_the_caller_has_is_the_same_and_with_another_l
     with torch.no_grad():
         other.weight *= torch.linspace(0.5, 2, WIDTH)
     right, wrong = (FinishesIt(reference, last) for last in (reference.inner.last, other))
-    assert {one.verdict for one in reports(reference, right, tmp_path).values()} == {"same"}
-    assert "same" not in {one.verdict for one in reports(reference, wrong, tmp_path / "wrong").values()}
+    for mode in MODES:
+        assert compared(reference, right, tmp_path / mode, mode).verdict == "same"
+        assert compared(reference, wrong, tmp_path / f"wrong {mode}", mode).verdict != "same"
 
 
 class Centred(torch.nn.Module):
@@ -601,7 +607,7 @@ class UnnamedPort(nn.Module):
 @pytest.mark.parametrize(("gain", "verdict"), [(1.0, "same"), (1.5, "different")])
 def test_other_weights_behind_a_gain_excuse_it_only_where_they_take_it_back(gain: float, verdict: str, mode: str, tmp_path: Path) -> None:
     reference = Hidden(Unnamed())
-    report = reports(reference, HiddenPort(reference, UnnamedPort(reference.hide), gain), tmp_path)[mode]
+    report = compared(reference, HiddenPort(reference, UnnamedPort(reference.hide), gain), tmp_path, mode)
     assert report.verdict == verdict
 
 
@@ -628,7 +634,7 @@ class ScaledPort(nn.Module):
 
 def test_what_no_error_of_that_size_would_change_is_not_acquitted(tmp_path: Path) -> None:
     reference = Scaled()
-    report = reports(reference, ScaledPort(reference), tmp_path)["forced"]
+    report = compared(reference, ScaledPort(reference), tmp_path)
     assert report.verdict == "different"
     assert report.first.culprit.reference == "branch"
 
@@ -657,7 +663,7 @@ class ClampedPort(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_an_output_that_noise_never_moves_acquits_nothing(mode: str, tmp_path: Path) -> None:
     reference = Clamped()
-    report = reports(reference, ClampedPort(reference), tmp_path)[mode]
+    report = compared(reference, ClampedPort(reference), tmp_path, mode)
     assert report.verdict == "different"
     assert report.first.culprit.reference == "branch"
 
@@ -688,14 +694,14 @@ class TwoPort(nn.Module):
         return self.last(self.first(x)) + side / mx.linalg.norm(side, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_form_excuses_no_other_difference_beside_it(mode: str, scan: bool, tmp_path: Path) -> None:
+def test_a_form_excuses_no_other_difference_beside_it(mode: str, tmp_path: Path) -> None:
     reference = Two()
-    reports(reference, TwoPort(reference), tmp_path)
-    report = td.bisect(tmp_path / "ref.h5", tmp_path / f"{mode}.h5", scan=scan)
-    assert [one.culprit.reference for one in report.divergences] == ["branch"]
-    assert "branch" not in {form.where.reference for form in report.equivalent}
+    paths = recorded(reference, TwoPort(reference), tmp_path, mode)
+    for scan in (False, True):
+        report = td.bisect(*paths, scan=scan)
+        assert [one.culprit.reference for one in report.divergences] == ["branch"]
+        assert "branch" not in {form.where.reference for form in report.equivalent}
 
 
 class Rectified(torch.nn.Module):
@@ -726,7 +732,7 @@ class RectifiedPort(nn.Module):
 @pytest.mark.parametrize("lost", [False, True])
 def test_channels_in_another_order_are_a_form_where_the_callers_code_puts_them_right(lost: bool, mode: str, tmp_path: Path) -> None:
     reference = Rectified()
-    report = reports(reference, RectifiedPort(reference, lost=lost), tmp_path)[mode]
+    report = compared(reference, RectifiedPort(reference, lost=lost), tmp_path, mode)
     assert report.verdict == ("different" if lost else "same")
     assert [form.where.reference for form in report.equivalent if form.where.reference == "first"] == ([] if lost else ["first"])
 
@@ -777,13 +783,13 @@ class FoldedPort(nn.Module):
         return self.last(x + self.attention(self.norm(x)))
 
 
-@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_gain_may_be_in_projections_that_one_side_has_in_one_matrix(lost: bool, mode: str, scan: bool, tmp_path: Path) -> None:
+def test_a_gain_may_be_in_projections_that_one_side_has_in_one_matrix(lost: bool, mode: str, tmp_path: Path) -> None:
     reference = Folded()
-    reports(reference, FoldedPort(reference, lost=lost), tmp_path)
-    assert td.bisect(tmp_path / "ref.h5", tmp_path / f"{mode}.h5", scan=scan).verdict == ("different" if lost else "same")
+    paths = recorded(reference, FoldedPort(reference, lost=lost), tmp_path, mode)
+    for scan in (False, True):
+        assert td.bisect(*paths, scan=scan).verdict == ("different" if lost else "same")
 
 
 class Paired(torch.nn.Module):
@@ -811,7 +817,7 @@ class PairedPort(nn.Module):
 @pytest.mark.parametrize(("other", "verdict"), [(1 / 3, "same"), (1.0, "different"), (0.5, "different")])
 def test_a_factor_is_a_form_where_another_makes_up_for_it(other: float, verdict: str, mode: str, tmp_path: Path) -> None:
     reference = Paired()
-    assert reports(reference, PairedPort(reference, 3.0, other), tmp_path)[mode].verdict == verdict
+    assert compared(reference, PairedPort(reference, 3.0, other), tmp_path, mode).verdict == verdict
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------------------------------
@@ -856,7 +862,7 @@ def test_what_cannot_be_let_through_stays_a_finding_and_the_trace_says_why(tmp_p
 
     monkeypatch.setattr("tracediff.runs.let_through.let_through", fails)
     reference = Gated()
-    report = reports(reference, GatedPort(reference), tmp_path)["forced"]
+    report = compared(reference, GatedPort(reference), tmp_path)
     assert report.verdict == "different"
     assert "port: what was flagged was not let through: no reason" in report.coverage.not_seen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ import tracediff as td
 from tracediff.errors import TracediffError
 from tracediff.json_text import MOST_DEPTH, parse_json
 
-INPUTS = 1000
-"""Of each format. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
+INPUTS = int(os.environ.get("TRACEDIFF_INPUTS", "300"))
+"""Of each format; a nightly run takes more. ``python tests/fuzzing.py --inputs N`` runs as many as are wanted."""
+
+NEEDS_TORCH = (pytest.mark.frameworks, pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed"))
+NAMES = [pytest.param(name, marks=NEEDS_TORCH if name == "torch" else ()) for name in FORMATS]
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +29,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_hostile_file_is_read_or_refused(name: str, good: Path) -> None:
-    if name == "torch":
-        pytest.importorskip("torch")
     wrong = {f"{seed}: {how}" for seed in range(INPUTS) if (how := tried(name, seed, good)) not in ("read", "refused")}
     assert not wrong
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_corpus_itself_is_read(name: str, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without mutations nothing is refused, so what the fuzzing refuses is refused for its mutation."""
-    if name == "torch":
-        pytest.importorskip("torch")
     for changed in ("bytes_of", "json_of", "cells_of", "_other_member"):
         monkeypatch.setattr(f"fuzzing.{changed}", lambda drawn, *given: given[-1])
     monkeypatch.setattr("fuzzing._replace_strings", lambda *_: None)

@@ -25,7 +25,7 @@ from pairs import Pair
 import tracediff as td
 from benchmarks.faults.plant import Fault, around, edited, planted
 
-EXAMPLES = int(os.environ.get("TRACEDIFF_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("TRACEDIFF_EXAMPLES", "6"))
 drawn = settings(
     max_examples=EXAMPLES, derandomize="TRACEDIFF_EXAMPLES" not in os.environ, deadline=None, suppress_health_check=list(HealthCheck)
 )

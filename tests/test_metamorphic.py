@@ -116,16 +116,20 @@ LARGER: tuple[tuple[str, str, str], ...] = (
     ("split over the input", "gpt of four layers", "float32"),
     ("split in the caller", "effnet", "float16"),
     ("factor moved between layers", "recurrent", "float16"),
-    ("factor moved between layers", "vae", "float16"),
-    ("factor moved between layers", "sampler", "float16"),
     ("norm gain folded", "clip", "float32"),
-    ("norm gain folded", "translator", "float32"),
     ("hidden units permuted", "effnet", "bfloat16"),
     ("row by row", "effnet", "float16"),
     ("batch padded", "recurrent", "bfloat16"),
-    ("batch padded", "classifier", "bfloat16"),
 )
 """What did."""
+
+LARGER_AGAIN: tuple[tuple[str, str, str], ...] = (
+    ("factor moved between layers", "vae", "float16"),
+    ("factor moved between layers", "sampler", "float16"),
+    ("norm gain folded", "translator", "float32"),
+    ("batch padded", "classifier", "bfloat16"),
+)
+"""What did by the same transformation in further pairs."""
 
 LARGER_FORCED: tuple[tuple[str, str, str], ...] = (
     ("channels exchanged before", "codec", "bfloat16"),
@@ -175,6 +179,7 @@ def test_a_clean_pair_said_in_another_way_is_the_same(transformation: Transforma
     ("name", "pair", "dtype"),
     [
         *(pytest.param(*one, id=f"{one[0]}-{one[1]}") for one in (*LARGER, *LARGER_FORCED)),
+        *(pytest.param(*one, marks=pytest.mark.nightly, id=f"{one[0]}-{one[1]}") for one in LARGER_AGAIN),
         *(
             pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason=reason), id=f"{one[0]}-{one[1]}")
             for *one, reason in LARGER_MISSING

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import exit_statuses
 
 import tracediff as td
 from tracediff.cli import main
@@ -354,11 +355,7 @@ def run_rank(rank: int, ranks: int, name: str, folder: str) -> None:
 def captured(name: str, ranks: int, folder: Path) -> list[Path]:
     context = get_context("spawn")
     processes = [context.Process(target=run_rank, args=(rank, ranks, name, str(folder)), daemon=True) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(400)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    assert exit_statuses(processes) == [0] * ranks
     return [folder / f"rank{rank}.h5" for rank in range(ranks)]
 
 
@@ -378,7 +375,7 @@ def gloo() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_a_tensor_parallel_run_is_that_of_one_process(ranks: int, gloo: None, tmp_path: Path) -> None:
     files = captured("tensor_parallel", ranks, tmp_path)
     with td.merge(files, to=tmp_path / "port.h5") as port, td.open_trace(whole_run(tmp_path, network())) as reference:
@@ -412,7 +409,7 @@ def test_a_sequence_parallel_run_is_that_of_one_process(gloo: None, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_a_pipeline_is_that_of_one_process(ranks: int, gloo: None, tmp_path: Path) -> None:
     files = captured("pipeline", ranks, tmp_path)
     table = {"mesh": {"pp": ranks}, "records": {"/*": "pp: chain"}}

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("mlx.core")
-pytest.importorskip("mlx_audio")
-pytest.importorskip("chatterbox")
 
 from tracediff import api
 from tracediff.observe.recipe import find_recipe, load_faults, load_file, run_recipe
@@ -19,7 +15,10 @@ from tracediff.report import Report
 from tracediff.runs.captured import captured
 from tracediff.site import is_below
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not (find_spec("mlx_audio") and find_spec("chatterbox")), reason="the pair is not installed"),
+]
 
 FAULTS = load_faults("chatterbox", "mlx")
 PLANTING = load_file(find_recipe("chatterbox", "mlx").with_name("chatterbox_faults.py"))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 
 import numpy as np
-from scipy.signal import get_window
 
 from tracediff.causes.operation_edits.base import Change
 from tracediff.causes.program import Replay
@@ -21,6 +20,8 @@ _SHAPES = ("hann", "hamming", "blackman", "bartlett", "boxcar")
 @lru_cache(maxsize=64)
 def _windows(length: int) -> dict[str, Array]:
     """The windows of a length in words. A periodic one (`fftbins`) is a symmetric one of one more value without the last."""
+    from scipy.signal import get_window  # takes longer to load than most comparisons take
+
     kinds = {"periodic": True, "symmetric": False}
     return {f"{text} {shape}": get_window(shape, length, fftbins=fftbins) for shape in _SHAPES for text, fftbins in kinds.items()}
 

@@ -297,7 +297,7 @@ def _without_compilation(modules: Sequence[Any], warn: Warn, *, now: bool) -> It
 
     if now:
         compilation.turn_off("as asked")
-    compiled = [function for function in gc.get_objects() if type(function) is _Compiled]
+    compiled = [function for function in gc.get_referrers(_Compiled) if type(function) is _Compiled]
     for function in compiled:
         compilation.turn_off_for(function, observed)
     drawing = _places_of([function for function in compiled if draws(function)])
