@@ -898,7 +898,7 @@ class AttendsPort(nn.Module):
         return self.out(mx.softmax(scores, axis=-1) @ self.value(x))
 
 
-@pytest.mark.parametrize("factor,verdict", [(0.5 / 16, "same"), (0.5, "different")])
+@pytest.mark.parametrize(("factor", "verdict"), [(0.5 / 16, "same"), (0.5, "different")])
 def test_a_factor_that_the_references_code_would_go_wrong_with_is_a_form_in_a_free_run(factor: float, verdict: str, tmp_path: Path) -> None:
     reference = Attends()
     with torch.no_grad():
@@ -945,9 +945,8 @@ class PaddedFilters(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_that_is_longer_at_the_end_is_cut_though_its_axes_are_turned(mode: str, tmp_path: Path) -> None:
     reference = Filters()
-    report = reports(
-        reference, PaddedFilters(reference), tmp_path, np.random.default_rng(2).standard_normal((2, 1, 20)).astype(np.float32)
-    )[mode]
+    x = np.random.default_rng(2).standard_normal((2, 1, 20)).astype(np.float32)
+    report = compared(reference, PaddedFilters(reference), tmp_path, mode, x)
     assert report.verdict == "same"
-    compared = {pair["reference"] for pair in report.pairs_to_dict() if pair["end"] == "output" and pair["how"]}
-    assert compared >= {"first", "second"}
+    read = {pair["reference"] for pair in report.pairs_to_dict() if pair["end"] == "output" and pair["how"]}
+    assert read >= {"first", "second"}

@@ -88,7 +88,8 @@ class TestMeasuring:
         model = seeded(*[linear, nn.Tanh] * 12)
         with reference(model, tmp_path, "float64", "bfloat16") as trace, torch.no_grad():
             [row] = rows(trace, "23")
-            assert trace.floor_free is not None and trace.floor is not None
+            assert trace.floor_free is not None
+            assert trace.floor is not None
             own = compare(trace.records[row].read(), model.bfloat16()(torch.tensor(X).bfloat16()).float().numpy()).rel_l2
             assert 0.5 * own < trace.floor_free["bfloat16"][row] < 6 * own
             assert trace.floor_free["bfloat16"][row] < 0.5 * trace.floor["free"][row] * named("bfloat16").roundoff
