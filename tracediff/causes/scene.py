@@ -15,11 +15,25 @@ import numpy as np
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import Program
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.dtype import Array
+from tracediff.dtype import MASKED, Array
 from tracediff.locate.thresholds import THRESHOLDS as BORDERLINE
 
 NOT_ZERO = 1e-300
 """What a norm is divided by where it is 0."""
+
+
+def unhidden(*tensors: Array) -> tuple[Array, ...]:
+    """The same tensors with all that hides (-inf, -1e9) as one number, so that it drowns nothing; unchanged where the first hides nothing."""
+    if not tensors[0].size or tensors[0].dtype.kind != "f" or not tensors[0].min() <= MASKED:
+        return tensors
+    return tuple(np.maximum(values, MASKED) for values in tensors)
+
+
+def _size(one: Array, other: Array) -> float:
+    """The norm of the first of two tensors where not both hide."""
+    if one.size and one.min() <= MASKED:
+        one = np.where((one <= MASKED) & (other <= MASKED), 0.0, one)
+    return float(np.linalg.norm(one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,8 @@ class Scene:
         """Whether the port's error is clearly more than what noise may be."""
         if self.reference is None or self.port is None or not self.is_numeric:
             return True
-        error, size = np.linalg.norm(self.port - self.reference), np.linalg.norm(self.reference)
+        reference, port = unhidden(self.reference, self.port)
+        error, size = np.linalg.norm(port - reference), _size(reference, port)
         return bool(error > BORDERLINE.borderline * self.limit * size)
 
     def tensors(self) -> tuple[Array, Array]:
@@ -102,7 +117,7 @@ class Scene:
 
     def leaves(self, prediction: Array) -> float:
         """The share of the port's difference that a prediction of its values leaves unexplained."""
-        reference, port = self.tensors()
+        reference, port, prediction = unhidden(*self.tensors(), prediction)
         with np.errstate(all="ignore"):
             left, made = np.linalg.norm(prediction - port), np.linalg.norm(port - reference)
         return float(left / made) if made and np.isfinite(left) else float("inf")
@@ -114,7 +129,8 @@ class Scene:
 
     def noise_share(self, reference: Array, port: Array) -> float | None:
         """The share of the difference of two tensors that noise may be; None where they do not differ."""
-        made, size = float(np.linalg.norm(port - reference)), float(np.linalg.norm(reference))
+        reference, port = unhidden(reference, port)
+        made, size = float(np.linalg.norm(port - reference)), _size(reference, port)
         return THRESHOLDS.reproduced_noise * self.limit * (size / made) if made else None
 
     def reproduces(self, prediction: Array) -> bool:
@@ -123,8 +139,8 @@ class Scene:
 
     def is_reference(self, prediction: Array) -> bool:
         """Whether a prediction is the reference's tensor, up to noise: the form that an edit starts from must be the right one."""
-        reference, _ = self.tensors()
-        size = np.linalg.norm(reference)
+        reference, prediction = unhidden(self.tensors()[0], prediction)
+        size = _size(reference, prediction)
         with np.errstate(all="ignore"):
             error = np.linalg.norm(prediction - reference)
         return bool(size) and bool(error <= max(THRESHOLDS.same_form, THRESHOLDS.same_form_noise * self.limit) * size)

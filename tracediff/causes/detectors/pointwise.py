@@ -11,7 +11,7 @@ from tracediff.causes.functions import FUNCTIONS, Function
 from tracediff.causes.proof import Claim, Edit
 from tracediff.causes.scene import Scene
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.dtype import Array
+from tracediff.dtype import MASKED, Array
 
 _LOGARITHMIC = {"log", "exp"}
 
@@ -106,6 +106,8 @@ def _clamped(scene: Scene) -> Iterable[Claim]:
     reference, port = scene.tensors()
     if reference.size < THRESHOLDS.fewest_clamped:
         return
+    if min(reference.min(), port.min()) <= MASKED:
+        return  # it hides: that other numbers hide is no clamp
     most_left = THRESHOLDS.reproduced * float(np.linalg.norm(port - reference))
     for _, ours, rest in scene.summands():
         for side, clipped, free in (("port", port - rest, ours), ("reference", ours, port - rest)):
