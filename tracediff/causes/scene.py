@@ -22,18 +22,20 @@ NOT_ZERO = 1e-300
 """What a norm is divided by where it is 0."""
 
 
-def unhidden(*tensors: Array) -> tuple[Array, ...]:
-    """The same tensors with all that hides (-inf, -1e9) as one number, so that it drowns nothing; unchanged where the first hides nothing."""
-    if not tensors[0].size or tensors[0].dtype.kind != "f" or not tensors[0].min() <= MASKED:
-        return tensors
-    return tuple(np.maximum(values, MASKED) for values in tensors)
+def hides(values: Array) -> bool:
+    """Whether some of a tensor's numbers hide (-inf, -1e9): they tell where, and would drown what the others tell."""
+    return values.size > 0 and values.dtype.kind == "f" and bool(values.min() <= MASKED)
 
 
-def _size(one: Array, other: Array) -> float:
-    """The norm of the first of two tensors where not both hide."""
-    if one.size and one.min() <= MASKED:
-        one = np.where((one <= MASKED) & (other <= MASKED), 0.0, one)
-    return float(np.linalg.norm(one))
+def _shown(values: Array) -> Array:
+    """A tensor with 0 where it hides."""
+    return np.where(values <= MASKED, 0.0, values) if hides(values) else values
+
+
+def _difference(reference: Array, port: Array) -> Array:
+    """How much the port differs, where it shows something."""
+    made: Array = _shown(port) - _shown(reference)
+    return np.where(port <= MASKED, 0.0, made) if hides(port) else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,7 @@ class Scene:
         """Whether the port's error is clearly more than what noise may be."""
         if self.reference is None or self.port is None or not self.is_numeric:
             return True
-        reference, port = unhidden(self.reference, self.port)
-        error, size = np.linalg.norm(port - reference), _size(reference, port)
+        error, size = np.linalg.norm(_difference(self.reference, self.port)), np.linalg.norm(_shown(self.reference))
         return bool(error > BORDERLINE.borderline * self.limit * size)
 
     def tensors(self) -> tuple[Array, Array]:
@@ -117,9 +118,14 @@ class Scene:
 
     def leaves(self, prediction: Array) -> float:
         """The share of the port's difference that a prediction of its values leaves unexplained."""
-        reference, port, prediction = unhidden(*self.tensors(), prediction)
+        reference, port = self.tensors()
+        is_hiding = hides(reference) or hides(port)
+        if is_hiding and not np.array_equal(prediction <= MASKED, port <= MASKED):
+            return float("inf")
         with np.errstate(all="ignore"):
-            left, made = np.linalg.norm(prediction - port), np.linalg.norm(port - reference)
+            left, made = np.linalg.norm(_shown(prediction) - _shown(port)), np.linalg.norm(_difference(reference, port))
+            if is_hiding and not made:  # nothing differs but what is hidden, and that is as predicted
+                return 0.0 if left <= THRESHOLDS.same_form * np.linalg.norm(_shown(port)) else float("inf")
         return float(left / made) if made and np.isfinite(left) else float("inf")
 
     def share_allowed(self, reference: Array, port: Array) -> float:
@@ -129,8 +135,7 @@ class Scene:
 
     def noise_share(self, reference: Array, port: Array) -> float | None:
         """The share of the difference of two tensors that noise may be; None where they do not differ."""
-        reference, port = unhidden(reference, port)
-        made, size = float(np.linalg.norm(port - reference)), _size(reference, port)
+        made, size = float(np.linalg.norm(_difference(reference, port))), float(np.linalg.norm(_shown(reference)))
         return THRESHOLDS.reproduced_noise * self.limit * (size / made) if made else None
 
     def reproduces(self, prediction: Array) -> bool:
@@ -139,10 +144,12 @@ class Scene:
 
     def is_reference(self, prediction: Array) -> bool:
         """Whether a prediction is the reference's tensor, up to noise: the form that an edit starts from must be the right one."""
-        reference, prediction = unhidden(self.tensors()[0], prediction)
-        size = _size(reference, prediction)
+        reference, _ = self.tensors()
+        if hides(reference) and not np.array_equal(prediction <= MASKED, reference <= MASKED):
+            return False
+        size = np.linalg.norm(_shown(reference))
         with np.errstate(all="ignore"):
-            error = np.linalg.norm(prediction - reference)
+            error = np.linalg.norm(_shown(prediction) - _shown(reference))
         return bool(size) and bool(error <= max(THRESHOLDS.same_form, THRESHOLDS.same_form_noise * self.limit) * size)
 
     def summands(self) -> Iterator[tuple[str, Array, Array]]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from tracediff.causes.functions import FUNCTIONS, Function
 from tracediff.causes.proof import Claim, Edit
-from tracediff.causes.scene import Scene
+from tracediff.causes.scene import Scene, hides
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.dtype import MASKED, Array
+from tracediff.dtype import Array
 
 _LOGARITHMIC = {"log", "exp"}
 
@@ -106,7 +106,7 @@ def _clamped(scene: Scene) -> Iterable[Claim]:
     reference, port = scene.tensors()
     if reference.size < THRESHOLDS.fewest_clamped:
         return
-    if min(reference.min(), port.min()) <= MASKED:
+    if hides(reference) or hides(port):
         return  # it hides: that other numbers hide is no clamp
     most_left = THRESHOLDS.reproduced * float(np.linalg.norm(port - reference))
     for _, ours, rest in scene.summands():

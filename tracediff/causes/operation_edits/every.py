@@ -21,9 +21,10 @@ from tracediff.causes.operation_edits.functions import (
     something_more,
     term_without_factor,
 )
-from tracediff.causes.operation_edits.left_out import left_out, limit_left_out
+from tracediff.causes.operation_edits.left_out import comparison_left_out, left_out, limit_left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
+    counted_plainly,
     other_kernel,
     other_order,
     other_padding,
@@ -34,7 +35,7 @@ from tracediff.causes.operation_edits.places import (
 )
 from tracediff.causes.operation_edits.products import coarse_products
 from tracediff.causes.operation_edits.reductions import other_reduction
-from tracediff.causes.operation_edits.repeated import for_each_mention, once_more
+from tracediff.causes.operation_edits.repeated import copied_whole, for_each_mention, once_more
 from tracediff.causes.operation_edits.rotations import other_pairs, rotated_further
 from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_tensor
 from tracediff.causes.operation_edits.windows import other_window
@@ -78,8 +79,11 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
 
 FAMILIES: tuple[Family, ...] = (
     written_elsewhere,
+    copied_whole,
     left_out,
     limit_left_out,
+    comparison_left_out,
+    counted_plainly,
     other_function,
     other_reduction,
     other_axes,
