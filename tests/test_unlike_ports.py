@@ -559,7 +559,7 @@ def test_parts_of_a_projection_inside_an_attention_are_no_pair_of_the_attention(
     assert (pairs["attention"], pairs.get("attention.low"), pairs.get("attention.high")) == ("attention", None, None)
 
 
-# -- a port that is one module: functions over a tree of arrays ------------------------------------------------------------------------------
+# -- a port that is one module: functions over a tree of arrays ------------------------------------------------------------------------
 
 
 class Tagger(torch.nn.Module):
