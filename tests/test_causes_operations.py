@@ -590,6 +590,20 @@ def test_of_two_proven_edits_one_that_leaves_far_more_fits_by_chance() -> None:
     assert found == ["scale"]
 
 
+def test_one_slip_in_two_places_of_the_code_is_one_change() -> None:
+    first, second, whole = draw(3, C), draw(3, C, seed=1), draw(6, C, seed=2)
+    copied = [
+        step
+        for leaf, start in ((0, 3), (1, 6))
+        for step in (node("unsqueeze", Ref(leaf), 1), node("expand", Ref(start), [3, 2, C]), node("view", Ref(start + 1), [6, C]))
+    ]
+    made = program([first, second, whole], *copied, node("mul", Ref(5), Ref(8)), node("sin", Ref(9)), node("mul", Ref(10), Ref(2)))
+    (found,) = causes(made, np.sin(np.tile(first * second, (2, 1))) * whole)
+    assert (found.kind, found.confirmed) == ("heads.layout", True)
+    (alone,) = causes(made, np.sin(np.tile(first, (2, 1)) * np.repeat(second, 2, 0)) * whole)
+    assert "each of" not in alone.evidence
+
+
 IDS = np.array([[7, 4, 9, 5, 1, 1], [7, 9, 1, 1, 1, 1]])
 COUNTED = (
     node("ne", Ref(0), 1), node("_to_copy", Ref(1), dtype="int32"), node("cumsum", Ref(2), 1), node("mul", Ref(3), Ref(2)),

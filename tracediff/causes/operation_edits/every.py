@@ -41,6 +41,7 @@ from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_ten
 from tracediff.causes.operation_edits.windows import other_window
 from tracediff.causes.program import Compute, Replay
 from tracediff.causes.thresholds import THRESHOLDS
+from tracediff.trace.operations import Ref
 
 
 def changes(replay: Replay) -> Iterator[Change]:
@@ -60,6 +61,22 @@ def changes(replay: Replay) -> Iterator[Change]:
         for number in reversed(program.steps):
             if 1 < len(program.roles[number]) <= THRESHOLDS.changed_alone:
                 yield from family(replay, number, program.nodes[number])
+    for family in OF_SISTERS:
+        for alike in _sisters(replay):
+            yield from _together(replay, family, alike)
+
+
+def _sisters(replay: Replay) -> Iterator[Sequence[int]]:
+    """Operations of one name with the same numbers, in several places of the code: where a porter slips in one, he does in the others."""
+    program, found = replay.program, dict[Any, list[int]]()
+    for number in program.steps:
+        node = program.nodes[number]
+        if node.refs and not node.name.startswith("@"):
+            numbers = repr([None if isinstance(one, Ref) else one for one in node.args]), repr(sorted(node.kwargs.items()))
+            found.setdefault((node.name, numbers), []).append(number)
+    for alike in found.values():
+        if len({program.role(number) for number in alike}) > 1 and len(alike) <= THRESHOLDS.changed_alone:
+            yield alike
 
 
 def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[Change]:
@@ -77,6 +94,7 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
             yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged, lost=lost)
 
 
+OF_SISTERS: tuple[Family, ...] = (copied_whole, other_enlarging, other_axes, other_function)
 FAMILIES: tuple[Family, ...] = (
     written_elsewhere,
     copied_whole,
