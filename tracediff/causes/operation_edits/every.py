@@ -62,8 +62,8 @@ def changes(replay: Replay) -> Iterator[Change]:
             if 1 < len(program.roles[number]) <= THRESHOLDS.changed_alone:
                 yield from family(replay, number, program.nodes[number])
     for family in OF_SISTERS:
-        for alike in _sisters(replay):
-            yield from _together(replay, family, alike)
+        for sisters in _sisters(replay):
+            yield from _together(replay, family, sisters)
 
 
 def _sisters(replay: Replay) -> Iterator[Sequence[int]]:
