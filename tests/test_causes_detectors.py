@@ -126,6 +126,17 @@ def test_eps_is_told_by_the_attributes_too() -> None:
 # -- attention and rotation -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [2, 5])
+@pytest.mark.parametrize("ours", [T, 4])
+def test_a_window_that_the_reference_does_not_have_is_found_with_its_width(ours: int, width: int) -> None:
+    far = np.arange(T)[:, None] - np.arange(T)[None]
+    masks = [causal + np.where(far < keys, 0.0, -1e9) for keys in (ours, width)]
+    ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v), ("mask", masks[0]))]
+    found = best(scene(attend(q, k, v, masks[0]), attend(q, k, v, masks[1]), *ends, blame="module", site="attn!attention"))
+    assert (found.kind, found.confirmed) == ("mask.wrong", True)
+    assert f"a causal window of {width} keys" in found.evidence
+
+
 @pytest.mark.parametrize(("port", "kind"), [(attend(q, k, v), "mask.missing"), (attend(q, k, v, causal, 1.0), "scale")])
 def test_an_attention_call_is_computed_again_under_single_edits(port: np.ndarray, kind: str) -> None:
     ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v), ("mask", causal))]
