@@ -126,6 +126,17 @@ def test_eps_is_told_by_the_attributes_too() -> None:
 # -- attention and rotation -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [2, 5])
+@pytest.mark.parametrize("ours", [T, 4])
+def test_a_window_that_the_reference_does_not_have_is_found_with_its_width(ours: int, width: int) -> None:
+    far = np.arange(T)[:, None] - np.arange(T)[None]
+    masks = [causal + np.where(far < keys, 0.0, -1e9) for keys in (ours, width)]
+    ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v), ("mask", masks[0]))]
+    found = best(scene(attend(q, k, v, masks[0]), attend(q, k, v, masks[1]), *ends, blame="module", site="attn!attention"))
+    assert (found.kind, found.confirmed) == ("mask.wrong", True)
+    assert f"a causal window of {width} keys" in found.evidence
+
+
 @pytest.mark.parametrize(("port", "kind"), [(attend(q, k, v), "mask.missing"), (attend(q, k, v, causal, 1.0), "scale")])
 def test_an_attention_call_is_computed_again_under_single_edits(port: np.ndarray, kind: str) -> None:
     ends = [InHand(name, f"input[{name}]", "", True, values) for name, values in (("q", q), ("k", k), ("v", v), ("mask", causal))]
@@ -185,6 +196,12 @@ def test_a_mask_that_lets_everything_through() -> None:
 SCORES = np.where(np.arange(T) < 9, draw(B, H, T, T), -1e10)
 
 
+def test_scores_that_differ_where_they_are_shown_are_not_clamped_by_what_hides() -> None:
+    shown = np.arange(T) < 9
+    port = np.where(shown, draw(B, H, T, T, seed=8), -1e9)
+    assert "clamp" not in kinds(scene(np.where(shown, draw(B, H, T, T), -3.4e38), port))
+
+
 @pytest.mark.parametrize(
     ("port", "kind"),
     [
@@ -217,6 +234,13 @@ def test_guidance_of_one_token_is_told_through_its_axis_of_one() -> None:
     both = draw(2, 1, 40, seed=5)
     given_, free = both[0], both[1]
     assert first(scene(1.5 * given_ - 0.5 * free, 0.5 * given_ + 0.5 * free, returned(both, "head"))) == "cfg.formula"
+
+
+def test_a_last_step_of_another_size_is_no_other_guidance() -> None:
+    both, state = draw(2, T, C, seed=5), draw(1, T, C, seed=6)
+    ours, theirs = (kept * state + step * (5 * both[:1] - 4 * both[1:]) for kept, step in ((1.0004, 0.01), (1.0009, 0.04)))
+    handed = given(np.concatenate([state, state]), "state", is_input=False)
+    assert first(scene(ours, theirs, handed, returned(both, "noise", calls=4))) == "ode.schedule"
 
 
 def test_a_half_of_a_batch_that_should_have_run_without_its_condition() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cause_scenes import draw
@@ -466,6 +467,21 @@ CASES: dict[str, tuple[str, Program, Array]] = {
         "order.channels", program([X], node("view", Ref(0), [B, T * C]), node("sin", Ref(1))),
         np.sin(X.transpose(0, 2, 1).reshape(B, -1)),
     ),
+    "each part is repeated in turn": (
+        "heads.layout",
+        program([X], node("unsqueeze", Ref(0), 1), node("expand", Ref(1), [B, 2, T, C]), node("view", Ref(2), [2 * B, T, C])),
+        np.tile(X, (2, 1, 1)),
+    ),
+    "one condition chooses between two tensors": (
+        "branch.missing",
+        program([X, GATE], constant(np.array(True)), node("where", Ref(2), Ref(0), Ref(1)), node("tanh", Ref(3))),
+        np.tanh(GATE),
+    ),
+    "one condition chooses between two frequencies": (
+        "rope.variant",
+        program([X, GATE], constant(np.array(True)), node("where", Ref(2), Ref(0), Ref(1)), node("cos", Ref(3))),
+        np.cos(GATE),
+    ),
     "log for log10": ("units.log", program([np.abs(X) + 1], node("log10", Ref(0)), node("add", Ref(1), 1.0)), np.log(np.abs(X) + 1) + 1),
 }  # fmt: skip
 
@@ -537,10 +553,10 @@ def test_another_of_two_guided_tensors_is_another_formula_of_guidance() -> None:
     assert [cause.kind for cause in causes(program([X, GATE], *steps), X + 1.5 * (X - GATE))] == ["cfg.formula"]
 
 
-def test_another_axis_of_what_only_rearranges_is_another_order_and_no_scale() -> None:
+def test_another_axis_of_what_only_rearranges_is_another_layout_and_no_scale() -> None:
     heads = X[:, :2]
     steps = (node("unsqueeze", Ref(0), 2), node("expand", Ref(1), [B, 2, 2, C]), node("reshape", Ref(2), [B, 4, C]))
-    assert [cause.kind for cause in causes(program([heads], *steps), np.tile(heads, (1, 2, 1)))] == ["order.channels"]
+    assert [cause.kind for cause in causes(program([heads], *steps), np.tile(heads, (1, 2, 1)))] == ["heads.layout"]
 
 
 def test_a_change_in_a_loop_is_made_in_every_turn() -> None:
@@ -573,6 +589,59 @@ def test_of_two_proven_edits_one_that_leaves_far_more_fits_by_chance() -> None:
         found = [cause.kind for cause in causes_of_scene(scene) if cause.confirmed]
     assert [cause.kind for cause in causes(made, port(nearly))] == ["activation"]
     assert found == ["scale"]
+
+
+def test_one_slip_in_two_places_of_the_code_is_one_change() -> None:
+    first, second, whole = draw(3, C), draw(3, C, seed=1), draw(6, C, seed=2)
+    copied = [
+        step
+        for leaf, start in ((0, 3), (1, 6))
+        for step in (node("unsqueeze", Ref(leaf), 1), node("expand", Ref(start), [3, 2, C]), node("view", Ref(start + 1), [6, C]))
+    ]
+    made = program([first, second, whole], *copied, node("mul", Ref(5), Ref(8)), node("sin", Ref(9)), node("mul", Ref(10), Ref(2)))
+    (found,) = causes(made, np.sin(np.tile(first * second, (2, 1))) * whole)
+    assert (found.kind, found.confirmed) == ("heads.layout", True)
+    (alone,) = causes(made, np.sin(np.tile(first, (2, 1)) * np.repeat(second, 2, 0)) * whole)
+    assert "(each of 2 times)" in found.evidence
+    assert "times)" not in alone.evidence
+
+
+IDS = np.array([[7, 4, 9, 5, 1, 1], [7, 9, 1, 1, 1, 1]])
+COUNTED = (
+    node("ne", Ref(0), 1), node("_to_copy", Ref(1), dtype="int32"), node("cumsum", Ref(2), 1), node("mul", Ref(3), Ref(2)),
+    node("add", Ref(4), 1),
+)  # fmt: skip
+
+
+def test_places_that_are_counted_with_padding_have_another_position() -> None:
+    (found,) = causes(program([IDS], *COUNTED), np.broadcast_to(np.arange(T), IDS.shape))
+    assert (found.kind, found.confirmed) == ("position.offset", True)
+    assert "the port numbers every place from 0" in found.evidence
+
+
+def test_numbers_that_are_handed_on_uncompared_are_named() -> None:
+    (found,) = causes(program([IDS], node("eq", Ref(0), 9), node("_to_copy", Ref(1), dtype="int32")), IDS)
+    assert (found.kind, found.confirmed) == ("branch.missing", True)
+    assert "the reference asks which are equal to 9" in found.evidence
+
+
+def test_a_scalar_that_a_rounding_makes_a_round_number_is_not_known_to_be_rounded() -> None:
+    alpha = np.array(0.99915)
+    assert "precision" not in [cause.kind for cause in causes(program([X, alpha], node("mul", Ref(0), Ref(1))), X)]
+    several = np.linspace(0.9, 0.99, C)
+    rounded = several.astype(ml_dtypes.bfloat16).astype(np.float64)
+    made = program([X, several], node("add", Ref(1), 0.0), node("mul", Ref(0), Ref(2)))
+    assert [cause.kind for cause in causes(made, X * rounded)] == ["precision"]
+
+
+@pytest.mark.parametrize("hidden", [-1e9, float(np.finfo(np.float32).min)])
+def test_what_hides_does_not_drown_what_the_shown_scores_tell(hidden: float) -> None:
+    mask = np.where(np.tri(T, dtype=bool), 0.0, hidden)
+    scores = draw(B, T, T)
+    made = program([scores, mask], node("mul", Ref(0), 2.0), node("add", Ref(2), Ref(1)))
+    port = np.where(np.tri(T, dtype=bool), scores * 2.5, -1e9)
+    assert [cause.kind for cause in causes(made, port) if cause.confirmed] == ["scale"]
+    assert causes(made, np.where(np.tri(T, dtype=bool), draw(B, T, T, seed=5), -1e9)) == []
 
 
 def test_what_is_chosen_in_another_order_is_no_change_of_operations() -> None:

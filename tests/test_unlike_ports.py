@@ -557,3 +557,42 @@ def test_parts_of_a_projection_inside_an_attention_are_no_pair_of_the_attention(
     assert report(reference, AttendingPort(reference), tmp_path, mode).verdict == "same"
     pairs = {pair.port: pair.reference for pair in td.align(tmp_path / "ref.h5", tmp_path / "port.h5").pairs}
     assert (pairs["attention"], pairs.get("attention.low"), pairs.get("attention.high")) == ("attention", None, None)
+
+
+# -- a port that is one module: functions over a tree of arrays ------------------------------------------------------------------------
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.norm = torch.nn.Embedding(20, WIDTH), torch.nn.LayerNorm(WIDTH)
+        self.score, self.head = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 14)
+
+    def forward(self, ids: Any) -> Any:
+        return self.head(torch.softmax(self.score(self.norm(self.embed(ids))), -1))
+
+
+class Tree(nn.Module):
+    """The same as functions. ``factor`` other than 1 scales the scores: a fault."""
+
+    def __init__(self, reference: Tagger, factor: float = 1.0) -> None:
+        super().__init__()
+        self.params = {name.replace(".", "_"): array(values) for name, values in reference.state_dict().items()}
+        self._factor = factor
+
+    def __call__(self, ids: Any) -> Any:
+        p = self.params
+        x = mx.fast.layer_norm(p["embed_weight"][ids], p["norm_weight"], p["norm_bias"], 1e-5)
+        x = mx.softmax((x @ p["score_weight"].T + p["score_bias"]) * self._factor, -1)
+        return x @ p["head_weight"].T + p["head_bias"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "found"), [(1.0, None), (1.3, "input[0] of !softmax")])
+def test_a_port_of_one_module_is_the_model_and_none_of_its_layers(factor: float, found: str | None, mode: str, tmp_path: Path) -> None:
+    reference = Tagger()
+    got = report(reference, Tree(reference, factor), tmp_path, mode, np.arange(LENGTH)[None] % 20)
+    assert got.verdict == ("different" if found else "same")
+    if found:
+        assert found in " ".join(str(got).split())

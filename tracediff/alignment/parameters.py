@@ -84,7 +84,7 @@ def evidence(reference: Side, port: Side) -> dict[tuple[int, int], Evidence]:
             entry.part, entry.whole = one.part, one.whole
     for side in (0, 1):
         _tell_steps(found, side, (reference, port))
-        _gather(found, side, (reference, port)[1 - side], worth)
+        _gather(found, side, (reference, port), worth)
         _gather_addends(found, side, (reference, port))
     within = [
         pair for pair, one in found.items() if one.part is not None and not _is_of_output((reference, port), pair, one.part, one.whole)
@@ -177,17 +177,20 @@ def matrices(side: Side, site: int) -> list[tuple[int, ...]]:
     return [shape for shape in shapes if sum(size > 1 for size in shape) > 1]
 
 
-def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, worth: Sequence[Sequence[float]]) -> None:
+def _gather(found: dict[tuple[int, int], Evidence], side: int, sides: tuple[Side, Side], worth: Sequence[Sequence[float]]) -> None:
     """Pairs a site whose parameters several smaller sites of the other side own with the module that holds those sites.
 
-    A stack of recurrent layers is one module in one framework and a list of layers in another; it is none of the layers.
+    A stack of recurrent layers is one module in one framework and a list of layers in another; it is none of the layers. A port that
+    is written as functions over a tree of arrays has one module: it is the whole model, and none of its layers.
     """
+    own, other = sides[side], sides[1 - side]
     owners: dict[int, list[int]] = defaultdict(list)
     for pair, entry in found.items():
         if entry.part is None and worth[1 - side][pair[1 - side]] < worth[side][pair[side]]:
             owners[pair[side]].append(pair[1 - side])
     for site, parts in owners.items():
-        holder = _holder(other, parts) if len(parts) > 1 else None
+        is_outermost = int(own.parent[site]) < 0
+        holder = _holder(other, parts, is_outermost=is_outermost) if len(parts) > 1 else None
         if holder is None or worth[1 - side][holder]:
             continue
         pairs = [(site, part) if side == 0 else (part, site) for part in parts]
@@ -198,13 +201,16 @@ def _gather(found: dict[tuple[int, int], Evidence], side: int, other: Side, wort
         found.update((pair, Evidence(is_step=True)) for pair in pairs)
 
 
-def _holder(side: Side, sites: Sequence[int]) -> int | None:
-    """The nearest module whose path begins those of all these sites; None where it is the root or no site."""
+def _holder(side: Side, sites: Sequence[int], *, is_outermost: bool = False) -> int | None:
+    """The nearest module whose path begins those of all these sites; None where it is no site.
+
+    ``is_outermost``: whether the run itself calls what owns it all on the other side. Only then the root is such a holder.
+    """
     paths = [side.path[site].split(".") for site in sites]
     shared = 0
     while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
         shared += 1
-    for length in range(shared, 0, -1):
+    for length in range(shared, -1 if is_outermost else 0, -1):
         holder = side.number.get(".".join(paths[0][:length]))
         if holder is not None:
             return holder

@@ -15,11 +15,27 @@ import numpy as np
 from tracediff.causes.in_hand import InHand
 from tracediff.causes.program import Program
 from tracediff.causes.thresholds import THRESHOLDS
-from tracediff.dtype import Array
+from tracediff.dtype import MASKED, Array
 from tracediff.locate.thresholds import THRESHOLDS as BORDERLINE
 
 NOT_ZERO = 1e-300
 """What a norm is divided by where it is 0."""
+
+
+def hides(values: Array) -> bool:
+    """Whether some of a tensor's numbers hide (-inf, -1e9): they tell where, and would drown what the others tell."""
+    return values.size > 0 and values.dtype.kind == "f" and bool(values.min() <= MASKED)
+
+
+def _shown(values: Array) -> Array:
+    """A tensor with 0 where it hides."""
+    return np.where(values <= MASKED, 0.0, values) if hides(values) else values
+
+
+def _difference(reference: Array, port: Array) -> Array:
+    """How much the port differs, where it shows something."""
+    made: Array = _shown(port) - _shown(reference)
+    return np.where(port <= MASKED, 0.0, made) if hides(port) else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,7 @@ class Scene:
         """Whether the port's error is clearly more than what noise may be."""
         if self.reference is None or self.port is None or not self.is_numeric:
             return True
-        error, size = np.linalg.norm(self.port - self.reference), np.linalg.norm(self.reference)
+        error, size = np.linalg.norm(_difference(self.reference, self.port)), np.linalg.norm(_shown(self.reference))
         return bool(error > BORDERLINE.borderline * self.limit * size)
 
     def tensors(self) -> tuple[Array, Array]:
@@ -103,8 +119,13 @@ class Scene:
     def leaves(self, prediction: Array) -> float:
         """The share of the port's difference that a prediction of its values leaves unexplained."""
         reference, port = self.tensors()
+        is_hiding = hides(reference) or hides(port)
+        if is_hiding and not np.array_equal(prediction <= MASKED, port <= MASKED):
+            return float("inf")
         with np.errstate(all="ignore"):
-            left, made = np.linalg.norm(prediction - port), np.linalg.norm(port - reference)
+            left, made = np.linalg.norm(_shown(prediction) - _shown(port)), np.linalg.norm(_difference(reference, port))
+            if is_hiding and not made:  # nothing differs but what is hidden, and that is as predicted
+                return 0.0 if left <= THRESHOLDS.same_form * np.linalg.norm(_shown(port)) else float("inf")
         return float(left / made) if made and np.isfinite(left) else float("inf")
 
     def share_allowed(self, reference: Array, port: Array) -> float:
@@ -114,7 +135,7 @@ class Scene:
 
     def noise_share(self, reference: Array, port: Array) -> float | None:
         """The share of the difference of two tensors that noise may be; None where they do not differ."""
-        made, size = float(np.linalg.norm(port - reference)), float(np.linalg.norm(reference))
+        made, size = float(np.linalg.norm(_difference(reference, port))), float(np.linalg.norm(_shown(reference)))
         return THRESHOLDS.reproduced_noise * self.limit * (size / made) if made else None
 
     def reproduces(self, prediction: Array) -> bool:
@@ -124,9 +145,11 @@ class Scene:
     def is_reference(self, prediction: Array) -> bool:
         """Whether a prediction is the reference's tensor, up to noise: the form that an edit starts from must be the right one."""
         reference, _ = self.tensors()
-        size = np.linalg.norm(reference)
+        if hides(reference) and not np.array_equal(prediction <= MASKED, reference <= MASKED):
+            return False
+        size = np.linalg.norm(_shown(reference))
         with np.errstate(all="ignore"):
-            error = np.linalg.norm(prediction - reference)
+            error = np.linalg.norm(_shown(prediction) - _shown(reference))
         return bool(size) and bool(error <= max(THRESHOLDS.same_form, THRESHOLDS.same_form_noise * self.limit) * size)
 
     def summands(self) -> Iterator[tuple[str, Array, Array]]:

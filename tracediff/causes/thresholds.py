@@ -129,6 +129,7 @@ class Thresholds:
     sure_only_scaled: float = threshold(0.9, "norm.missing: gain and offset without the norm reproduce the port", _RANK)
 
     # ----------------------------------------------------------------------------------------------------------- pointwise
+    few_digits: int = threshold(4, "precision: what so few binary digits give as well needs no rounding to half precision", _NEVER)
     fewest_clamped: int = threshold(16, "fewer values show no clamp", _SCENES)
     functions_of: int = threshold(6, "so many of the latest tensors of the shape are tried as arguments of a function", _WORK)
     gates_of: int = threshold(4, "so many of the latest tensors of the shape are tried as gates of each other", _WORK)

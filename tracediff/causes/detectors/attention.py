@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import chain, permutations
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _written_out_calls(scene: Scene, shape: tuple[int, ...], order: tuple[int, .
 
 def _edited(scene: Scene, call: _Call, made: Array, order: tuple[int, ...], what: str) -> Iterator[Claim]:
     """The first edit of a call that reproduces the port; the call gives ``made``, of which ``order`` are the axes in the reference's."""
-    for edit in _edits(call):
+    for edit in chain(_edits(call), _windows(scene, call, made, order)):
         values = _computed(edit.call, made.shape)
         if values is not None and scene.reproduces(theirs := np.transpose(values, order)):
             evidence = f"attention computed again {edit.text} gives the port's {what}"
@@ -188,6 +188,25 @@ def _edits_of_mask(call: _Call) -> Iterator[_Change]:
         yield _Change("mask.wrong", f"where a query sees no key: {text}", other)
     for shift in (1, -1):
         yield _Change("mask.wrong", f"with the mask shifted by {shift}", replace(call, mask=np.roll(call.mask, shift, -1)))
+
+
+def _windows(scene: Scene, call: _Call, made: Array, order: tuple[int, ...]) -> Iterator[_Change]:
+    """Causal windows of as many keys as the first query has before it whose output differs, or of one more (the port shows a key more)."""
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    if queries != keys:
+        return
+    port = np.transpose(scene.tensors()[1], np.argsort(order))
+    along = 2 if made.shape == (*call.q.shape[:3], call.v.shape[3]) else 1
+    if port.shape != made.shape or made.shape[along] != queries:
+        return
+    rest = tuple(axis for axis in range(made.ndim) if axis != along)
+    errors, sizes = (np.sqrt((values**2).sum(rest)) for values in (port - made, made))
+    first = int(np.argmax(errors > THRESHOLDS.same_form * sizes))
+    for width in (first, first + 1):
+        if 0 < width < keys:
+            near = np.arange(keys)[None, :] > np.arange(queries)[:, None] - width
+            mask = np.where(near, _causal(queries, keys), -np.inf)
+            yield _Change("mask.wrong", f"with a causal window of {width} keys", replace(call, mask=mask))
 
 
 def _edits_of_scale(call: _Call) -> Iterator[_Change]:

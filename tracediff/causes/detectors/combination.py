@@ -233,10 +233,13 @@ class _Sums:
         return len(self.terms) == 2 and self.ours[0] * self.ours[1] < 0 and _is_near(sum(self.ours), 1)
 
     def scales_guidance_as_a_whole(self) -> bool:
-        """Whether as many coefficients changed as there are parts of a batch, all by one factor."""
-        ratios = self.ratios
-        one_factor = max(ratios) - min(ratios) < THRESHOLDS.same_coefficient * max(map(abs, ratios))
-        return len(self.changed) == len(self.parts) and one_factor
+        """Whether the coefficients of all parts of a batch changed, by one factor: how they are combined did not."""
+        ratios = [self.theirs[place] / self.ours[place] for place in self.parts]
+        return bool(ratios) and set(self.parts) <= set(self.changed) and _are_near(ratios)
+
+    def is_another_step(self) -> bool:
+        """Whether guided parts, made in a loop, are added to something else, the state of a solver: then it takes other steps."""
+        return len(self.terms) > len(self.parts) > 0 and all(self.terms[place].source.calls > 1 for place in self.parts)
 
     def is_step(self) -> bool:
         """Whether a state is kept whole and what changed is multiplied by a step and made in a loop."""
@@ -269,8 +272,12 @@ def _kind(scene: Scene, sums: _Sums) -> str:
     if sums.is_step():
         return "ode.sign" if all(_is_near(ratio, -1) for ratio in ratios) else "ode.schedule"
     if is_guidance:
-        return "cfg.formula"
+        return "ode.schedule" if sums.is_another_step() else "cfg.formula"
     return "branch.extra" if all(_is_near(ratio, 2) for ratio in ratios) else "scale"
+
+
+def _are_near(ratios: Sequence[float]) -> bool:
+    return max(ratios) - min(ratios) < THRESHOLDS.same_coefficient * max(map(abs, ratios))
 
 
 def _is_near(value: float, number: float) -> bool:

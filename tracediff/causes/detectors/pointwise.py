@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracediff.causes.proof import Claim, Edit
-from tracediff.causes.scene import Scene
+from tracediff.causes.scene import Scene, hides
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.replay.functions import FUNCTIONS, Function
@@ -106,6 +106,8 @@ def _clamped(scene: Scene) -> Iterable[Claim]:
     reference, port = scene.tensors()
     if reference.size < THRESHOLDS.fewest_clamped:
         return
+    if hides(reference) or hides(port):
+        return  # it hides: that other numbers hide is no clamp
     most_left = THRESHOLDS.reproduced * float(np.linalg.norm(port - reference))
     for _, ours, rest in scene.summands():
         for side, clipped, free in (("port", port - rest, ours), ("reference", ours, port - rest)):

@@ -21,9 +21,10 @@ from tracediff.causes.operation_edits.functions import (
     something_more,
     term_without_factor,
 )
-from tracediff.causes.operation_edits.left_out import left_out, limit_left_out
+from tracediff.causes.operation_edits.left_out import comparison_left_out, left_out, limit_left_out
 from tracediff.causes.operation_edits.masks import other_attention, other_mask
 from tracediff.causes.operation_edits.places import (
+    counted_plainly,
     other_kernel,
     other_order,
     other_padding,
@@ -34,13 +35,14 @@ from tracediff.causes.operation_edits.places import (
 )
 from tracediff.causes.operation_edits.products import coarse_products
 from tracediff.causes.operation_edits.reductions import other_reduction
-from tracediff.causes.operation_edits.repeated import for_each_mention, once_more
+from tracediff.causes.operation_edits.repeated import copied_whole, for_each_mention, once_more
 from tracediff.causes.operation_edits.rotations import other_pairs, rotated_further
 from tracediff.causes.operation_edits.tensors import leaves_exchanged, other_tensor
 from tracediff.causes.operation_edits.windows import other_window
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.replay.computed import Compute
+from tracediff.trace.operations import Ref
 
 
 def changes(replay: Replay) -> Iterator[Change]:
@@ -60,6 +62,22 @@ def changes(replay: Replay) -> Iterator[Change]:
         for number in reversed(program.steps):
             if 1 < len(program.roles[number]) <= THRESHOLDS.changed_alone:
                 yield from family(replay, number, program.nodes[number])
+    for family in OF_SISTERS:
+        for sisters in _sisters(replay):
+            yield from _together(replay, family, sisters)
+
+
+def _sisters(replay: Replay) -> Iterator[Sequence[int]]:
+    """Operations of one name with the same numbers, in several places of the code: where a porter slips in one, he does in the others."""
+    program, found = replay.program, dict[Any, list[int]]()
+    for number in program.steps:
+        node = program.nodes[number]
+        if node.refs and not node.name.startswith("@"):
+            numbers = repr([None if isinstance(one, Ref) else one for one in node.args]), repr(sorted(node.kwargs.items()))
+            found.setdefault((node.name, numbers), []).append(number)
+    for alike in found.values():
+        if len({program.role(number) for number in alike}) > 1 and len(alike) <= THRESHOLDS.changed_alone:
+            yield alike
 
 
 def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[Change]:
@@ -77,10 +95,14 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
             yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged, lost=lost)
 
 
+OF_SISTERS: tuple[Family, ...] = (copied_whole, other_enlarging, other_axes, other_function)
 FAMILIES: tuple[Family, ...] = (
     written_elsewhere,
+    copied_whole,
     left_out,
     limit_left_out,
+    comparison_left_out,
+    counted_plainly,
     other_function,
     other_reduction,
     other_axes,

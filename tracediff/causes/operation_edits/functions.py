@@ -28,6 +28,7 @@ from tracediff.causes.operation_edits.base import (
     shape_at,
 )
 from tracediff.causes.program import Replay
+from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
 from tracediff.replay.arithmetic import OPERATIONS, group_norm, rms_norm
 from tracediff.replay.computed import Compute, Values
@@ -263,12 +264,22 @@ _MORE_OF_PARAMETERS = (
 
 
 def rounded(replay: Replay, number: int, node: Node) -> Iterator[Change]:
-    """A tensor rounded to half precision."""
+    """A tensor rounded to half precision. What far fewer digits give as well (0.999 becomes 1) is not known to be rounded."""
     if not is_float(replay, number):
         return
+    plain = _of_few_digits(replay.values[number])
     for name, kind in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
 
         def compute(values: Values, kind: Any = kind) -> Array:
             return np.asarray(replay.apply(node, values)).astype(kind).astype(np.float64)
 
+        if np.array_equal(replay.values[number].astype(kind).astype(np.float64), plain):
+            continue
         yield Change("precision", f"the port rounds {replay.program.text(number)} to {name}", {number: compute})
+
+
+def _of_few_digits(values: Array) -> Array:
+    """Numbers rounded to so few binary digits that most are round numbers."""
+    parts, powers = np.frexp(np.asarray(values, np.float64))
+    made: Array = np.ldexp(np.round(parts * 2**THRESHOLDS.few_digits) / 2**THRESHOLDS.few_digits, powers)
+    return made

@@ -28,8 +28,10 @@ from tracediff.causes.operation_edits.base import (
     Change,
     is_float,
     is_mask,
+    ref_at,
     shape_at,
 )
+from tracediff.causes.operation_edits.frequencies import are_turned
 from tracediff.causes.program import Program, Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.replay.computed import Compute
@@ -71,6 +73,17 @@ def limit_left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
                 yield Change("clamp", f"{said}, but what is made of it by its largest number", most)
 
 
+def comparison_left_out(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Whole numbers are handed on, where the reference asks which of them are equal to, more or less than others."""
+    ref = ref_at(node, 0)
+    if node.name in _COMPARISONS and ref is not None and _is_whole(replay, ref) and shape_at(replay, ref) == shape_at(replay, number):
+        other = ref_at(node, 1)
+        than = _number_of(node) if other is None else replay.program.text(other)
+        said = f"the port hands on {replay.program.text(ref)}, the reference asks which are {_COMPARISONS[node.name]} {than}"
+        yield Change("branch.missing", said, {number: lambda values: values[ref]})
+
+
+_COMPARISONS = {"eq": "equal to", "ne": "not equal to", "lt": "less than", "le": "at most", "gt": "more than", "ge": "at least"}
 _LIMITS = frozenset(("minimum", "maximum", "clamp", "clamp_min", "clamp_max"))
 
 
@@ -131,6 +144,9 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     made = frozenset().union(*(program.operations(ref) for ref in [*others, *between]))
     what = " and ".join(program.text(one) for one in others[:2])
     last = program.nodes[end].name
+    if (choice := _choice(replay, between)) is not None:
+        kind = "rope.variant" if are_turned(replay, end) else "branch.missing"
+        return kind, f"the port takes {program.text(kept)}, the reference chooses {program.text(choice)} by one condition"
     if names == {"where"} and (other_branch := _other_branch(replay, end, kept)) is not None:
         return "branch.missing", f"the port hands on {program.text(kept)} everywhere, the reference {program.text(other_branch)} in places"
     is_made_mask = is_mask(replay, end) and not np.ptp(replay.values[kept])
@@ -170,6 +186,14 @@ def _kind_of_left_out(replay: Replay, kept: int, end: int, between: Sequence[int
     return "branch.missing", f"the port hands on {program.text(kept)} in the place of {program.text(end)}" + (
         f", without {what}" if what else ""
     )
+
+
+def _choice(replay: Replay, between: Sequence[int]) -> int | None:
+    """The tensor that a `where` between chose as a whole, by a condition of one value, which hides nothing; None where there is none."""
+    for node in (replay.program.nodes[number] for number in between):
+        if node.name == "where" and len(node.refs) == len(node.args) and replay.values[node.refs[0]].size == 1:
+            return node.refs[1 if replay.values[node.refs[0]].all() else 2]
+    return None
 
 
 def _other_branch(replay: Replay, end: int, kept: int) -> int | None:

@@ -25,7 +25,7 @@ from tracediff.causes.operation_edits.base import (
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
-from tracediff.replay.arithmetic import padded, widths_of
+from tracediff.replay.arithmetic import axes_of, padded, widths_of
 from tracediff.replay.computed import Compute, Values
 from tracediff.trace.operations import Node
 
@@ -214,6 +214,23 @@ def other_whole_number(replay: Replay, number: int, node: Node) -> Iterator[Chan
                 said = f"the port's {node.name.strip('_')} is given {other}, the reference's {value}"
                 kind = "order.channels" if node.name in REARRANGING else "scale"
                 yield Change(kind, said, {number: redone(replay, node, (*node.args[:place], other, *node.args[place + 1 :]))})
+
+
+def counted_plainly(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """Every place along an axis is numbered, where the reference counts some of them, such as those that are no padding."""
+    target = replay.program.target
+    counted, made = replay.values[number], replay.values[target]
+    axis = axes_of(node.args[1]) if node.name == "cumsum" and len(node.args) > 1 else None
+    if axis is None or not isinstance(made, np.ndarray) or made.dtype.kind not in "iu" or made.shape != counted.shape:
+        return
+    place = np.arange(made.shape[axis[0]]).reshape([-1 if one == axis[0] % made.ndim else 1 for one in range(made.ndim)])
+    for first in (0, 1):
+        said = f"the port numbers every place from {first}, the reference counts {replay.program.text(next(iter(node.refs)))}"
+        yield Change("position.offset", said, {target: partial(_numbered, np.broadcast_to(place + first, made.shape))})
+
+
+def _numbered(numbers: Array, values: Values) -> Array:
+    return numbers
 
 
 def _further(replay: Replay, node: Node, shift: int) -> Compute:

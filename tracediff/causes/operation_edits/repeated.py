@@ -1,13 +1,14 @@
-"""An operation applied once more than the reference applies it, or once for each time that a place is named."""
+"""An operation applied once more than the reference applies it, or once for each time that a place is named; copies in another order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tracediff.causes.operation_edits.base import NORMS, PRODUCTS, Change, is_float, is_mask, ref_at, shape_at
+from tracediff.causes.operation_edits.base import NORMS, PRODUCTS, VIEWS, Change, is_float, is_mask, ref_at, shape_at
 from tracediff.causes.program import Replay
 from tracediff.causes.thresholds import THRESHOLDS
 from tracediff.dtype import Array
@@ -91,3 +92,26 @@ def _written(replay: Replay, node: Node, base: int, steps: list[int], times: Arr
         return made
 
     return compute
+
+
+def copied_whole(replay: Replay, number: int, node: Node) -> Iterator[Change]:
+    """A tensor is repeated as a whole (0 1 0 1), where the reference repeats each of its parts in turn (0 0 1 1): heads of keys."""
+    program, ref = replay.program, ref_at(node, 0)
+    while ref is not None and ref not in program.leaves and program.nodes[ref].name in ("clone", "contiguous"):
+        ref = ref_at(program.nodes[ref], 0)
+    if node.name not in VIEWS or ref is None or ref in program.leaves or program.nodes[ref].name != "expand":
+        return
+    source = program.nodes[ref].refs[0]
+    before, after = shape_at(replay, source), shape_at(replay, ref)
+    axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=False)) if a != b]
+    if len(before) != len(after) or len(axes) != 1 or not axes[0]:
+        return
+    axis, times = axes[0] - 1, after[axes[0]]
+    merged = (*before[:axis], before[axis] * times, *before[axis + 2 :])
+    if before[axis] > 1 and shape_at(replay, number) == merged:
+        said = f"the port repeats {program.text(source)} as a whole, the reference each of its parts in turn"
+        yield Change("heads.layout", said, {number: partial(_whole_again, source, axis, times)})
+
+
+def _whole_again(source: int, axis: int, times: int, values: Values) -> Array:
+    return np.concatenate([values[source].squeeze(axis + 1)] * times, axis)
