@@ -56,7 +56,7 @@ class _Handed:
 
 
 class _HandedOut:
-    """The tensors that a variation handed out and that are alive; those of frameworks whose tensors take no weak references are not known."""
+    """The tensors that a variation handed out and that are alive; those that take no weak references are not known."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Handed] = {}
