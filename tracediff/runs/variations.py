@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -187,21 +187,10 @@ class Variation(Observer):
                 error = error_of_rows(stored, rows, adapter.view(made), record, self._unit(dtypes.of(stored)))
                 if not math.isnan(error):
                     self.errors[row], self.sampled[row] = np.fmax(self.errors[row], error), True
-                    return self._handed_for(stored, row, replace(entered, moment="leave"), made)
+                    return adapter.beside(stored, made)
             return call(*args, **kwargs)
 
         entered.instead = some_rows
-
-    def _handed_for(self, stored: Array, row: int, left: Boundary, made: Any) -> Any:
-        """What a call gives of which some rows were measured, ``made``: the stored value varied, with which the run goes on."""
-        adapter = self._run.adapter
-        if isinstance(made, np.ndarray):
-            return adapter.beside(stored, made)
-        varied = self.varied(stored, row, left, made)
-        if isinstance(varied, np.ndarray):
-            varied = adapter.beside(varied, made) if varied is stored else adapter.owning(varied, made)
-        self._handed.note(varied, self._key(row, left), adapter)
-        return varied
 
     def _may_sample(self, row: int) -> bool:
         """Whether some rows of a record may tell of it, as far as the variation goes; values that are choices are needed all."""
