@@ -60,17 +60,21 @@ class _Seen:
         """Which records hold more than one value."""
         return ~((self.index["min"] == self.index["max"]) & (self.index["nan"] == 0) & (self.index["inf"] == 0))
 
-    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[SiteEnd, Any]:
-        """The rows of each (site, end) for which ``wanted`` says so."""
+    @cached_property
+    def places(self) -> list[tuple[SiteEnd, Any]]:
+        """Each (site, end) with its rows, in the order of the first ones."""
         pairs = self.index["site"].astype(np.int64) << 32 | self.index["end"]
         codes, inverse = np.unique(pairs, return_inverse=True)
         if not codes.size:  # texts alone
-            return {}
-        places = [(self.strings[code >> 32], self.strings[code & 0xFFFFFFFF]) for code in codes.tolist()]
+            return []
         order = np.argsort(inverse, kind="stable")
         rows = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(codes)))[:-1])
-        chosen = [(group[0], place, group) for place, group in zip(places, rows, strict=True) if wanted(*place)]
-        return {place: group for _, place, group in sorted(chosen, key=lambda row_and_place: int(row_and_place[0]))}
+        found = [((self.strings[code >> 32], self.strings[code & 0xFFFFFFFF]), own) for code, own in zip(codes.tolist(), rows, strict=True)]
+        return sorted(found, key=lambda place_and_rows: int(place_and_rows[1][0]))
+
+    def rows_like(self, wanted: Callable[[str, str], bool]) -> dict[SiteEnd, Any]:
+        """The rows of each (site, end) for which ``wanted`` says so."""
+        return {place: rows for place, rows in self.places if wanted(*place)}
 
     def shapes_of(self, rows: Any) -> list[Shape]:
         """The different shapes among some rows."""
@@ -235,8 +239,12 @@ KINDS: tuple[Callable[[_Seen], Iterable[str]], ...] = (
 """The kinds of blind spots, in the order of their lines."""
 
 
+def blind_spots_meta(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """What the meta of a closed trace is to say of its run's blind spots."""
+    with open_trace(path) as trace:
+        return {"blind_spots": blind_spots(trace)}
+
+
 def note_blind_spots(path: str | os.PathLike[str], identity: bytes, **items: Any) -> None:
     """Writes the blind spots of a closed trace's run into its meta, and further items; ``identity`` is the trace's."""
-    with open_trace(path) as trace:
-        lines = blind_spots(trace)
-    amend(path, identity=identity, meta={"blind_spots": lines, **items})
+    amend(path, identity=identity, meta={**blind_spots_meta(path), **items})

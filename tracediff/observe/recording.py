@@ -32,12 +32,14 @@ def record_run(
     force: bool = False,
     identity: bytes | None = None,
     progress: Progress = silent,
+    is_noted: bool = True,
 ) -> Path:
     """Records a run to a new trace and returns its path; with ``options.repeat`` it runs once more and the trace says whether it repeats.
 
     ``models`` and ``run`` are those of `tracediff.observe.observe`; ``observers`` see each boundary before the recorder does. No noise
-    floor is measured. ``identity`` is the trace's, by which its caller knows it again. Models and generators are afterwards as one run
-    leaves them. Raises what the run raises; the trace then holds what was recorded until there.
+    floor is measured. ``identity`` is the trace's, by which its caller knows it again. Without ``is_noted`` the caller amends the trace
+    himself, once, with what `blind_spots_meta` says and with what else is found. Models and generators are afterwards as one run leaves
+    them. Raises what the run raises; the trace then holds what was recorded until there.
     """
     adapter = adapter_of(models, run, impl=options.impl)
     options = replace(options, impl=adapter.name)
@@ -50,7 +52,8 @@ def record_run(
     found = {}
     if before is not None:
         found = repeats_meta(run_again(models, run, Path(to), before, options=options, observers=observers, progress=progress))
-    note_blind_spots(to, writer.identity, **found)
+    if is_noted or found:
+        note_blind_spots(to, writer.identity, **found)
     return Path(to)
 
 

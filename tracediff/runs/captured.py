@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tracediff.errors import CaptureError, TracediffError
 from tracediff.interrupts import allowed, held
 from tracediff.observe import adapter_of, observe
+from tracediff.observe.blind_spots import blind_spots_meta
 from tracediff.observe.observer import Observer, Run
 from tracediff.observe.options import DEFAULTS, CaptureOptions, Progress, silent
 from tracediff.observe.products import pinned
@@ -119,7 +120,7 @@ class _Capture:
         """The same run with all its values into another file, which it may replace."""
         return replace(self, to=to, options=replace(self.options, save="full"), force=True, identity=new_identity(), **changes)
 
-    def record(self) -> Path:
+    def record(self, *, is_noted: bool = True) -> Path:
         """Records one run, without feeding it or measuring its floor."""
         return record_run(
             self.models,
@@ -131,6 +132,7 @@ class _Capture:
             force=self.force,
             identity=self.identity,
             progress=self.progress,
+            is_noted=is_noted,
         )
 
     def amend(self, **found: Any) -> None:
@@ -147,41 +149,54 @@ class _Capture:
 
 
 def _free(asked: _Capture) -> Path:
-    """A recorded run; the runs that measure its noise floor; and last, unperturbed, the one that tells whether it repeats."""
-    options = asked.options
-    adapter = adapter_of(asked.models, asked.run, impl=options.impl)
+    """A recorded run, to whose trace is added once, at the end, what is found after it."""
+    adapter = adapter_of(asked.models, asked.run, impl=asked.options.impl)
     world = World(asked.models, asked.run, adapter)
     before = world.state()
-    path = replace(asked, options=replace(options, repeat=False)).record()
-    has_floor = _has_floor(options, adapter.name, asked.meta)
+    path = replace(asked, options=replace(asked.options, repeat=False)).record(is_noted=False)
+    noted = blind_spots_meta(path)
+    found: dict[str, Any] = {}
+    try:
+        failed = _found_after(asked, path, world, before, found)
+    finally:
+        asked.amend(**{**found, "meta": {**noted, **found.get("meta", {})}})
+    if failed is not None:
+        raise failed
+    return path
+
+
+def _found_after(asked: _Capture, path: Path, world: World, before: State, found: dict[str, Any]) -> CaptureError | None:
+    """The runs that measure the noise floor of a recorded one; and last, unperturbed, the one that tells whether it repeats.
+
+    Puts what `amend` is to add into ``found``, and returns what went wrong with the floor.
+    """
+    options, failed = asked.options, None
+    has_floor = _has_floor(options, adapter_of(asked.models, asked.run, impl=options.impl).name, asked.meta)
     if why := world.once(before):
-        asked.amend(**_missed(path, f"repeat and noise floor: {why}"))
-        return path
-    found, failed = {}, None
+        found |= _missed(path, f"repeat and noise floor: {why}")
+        return None
+    measured: dict[str, Any] = {}
     if has_floor and options.save == "full":
         with held(), world.as_it_is(before):
             world.back_to(before)
             try:
                 with allowed():
                     floor = partial(_floor_of, dtypes=options.floor_dtypes, options=options, progress=asked.progress, begin=before)
-                    found = floor(asked.models, asked.run, path)
+                    measured = floor(asked.models, asked.run, path)
             except CaptureError as error:
                 failed = error
             world.back_to(before)
             if not options.repeat:
-                found["meta"] = {**found.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
+                measured["meta"] = {**measured.get("meta", {}), **operations_meta(asked.models, asked.run, options.observing())}
     if options.repeat:
         first, operations = _repeated(asked, path, before, with_operations=has_floor and options.save == "full")
         if operations:
-            found["meta"] = {**found.get("meta", {}), **operations}
-        if first is not None and (found or failed):
-            found, failed = _missed(path, "noise floor: not measured, since the run does not repeat itself"), None
-        found["meta"] = {**found.get("meta", {}), **repeats_meta(first)}
-    if found:
-        asked.amend(**found)
-    if failed is not None:
-        raise failed
-    return path
+            measured["meta"] = {**measured.get("meta", {}), **operations}
+        if first is not None and (measured or failed):
+            measured, failed = _missed(path, "noise floor: not measured, since the run does not repeat itself"), None
+        measured["meta"] = {**measured.get("meta", {}), **repeats_meta(first)}
+    found |= measured
+    return failed
 
 
 def _repeated(asked: _Capture, path: Path, before: State, *, with_operations: bool) -> tuple[Place | None, dict[str, Any]]:

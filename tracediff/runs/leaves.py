@@ -126,8 +126,12 @@ def called_on(rows: Array, shape: tuple[int, ...], call: Call, args: Args, kwarg
     if any(not isinstance(value, _PLAIN) for value in values if not adapter.is_tensor(value)):
         return None
 
+    index = adapter.from_numpy(rows, None)  # once for all arguments
+
     def some(value: Any) -> Any:
-        return value[..., rows, :] if adapter.is_tensor(value) else value
+        if isinstance(value, np.ndarray):
+            return value[..., rows, :]
+        return value[..., index, :] if adapter.is_tensor(value) else value
 
     try:
         with adapter.no_grad():

@@ -53,6 +53,10 @@ class Values:
         """A record."""
         return self._known(row)[0]
 
+    def key(self, row: int) -> bytes:
+        """What tells the content of a record from others."""
+        return self._known(row)[1]
+
     def is_whole(self, row: int) -> bool:
         """Whether the stored values of a record are whole numbers only (`tracediff.dtype.is_whole`)."""
         key = self._known(row)[1]

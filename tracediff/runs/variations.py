@@ -6,8 +6,11 @@ Each of them compares what arrives at a boundary with what is stored, and lets t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,40 @@ class Redrawing(Observer):
         return None if drawn is None else {"draw": drawn}
 
 
+@dataclass(slots=True)
+class _Handed:
+    """A tensor that was handed out: for which stored value, by what a change of it shows, and its error where that was measured."""
+
+    tensor: Callable[[], Any]
+    key: bytes
+    token: Any
+    error: float | None = None
+    is_choice: bool = False
+
+
+class _HandedOut:
+    """The tensors that a variation handed out and that are alive; those that take no weak references are not known."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Handed] = {}
+
+    def note(self, tensor: Any, key: bytes, adapter: Adapter) -> None:
+        """Notes a tensor that is handed out for the stored value with this key."""
+        if isinstance(tensor, (np.ndarray, AsIs)) or not adapter.is_tensor(tensor):
+            return
+        with suppress(TypeError):
+            own = id(tensor)
+            forget = partial(self._known.pop, own)  # in C: an interrupt in a callback of a weak reference would be lost
+            self._known[own] = _Handed(weakref.ref(tensor, forget), key, adapter.token(tensor))
+
+    def of(self, tensor: Any, key: bytes, adapter: Adapter) -> _Handed | None:
+        """What is known of a tensor that was handed out for the stored value with this key, and that nothing has changed since."""
+        found = self._known.get(id(tensor))
+        if found is None or found.tensor() is not tensor or found.key != key or adapter.is_changed(tensor, found.token):
+            return None
+        return found
+
+
 class Variation(Observer):
     """Measures what arrives at each boundary against the stored value, and lets the run continue with a variation of that value.
 
@@ -52,6 +89,8 @@ class Variation(Observer):
     """
 
     leaves: Collection[str] = ()
+    goes_on_with_handed = True
+    """Whether the run goes on with a tensor that arrives as it was handed out for the same stored value: it is that value varied."""
 
     def __init__(self, trace: Trace) -> None:
         self.errors = np.full(len(trace.records), np.nan)
@@ -62,6 +101,7 @@ class Variation(Observer):
         self._rows = rows_by_place(trace)
         self._calls = outputs_by_call(trace)
         self._values = Values(trace, CACHE_BYTES)
+        self._handed = _HandedOut()
         self._trace = trace
 
     def start(self, run: Run) -> None:
@@ -73,18 +113,45 @@ class Variation(Observer):
         if boundary.moment == "enter" and boundary.site in self.leaves and boundary.site == boundary.path:
             self._sample(boundary)
         replaced = {}
+        is_draw = boundary.moment == "draw"
         for end, tensor in boundary.leaves:
             row = self._rows.get((boundary.site, boundary.ordinal, end))
-            stored = self._values.of(row) if row is not None else None
-            if row is None or stored is None or isinstance(tensor, str):
+            if row is None or isinstance(tensor, str):
                 continue
-            if boundary.moment != "draw" and not (boundary.moment == "leave" and self.sampled[row]):
+            key = self._key(row, boundary)
+            handed = None if is_draw else self._handed.of(tensor, key, self._run.adapter)
+            is_measured = is_draw or (boundary.moment == "leave" and bool(self.sampled[row]))
+            if handed is not None and not is_measured:
+                self._measure_handed(row, handed)
+            if handed is not None and self.goes_on_with_handed and not end.startswith("attr["):
+                continue
+            stored = self._values.of(row)
+            if stored is None:
+                continue
+            if handed is None and not is_measured:
                 self._measure(row, stored, self._run.adapter.view(tensor))
             if not end.startswith("attr["):
                 self.is_seen_elsewhere |= isinstance(tensor, np.ndarray) and not dtypes.of(stored).is_exact
-                is_draw = boundary.moment == "draw"
                 replaced[end] = stored if is_draw else self.varied(self.base(stored, tensor), row, boundary, tensor)
+                if not is_draw:
+                    self._handed.note(replaced[end], key, self._run.adapter)
         return replaced
+
+    def _key(self, row: int, boundary: Boundary) -> bytes:
+        """What tells the variation of a record's content from others."""
+        return self._values.key(row)
+
+    def _measure_handed(self, row: int, handed: _Handed) -> None:
+        """Measures a tensor that arrives as it was handed out for the same content: once for all records at which it does."""
+        before = self.errors[row]
+        if handed.error is None:
+            stored = self._values.of(row)
+            assert stored is not None  # it has the content of a value that was read
+            self.errors[row] = np.nan
+            self._measure(row, stored, self._run.adapter.view(handed.tensor()))
+            handed.error, handed.is_choice = float(self.errors[row]), bool(self.chosen[row])
+        self.errors[row] = np.fmax(before, handed.error)
+        self.chosen[row] |= handed.is_choice
 
     def base(self, stored: Array, tensor: Any) -> Array:
         """The value that is varied: the stored one, so that nothing accumulates."""
@@ -193,6 +260,8 @@ class LocalNoise(Variation):
 class AccumulatedNoise(LocalNoise):
     """Multiplies what arrives by noise, so that errors accumulate as they do between two free runs."""
 
+    goes_on_with_handed = False
+
     def base(self, stored: Array, tensor: Any) -> Array:
         return stored if dtypes.of(stored).is_exact else self._run.adapter.view(tensor)
 
@@ -258,6 +327,9 @@ class Cast(Variation):
 
     def _unit(self, kind: DType) -> float:
         return max(kind.roundoff, self._kind.roundoff)
+
+    def _key(self, row: int, boundary: Boundary) -> bytes:
+        return super()._key(row, boundary) + (b"kept" if self._taker(boundary) in self._kept else b"")
 
     def _taker(self, boundary: Boundary) -> str:
         """The site of the call whose code takes the tensors of a boundary."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from typing import Generic, TypeVar
 
@@ -23,6 +24,8 @@ class DigestTable:
     >>> table[b"0123456789abcdef"] = 7
     >>> table.get(b"0123456789abcdef"), table.get(b"................"), len(table)
     (7, None, 1)
+    >>> table.entered(b"0123456789abcdef", 8), table.entered(b"................", 9), len(table)
+    (7, 9, 2)
     """
 
     __slots__ = ("_first", "_number", "_second", "_taken")
@@ -39,6 +42,18 @@ class DigestTable:
         """The number of a digest; None where there is none."""
         number = self._number[self._place(*_halves(digest))]
         return number - 1 if number else None
+
+    def entered(self, digest: bytes, number: int) -> int:
+        """The number of a digest, which is entered with ``number`` where there is none."""
+        first, second = _halves(digest)
+        place = self._place(first, second)
+        if found := self._number[place]:
+            return found - 1
+        self._first[place], self._second[place], self._number[place] = first, second, number + 1
+        self._taken += 1
+        if self._taken > _FULLEST * len(self._number):
+            self._grow()
+        return number
 
     def __setitem__(self, digest: bytes, number: int) -> None:
         self._set(*_halves(digest), number + 1)
@@ -66,8 +81,12 @@ class DigestTable:
         self._first, self._second, self._number = larger._first, larger._second, larger._number
 
 
+_HALVES = struct.Struct("<2Q")
+
+
 def _halves(digest: bytes) -> tuple[int, int]:
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+    first, second = _HALVES.unpack(digest)
+    return first, second
 
 
 class Recent(Generic[K, V]):

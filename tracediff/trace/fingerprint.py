@@ -382,7 +382,8 @@ def _float_quantiles(flat: Array) -> Floats:
         is_met[bins] = True
         is_sorted = np.zeros(_HEADS, bool)
         is_sorted[_ASCENDING[is_met]] = True
-        ordered = np.concatenate([flat[start : start + 4 * BLOCK][is_sorted.take(heads[start : start + 4 * BLOCK])] for start in blocks])
+        chosen = ((flat[start : start + 4 * BLOCK], heads[start : start + 4 * BLOCK]) for start in blocks)
+        ordered = np.concatenate([part.compress(is_sorted.take(own)) for part, own in chosen])  # in a quarter of an index's time
         ordered.sort()
         left_out = np.cumsum(np.where(is_met, 0, counts))
         return np.asarray(ordered[ranks - left_out[bins]])

@@ -178,8 +178,8 @@ def _items_misfit(value: Any, shape: Items, where: str) -> str | None:
     if missing is not None:
         return f"{where or 'it'} has no {missing!r}"
     for name, inner in shape.items.items():
-        if name in given and misfit(given[name], inner, "") is not None:  # where is only spelled out for what is wrong
-            return misfit(given[name], inner, f"{where}.{name}".lstrip("."))
+        if name in given and not _is_plainly(given[name], inner) and misfit(given[name], inner, "") is not None:
+            return misfit(given[name], inner, f"{where}.{name}".lstrip("."))  # where is only spelled out for what is wrong
     return None
 
 
@@ -188,9 +188,14 @@ def _each_misfit(value: Any, shape: Each, where: str) -> str | None:
         return _is_no(value, "object" if shape.by_name else "list", where)
     members = value.items() if isinstance(value, dict) else enumerate(value)
     for key, member in members:
-        if misfit(member, shape.member, "") is not None:
+        if not _is_plainly(member, shape.member) and misfit(member, shape.member, "") is not None:
             return misfit(member, shape.member, f"{where}[{key!r}]")
     return None
+
+
+def _is_plainly(value: Any, shape: Shape) -> bool:
+    """Whether a value is of the very type that its shape names, as nearly all are: the rest is looked at more closely."""
+    return type(value) is shape or (type(shape) is tuple and type(value) in shape)
 
 
 def _is_no(value: Any, wanted: str, where: str) -> str:

@@ -86,15 +86,19 @@ class Torch(FrameworkAdapter):
             tensor = tensor.to(torch.complex64)
         elif tensor.is_quantized:
             tensor = tensor.detach().dequantize()
-        is_plain = tensor.is_cpu and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
-        return tensor.numpy() if is_plain else tensor.numpy(force=True)  # type: ignore[no-any-return]  # which takes several operations
+        if not tensor.is_cpu or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+            return tensor.numpy(force=True)  # type: ignore[no-any-return]  # which takes several operations
+        if type(tensor) is not torch.Tensor:
+            return tensor.numpy()  # type: ignore[no-any-return]
+        with _undispatched():
+            return tensor.numpy()  # type: ignore[no-any-return]
 
     def tensor_of(self, array: Array) -> Tensor:
         array = np.ascontiguousarray(array).reshape(array.shape)
         if array.dtype in _BITS_OF:
             bits, dtype = _BITS_OF[array.dtype]
             return torch.from_numpy(array.view(torch.empty(0, dtype=bits).numpy().dtype).copy()).view(dtype)
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True))
+        return _from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True))
 
     def fitted(self, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch_subclasses.distributed_as(tensor.reshape(shape).to(device=like.device, dtype=like.dtype), like)
@@ -107,7 +111,7 @@ class Torch(FrameworkAdapter):
     def owning(self, array: Array, like: Tensor) -> Tensor:
         if not isinstance(like, torch.Tensor) or array.dtype in _BITS_OF or not array.dtype.isnative or not array.flags.writeable:
             return self.beside(array, like)
-        return torch_subclasses.distributed_as(torch.from_numpy(array).to(like.device), like)
+        return torch_subclasses.distributed_as(_from_numpy(array).to(like.device), like)
 
     def token_of(self, tensor: Tensor) -> Any:
         try:
@@ -335,6 +339,16 @@ def _scripting_originals(original: Any) -> Any:
 def _frames_compiled() -> int:
     dynamo = sys.modules.get("torch._dynamo.utils")
     return sum(dynamo.counters["frames"].values()) if dynamo is not None else 0
+
+
+_undispatched = torch._C._DisableTorchDispatch
+"""A context in which what watches a run's operations is not handed those of ours."""
+
+
+def _from_numpy(array: Array) -> torch.Tensor:
+    """A tensor that shares an array's memory."""
+    with _undispatched():
+        return torch.from_numpy(array)
 
 
 def _unreadable(tensor: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
+from tracediff.dtype import Array
 from tracediff.observe.adapters.torch_modes import WatchingMode
 from tracediff.observe.adapters.torch_sums import IN_ORDER, in_order
 from tracediff.observe.adapters.torch_writes import tensors_in, written
@@ -69,6 +71,8 @@ _BLOCK = 1 << 15
 _FEW_DIGITS = {torch.float16: 0x3FFFF, torch.bfloat16: 0xFFFFF, torch.float32: 0xFFF, torch.float64: (1 << 41) - 1}
 """The digits of a number, written as float32 (float64 as itself), that are zero where it is a short one: the result of an operation that
 rounded nothing."""
+_HALF_OF_MOST = {kind: torch.finfo(kind).max / 2 for kind in _FEW_DIGITS}
+_EPSILON = {kind: max(torch.finfo(kind).eps, 2**-23) for kind in _FEW_DIGITS}
 
 
 class Rounding(WatchingMode):
@@ -159,8 +163,8 @@ def _off(values: torch.Tensor, key: int, units: float, *, in_place: bool = False
     made = values if in_place else values.clone()
     parts = torch.view_as_real(made) if made.is_complex() else made
     flat = parts.view(-1) if parts.is_contiguous() else _in_memory(parts)
-    unit = max(torch.finfo(flat.dtype).eps, 2**-23) / 2 * (units if flat.dtype.itemsize > 2 else 1.0)
-    blocks = [flat] if flat.numel() <= _BLOCK or flat.device.type != "cpu" else flat.split(_BLOCK)
+    unit = _EPSILON[flat.dtype] / 2 * (units if flat.dtype.itemsize > 2 else 1.0)
+    blocks = [flat] if flat.numel() <= _BLOCK or not flat.is_cpu else flat.split(_BLOCK)
     with torch.no_grad():
         for block in blocks:
             _put_off(block, key, unit)
@@ -177,17 +181,25 @@ def _in_memory(values: torch.Tensor) -> torch.Tensor:
 
 def _put_off(block: torch.Tensor, key: int, unit: float) -> None:
     """Moves each of the values by 0.5 to 1 times ``unit`` of itself, the same for equal values; those of few digits stay."""
-    drawn = _drawn(block, key)
-    low, high = torch.aminmax(block)
-    is_huge = not max(-low.item(), high.item()) < torch.finfo(block.dtype).max / 2
+    is_huge = not _largest(block) < _HALF_OF_MOST[block.dtype]
     before = block.clone() if is_huge else block
+    drawn = _drawn(block, key)
     if block.dtype.itemsize > 2:
         block.addcmul_(block, drawn if block.dtype == torch.float32 else drawn.to(block.dtype), value=unit)
     else:
         wide = block.to(torch.float32)
         block.copy_(wide.addcmul_(wide, drawn, value=unit))
     if is_huge:  # masks and infinities stay as they are
-        block.copy_(torch.where(before.abs() < torch.finfo(block.dtype).max / 2, block, before))
+        block.copy_(torch.where(before.abs() < _HALF_OF_MOST[block.dtype], block, before))
+
+
+def _largest(values: torch.Tensor) -> float:
+    """The size of the largest of the values; NaN where one is NaN."""
+    if values.is_cpu and values.dtype in (torch.float32, torch.float64):
+        own = _NUMPY(values.detach())
+        return float(np.maximum(-own.min(), own.max()))
+    low, high = torch.aminmax(values)
+    return float(torch.maximum(-low, high))
 
 
 def _rounds(values: torch.Tensor) -> bool:
@@ -203,42 +215,93 @@ def _rounds(values: torch.Tensor) -> bool:
 
 
 def _drawn(values: torch.Tensor, key: int) -> torch.Tensor:
-    """A number of size 0.5 to 1 and of either sign for each value, float32, the same for equal values; 0 for a value of few digits."""
-    few = _FEW_DIGITS[values.dtype]
-    if values.device.type == "cpu" and values.dtype == torch.float32:
-        numbers = _NUMPY(values.detach()).view(np.int32)
-        return torch.from_numpy(_mixed(numbers, numbers, few, key).view(np.float32))
-    bits = values.to(torch.float32).view(torch.int32)
-    own = values.view(torch.int64) if values.dtype == torch.float64 else bits
-    return torch.as_tensor(_mixed(_numbers(bits), _numbers(own), few, key)).view(torch.float32)
+    """A number of size 0.5 to 1 and of either sign for each value, float32, the same for equal values; 0 for a value of few digits.
 
-
-def _numbers(values: torch.Tensor) -> Any:
-    """Whole numbers as what computes with them soonest: NumPy's on the host, which take a third of the time there."""
-    return _NUMPY(values.detach()) if values.device.type == "cpu" else values
-
-
-def _mixed(bits: Any, own: Any, few: int, key: int) -> Any:
-    """The bits of float32 numbers of size 0.5 to 1 and of either sign, drawn from ``bits``; zeros where ``own`` has no digit among ``few``.
-
-    All are signed whole numbers, NumPy's or PyTorch's. Choosing by their bits takes a tenth of the time of comparing.
+    On the host it lies in a buffer that the next call fills anew.
     """
-    mixed = bits * _as_int32(0x9E3779B1)
-    mixed += _as_int32(key)
-    mixed ^= mixed >> 15
-    mixed *= _as_int32(0x85EBCA77)
-    mixed &= _as_int32(0x807FFFFF)
-    mixed |= 0x3F000000  # as float32: its sign and digits, between 0.5 and 1
+    few, key = _FEW_DIGITS[values.dtype], _as_int32(key)
+    bits = values if values.dtype == torch.float32 else values.to(torch.float32)
+    own = values if values.dtype == torch.float64 else bits
+    if values.is_cpu:
+        return torch.from_numpy(_mixed_on_host(_NUMPY(bits.detach()), _NUMPY(own.detach()), few, key))
+    return _mixed(bits.view(torch.int32), own.view(torch.int64 if own.dtype == torch.float64 else torch.int32), few, key)
+
+
+class _Scratch(threading.local):
+    """Buffers of one block, kept for the next."""
+
+    def __init__(self) -> None:
+        self.mixed, self.other = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+        self.wide = np.empty(_BLOCK, np.int64)
+
+
+_scratch = _Scratch()
+
+
+def _mixed_on_host(values: Array, own: Array, few: int, key: int) -> Array:
+    """As `_mixed`, of float32 values and the ``own`` ones, float32 or float64, in a buffer; the result as float32.
+
+    NumPy takes a third of PyTorch's time here, and constants of its own half of what Python's numbers take for a small tensor.
+    """
+    size, bits = values.size, values.view(np.int32)
+    is_kept = size <= _BLOCK
+    mixed = _scratch.mixed[:size] if is_kept else np.empty(size, np.int32)
+    other = _scratch.other[:size] if is_kept else np.empty(size, np.int32)
+    np.multiply(bits, _FIRST, out=mixed)
+    np.add(mixed, np.array(key, np.int32), out=mixed)
+    np.right_shift(mixed, _HALF, out=other)
+    np.bitwise_xor(mixed, other, out=mixed)
+    np.multiply(mixed, _SECOND, out=mixed)
+    np.bitwise_and(mixed, _SIGN_AND_DIGITS, out=mixed)
+    np.bitwise_or(mixed, _EXPONENT, out=mixed)
+    if own.dtype == np.float32:
+        digits = np.bitwise_and(bits, _int32(few), out=other)
+        np.add(digits, _ALL_BUT_SIGN, out=digits)
+        np.right_shift(digits, _SIGN, out=digits)
+    else:
+        wide = _scratch.wide[:size] if is_kept else np.empty(size, np.int64)
+        np.bitwise_and(own.view(np.int64), np.int64(few), out=wide)
+        np.add(wide, np.int64(2**63 - 1), out=wide)
+        np.right_shift(wide, np.int64(63), out=wide)
+        np.copyto(other, wide, casting="unsafe")
+    np.bitwise_and(mixed, other, out=mixed)
+    found: Array = mixed.view(np.float32)
+    return found
+
+
+def _mixed(bits: torch.Tensor, own: torch.Tensor, few: int, key: int) -> torch.Tensor:
+    """Float32 numbers of size 0.5 to 1 and of either sign, drawn from ``bits``, those of float32 numbers; zeros where ``own`` has no digit
+    among ``few``.
+
+    All are signed whole numbers. Choosing by their bits takes a tenth of the time of comparing.
+    """
+    mixed = bits * _FIRST.item()
+    mixed += key
+    mixed ^= mixed >> _HALF.item()
+    mixed *= _SECOND.item()
+    mixed &= _SIGN_AND_DIGITS.item()
+    mixed |= _EXPONENT.item()
     width = 8 * own.itemsize
     digits = own & few
     digits += 2 ** (width - 1) - 1
     digits >>= width - 1  # all bits where any digit is set, none otherwise
-    if width > 32:
-        digits = digits.astype("int32") if isinstance(digits, np.ndarray) else digits.to(torch.int32)
-    mixed &= digits
-    return mixed
+    mixed &= digits.to(torch.int32)
+    return mixed.view(torch.float32)
 
 
 def _as_int32(number: int) -> int:
     """The lower 32 bits of a number, as a signed one."""
     return (number + 2**31) % 2**32 - 2**31
+
+
+@cache
+def _int32(number: int) -> Array:
+    """A number as an array without axes, with which NumPy computes soonest."""
+    return np.array(_as_int32(number), np.int32)
+
+
+_FIRST, _SECOND = _int32(0x9E3779B1), _int32(0x85EBCA77)
+_HALF, _SIGN = _int32(15), _int32(31)
+_SIGN_AND_DIGITS, _EXPONENT = _int32(0x807FFFFF), _int32(0x3F000000)
+"""What is kept of mixed bits: the sign and digits of a float32 number, which the exponent puts between 0.5 and 1."""
+_ALL_BUT_SIGN = _int32(2**31 - 1)
