@@ -17,7 +17,7 @@ from tracediff.locate.verdicts import Verdicts
 from tracediff.metrics import compare
 from tracediff.replay.computed import CannotComputeError, applied, guarded, is_computable
 from tracediff.trace.calls import TOP
-from tracediff.trace.operations import Graph, Where, readable_graph, rows_at
+from tracediff.trace.operations import Graph, readable_graph, rows_at
 
 
 def would_go_wrong(verdicts: Verdicts, i: int, call: int) -> bool:
@@ -58,7 +58,7 @@ def _whole(verdicts: Verdicts, i: int) -> Array | None:
         return None
     reference, port = pairs.values(i)
     shape = pairs.records(i)[0].shape
-    return port.astype(wide_type(reference)) if reference.shape == shape and reference.size <= THRESHOLDS.largest_replayed else None
+    return port.astype(wide_type(reference)) if reference.shape == shape and reference.size <= THRESHOLDS.replayed_values else None
 
 
 class _Onward:
@@ -69,7 +69,7 @@ class _Onward:
         self._row_at = rows_at(verdicts.pairs.reference)
         self._changed: dict[int, Array] = {start: values}
         self._own: dict[int, Array] = {}
-        self._work = 0
+        self._operations = self._values = 0
 
     def until(self, end: int) -> Iterator[bool]:
         """Of each tensor that was compared and agrees whether it would be wrong, in order, up to an operation.
@@ -90,13 +90,13 @@ class _Onward:
                 raise CannotComputeError("the port's tensor is not known whole")
 
     def _seen(self, node: int) -> int | None:
-        """The pair of a node's tensor that was compared; the reference had no other values in hand there than the pair says."""
-        rows = [row for place in self._graph.names.get(node, ()) if (row := self._row(place)) is not None]
+        """The first pair of a node's tensor that was compared; None where none was."""
         flow, comparisons = self._verdicts.flow, self._verdicts.comparisons
-        return next((j for j in flow.pairs_at(rows) if comparisons.judged(j).diverged is not None), None)
+        return next((j for j in flow.pairs_at(self._rows(node)) if comparisons.judged(j).diverged is not None), None)
 
-    def _row(self, place: Where) -> int | None:
-        return self._row_at.get(place)
+    def _rows(self, node: int) -> Iterator[int]:
+        """The rows of the reference at which a node's tensor was seen."""
+        return (self._row_at[place] for place in self._graph.names.get(node, ()) if place in self._row_at)
 
     def _is_wrong(self, j: int, made: Array) -> bool:
         """Whether what the operations make of the port's form is clearly another tensor than the reference's."""
@@ -111,24 +111,40 @@ class _Onward:
     def _computed(self, number: int, among: dict[int, Array]) -> Array:
         """What an operation gives, of what was changed and of what the reference had."""
         node = self._graph.nodes[number]
-        self._work += 1
-        if self._work > THRESHOLDS.most_replayed or not is_computable(node):
+        self._operations += 1
+        if self._operations > THRESHOLDS.most_replayed or not is_computable(node):
             raise CannotComputeError(node.name)
         values = {ref: among[ref] if ref in among else self._had(ref) for ref in node.refs}
-        made: Array = guarded(lambda given: applied(node.name, node.args, node.kwargs, given, node), values)
-        if isinstance(made, np.ndarray) and made.size > THRESHOLDS.largest_replayed:
-            raise CannotComputeError("too large")
-        return made
+        return self._counted(guarded(lambda given: applied(node.name, node.args, node.kwargs, given, node), values))
 
     def _had(self, node: int) -> Array:
         """What the reference had at a node: as it was recorded, else computed again of what was."""
-        if node not in self._own:
-            records = self._verdicts.pairs.reference.records
-            rows = (self._row(place) for place in self._graph.names.get(node, ()))
-            stored = next((records[row] for row in rows if row is not None and records[row].stored), None)
-            if stored is None:
-                self._own[node] = self._computed(node, {})
+        needed, stack = set[int](), [node]
+        while stack:
+            one = stack.pop()
+            if one in self._own or one in needed:
+                continue
+            if (stored := self._stored(one)) is not None:
+                self._own[one] = self._counted(stored)
+            elif len(needed) < THRESHOLDS.most_replayed:
+                needed.add(one)
+                stack.extend(self._graph.nodes[one].refs)
             else:
-                own = stored.read()
-                self._own[node] = own.astype(wide_type(own)) if own.dtype.kind not in "biu" else own
+                raise CannotComputeError("too many operations")
+        for one in sorted(needed):
+            self._own[one] = self._computed(one, self._own)
         return self._own[node]
+
+    def _stored(self, node: int) -> Array | None:
+        """What was recorded of a node, floats wide; None where nothing was."""
+        records = self._verdicts.pairs.reference.records
+        record = next((records[row] for row in self._rows(node) if records[row].stored), None)
+        own = None if record is None else record.read()
+        return own if own is None or own.dtype.kind in "biu" else own.astype(wide_type(own))
+
+    def _counted(self, made: Array) -> Array:
+        """A tensor that is held, of which there may not be too many."""
+        self._values += np.size(made)
+        if self._values > THRESHOLDS.replayed_values:
+            raise CannotComputeError("too large")
+        return made

@@ -10,6 +10,7 @@ _SEARCH = "set by hand; benchmarks/bisection.py shows what is read, tests/test_l
 _ESTIMATE = "set by hand; tests/test_locate_estimates.py and tests/test_locate.py guard it"
 _EFFECT = "set by hand; tests/test_locate.py guards it"
 _WORK = "set by hand; a pair takes about a millisecond and 1 ns a byte, tests/test_workers.py guards what comes of it"
+_REPLAY = "set by hand; tests/test_equivalent_forms.py guards what comes of it (a factor in code)"
 _GRADES = "benchmarks/grades.py on 55 pairs, chosen on 13 of them: 327 of 327 weak faults above twice what is allowed stay clear"
 _LIKE = (
     "planted faults, forced: 28 of 28 that are at all siblings of a role stay whole, 7 % of 707 pairs of different faults at siblings are "
@@ -70,8 +71,8 @@ class Thresholds:
         "share of what is allowed, two to three times the noise floor, up to which nothing counts as left behind",
         "float32: rotations from another position and keys in ring order, two clean public reports, leave 0.42 at most",
     )
-    most_replayed: int = threshold(600, "of more operations none is computed again with what differs", _WORK)
-    largest_replayed: int = threshold(2**24, "elements of a tensor that is computed again so, at most", _WORK)
+    most_replayed: int = threshold(600, "of more operations none is computed again with what differs", _REPLAY)
+    replayed_values: int = threshold(2**25, "values of all tensors that are held for it, at most: 256 MB", _REPLAY)
     most_ordered: int = threshold(2048, "channels whose order is told by assignment, at most: a second's work", _ALONE)
     fewest_affine_values: int = threshold(4, "values of a row from which a gain and an offset can be told", _ALONE)
 
