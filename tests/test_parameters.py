@@ -65,6 +65,16 @@ def test_fused_projections_are_seen_on_either_side() -> None:
     assert [one.layout for one in cut.pairs[:3]] == [f"{a}:{a + WIDTH} of axis 0" for a in (0, WIDTH, 2 * WIDTH)]
 
 
+def test_a_vector_of_few_values_is_told_as_a_part_beside_its_matrix(tmp_path: Path) -> None:
+    whole = {"head.weight": values("w", 7, WIDTH), "head.bias": values("b", 7)}
+    rows = {"0": slice(0, 3), "1": slice(3, 7)}
+    parts = {f"part.{part}.{kind}": whole[f"head.{kind}"][of] for part, of in rows.items() for kind in ("weight", "bias")}
+    assert weights(*as_traces(tmp_path, whole, parts)).verdict == "same"
+    (tmp_path / "wrong").mkdir()
+    wrong = parts | {"part.0.bias": values("other", 3)}
+    assert weights(*as_traces(tmp_path / "wrong", whole, wrong)).verdict == "different"
+
+
 def test_a_fused_projection_with_one_part_that_never_loaded_is_not_the_same() -> None:
     apart = {f"{n}.{p}.weight": values(f"{n}{p}", WIDTH, WIDTH) for n in range(3) for p in "qkv"}
     fused = {f"{n}.qkv.weight": np.concatenate([apart[f"{n}.{p}.weight"] for p in "qkv"]) for n in range(3)}

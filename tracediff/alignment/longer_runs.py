@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from tracediff.alignment.axes import Shape
+from tracediff.alignment.axes import Layout, Shape
 from tracediff.alignment.layouts import LayoutChooser
 from tracediff.alignment.partial_layouts import is_picked
 from tracediff.alignment.record_table import PairedSites, Rows
@@ -60,18 +60,26 @@ def _lengths(rows: Rows, found: Sequence[RecordPair]) -> dict[int, Lengths]:
     """The lengths by the port's call whose code made inputs longer that it hands on; TOP where the run's own inputs are."""
     lengths: dict[int, Lengths] = defaultdict(dict)
     for pair in found:
-        layout = pair.layout
-        if len(pair.reference) != 1 or len(pair.port) != 1 or layout is None or layout.window is None:
+        if len(pair.reference) != 1 or len(pair.port) != 1 or pair.layout is None:
             continue
-        window, theirs = layout.window, layout.turned(rows.shape(1, pair.port[0]))
-        maker = _maker(rows.sides[1], pair.port[0]) if rows.kind[0][pair.reference[0]] == INPUT else None
-        if maker is None or (maker != TOP and any(start for start, _ in window)):  # a layer's own padding ends with the layer
+        cuts = _cuts(pair.layout, rows.shape(1, pair.port[0]))
+        maker = _maker(rows.sides[1], pair.port[0]) if cuts and rows.kind[0][pair.reference[0]] == INPUT else None
+        if maker is None or (maker != TOP and any(start for _, start in cuts.values())):  # a layer's own padding ends with the layer
             continue
-        for own, other, (start, _) in zip(rows.shape(0, pair.reference[0]), theirs, window, strict=True):
+        for other, (own, start) in cuts.items():
             # the first input tells: ids have one place in others, where positions that count from 0 would be at the front
-            if other > own:
-                lengths[maker].setdefault(other, (own, start))
+            lengths[maker].setdefault(other, (own, start))
     return lengths
+
+
+def _cuts(layout: Layout, shape: Shape) -> Lengths:
+    """The lengths of a port's tensor that a layout cuts, in a window, or to the first row where the reference has one."""
+    part = layout.part
+    if layout.window is not None:
+        ends = zip(layout.turned(shape), layout.window, strict=True)
+        return {length: (stop - start, start) for length, (start, stop) in ends if length > stop - start}
+    is_first_row = part is not None and (part.axis, part.start, part.stop, part.groups) == (0, 0, 1, 1)
+    return {shape[0]: (1, 0)} if is_first_row else {}
 
 
 def _maker(side: Side, row: int) -> int | None:

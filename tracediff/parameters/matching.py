@@ -80,15 +80,20 @@ def match(reference: Weights, port: Weights) -> Matches:
     _by_digest(reference, port, matches)
     in_twins = {name for _, members in matches.twins for name in members}
     taken = {name for held in matches.held.values() for name in held.origin.names} | {name for names, _ in matches.twins for name in names}
-    free_sources = [weight for name, weight in reference.items() if name not in taken and _is_telling(weight)]
-    free_targets = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _is_telling(weight)]
-    if free_sources and free_targets:
+    free_sources = [weight for name, weight in reference.items() if name not in taken and _varies(weight)]
+    free_targets = [weight for name, weight in port.items() if name not in matches.held and name not in in_twins and _varies(weight)]
+    if any(map(_is_telling, free_sources)) and any(map(_is_telling, free_targets)):
         _by_sketch(free_sources, free_targets, matches)
     return matches
 
 
+def _varies(weight: Weight) -> bool:
+    return not weight.dtype.is_complex and not weight.is_constant
+
+
 def _is_telling(weight: Weight) -> bool:
-    return weight.count >= THRESHOLDS.least_telling and not weight.dtype.is_complex and not weight.is_constant
+    """Whether a weight has so many values that they tell what it is, beside nothing else."""
+    return weight.count >= THRESHOLDS.least_telling
 
 
 # -- by digest ---------------------------------------------------------------------------------------------------------
@@ -139,9 +144,13 @@ def same_bits(source: Weight, target: Weight, rounded: str = "") -> ValuePair:
 
 
 def _by_sketch(free_sources: list[Weight], free_targets: list[Weight], matches: Matches) -> None:
-    """Pairs permuted, stacked, merged, joined and cut tensors. Each step takes the tensors that it explains; the next ones see the rest."""
+    """Pairs permuted, stacked, merged, joined and cut tensors. Each step takes the tensors that it explains; the next ones see the rest.
+
+    Those of few values are only parts of others.
+    """
     free_sources, free_targets = [w for w in free_sources if is_float(w)], [w for w in free_targets if is_float(w)]
     near = _propose(free_sources, free_targets, matches)
+    free_sources, free_targets = list(filter(_is_telling, free_sources)), list(filter(_is_telling, free_targets))
     for held in _stacked(_unclaimed(free_sources, matches), _unheld(free_targets, matches)):
         matches.held[held.port] = held
     for wrong in (False, True):
@@ -176,7 +185,7 @@ def _propose(sources: Sequence[Weight], targets: Sequence[Weight], matches: Matc
             whole = (shared.whole, shared.port if shared.whole == "port" else shared.reference)
             blocks[whole].append((source, target, shared))
             continue
-        held = compared(source, target)
+        held = compared(source, target) if _is_telling(source) and _is_telling(target) else None
         if held is not None:
             _accept(held, matches, near)
     for (side, _), members in blocks.items():
