@@ -66,12 +66,18 @@ def test_fused_projections_are_seen_on_either_side() -> None:
 
 
 def test_a_vector_of_few_values_is_told_as_a_part_beside_its_matrix(tmp_path: Path) -> None:
-    whole = {"head.weight": values("w", 7, WIDTH), "head.bias": values("b", 7)}
-    rows = {"0": slice(0, 3), "1": slice(3, 7)}
-    parts = {f"part.{part}.{kind}": whole[f"head.{kind}"][of] for part, of in rows.items() for kind in ("weight", "bias")}
+    whole = {f"{name}.weight": values(name, size, 16) for name, size in (("inner", 16), ("outer", 7))}
+    whole |= {f"{name}.bias": values(name + "b", size) for name, size in (("inner", 16), ("outer", 7))}
+    rows = {"inner": (slice(0, 8), slice(8, 16)), "outer": (slice(0, 3), slice(3, 7))}
+    parts = {
+        f"fc.{place}.parts.{part}.{kind}": whole[f"{name}.{kind}"][of]
+        for place, name in enumerate(rows)
+        for part, of in enumerate(rows[name])
+        for kind in ("weight", "bias")
+    }
     assert weights(*as_traces(tmp_path, whole, parts)).verdict == "same"
     (tmp_path / "wrong").mkdir()
-    wrong = parts | {"part.0.bias": values("other", 3)}
+    wrong = parts | {"fc.1.parts.0.bias": values("other", 3)}
     assert weights(*as_traces(tmp_path / "wrong", whole, wrong)).verdict == "different"
 
 
