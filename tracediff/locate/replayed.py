@@ -143,8 +143,8 @@ class _Onward:
         return own if own is None or own.dtype.kind in "biu" else own.astype(wide_type(own))
 
     def _counted(self, made: Array) -> Array:
-        """A tensor that is held, of which there may not be too many."""
-        self._values += np.size(made)
+        """A tensor that is held, of which there may not be too many; the results of a split are its parts."""
+        self._values += made.size if isinstance(made, np.ndarray) else 0
         if self._values > THRESHOLDS.replayed_values:
             raise CannotComputeError("too large")
         return made
