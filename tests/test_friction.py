@@ -94,8 +94,9 @@ def test_the_answer_and_its_details_are_two_options(tmp_path: Path, monkeypatch:
     assert "Blame" in long
 
 
-def test_what_is_compared_without_keeping_its_traces_says_how_to_keep_them() -> None:
-    gone = replace(DIFFERENT, reference={"path": "/tmp/gone/first.h5"}, port={"path": "/tmp/gone/second.h5"})
+def test_what_is_compared_without_keeping_its_traces_says_how_to_keep_them(tmp_path: Path) -> None:
+    first, second = (str(tmp_path / "gone" / f"{name}.h5") for name in ("first", "second"))
+    gone = replace(DIFFERENT, reference={"path": first}, port={"path": second})
     assert answer.next_command(gone, 0) == "keep the traces with -o ways, then: tracediff view ways/first.h5 ways/second.h5"
 
 

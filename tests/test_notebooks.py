@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def pictures(notebook: Any) -> list[Any]:
 
 def kept(notebook: Any) -> Any:
     """The notebook with its outputs, without warnings of libraries and without the names of this machine's folders."""
-    here = re.compile(rf"/tmp/tmp\w+/|/tmp/ipykernel_\w+/|{re.escape(str(ROOT))}/")
+    temporary = re.escape(tempfile.gettempdir())
+    here = re.compile(rf"{temporary}/tmp\w+/|{temporary}/ipykernel_\w+/|{re.escape(str(ROOT))}/")
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)
         if cell.cell_type == "code":

@@ -184,11 +184,10 @@ def places_in_port(places: Array, layout: Layout, shape: Shape) -> Array:
     inner = _part_shape(part, cut) if part is not None else cut
     seen = layout.split or inner
     if layout.permutation is not None or layout.window is not None:
-        order = layout.permutation or tuple(range(len(seen)))
-        turned = [seen[axis] for axis in order]
+        order, turned = layout.permutation or tuple(range(len(seen))), layout.turned(inner)
         starts = [start for start, _ in layout.window] if layout.window is not None else [0] * len(order)
-        sizes = [stop - start for start, stop in layout.window] if layout.window is not None else turned
-        indices = np.unravel_index(places, tuple(sizes))
+        sizes = tuple(stop - start for start, stop in layout.window) if layout.window is not None else turned
+        indices = np.unravel_index(places, sizes)
         moved = {axis: index + start for axis, index, start in zip(order, indices, starts, strict=True)}
         places = np.ravel_multi_index(tuple(moved[axis] for axis in range(len(seen))), seen)
     places = places_in_part(places, part, cut)

@@ -132,7 +132,7 @@ def of_read_part(chooser: LayoutChooser, tensors: Tensors) -> Choice | None:
     """Tensors of which the port has what the reference's code reads, and the reference more."""
     if tensors.shape_a == tensors.shape_b or tensors.crop is not None:
         return None
-    ways = partial_layouts.of_read_part(chooser.reads, tensors.a, tensors.shape_a, tensors.shape_b)
+    ways = partial_layouts.of_read_part(chooser.reads, tensors.a, tensors.shape_b)
     return chooser.among(tensors, ways, partial_layouts.READ_PART) if ways else None
 
 

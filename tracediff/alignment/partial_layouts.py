@@ -148,11 +148,12 @@ READ_PART = "all that the reference's code reads"
 """The evidence of a layout that leaves out what nothing in the reference reads."""
 
 
-def of_read_part(reads: Reads, a: int, shape_a: Shape, shape_b: Shape) -> list[list[Layout]]:
+def of_read_part(reads: Reads, a: int, shape_b: Shape) -> list[list[Layout]]:
     """The layouts of a port's tensor that holds just what is read of the reference's, row ``a``, those that do the same together."""
-    box = reads.part(a)
-    cut = tuple(stop - start for start, stop in box) if box is not None else shape_a
-    if cut == shape_a or math.prod(cut) != math.prod(shape_b):
+    if (box := reads.part(a)) is None:
+        return []
+    cut = tuple(stop - start for start, stop in box)
+    if math.prod(cut) != math.prod(shape_b):
         return []
     return [[replace(one, window_reference=box) for one in same] for same in axes.readings(cut, shape_b)]
 

@@ -24,7 +24,7 @@ from tracediff.locate import Comparison, Finding, Located
 from tracediff.site import is_below, module_of
 from tracediff.trace import Record, Trace
 from tracediff.trace.calls import TOP, CallTree
-from tracediff.trace.operations import Graph, Where, readable_graph, rows_at
+from tracediff.trace.operations import Graph, readable_graph, rows_at
 
 _WIDE = 8
 """Bytes of a float64."""
@@ -187,10 +187,10 @@ class SceneReader:
         target = None if graph is None else graph.at.get((record.site, record.ordinal, record.end))
         if graph is None or target is None or len(comparison.pair.reference) != 1:
             return None
-        hand, names, kinds = self._hand, graph.names, self._call_trees[0].kinds
+        hand, names, kinds, row_at = self._hand, graph.names, self._call_trees[0].kinds, rows_at(self.traces[0])
 
         def leaf_of(node: int, must: bool) -> InHand | None:
-            rows = (self._row_at.get(place, record.row) for place in names.get(node, ()))
+            rows = (row_at.get(place, record.row) for place in names.get(node, ()))
             earlier = sorted(row for row in rows if row < record.row and (must or row in self._in_common))
             made = [row for row in earlier if kinds[row] == "output"]  # the latest is the outermost call's
             return hand.seen((made or earlier[::-1])[-1]) if earlier else None
@@ -306,10 +306,6 @@ class SceneReader:
     @cached_property
     def _graph(self) -> Graph | None:
         return readable_graph(self.traces[0])
-
-    @cached_property
-    def _row_at(self) -> dict[Where, int]:
-        return rows_at(self.traces[0])
 
     @cached_property
     def _in_common(self) -> frozenset[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from tracediff.alignment import Alignment
 from tracediff.locate.companions import has_other_weights, is_proved, is_put_right, is_reordered
@@ -37,12 +37,17 @@ def acquitted(verdicts: Verdicts, places: Iterable[int], flagged: Collection[int
     differs (`replayed`).
     """
     absorbers = {i: call for i in places if (call := absorber(verdicts, i)) is not None and not _chooses_by(verdicts, i)}
-    shown = {i for i, call in absorbers.items() if verdicts.mode == "free" and would_go_wrong(verdicts, i, call)}
+    goes_wrong = cache(partial(_goes_wrong, verdicts))
     if flagged is None:
-        is_told = {i: i in shown or is_proved(verdicts, i, call) or _would_show(verdicts, i, call) for i, call in absorbers.items()}
-        absorbers = {i: call for i, call in absorbers.items() if is_told[i]}
-    needs = {i for i in absorbers if i not in shown and (verdicts.mode == "forced" or _may_be_taken_out(verdicts, i))}
-    return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged)}
+        ways = (partial(is_proved, verdicts), partial(_would_show, verdicts), goes_wrong)
+        absorbers = {i: call for i, call in absorbers.items() if any(way(i, call) for way in ways)}
+    needs = {i for i in absorbers if verdicts.mode == "forced" or _may_be_taken_out(verdicts, i)}
+    return {i: call for i, call in absorbers.items() if i not in needs or is_put_right(verdicts, i, call, flagged) or goes_wrong(i, call)}
+
+
+def _goes_wrong(verdicts: Verdicts, i: int, call: int) -> bool:
+    """Whether a free run shows that the port's code is made for its form of a tensor: the reference's would go wrong with it."""
+    return verdicts.mode == "free" and would_go_wrong(verdicts, i, call)
 
 
 def _may_be_taken_out(verdicts: Verdicts, i: int) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 from tracediff.locate.verdicts import Verdicts
-from tracediff.trace.operations import Where, readable_graph, rows_at
+from tracediff.trace.operations import readable_graph, rows_at
 
 _PARTS = frozenset(
     (
@@ -85,9 +84,6 @@ class MadeOf:
     def _is_compared(self, node: int) -> bool:
         """Whether a tensor was seen as what a call returned, and compared as such."""
         assert self._graph is not None
-        rows = (self._row_at.get(place) for place in self._graph.names.get(node, ()) if place[2].startswith("output"))
+        row_at = rows_at(self._verdicts.pairs.reference)
+        rows = (row_at.get(place) for place in self._graph.names.get(node, ()) if place[2].startswith("output"))
         return any(row is not None and self._verdicts.flow.is_paired(row) for row in rows)
-
-    @cached_property
-    def _row_at(self) -> dict[Where, int]:
-        return rows_at(self._verdicts.pairs.reference)

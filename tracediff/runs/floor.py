@@ -230,8 +230,8 @@ class _Floor:
         A port may make the repeated value in another way than the first, and then errs by all that leads up to both.
         """
         for row, before in _repeated_values(self._trace, self._is_exact):
-            for table in (self.table, *(() if self.free is None else (self.free,))):
-                for column in {NOISE, FREE, *DTYPES} & {*table.dtype.names}:
+            for table in (self.table,) if self.free is None else (self.table, self.free):
+                for column in set(table.dtype.names or ()) - {SENSITIVE}:
                     table[column][row] = np.fmax(table[column][row], table[column][before])
             self._is_choice[row] |= self._is_choice[before]
         for name in (NOISE, *HALF):
@@ -319,7 +319,7 @@ class _Floor:
         What an earlier run measured until something failed counts besides what the last run measured.
         """
         kept: dict[str, str] = {}
-        at_once, leaves = False, self._leaves if kind is Cast else frozenset[str]()
+        at_once, leaves = False, self._leaves
         errors = np.full(len(self.table), np.nan)
         for _ in range(1 + THRESHOLDS.cast_rounds):
             cast = kind(self._trace, dtypes.named(name), kept, at_once=at_once)
@@ -334,7 +334,7 @@ class _Floor:
             if not at_once:  # perhaps it was handed a weight of a module that is not called, or some rows only
                 at_once, leaves = True, frozenset()
                 continue
-            leaves = self._leaves if kind is Cast else leaves
+            leaves = self._leaves
             errors = np.fmax(errors, np.where(np.isfinite(cast.errors), cast.errors, np.nan))
             kept |= new
         if kind is Cast:

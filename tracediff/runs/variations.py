@@ -346,6 +346,9 @@ class FreeCast(Cast):
             arrived: Array = self._run.adapter.view(tensor).astype(stored.dtype)
         return arrived
 
+    def _may_sample(self, row: int) -> bool:
+        return False
+
 
 _NO_CALL = "!"
 """Stands for the modules that are in no call: no module has such a path."""

@@ -116,11 +116,17 @@ def readable_graph(trace: Trace) -> Graph | None:
         return None
 
 
-def rows_at(trace: Trace) -> dict[Where, int]:
+def rows_at(trace: Trace) -> Mapping[Where, int]:
     """The row of each place of a trace."""
-    columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
-    texts = trace.strings
-    return {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+    if trace not in _ROWS:
+        columns = (trace.index[name].tolist() for name in ("site", "ordinal", "end"))
+        texts = trace.strings
+        _ROWS[trace] = {(texts[site], ordinal, texts[end]): row for row, (site, ordinal, end) in enumerate(zip(*columns, strict=True))}
+    return _ROWS[trace]
+
+
+_ROWS: WeakKeyDictionary[Trace, Mapping[Where, int]] = WeakKeyDictionary()
+"""The rows of the places of open traces, each gathered once."""
 
 
 def _unpacked(trace: Trace) -> Graph:

@@ -11,6 +11,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -109,7 +110,7 @@ class TraceWriter:
         self._lock = threading.RLock()
         self._new_strings: list[bytes] = []
         self._texts = _Texts(self._new_strings)
-        self._numbers = self._texts.numbers
+        self._number = self._texts.number
         self._count = 0
         self._closed = False
         self._segments = _Segments(self._output, self._journal)
@@ -131,7 +132,7 @@ class TraceWriter:
         """
         bits, kind = _bits(values, dtype)
         with self._lock:
-            shape = self._numbers[schema.shape_text(bits.shape)]
+            shape = self._number(schema.shape_text(bits.shape))
             return self._append(lambda: self._content(bits, kind, shape, store, code), bits.nbytes, moment)
 
     @whole
@@ -166,7 +167,7 @@ class TraceWriter:
         """
         bits, row_dtype = _bits(values, dtype)
         with self._lock:
-            texts = [self._numbers[text] for text in (name, path, json.dumps(list(aliases)), schema.shape_text(bits.shape))]
+            texts = [self._number(text) for text in (name, path, json.dumps(list(aliases)), schema.shape_text(bits.shape))]
             frames = b"".join(self._new_strings)
             before = _PARAM_BEFORE.pack(texts[0], texts[1], schema.KINDS.index(kind), texts[2])
             content: list[bytes] = []
@@ -186,7 +187,7 @@ class TraceWriter:
         """Records a parameter of another trace without its values: what that trace says of it."""
         kind, stats = dtypes.named(param.dtype), _stats_cells(param.stats)
         with self._lock:
-            texts = [self._numbers[text] for text in (param.name, param.path, json.dumps(param.aliases), schema.shape_text(param.shape))]
+            texts = [self._number(text) for text in (param.name, param.path, json.dumps(param.aliases), schema.shape_text(param.shape))]
             frames, words = b"".join(self._new_strings), (int.from_bytes(param.digest[:8], "big"), int.from_bytes(param.digest[8:], "big"))
             before = _PARAM_BEFORE.pack(texts[0], texts[1], schema.KINDS.index(param.kind), texts[2])
             content = _CONTENT.pack(kind.code, texts[3], -1, 0, param.nbytes, *words, *stats)
@@ -274,10 +275,10 @@ class TraceWriter:
         if not (-1 <= parent < row and -1 <= producer < row):
             name, other = ("producer", producer) if -1 <= parent < row else ("parent", parent)
             raise TracediffError(f"The {name} of row {row} must be an earlier row or -1, not {other!r}.")
-        text = self._numbers
+        text = self._number
         try:
-            before = _BEFORE.pack(row, text[site], text[call], ordinal, text[end], text[stage], text[scope], parent, producer, producer_how)
-            return before, _AFTER.pack(text[file], line, flags, text[note])
+            before = _BEFORE.pack(row, text(site), text(call), ordinal, text(end), text(stage), text(scope), parent, producer, producer_how)
+            return before, _AFTER.pack(text(file), line, flags, text(note))
         except struct.error as error:
             numbers = f"ordinal {ordinal!r}, producer_how {producer_how!r}, line {line!r}, flags {flags!r}"
             raise TracediffError(f"Row {row} at {site!r} has a number out of range ({numbers}): {error}.") from error
@@ -393,41 +394,23 @@ def _let_go(background: BackgroundWriter, log: Journal, output: Output, owner: i
         output.close()
 
 
-class _Latest(dict[str, int]):
-    """The numbers of texts that were asked for lately, which a dict knows soonest; any other is looked up, or is new."""
-
-    def __init__(self, looked_up: Callable[[str], int]) -> None:
-        super().__init__({"": 0})
-        self._looked_up = looked_up
-        self._before: dict[str, int] = {}
-
-    def __missing__(self, text: str) -> int:
-        number = self._before.get(text)
-        if number is None:
-            number = self._looked_up(text)
-        if len(self) > _LATEST_TEXTS:
-            self._before = dict(self)
-            self.clear()
-            self[""] = 0
-        self[text] = number
-        return number
-
-
 class _Texts:
     """The numbers of the texts so far: a digest of each, and of those that links show the text itself. ``ends`` as in the file.
 
-    ``numbers`` gives the number of any text. The journal's frames of those that are new are appended to ``new``.
+    ``number`` gives that of any text. The journal's frames of those that are new are appended to ``new``.
     """
 
     def __init__(self, new: list[bytes]) -> None:
         self.ends = array("Q", [0])
-        self.numbers = _Latest(self._looked_up)
+        self.number = lru_cache(_LATEST_TEXTS)(self._looked_up)
         self._new = new
         self._digests = DigestTable()
         self._shown: dict[int, str] = {0: ""}
 
     def _looked_up(self, text: str) -> int:
         """The number of a text that was not asked for lately."""
+        if not text:
+            return 0
         blob = encode(text)
         new = len(self.ends)
         number = self._digests.entered(xxhash.xxh3_128_digest(blob), new)

@@ -62,13 +62,13 @@ def changes(replay: Replay) -> Iterator[Change]:
         for number in reversed(program.steps):
             if 1 < len(program.roles[number]) <= THRESHOLDS.changed_alone:
                 yield from family(replay, number, program.nodes[number])
-    for family in OF_SISTERS:
-        for sisters in _sisters(replay):
-            yield from _together(replay, family, sisters)
+    for family in OF_SIBLINGS:
+        for siblings in _siblings(replay):
+            yield from _together(replay, family, siblings)
 
 
-def _sisters(replay: Replay) -> Iterator[Sequence[int]]:
-    """Operations of one name with the same numbers, in several places of the code: where a porter slips in one, he does in the others."""
+def _siblings(replay: Replay) -> Iterator[Sequence[int]]:
+    """Operations of one name with the same numbers, in several places of the code: a slip in one is likely in the others too."""
     program, found = replay.program, dict[Any, list[int]]()
     for number in program.steps:
         node = program.nodes[number]
@@ -95,7 +95,8 @@ def _together(replay: Replay, family: Family, alike: Sequence[int]) -> Iterator[
             yield Change(same[-1].kind, f"{same[-1].text} (each of {len(same)} times)", merged, lost=lost)
 
 
-OF_SISTERS: tuple[Family, ...] = (copied_whole, other_enlarging, other_axes, other_function)
+OF_SIBLINGS: tuple[Family, ...] = (copied_whole, other_enlarging, other_axes, other_function)
+"""Those that are tried on all siblings of an operation at once."""
 FAMILIES: tuple[Family, ...] = (
     written_elsewhere,
     copied_whole,
